@@ -1,0 +1,24 @@
+# `make demo` restores a real photograph, `make test` passes the tests; both set everything up first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test setup clean
+
+demo: setup
+	$(BIN)/oes-fast denoise skimage:astronaut --size 256 --sigma 0.1 --seed 0 --preset quick -o $(DEMO)/astronaut.png
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements-dev.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,103 @@
+"""Checks of arguments, shared by every public function: a bad one gives a single clear line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oes_fast.errors import InputError
+
+FLOAT_DTYPES = (torch.float32, torch.float64)
+
+
+def check_tensor(
+    name: str,
+    value: object,
+    *,
+    ndim: int | None = None,
+    shape: Sequence[int | None] | None = None,
+    dtypes: Sequence[torch.dtype] = FLOAT_DTYPES,
+    like: Tensor | None = None,
+    finite: bool = False,
+) -> Tensor:
+    """Return ``value`` if it is the tensor that is expected, else raise :class:`InputError`.
+
+    Args:
+        name: the argument's name, for the message.
+        value: what came.
+        ndim: number of dimensions expected.
+        shape: sizes expected; None stands for any.
+        dtypes: dtypes accepted.
+        like: a tensor whose dtype and device it must share.
+        finite: refuse NaN and infinity (reads the whole tensor).
+    """
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise InputError(f"{name}: expected dtype {wanted}, got {str(value.dtype).removeprefix('torch.')}")
+    if ndim is not None and value.ndim != ndim:
+        raise InputError(f"{name}: expected {ndim} dimensions, got shape {tuple(value.shape)}")
+    if shape is not None and not _shape_matches(value.shape, shape):
+        wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+        raise InputError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+    if like is not None and (value.dtype != like.dtype or value.device != like.device):
+        raise InputError(
+            f"{name}: expected {like.dtype} on {like.device}, got {value.dtype} on {value.device}"
+        )
+    if finite:
+        bad = value.numel() - int(torch.isfinite(value).sum())
+        if bad:
+            raise InputError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
+    return value
+
+
+def _shape_matches(got: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(got) == len(wanted) and all(w is None or g == w for g, w in zip(got, wanted, strict=True))
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return ``value`` as a float if it is finite and in range (``above`` and ``below`` are exclusive)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name}: expected a number, got {type(value).__name__}")
+    bounds = [
+        (minimum is None or value >= minimum, f">= {minimum}"),
+        (above is None or value > above, f"> {above}"),
+        (maximum is None or value <= maximum, f"<= {maximum}"),
+        (below is None or value < below, f"< {below}"),
+    ]
+    asked = [
+        text for bound, (_, text) in zip((minimum, above, maximum, below), bounds, strict=True) if bound is not None
+    ]
+    if not math.isfinite(value) or not all(ok for ok, _ in bounds):
+        raise InputError(f"{name}: expected a finite number {' and '.join(asked)}".rstrip() + f", got {value}")
+    return float(value)
+
+
+def check_integer(name: str, value: int, *, minimum: int | None = None, below: int | None = None) -> int:
+    """Return ``value`` if it is an integer with minimum <= value < below."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name}: expected an integer, got {type(value).__name__}")
+    if (minimum is not None and value < minimum) or (below is not None and value >= below):
+        low = "" if minimum is None else f" >= {minimum}"
+        high = "" if below is None else f" < {below}"
+        raise InputError(f"{name}: expected an integer{low}{high}, got {value}")
+    return value
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value

@@ -1,0 +1,27 @@
+"""Errors and warnings the library raises; each message names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+
+class OESError(Exception):
+    """Base of every error that oes_fast raises on purpose."""
+
+
+class InputError(OESError, ValueError):
+    """An argument, file or option is not what the operation needs."""
+
+
+class MaskMismatchError(InputError):
+    """A mask was made for another network than the one it is used with."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is unreadable, or belongs to a run with other settings."""
+
+
+class BackendError(OESError, RuntimeError):
+    """A backend was asked for by name and cannot run here."""
+
+
+class CollapsedRunWarning(UserWarning):
+    """The restored image is flat: the sparse network collapsed, as the paper reports below 4 % density."""

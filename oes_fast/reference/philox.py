@@ -1,0 +1,107 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011, section 4.1).
+
+The contract every backend meets bit for bit. The 32-bit word of one element is a pure function of
+(seed, step, stream, element):
+
+    key     = (seed mod 2^32, seed div 2^32)                         seed in [0, 2^64)
+    counter = (block mod 2^32, block div 2^32, step, stream)         block = element div 4
+    word    = philox4x32_10(counter, key)[element mod 4]
+
+so it depends on neither device, thread count nor block size, and nothing needs to be stored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASK_NOISE = 0  # stream: logistic noise of the relaxed mask
+TIE_BREAK = 1  # stream: order of equal logits when the mask is cut
+NOISE_BITS = 23  # bits of a word that make the logistic noise
+
+_ROUNDS = 10
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+
+
+def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: four int64 tensors of one shape, values in [0, 2^32).
+        key: two integers in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of that shape, values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap, which keeps all 64 bits; the shift is arithmetic, so the high word is masked.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32 & _LOW) ^ c1 ^ k0, p1 & _LOW, (p0 >> 32 & _LOW) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def random_bits(
+    seed: int,
+    step: int,
+    numel: int,
+    *,
+    stream: int = MASK_NOISE,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Words of elements 0 .. numel-1.
+
+    Args:
+        seed: key, in [0, 2^64).
+        step: in [0, 2^32).
+        numel: how many elements.
+        stream: what the words are for, in [0, 2^32).
+        device: where to make them.
+
+    Returns:
+        int64 of shape [numel], values in [0, 2^32).
+    """
+    block = torch.arange((numel + 3) // 4, dtype=torch.int64, device=device)
+    counter = (block & _LOW, block >> 32, torch.full_like(block, step), torch.full_like(block, stream))
+    words = philox4x32(counter, (seed & _LOW, seed >> 32))
+    return torch.stack(words, dim=1).flatten()[:numel]
+
+
+def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logistic(0, 1) noise log(U / (1 - U)) of 32-bit words, with U = (word div 2^9 + 1/2) / 2^23.
+
+    23 bits make U and 1 - U exact in float32 and never 0 or 1, so every word gives a finite value
+    (|L| <= 16.64). Written as +-log1p(|a - b| / min(a, b)) with U = a / 2^23 and 1 - U = b / 2^23, it has
+    no cancellation: computed in float64 and rounded once.
+
+    Args:
+        bits: integer tensor of any shape, values in [0, 2^32).
+        dtype: of the result.
+
+    Returns:
+        Tensor of that shape.
+    """
+    a = (bits >> (32 - NOISE_BITS)).to(torch.float64) + 0.5
+    b = 2.0**NOISE_BITS - a
+    difference = a - b
+    return torch.copysign(torch.log1p(difference.abs() / torch.minimum(a, b)), difference).to(dtype)
+
+
+def logistic_noise(
+    seed: int,
+    step: int,
+    numel: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Logistic(0, 1) noise of elements 0 .. numel-1 at one step: see :func:`random_bits`.
+
+    Returns:
+        ``dtype`` tensor of shape [numel].
+    """
+    return logistic_from_bits(random_bits(seed, step, numel, device=device), dtype)
