@@ -3,16 +3,18 @@
 Each kernel in csrc/ and kernels/ is tested against the function of the same name here.
 """
 
-from oes_fast.reference.batch_norm_act import batch_norm_act
+from oes_fast.reference.batch_norm_act import ACTIVATIONS, batch_norm_act
 from oes_fast.reference.gumbel_mask import gumbel_mask, gumbel_mask_backward, relaxed_mask
 from oes_fast.reference.mask_kl import mask_kl, mask_kl_backward
 from oes_fast.reference.mask_update import mask_update
 from oes_fast.reference.masked_adam import masked_adam
-from oes_fast.reference.masked_conv2d import masked_conv2d
+from oes_fast.reference.masked_conv2d import PADDING_MODES, masked_conv2d
 from oes_fast.reference.output_head import output_head
 from oes_fast.reference.philox import logistic_from_bits, logistic_noise, philox4x32, random_bits
 
 __all__ = [
+    "ACTIVATIONS",
+    "PADDING_MODES",
     "batch_norm_act",
     "gumbel_mask",
     "gumbel_mask_backward",

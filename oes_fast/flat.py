@@ -1,0 +1,83 @@
+"""All parameters of a network as one vector, in parameters() order: the form in which masks are published."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from oes_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """Where each parameter of a network lies in the flat vector.
+
+    Attributes:
+        names: of the parameters, in parameters() order.
+        shapes: of each.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, net: nn.Module) -> FlatLayout:
+        """The layout of ``net``'s parameters.
+
+        Raises:
+            InputError: the network has no parameters, or parameters of several dtypes or devices.
+        """
+        named = dict(net.named_parameters())
+        if not named:
+            raise InputError("net: expected a network with parameters, got one without any")
+        kinds = {(p.dtype, p.device) for p in named.values()}
+        if len(kinds) > 1:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise InputError(f"net: expected parameters of one dtype on one device, got {found}")
+        return cls(tuple(named), tuple(p.shape for p in named.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each parameter."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of all parameters."""
+        return sum(self.sizes)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parameters as views of ``flat`` [numel], by name."""
+        pieces = flat.split(self.sizes)
+        return {n: v.view(s) for n, v, s in zip(self.names, pieces, self.shapes, strict=True)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the architecture by its parameter shapes in order: "<count>-<12 hex digits of SHA-256>".
+
+        Weights do not enter, so that a mask found on one initialisation can be used on another.
+        """
+        text = ";".join("x".join(map(str, shape)) for shape in self.shapes)
+        return f"{self.numel}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def flatten(net: nn.Module) -> Tensor:
+    """A copy of all parameters as one vector [numel], without gradient."""
+    FlatLayout.of(net)
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def unflatten_(net: nn.Module, flat: Tensor) -> None:
+    """Copy the vector [numel] into the parameters of ``net``."""
+    views = FlatLayout.of(net).views(flat)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.copy_(views[name])
+
+
+def fingerprint(net: nn.Module) -> str:
+    """See :attr:`FlatLayout.fingerprint`."""
+    return FlatLayout.of(net).fingerprint

@@ -1,0 +1,176 @@
+"""Masks over the parameters of a network, and the files they are kept in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast.errors import InputError, MaskMismatchError
+from oes_fast.files import load_tensors, save_tensors
+from oes_fast.flat import FlatLayout
+from oes_fast.models.published import read_published_mask
+from oes_fast.reference.philox import TIE_BREAK, random_bits
+
+_FORMAT = "oes_fast mask 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which weights of a network are kept.
+
+    Attributes:
+        flat: bool on the CPU, shape [number of parameters], in parameters() order.
+        fingerprint: of the network it belongs to, see :attr:`oes_fast.flat.FlatLayout.fingerprint`.
+        settings: what it was made with (seed, wanted density, search settings), for the record.
+    """
+
+    flat: Tensor
+    fingerprint: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Number of weights kept."""
+        return int(self.flat.sum())
+
+    @property
+    def density(self) -> float:
+        """Share of the weights kept."""
+        return self.kept / self.flat.numel()
+
+    def __repr__(self) -> str:
+        return f"Mask({self.kept} of {self.flat.numel()} kept, {100 * self.density:.3g} %, {self.fingerprint})"
+
+    @classmethod
+    def from_flat(
+        cls, net: nn.Module, bools: Tensor | np.ndarray | Sequence[bool], **settings: Any
+    ) -> Mask:
+        """A mask for ``net`` from booleans in parameters() order.
+
+        Args:
+            net: the network it is for.
+            bools: bool, or numbers that are all 0 or 1, one for each parameter element; any shape.
+            **settings: kept with the mask.
+
+        Raises:
+            InputError: another number of elements than the network has, or values other than 0 and 1.
+        """
+        layout = FlatLayout.of(net)
+        flat = torch.as_tensor(bools).detach().cpu().reshape(-1)
+        if flat.numel() != layout.numel:
+            raise InputError(
+                f"bools: expected {layout.numel} elements, one for each parameter, got {flat.numel()}"
+            )
+        if flat.dtype != torch.bool:
+            if not bool(((flat == 0) | (flat == 1)).all()):
+                raise InputError("bools: expected only 0 and 1, got other values")
+            flat = flat.bool()
+        return cls(flat.clone(), layout.fingerprint, settings)
+
+    @classmethod
+    def from_logits(cls, net: nn.Module, logits: Tensor, density: float, *, seed: int = 0, **settings: Any) -> Mask:
+        """Keep the int(density * n) largest logits over all parameters together.
+
+        Equal logits at the threshold are chosen among by the Philox stream ``TIE_BREAK`` of the seed.
+
+        Args:
+            net: the network the mask is for.
+            logits: s, shape [n], finite.
+            density: share to keep, in (0, 1].
+            seed: of the tie-break.
+            **settings: kept with the mask.
+
+        Raises:
+            InputError: wrong length, NaN, or a density that keeps nothing.
+        """
+        layout = FlatLayout.of(net)
+        check_tensor("logits", logits, shape=(layout.numel,), finite=True)
+        check_number("density", density, above=0.0, maximum=1.0)
+        keep = int(density * layout.numel)
+        if keep == 0:
+            raise InputError(f"density: expected to keep one weight of {layout.numel} at least, got {density}")
+        logits = logits.detach().cpu()
+        threshold = torch.topk(logits, keep).values[-1]
+        flat = logits > threshold
+        ties = torch.nonzero(logits == threshold).flatten()
+        bits = random_bits(check_integer("seed", seed, minimum=0, below=2**64), 0, layout.numel, stream=TIE_BREAK)
+        order = torch.argsort(bits[ties], stable=True)
+        flat[ties[order[: keep - int(flat.sum())]]] = True
+        return cls(flat, layout.fingerprint, {"density": density, "seed": seed, **settings})
+
+    @classmethod
+    def from_published(cls, net: nn.Module, path: str | os.PathLike[str]) -> Mask:
+        """A mask that the published code pickled, read without executing anything in the file.
+
+        Raises:
+            InputError: no such file, not a pickled tensor, or another number of elements than ``net`` has.
+        """
+        flat = read_published_mask(path)
+        layout = FlatLayout.of(net)
+        if flat.numel() != layout.numel:
+            raise MaskMismatchError(
+                f"{path}: a mask of {flat.numel()} elements, the network has {layout.numel} parameters "
+                f"({layout.fingerprint})"
+            )
+        return cls(flat, layout.fingerprint, {"source": os.path.basename(path)})
+
+    def shuffled(self, net: nn.Module, *, seed: int = 0) -> Mask:
+        """A random mask with the density of this one in every parameter tensor: the baseline to beat."""
+        self.check(net)
+        generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0, below=2**63))
+        pieces = self.flat.split(FlatLayout.of(net).sizes)
+        flat = torch.cat([p[torch.randperm(p.numel(), generator=generator)] for p in pieces])
+        return Mask(flat, self.fingerprint, {"source": "shuffled", "seed": seed})
+
+    def check(self, net: nn.Module) -> None:
+        """Raise :class:`MaskMismatchError` unless the mask belongs to ``net``."""
+        wanted = FlatLayout.of(net).fingerprint
+        if wanted != self.fingerprint:
+            raise MaskMismatchError(
+                f"mask: made for the network {self.fingerprint}, used with the network {wanted}"
+            )
+
+    def layer_density(self, net: nn.Module) -> dict[str, float]:
+        """Density within each parameter tensor of ``net``, by name."""
+        self.check(net)
+        return {name: view.float().mean().item() for name, view in FlatLayout.of(net).views(self.flat).items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file: bits packed eight to a byte, the rest as metadata.
+
+        Raises:
+            OutputError: the file cannot be written; an older file of that name is left as it was.
+        """
+        bits = torch.from_numpy(np.packbits(self.flat.numpy()))
+        metadata = {
+            "format": _FORMAT,
+            "count": self.flat.numel(),
+            "density": self.density,
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+        }
+        save_tensors(path, {"bits": bits}, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Mask:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: no such file, or not a mask.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != _FORMAT or "bits" not in tensors:
+            raise InputError(f"{path}: expected a mask file ({_FORMAT}), got {metadata.get('format', 'another file')}")
+        count = metadata["count"]
+        bits = tensors["bits"]
+        if bits.dtype != torch.uint8 or bits.numel() != (count + 7) // 8:
+            raise InputError(f"{path}: expected {(count + 7) // 8} bytes of mask, got {bits.numel()} {bits.dtype}")
+        flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
+        return cls(flat, metadata["fingerprint"], metadata["settings"])

@@ -1,0 +1,44 @@
+"""The fixed input of the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oes_fast._checks import check_integer
+from oes_fast.errors import InputError
+
+INPUT_SCALE = 0.1  # z ~ U(0, 0.1)
+
+
+def noise_input(
+    channels: int = 32,
+    size: Sequence[int] = (512, 512),
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The input z of the generator, drawn once from U(0, 0.1) and fixed for the run.
+
+    Args:
+        channels: of the input.
+        size: (H, W) of the image.
+        seed: of the noise, in [0, 2^63). The global random state is not touched.
+        dtype: float32 or float64.
+        device: where to put it; it is drawn on the CPU, so every device has the same numbers.
+
+    Returns:
+        Tensor of shape [1, channels, H, W].
+
+    Raises:
+        InputError: a size that is no positive integer, or a seed out of range.
+    """
+    if len(size) != 2:
+        raise InputError(f"size: expected (height, width), got {tuple(size)}")
+    height, width = (check_integer("size", int(side), minimum=1) for side in size)
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0, below=2**63))
+    shape = (1, check_integer("channels", channels, minimum=1), height, width)
+    return torch.rand(shape, generator=generator, dtype=dtype).mul_(INPUT_SCALE).to(device)

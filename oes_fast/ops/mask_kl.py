@@ -1,0 +1,26 @@
+"""The sparsity term of the mask search: checks and choice of backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from oes_fast import reference
+from oes_fast._checks import check_number, check_tensor
+
+
+def mask_kl(logits: Tensor, *, density: float) -> Tensor:
+    """Sum over all elements of KL(Bernoulli(sigmoid s) || Bernoulli(density)) (Ghosh et al. 2024, equation 3).
+
+    Args:
+        logits: s, float32 or float64, shape [n].
+        density: p0 in (0, 1), the wanted share of kept weights.
+
+    Returns:
+        Scalar tensor; differentiable in ``logits``.
+
+    Raises:
+        InputError: a shape, dtype or density that does not fit.
+    """
+    check_tensor("logits", logits, ndim=1)
+    check_number("density", density, above=0.0, below=1.0)
+    return reference.mask_kl(logits, density=density)

@@ -1,0 +1,89 @@
+"""Checkpoints: a run killed at any moment goes on from its last one and ends bit for bit where it would have."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oes_fast._checks import check_number
+from oes_fast.errors import CheckpointError
+from oes_fast.files import check_writable, load_tensors, save_tensors
+
+_FORMAT = "oes_fast checkpoint 1"
+
+
+class Checkpoint:
+    """The checkpoint file of one run.
+
+    Args:
+        path: safetensors file, or None for none.
+        settings: everything the result depends on but the number of steps, as JSON values. A checkpoint of
+            other settings is refused.
+        every_seconds: time between two saves.
+        resume: go on from the file where it exists; without, an existing file is overwritten.
+
+    Raises:
+        OutputError: the file's folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        settings: Mapping[str, Any],
+        *,
+        every_seconds: float = 60.0,
+        resume: bool = False,
+    ) -> None:
+        self.path = path
+        self.settings = dict(settings)
+        self.every_seconds = check_number("checkpoint_seconds", every_seconds, minimum=0.0)
+        self.resume = resume
+        self._saved_at = time.monotonic()
+        if path is not None:
+            check_writable(path)
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(step, state) to go on from, or None to start afresh.
+
+        Raises:
+            CheckpointError: the file is no checkpoint, or one of a run with other settings.
+        """
+        if self.path is None or not self.resume or not os.path.exists(self.path):
+            return None
+        tensors, metadata = load_tensors(self.path)
+        if metadata.get("format") != _FORMAT:
+            raise CheckpointError(f"{self.path}: expected a checkpoint ({_FORMAT}), got another file")
+        for key, wanted in self.settings.items():
+            found = metadata["settings"].get(key)
+            if found != wanted:
+                raise CheckpointError(
+                    f"{self.path}: the checkpoint was made with {key} = {found}, this run has {wanted}"
+                )
+        return int(metadata["step"]), tensors
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self.path is not None and time.monotonic() - self._saved_at >= self.every_seconds
+
+    def save(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Write the state before step ``step``; the file before it stays until the new one is whole."""
+        if self.path is None:
+            return
+        metadata = {"format": _FORMAT, "step": step, "settings": self.settings}
+        save_tensors(self.path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata)
+        self._saved_at = time.monotonic()
+
+
+def digest(*tensors: Tensor) -> str:
+    """First 16 hex digits of the SHA-256 of the tensors' shapes, dtypes and contents."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]

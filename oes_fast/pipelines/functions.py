@@ -1,0 +1,92 @@
+"""A generator as a function of one flat vector of weights: what the loops differentiate."""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from oes_fast.flat import FlatLayout, flatten, unflatten_
+
+
+class GeneratorFunction(Protocol):
+    """output = f(weights) at the fixed input z, in training mode.
+
+    Attributes:
+        buffers: running statistics, updated in place by calls that ask for it.
+    """
+
+    buffers: dict[str, Tensor]
+
+    def initial_weights(self) -> Tensor:
+        """Weights of the network it was made from; masked weights where there is a mask."""
+
+    def update_mask(self) -> Tensor | None:
+        """Which entries of the weights are trained, bool; None for all."""
+
+    def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
+        """Image [1, C, H, W], differentiable in ``weights``."""
+
+    def to_net(self, weights: Tensor) -> nn.Module:
+        """The dense network with these weights and statistics in place."""
+
+
+class DenseFunction:
+    """The network as it is, every parameter in the vector: the published semantics.
+
+    Args:
+        net: copied, and left alone.
+        z: input [1, C, H, W].
+        mask: flat bool [numel]; the initial weights are multiplied by it.
+    """
+
+    def __init__(self, net: nn.Module, z: Tensor, mask: Tensor | None = None) -> None:
+        self._net = copy.deepcopy(net).train()
+        self._z = z
+        self._mask = mask
+        self._layout = FlatLayout.of(net)
+        self.buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+
+    def initial_weights(self) -> Tensor:
+        """Copy of the network's parameters times the mask, shape [numel]."""
+        weights = flatten(self._net)
+        return weights if self._mask is None else weights * self._mask
+
+    def update_mask(self) -> Tensor | None:
+        """The mask."""
+        return self._mask
+
+    def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
+        """Image [1, C, H, W], differentiable in ``weights`` [numel]."""
+        buffers = self.buffers
+        if not update_stats:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        return functional_call(self._net, {**self._layout.views(weights), **buffers}, (self._z,))
+
+    def to_net(self, weights: Tensor) -> nn.Module:
+        """A copy of the network with these weights and the statistics collected."""
+        net = copy.deepcopy(self._net)
+        unflatten_(net, weights)
+        for name, buffer in net.named_buffers():
+            buffer.copy_(self.buffers[name])
+        return net
+
+
+def make_function(
+    net: nn.Module, z: Tensor, mask: Tensor | None, backend: str
+) -> tuple[GeneratorFunction, str]:
+    """The generator function that ``backend`` names, and the name that "auto" came to.
+
+    Args:
+        net: generator.
+        z: input [1, C, H, W].
+        mask: flat bool [numel], or None for all weights.
+        backend: one of the names of :func:`oes_fast.backends`, or "auto".
+
+    Raises:
+        BackendError: the backend cannot run here.
+    """
+    mask = None if mask is None else mask.to(z.device)
+    return DenseFunction(net, z, mask), "reference"

@@ -1,0 +1,93 @@
+"""What a run records while it goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+
+class Record(NamedTuple):
+    """One recorded step.
+
+    Attributes:
+        step: number of updates made before the output was computed.
+        loss: the objective at that step.
+        psnr: of the output against the clean image in dB, NaN where no clean image was given.
+        psnr_average: of the running average of the outputs, NaN where it is off.
+    """
+
+    step: int
+    loss: float
+    psnr: float
+    psnr_average: float
+
+
+class History(Sequence[Record]):
+    """Records of a run in order of steps; ``history.psnr`` or ``history["psnr"]`` is one column as a list."""
+
+    def __init__(self, rows: Tensor | None = None) -> None:
+        # Rows stay tensors on their device, so that recording does not wait for it.
+        self._rows: list[Tensor] = [] if rows is None else list(rows.unbind(0))
+
+    def add(self, step: int, loss: Tensor, psnr: Tensor | float, psnr_average: Tensor | float) -> None:
+        """Append one record; the values may be scalar tensors."""
+        values = [torch.as_tensor(v, dtype=torch.float64, device=loss.device) for v in (step, loss, psnr, psnr_average)]
+        self._rows.append(torch.stack(values))
+
+    @property
+    def rows(self) -> Tensor:
+        """All records, float64 of shape [records, 4], on the CPU."""
+        if not self._rows:
+            return torch.empty(0, len(Record._fields), dtype=torch.float64)
+        return torch.stack([row.cpu() for row in self._rows])
+
+    def column(self, name: str) -> list[float]:
+        """One of step, loss, psnr and psnr_average."""
+        return [getattr(record, name) for record in self]
+
+    @property
+    def step(self) -> list[int]:
+        """Steps recorded."""
+        return [record.step for record in self]
+
+    @property
+    def loss(self) -> list[float]:
+        """Objective at each."""
+        return self.column("loss")
+
+    @property
+    def psnr(self) -> list[float]:
+        """PSNR of the output at each, in dB."""
+        return self.column("psnr")
+
+    @property
+    def psnr_average(self) -> list[float]:
+        """PSNR of the running average at each, in dB."""
+        return self.column("psnr_average")
+
+    def best(self) -> Record | None:
+        """The record of highest PSNR; None where no clean image was given."""
+        return max((r for r in self if not math.isnan(r.psnr)), key=lambda r: r.psnr, default=None)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Record]:
+        for step, *values in self.rows.tolist():
+            yield Record(int(step), *values)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    @overload
+    def __getitem__(self, index: str) -> list[float]: ...
+
+    def __getitem__(self, index: int | slice | str) -> Record | list[Record] | list[float]:
+        if isinstance(index, str):
+            return self.column(index)
+        return list(self)[index]

@@ -1,0 +1,76 @@
+"""Checks that the search and the training share."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from oes_fast._checks import check_choice, check_tensor
+from oes_fast.errors import CollapsedRunWarning, InputError
+from oes_fast.flat import FlatLayout
+
+FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
+
+
+def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | None = None) -> None:
+    """Raise :class:`InputError` unless the network, its input and the image fit together.
+
+    Args:
+        net: generator.
+        z: input, shape [1, C, H, W].
+        noisy: image, shape [1, C', H, W], finite.
+        clean: None or an image of the shape of ``noisy``.
+    """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    FlatLayout.of(net)
+    weights = next(net.parameters()).detach()
+    check_tensor("z", z, ndim=4, shape=(1, None, None, None), like=weights, finite=True)
+    check_tensor("noisy", noisy, shape=(1, None, *z.shape[-2:]), like=weights, finite=True)
+    if clean is not None:
+        check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)
+
+
+def check_output(output: Tensor, noisy: Tensor) -> Tensor:
+    """``output``, if it has the shape of the noisy image."""
+    if output.shape != noisy.shape:
+        raise InputError(
+            f"net: expected an output of the noisy image's shape {tuple(noisy.shape)}, got {tuple(output.shape)}"
+        )
+    return output
+
+
+def detect_collapse(output: Tensor, noisy: Tensor, phase: str) -> bool:
+    """Whether the output is flat; warns with :class:`CollapsedRunWarning` if so."""
+    spread = output.std(dim=(-2, -1)).mean()
+    target = noisy.std(dim=(-2, -1)).mean()
+    collapsed = bool(spread < FLAT * target)
+    if collapsed:
+        warnings.warn(
+            f"{phase}: the output is flat (standard deviation {float(spread):.4f}, the noisy image has "
+            f"{float(target):.4f}); the sparse network has collapsed or was given too few steps. "
+            "Below 4 % density this is to be expected on single images: keep more weights.",
+            CollapsedRunWarning,
+            stacklevel=3,
+        )
+    return collapsed
+
+
+BACKENDS = ("auto", "reference", "torch", "cpu", "triton", "cuda")
+
+
+def check_backend(backend: str) -> str:
+    """``backend``, if it is one of the names."""
+    return check_choice("backend", backend, BACKENDS)
+
+
+def same_on(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` on the device of ``like``."""
+    return tensor if tensor.device == like.device else tensor.to(like.device)
+
+
+def zero_scalar(like: Tensor) -> Tensor:
+    """Zero of the dtype and device of ``like``."""
+    return torch.zeros((), dtype=like.dtype, device=like.device)

@@ -1,0 +1,227 @@
+"""Optimal Eye Surgeon: learn a sparse mask over the initial weights from the noisy image (Ghosh et al. 2024, section 3)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oes_fast._checks import check_integer, check_number
+from oes_fast.flat import flatten
+from oes_fast.mask import Mask
+from oes_fast.ops.gumbel_mask import gumbel_mask
+from oes_fast.ops.mask_update import mask_update
+from oes_fast.pipelines.checkpoint import Checkpoint, digest
+from oes_fast.pipelines.functions import GeneratorFunction, make_function
+from oes_fast.pipelines.history import History
+from oes_fast.pipelines.inputs import check_backend, check_output, check_run_inputs, detect_collapse, zero_scalar
+from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.reference.mask_kl import mask_kl
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What :func:`search_mask` returns.
+
+    Attributes:
+        mask: global top-k of the logits.
+        logits: s, shape [number of parameters]; sigmoid(s) is the probability of a weight to be kept.
+        output: image [1, C, H, W] of the initial weights under the mask, without any training.
+        history: step, objective and PSNR of the recorded steps; the outputs are those of sampled masks.
+        steps: updates made.
+        interrupted: stopped before the last step.
+        collapsed: ``output`` is flat.
+        seconds: time this call took.
+        backend: that ran it.
+    """
+
+    mask: Mask
+    logits: Tensor
+    output: Tensor
+    history: History
+    steps: int
+    interrupted: bool
+    collapsed: bool
+    seconds: float
+    backend: str
+
+
+def search_mask(
+    net: nn.Module,
+    z: Tensor,
+    noisy: Tensor,
+    *,
+    density: float = 0.05,
+    steps: int = 60_000,
+    lr: float = 1e-2,
+    kl: float = 1e-9,
+    temperature: float = 0.2,
+    seed: int = 0,
+    clean: Tensor | None = None,
+    backend: str = "auto",
+    record_every: int = 10,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    resume: bool = False,
+) -> SearchResult:
+    """Learn which of the network's initial weights to keep.
+
+    Each step draws m ~ BinaryConcrete(sigmoid(s), temperature) over all parameters and moves s by Adam on
+
+        mean((G(w0 * m, z) - noisy)^2) + kl * sum KL(Ber(sigmoid s) || Ber(density)).
+
+    s starts at 0. The mask keeps the int(density * n) largest s over all parameters together.
+
+    Args:
+        net: generator with its initial weights w0; neither they nor its running statistics are changed.
+        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`.
+        noisy: image to fit, shape [1, C', H, W], same dtype and device as the network.
+        density: wanted share of kept weights, p0 and the k of the top-k, in (0, 1).
+        steps: updates to make.
+        lr: Adam's learning rate.
+        kl: weight of the KL term.
+        temperature: of the relaxation, > 0, fixed over the search.
+        seed: of the noise and the tie-break, in [0, 2^64).
+        clean: image to report the PSNR against; it does not enter the search.
+        backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        record_every: steps from one record of the history to the next.
+        callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
+        checkpoint: file to keep the state in.
+        checkpoint_seconds: time between two saves.
+        resume: go on from ``checkpoint`` where it exists.
+
+    Returns:
+        :class:`SearchResult`.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+        CheckpointError: the checkpoint belongs to another run.
+        BackendError: the backend cannot run here.
+        OESError: the loss became infinite or NaN.
+    """
+    check_run_inputs(net, z, noisy, clean)
+    check_number("density", density, above=0.0, below=1.0)
+    check_integer("steps", steps, minimum=0, below=2**32)
+    check_integer("record_every", record_every, minimum=1)
+    check_number("lr", lr, above=0.0)
+    check_number("kl", kl, minimum=0.0)
+    check_number("temperature", temperature, above=0.0)
+    check_integer("seed", seed, minimum=0, below=2**64)
+    function, backend = make_function(net, z, None, check_backend(backend))
+    options = {"density": density, "lr": lr, "kl": kl, "temperature": temperature, "seed": seed}
+    run = _SearchRun(function, noisy, backend, **options)
+    settings = {
+        "phase": run.phase,
+        "backend": backend,
+        **options,
+        "record_every": record_every,
+        "weights": digest(flatten(net)),
+        "z": digest(z),
+        "noisy": digest(noisy),
+        "clean": None if clean is None else digest(clean),
+    }
+    finished = run_steps(
+        run,
+        steps=steps,
+        record_every=record_every,
+        clean=clean,
+        callback=callback,
+        checkpoint=Checkpoint(checkpoint, settings, every_seconds=checkpoint_seconds, resume=resume),
+    )
+    # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
+    found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}
+    mask = Mask.from_logits(net, run.logits, density, seed=seed, **found)
+    with torch.no_grad():
+        kept = run.w0 * mask.flat.to(run.w0.device)
+        output = function(kept, update_stats=False)
+    return SearchResult(
+        mask=mask,
+        logits=run.logits,
+        output=output,
+        history=finished.history,
+        steps=finished.steps,
+        interrupted=finished.interrupted,
+        collapsed=detect_collapse(output, noisy, run.phase),
+        seconds=finished.seconds,
+        backend=backend,
+    )
+
+
+class _SearchRun:
+    """Adam over the flat logits of a generator function's weights."""
+
+    phase = "search"
+
+    def __init__(
+        self,
+        function: GeneratorFunction,
+        noisy: Tensor,
+        backend: str,
+        *,
+        density: float,
+        lr: float,
+        kl: float,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        self._function = function
+        self._noisy = noisy
+        self._backend = backend
+        self._density, self._lr, self._kl = density, lr, kl
+        self._temperature, self._seed = temperature, seed
+        self.w0 = function.initial_weights()
+        self.logits = torch.zeros_like(self.w0)
+        self._exp_avg = torch.zeros_like(self.w0)
+        self._exp_avg_sq = torch.zeros_like(self.w0)
+        self._weights = self.w0
+        self._loss = zero_scalar(noisy)
+
+    def evaluate(self, step: int, *, final: bool) -> Tensor:
+        with torch.no_grad():
+            self._weights = gumbel_mask(
+                self.w0,
+                self.logits,
+                seed=self._seed,
+                step=step,
+                temperature=self._temperature,
+                backend=self._backend,
+            )
+        self._weights.requires_grad_(not final)
+        with torch.set_grad_enabled(not final):
+            output = check_output(self._function(self._weights, update_stats=False), self._noisy)
+            self._loss = F.mse_loss(output, self._noisy)
+        return output.detach()
+
+    def objective(self) -> Tensor:
+        return self._loss.detach() + self._kl * mask_kl(self.logits, density=self._density)
+
+    def update(self, step: int) -> None:
+        (grad,) = torch.autograd.grad(self._loss, self._weights)
+        mask_update(
+            self.logits,
+            grad,
+            self.w0,
+            self._exp_avg,
+            self._exp_avg_sq,
+            seed=self._seed,
+            step=step,
+            temperature=self._temperature,
+            kl=self._kl,
+            density=self._density,
+            lr=self._lr,
+            backend=self._backend,
+        )
+
+    def average(self) -> Tensor | None:
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        return {"logits": self.logits, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

@@ -1,0 +1,179 @@
+"""The loop that the mask search and the sparse training share."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from oes_fast.errors import OESError
+from oes_fast.pipelines.checkpoint import Checkpoint
+from oes_fast.pipelines.history import History
+
+
+class Run(Protocol):
+    """What one step of a pipeline consists of."""
+
+    phase: str
+
+    def evaluate(self, step: int, *, final: bool) -> Tensor:
+        """Output [1, C, H, W] after ``step`` updates; a final one leaves everything as it is."""
+
+    def objective(self) -> Tensor:
+        """Scalar objective of the output last evaluated."""
+
+    def update(self, step: int) -> None:
+        """Update number ``step``, from 0."""
+
+    def average(self) -> Tensor | None:
+        """Running average of the outputs, or None."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback is told after each evaluation.
+
+    Attributes:
+        phase: "search" or "train".
+        step: number of updates made so far, 0 .. steps.
+        steps: number of updates the run is to make.
+        output: image [1, C, H, W] of this step, without gradient. Copy it to keep it.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    output: Tensor
+    _run: Run
+    _clean: Tensor | None
+
+    @property
+    def loss(self) -> float:
+        """Objective of this step (computed when asked for)."""
+        return float(self._run.objective())
+
+    @property
+    def psnr(self) -> float | None:
+        """PSNR of this step in dB (computed when asked for), None without a clean image."""
+        return None if self._clean is None else float(psnr_tensor(self.output, self._clean))
+
+
+Callback = Callable[[StepInfo], object]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended.
+
+    Attributes:
+        output: image of the last step.
+        average: running average of the outputs, or None.
+        history: recorded steps.
+        steps: updates made.
+        interrupted: stopped by Ctrl-C or a callback before the last step.
+        seconds: time this call took.
+    """
+
+    output: Tensor
+    average: Tensor | None
+    history: History
+    steps: int
+    interrupted: bool
+    seconds: float
+
+
+def run_steps(
+    run: Run,
+    *,
+    steps: int,
+    record_every: int,
+    clean: Tensor | None,
+    callback: Callback | None,
+    checkpoint: Checkpoint,
+) -> Finished:
+    """Make ``steps`` updates, then evaluate once more.
+
+    Ctrl-C, or a callback that returns True, ends the run after the update under way: a checkpoint is
+    written and what there is returned. A second Ctrl-C raises KeyboardInterrupt at once.
+
+    Raises:
+        OESError: the loss is no longer finite.
+        CheckpointError: see :meth:`Checkpoint.load`.
+    """
+    began = time.monotonic()
+    history = History()
+    step = 0
+    resumed = checkpoint.load()
+    if resumed is not None:
+        step, state = resumed
+        history = History(state.pop("history"))
+        run.load_state(state)
+    stop = False
+    with _delayed_interrupt() as interrupted:
+        while True:
+            final = step >= steps or stop or interrupted()
+            if final or checkpoint.due():
+                checkpoint.save(step, {**run.state(), "history": history.rows})
+            output = run.evaluate(step, final=final)
+            if final or step % record_every == 0:
+                _record(history, step, run, output, clean)
+            if callback is not None and callback(StepInfo(run.phase, step, steps, output, run, clean)) is True:
+                stop = True
+            if final:
+                break
+            run.update(step)
+            step += 1
+    seconds = time.monotonic() - began
+    return Finished(output, run.average(), history, step, step < steps, seconds)
+
+
+def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
+    """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
+    return -10 * torch.log10(torch.mean((output.double() - clean.double()) ** 2))
+
+
+def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor | None) -> None:
+    nan = float("nan")
+    average = run.average()
+    psnr: Tensor | float = nan if clean is None else psnr_tensor(output, clean)
+    psnr_average: Tensor | float = nan if clean is None or average is None else psnr_tensor(average, clean)
+    loss = run.objective()
+    if not torch.isfinite(loss):
+        raise OESError(f"{run.phase}: the loss is {float(loss)} at step {step}; a lower learning rate may help")
+    history.add(step, loss, psnr, psnr_average)
+
+
+@contextmanager
+def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a flag while inside, so that it never falls into the middle of an update."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    requested = False
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGINT, previous)

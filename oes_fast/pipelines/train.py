@@ -1,0 +1,198 @@
+"""Sparse-DIP: train the weights a mask keeps on the noisy image (Ghosh et al. 2024, section 3, equation 4)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oes_fast._checks import check_integer, check_number
+from oes_fast.errors import InputError
+from oes_fast.flat import flatten
+from oes_fast.mask import Mask
+from oes_fast.pipelines.checkpoint import Checkpoint, digest
+from oes_fast.pipelines.functions import GeneratorFunction, make_function
+from oes_fast.pipelines.history import History
+from oes_fast.pipelines.inputs import check_backend, check_output, check_run_inputs, detect_collapse, zero_scalar
+from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.reference.masked_adam import masked_adam
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What :func:`train_sparse` returns.
+
+    Attributes:
+        output: restored image [1, C, H, W]: what ``net`` gives for z in training mode.
+        average: running average of the outputs [1, C, H, W], None where ``average`` was not asked for.
+        history: step, loss, PSNR (and PSNR of the average) of the recorded steps.
+        net: the dense network with the trained weights in place, zeros where the mask drops.
+        mask: the mask trained with.
+        steps: updates made.
+        interrupted: stopped before the last step.
+        collapsed: the output is flat.
+        seconds: time this call took.
+        backend: that ran it.
+    """
+
+    output: Tensor
+    average: Tensor | None
+    history: History
+    net: nn.Module
+    mask: Mask
+    steps: int
+    interrupted: bool
+    collapsed: bool
+    seconds: float
+    backend: str
+
+
+def train_sparse(
+    net: nn.Module,
+    mask: Mask,
+    z: Tensor,
+    noisy: Tensor,
+    *,
+    steps: int = 40_000,
+    lr: float = 1e-2,
+    clean: Tensor | None = None,
+    average: float | None = None,
+    backend: str = "auto",
+    record_every: int = 10,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    resume: bool = False,
+) -> TrainResult:
+    """Train the kept weights by Adam on mean((G(w * mask, z) - noisy)^2); the dropped ones stay zero.
+
+    Args:
+        net: generator; copied, and left alone.
+        mask: which weights to keep.
+        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`.
+        noisy: image to fit, shape [1, C', H, W], same dtype and device as the network.
+        steps: updates to make.
+        lr: Adam's learning rate.
+        clean: image to report the PSNR against; it does not enter the training.
+        average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
+            None for none, as published.
+        backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        record_every: steps from one record of the history to the next.
+        callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
+        checkpoint: file to keep the state in.
+        checkpoint_seconds: time between two saves.
+        resume: go on from ``checkpoint`` where it exists.
+
+    Returns:
+        :class:`TrainResult`.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+        MaskMismatchError: the mask belongs to another network.
+        CheckpointError: the checkpoint belongs to another run.
+        BackendError: the backend cannot run here.
+        OESError: the loss became infinite or NaN.
+    """
+    check_run_inputs(net, z, noisy, clean)
+    if not isinstance(mask, Mask):
+        raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
+    mask.check(net)
+    check_integer("steps", steps, minimum=0)
+    check_integer("record_every", record_every, minimum=1)
+    check_number("lr", lr, above=0.0)
+    if average is not None:
+        check_number("average", average, minimum=0.0, below=1.0)
+    function, backend = make_function(net, z, mask.flat, check_backend(backend))
+    run = _TrainRun(function, noisy, lr, average)
+    settings = {
+        "phase": run.phase,
+        "backend": backend,
+        "lr": lr,
+        "average": average,
+        "record_every": record_every,
+        "network": mask.fingerprint,
+        "weights": digest(flatten(net), *net.buffers()),
+        "mask": digest(mask.flat),
+        "z": digest(z),
+        "noisy": digest(noisy),
+        "clean": None if clean is None else digest(clean),
+    }
+    finished = run_steps(
+        run,
+        steps=steps,
+        record_every=record_every,
+        clean=clean,
+        callback=callback,
+        checkpoint=Checkpoint(checkpoint, settings, every_seconds=checkpoint_seconds, resume=resume),
+    )
+    return TrainResult(
+        output=finished.output,
+        average=finished.average,
+        history=finished.history,
+        net=function.to_net(run.weights.detach()),
+        mask=mask,
+        steps=finished.steps,
+        interrupted=finished.interrupted,
+        collapsed=detect_collapse(finished.output, noisy, run.phase),
+        seconds=finished.seconds,
+        backend=backend,
+    )
+
+
+class _TrainRun:
+    """Adam over the flat weights of a generator function."""
+
+    phase = "train"
+
+    def __init__(self, function: GeneratorFunction, noisy: Tensor, lr: float, decay: float | None) -> None:
+        self._function = function
+        self._noisy = noisy
+        self._lr = lr
+        self._decay = decay
+        self.weights = function.initial_weights().requires_grad_()
+        self._update_mask = function.update_mask()
+        self._exp_avg = torch.zeros_like(self.weights)
+        self._exp_avg_sq = torch.zeros_like(self.weights)
+        self._average: Tensor | None = None
+        self._loss = zero_scalar(noisy)
+
+    def evaluate(self, step: int, *, final: bool) -> Tensor:
+        with torch.set_grad_enabled(not final):
+            output = check_output(self._function(self.weights, update_stats=not final), self._noisy)
+            self._loss = F.mse_loss(output, self._noisy)
+        output = output.detach()
+        if self._decay is not None:
+            self._average = output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
+        return output
+
+    def objective(self) -> Tensor:
+        return self._loss.detach()
+
+    def update(self, step: int) -> None:
+        (grad,) = torch.autograd.grad(self._loss, self.weights)
+        with torch.no_grad():
+            masked_adam(
+                self.weights, grad, self._exp_avg, self._exp_avg_sq, step=step, lr=self._lr, mask=self._update_mask
+            )
+
+    def average(self) -> Tensor | None:
+        return self._average
+
+    def state(self) -> dict[str, Tensor]:
+        state = {"weights": self.weights, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+        if self._average is not None:
+            state["average"] = self._average
+        return state | {f"buffer.{name}": buffer for name, buffer in self._function.buffers.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.weights.copy_(state["weights"])
+            self._exp_avg.copy_(state["exp_avg"])
+            self._exp_avg_sq.copy_(state["exp_avg_sq"])
+            for name, buffer in self._function.buffers.items():
+                buffer.copy_(state[f"buffer.{name}"])
+        if "average" in state:
+            self._average = state["average"].to(self._noisy.device)
