@@ -19,6 +19,10 @@ class CheckpointError(InputError):
     """A checkpoint is unreadable, or belongs to a run with other settings."""
 
 
+class OutputError(OESError, OSError):
+    """A result cannot be written: no such folder, no permission, full disk."""
+
+
 class BackendError(OESError, RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
