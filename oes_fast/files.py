@@ -203,11 +203,13 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether ``path`` is there and is a device, pipe or socket."""
+    """Whether ``path`` is there and is a device, pipe or socket, or names an open file (/dev/stdout)."""
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    if path.parent in (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")):
+        return True
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
@@ -216,7 +218,8 @@ def _write_to_stream(target: Path, write: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="oes-") as folder:
             temporary = Path(folder) / f"output{target.suffix}"
             write(temporary)
-            with temporary.open("rb") as source, target.open("wb") as sink:
+            # Appending, as /dev/stdout may be a file that holds what was printed before.
+            with temporary.open("rb") as source, target.open("ab") as sink:
                 shutil.copyfileobj(source, sink)
     except OSError as error:
         raise _output_error(target, error) from error
