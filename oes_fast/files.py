@@ -24,7 +24,7 @@ from oes_fast.errors import InputError, OutputError
 METADATA_KEY = "oes_fast"
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Write a file so that no moment, failure or kill leaves half of it under its name.
 
     ``write`` is called with a temporary name in the same folder, with the same suffix. What it has written
@@ -103,7 +103,7 @@ def write_json(path: str | os.PathLike[str], obj: object) -> None:
         OutputError: the file cannot be written.
     """
     text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(path, lambda temporary: _write_bytes(temporary, text.encode("utf-8", "replace")))
+    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))
 
 
 def save_tensors(
@@ -128,7 +128,7 @@ def save_tensors(
     copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
     note = json.dumps(_plain({} if metadata is None else metadata), allow_nan=False)
     data = to_safetensors(copies, metadata={METADATA_KEY: note})
-    atomic_write(path, lambda temporary: _write_bytes(temporary, data))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -198,10 +198,6 @@ def _plain(obj: object) -> object:
     raise InputError(f"JSON: expected numbers, strings, lists and dicts, got {type(obj).__name__}")
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
 def _is_stream(path: Path) -> bool:
     """Whether ``path`` is there and is a device, pipe or socket, or names an open file (/dev/stdout)."""
     try:
@@ -213,7 +209,7 @@ def _is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _write_to_stream(target: Path, write: Callable[[Path], None]) -> None:
+def _write_to_stream(target: Path, write: Callable[[Path], object]) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="oes-") as folder:
             temporary = Path(folder) / f"output{target.suffix}"
