@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +43,12 @@ class Generator(nn.Sequential):
         if size == (height, width):
             return super().forward(z)
         return super().forward(extend(z, size))[..., :height, :width]
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One layer, or a plain sequence of some under their names."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
 
     def inner_size(self, size: int) -> int:
         """The size inside the network for an image side of ``size`` pixels."""

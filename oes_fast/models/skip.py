@@ -65,9 +65,9 @@ def skip(
     Raises:
         InputError: an option is none of the above.
     """
+    if not isinstance(num_channels_down, Sequence) or not num_channels_down:
+        raise InputError(f"num_channels_down: expected one number or more, got {num_channels_down!r}")
     depth = len(num_channels_down)
-    if depth == 0:
-        raise InputError("num_channels_down: expected at least one scale, got none")
     down = _channels("num_channels_down", num_channels_down, depth, minimum=1)
     up = _channels("num_channels_up", down if num_channels_up is None else num_channels_up, depth, minimum=1)
     skips = _channels("num_channels_skip", num_channels_skip, depth, minimum=0)
@@ -81,13 +81,20 @@ def skip(
     check_integer("num_input_channels", num_input_channels, minimum=1)
     check_integer("num_output_channels", num_output_channels, minimum=1)
 
-    # Reflection by p needs more than p pixels at the coarsest scale, batch statistics more than one.
-    coarsest = max([2, *((k // 2 + 1) if pad == "reflection" else 1 for k in kernel_down)])
-    net = Generator(multiple=2**depth, minimum=coarsest * 2**depth)
+    # Batch statistics need more than one pixel at the coarsest scale, reflection by p more than p:
+    # going up and across at the size before the down-sampling, going down (second convolution) after it.
+    minimum = 2 * 2**depth
+    if pad == "reflection":
+        for i in range(depth):
+            across = kernel_skip if skips[i] else 1
+            reach = max(2 * (kernel_down[i] // 2 + 1), kernel_up[i] // 2 + 1, across // 2 + 1)
+            minimum = max(minimum, reach * 2**i)
+    net = Generator(multiple=2**depth, minimum=minimum)
 
     with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.manual_seed(check_integer("seed", seed, minimum=0, below=2**64))
+            # Not torch.manual_seed: it reseeds every GPU as well, which the fork does not restore.
+            torch.default_generator.manual_seed(check_integer("seed", seed, minimum=0, below=2**64))
         sequence: nn.Sequential = net
         inputs = num_input_channels
         for i in range(depth):
@@ -160,9 +167,9 @@ def _conv(
 
 
 def _channels(name: str, value: int | Sequence[int], depth: int, minimum: int) -> list[int]:
-    values = [value] * depth if isinstance(value, int) else list(value)
-    if len(values) != depth:
-        raise InputError(f"{name}: expected {depth} numbers, one for each scale, got {len(values)}")
+    values = [value] * depth if isinstance(value, int) else value
+    if not isinstance(values, Sequence) or len(values) != depth:
+        raise InputError(f"{name}: expected one number, or {depth}, one for each scale, got {value!r}")
     return [check_integer(name, v, minimum=minimum) for v in values]
 
 
@@ -175,7 +182,7 @@ def _kernels(name: str, value: int | Sequence[int], depth: int) -> list[int]:
 
 
 def _modes(name: str, value: str | Sequence[str], depth: int, choices: tuple[str, ...]) -> list[str]:
-    values = [value] * depth if isinstance(value, str) else list(value)
-    if len(values) != depth:
-        raise InputError(f"{name}: expected {depth} modes, one for each scale, got {len(values)}")
+    values = [value] * depth if isinstance(value, str) else value
+    if not isinstance(values, Sequence) or len(values) != depth:
+        raise InputError(f"{name}: expected one mode, or {depth}, one for each scale, got {value!r}")
     return [check_choice(name, v, choices) for v in values]

@@ -1,0 +1,106 @@
+"""What the tests share: small problems, snapshots of state, the published masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import oes_fast as oes
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+class Problem(NamedTuple):
+    """A small image to restore, with a network and a random mask for it."""
+
+    net: nn.Module
+    mask: oes.Mask
+    z: Tensor
+    noisy: Tensor
+    clean: Tensor
+
+
+@pytest.fixture(scope="session")
+def make_problem() -> Callable[..., Problem]:
+    """A :class:`Problem` of any size; options go to the generator."""
+
+    def make(
+        *,
+        size: tuple[int, int] = (32, 32),
+        channels: int = 3,
+        dtype: torch.dtype = torch.float64,
+        density: float = 0.9,
+        seed: int = 0,
+        **options: object,
+    ) -> Problem:
+        settings = {"num_channels_down": (4, 6), "filter_size_down": 3, "seed": seed} | options
+        net = oes.models.skip(4, channels, **settings).to(dtype)
+        generator = torch.Generator().manual_seed(seed)
+        numel = sum(p.numel() for p in net.parameters())
+        mask = oes.Mask.from_flat(net, torch.rand(numel, generator=generator) < density)
+        rows, columns = (torch.linspace(0, 1, side, dtype=dtype) for side in size)
+        clean = torch.stack([rows[:, None] * columns.pow(c) for c in range(channels)])[None]
+        noise = torch.randn(clean.shape, generator=generator, dtype=dtype)
+        noisy = (clean + 0.1 * noise).clamp(0, 1)
+        return Problem(net, mask, oes.noise_input(4, size, seed=seed, dtype=dtype), noisy, clean)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def problem(make_problem: Callable[..., Problem]) -> Problem:
+    """The usual one: float64, RGB, 32 x 32."""
+    return make_problem()
+
+
+@pytest.fixture(scope="session")
+def published() -> dict[str, Tensor]:
+    """The masks published for images, flat booleans by the image's name."""
+    files = sorted((REPO.parent / "shared" / "published").glob("*_mask.npz"))
+    if not files:
+        pytest.skip("the published masks do not lie beside this repository")
+    masks = {}
+    for file in files:
+        with np.load(file) as data:
+            bits = np.unpackbits(data["bits"], count=int(data["count"]))
+        masks[file.name.removesuffix("_mask.npz")] = torch.from_numpy(bits).bool()
+    return masks
+
+
+@contextmanager
+def unchanged(*values: nn.Module | Tensor) -> Iterator[None]:
+    """Fail if one of the networks or tensors, or the global random state, is another one afterwards."""
+
+    def state() -> list[tuple[object, Tensor]]:
+        found: list[tuple[object, Tensor]] = [("random state", torch.get_rng_state())]
+        for value in values:
+            if isinstance(value, nn.Module):
+                flags = tuple(module.training for module in value.modules())
+                for name, tensor in [*value.named_parameters(), *value.named_buffers()]:
+                    label = (name, tensor.requires_grad, tensor.grad is None, flags, id(tensor))
+                    found.append((label, tensor.detach().clone()))
+            else:
+                found.append(((id(value), value.requires_grad), value.detach().clone()))
+        return found
+
+    before = state()
+    yield
+    for (label, old), (label_after, new) in zip(before, state(), strict=True):
+        assert label == label_after
+        assert torch.equal(old, new), f"{label} changed"
+
+
+def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-12) -> None:
+    """Equal up to ``rtol`` of the largest element expected, so that a zero has no tolerance of its own."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert torch.isfinite(actual).all()
+    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * scale)
