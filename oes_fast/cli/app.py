@@ -1,0 +1,111 @@
+"""The commands put together, and what errors look like."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from oes_fast.cli.denoise import denoise
+from oes_fast.cli.info import info
+from oes_fast.cli.outputs import Interrupted
+from oes_fast.cli.search import search
+from oes_fast.cli.settings import debug
+from oes_fast.cli.train import train
+from oes_fast.cli.transfer import transfer
+from oes_fast.cli.warn import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNEXPECTED,
+    PROGRAM,
+    plain_warnings,
+    say,
+)
+from oes_fast.errors import OESError
+from oes_fast.version import __version__
+
+# Click's class of wrong usage; newer versions of Typer carry Click inside, older ones import it.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name=PROGRAM,
+    no_args_is_help=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 2 bad input or a result that cannot be written, 130 stopped by Ctrl-C, "
+    "1 anything else. OES_FAST_DEBUG=1 shows where an error came from.",
+)
+
+EXAMPLES: dict[Callable[..., Any], str] = {
+    denoise: "oes-fast denoise skimage:camera --sigma 0.1 --preset quick -o out.png",
+    search: "oes-fast search noisy.png -o mask.safetensors",
+    train: "oes-fast train noisy.png mask.safetensors -o restored.png",
+    transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
+    info: "oes-fast info --json info.json",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: `{example}`")(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
+
+    `denoise` does it all. `search` finds the mask, `train` restores with it, `transfer` restores another
+    image with it, `info` says what this machine has.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: arguments, those of the process if None.
+
+    Returns:
+        Exit code: 0 done, 2 bad input or a result that cannot be written, 130 interrupted, 1 anything else.
+    """
+    arguments = sys.argv[1:] if args is None else list(args)
+    try:
+        with plain_warnings():
+            code = typer.main.get_command(app).main(
+                args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False
+            )
+        return code if isinstance(code, int) else EXIT_OK
+    except (KeyboardInterrupt, typer.Abort, Interrupted) as error:
+        say("error", str(error) or "interrupted")
+        return EXIT_INTERRUPTED
+    except UsageError as error:
+        place = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        message = getattr(error, "format_message", error.__str__)()
+        say("error", f"{message} ({place} --help lists what there is)")
+        return EXIT_BAD_INPUT
+    except (OESError, OSError) as error:
+        if debug():
+            raise
+        say("error", error)
+        return EXIT_BAD_INPUT
+    except Exception as error:  # a fault of ours, or of a library: no user can read a traceback
+        if debug():
+            raise
+        kind = type(error).__name__
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            kind = "out of memory (--size makes the image smaller)"
+        say("error", f"{kind}: {error} (OES_FAST_DEBUG=1 shows where it came from)")
+        return EXIT_UNEXPECTED

@@ -1,0 +1,57 @@
+"""``oes-fast info``."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from oes_fast.backends import backends
+from oes_fast.cli.report import versions
+from oes_fast.cli.warn import EXIT_OK
+from oes_fast.files import write_json
+
+
+def describe() -> dict[str, Any]:
+    """Versions, devices, threads and backends, for JSON."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = {name: {"available": s.available, "reason": s.reason} for name, s in backends().items()}
+    return {
+        "command": "info",
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "devices": {"cpu": platform.machine(), **{f"cuda:{i}": name for i, name in enumerate(gpus)}},
+        "threads": torch.get_num_threads(),
+        "backends": found,
+    }
+
+
+def info(
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON as well.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> int:
+    """Print versions, devices, threads, and which backends are here or why they are not: for bug reports."""
+    found = describe()
+    if json is not None:
+        write_json(json, found)
+    if not quiet:
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        for name, version in found["versions"].items():
+            console.print(f"{name:<12}{version}")
+        console.print(f"{'platform':<12}{found['platform']}")
+        console.print(f"{'cuda':<12}{found['cuda'] or 'not in this PyTorch'}")
+        for name, device in found["devices"].items():
+            console.print(f"{name:<12}{device}")
+        console.print(f"{'threads':<12}{found['threads']}")
+        console.print("backends")
+        for name, status in found["backends"].items():
+            state = "available" if status["available"] else f"not here: {status['reason']}"
+            console.print(f"  {name:<10}{state}")
+    return EXIT_OK

@@ -1,0 +1,237 @@
+"""Arguments and options that the commands share, with their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oes_fast.pipelines.inputs import BACKENDS
+from oes_fast.pipelines.presets import PRESETS
+
+IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
+
+DEFAULT_AVERAGE = "0.99"
+
+
+def by_preset(setting: str) -> str:
+    """Text for the default of an option that the preset decides: "paper: 40000, quick: 1000"."""
+    return ", ".join(f"{name}: {getattr(preset, setting)}" for name, preset in PRESETS.items())
+
+
+ImageIn = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        show_default=False,
+        help="Image to restore: a file (grey, RGB or RGBA, 8 or 16 bits, float TIFF in 0..1), or "
+        "skimage:NAME for a picture of scikit-image such as skimage:astronaut.",
+    ),
+]
+MaskIn = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MASK",
+        show_default=False,
+        help="Mask file: .safetensors of `oes-fast search`, or a published .pkl (read, never run).",
+    ),
+]
+ImageOut = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="OUT", show_default=False, help="Image file to write."),
+]
+MaskOut = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="MASK", show_default=False, help="Mask file to write (.safetensors)."
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=IMAGE,
+        help="Crop the largest square about the centre and resize it to N x N pixels.  [default: as it is]",
+    ),
+]
+Sigma = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        rich_help_panel=IMAGE,
+        help="IN is clean: add Gaussian noise of standard deviation S (pixel values in 0..1; 0.1 is 25.5 of "
+        "255), clipped to 0..1, and measure the PSNR against IN.  [default: no noise, IN is noisy]",
+    ),
+]
+Clean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=IMAGE,
+        help="Clean image of the size of IN, to measure the PSNR against; it does not enter the result.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=RUN,
+        help="Seed of the network's weights and input, and of the mask search.  "
+        "[default: 0; with a mask from `oes-fast search`, the seed it was found with]",
+    ),
+]
+SearchSeed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=RUN,
+        help="Seed of the network's weights and input, and of the search.  [default: 0]",
+    ),
+]
+TransferSeed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=RUN,
+        help="Seed of the fresh weights and the network's input.  "
+        "[default: one more than the seed the mask was found with, 0 if that is unknown]",
+    ),
+]
+NoiseSeed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", rich_help_panel=IMAGE, help="Seed of the noise that --sigma adds.  [default: as --seed]"
+    ),
+]
+PresetName = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help=f"Steps, learning rates and density ({', '.join(PRESETS)}): as published, or for minutes on a "
+        "CPU. Options given explicitly override it.",
+    ),
+]
+Density = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        rich_help_panel=SEARCH,
+        help="Share of the weights to keep, between 0 and 1. Below 0.04 a run on one image may collapse.  "
+        f"[default: {by_preset('density')}]",
+    ),
+]
+SearchSteps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=SEARCH,
+        help=f"Steps of the mask search.  [default: {by_preset('search_steps')}]",
+    ),
+]
+SearchRate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="LR",
+        rich_help_panel=SEARCH,
+        help=f"Adam's learning rate of the search.  [default: {by_preset('search_lr')}]",
+    ),
+]
+KL = Annotated[
+    float,
+    typer.Option(
+        "--kl",
+        metavar="W",
+        rich_help_panel=SEARCH,
+        help="Weight of the KL divergence between the mask's probabilities and --density.",
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        metavar="T", rich_help_panel=SEARCH, help="Temperature of the relaxed Bernoulli masks, above 0."
+    ),
+]
+TrainSteps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=TRAIN,
+        help=f"Steps of the training.  [default: {by_preset('train_steps')}]",
+    ),
+]
+TrainRate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="LR",
+        rich_help_panel=TRAIN,
+        help=f"Adam's learning rate of the training.  [default: {by_preset('train_lr')}]",
+    ),
+]
+Average = Annotated[
+    str,
+    typer.Option(
+        metavar="DECAY",
+        rich_help_panel=TRAIN,
+        help="Write the running average of the outputs with this decay; off (or 0) writes the last output, "
+        "as published.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help="Where to compute: cpu, cuda, cuda:N, or auto for the first GPU if there is one.",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help=f"How to compute: {', '.join(BACKENDS)}; `oes-fast info` says which are here.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", rich_help_panel=RUN, help="CPU threads to compute with.  [default: PyTorch's choice]"
+    ),
+]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--restart",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Go on from the checkpoints of an unfinished run, if there are any / throw them away. Without "
+        "either, a run that finds checkpoints refuses to start.",
+    ),
+]
+CheckpointSeconds = Annotated[
+    float, typer.Option(metavar="S", rich_help_panel=RUN, help="Seconds from one checkpoint to the next.")
+]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", rich_help_panel=OUTPUT, help="Bits per channel of OUT, 8 or 16.  [default: as IN]"
+    ),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        rich_help_panel=OUTPUT,
+        help="Where to write the JSON result.  [default: OUT.json]",
+    ),
+]
+Plots = Annotated[
+    bool, typer.Option("--plots/--no-plots", rich_help_panel=OUTPUT, help="Write the plots, or do not.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Print nothing but warnings and errors.")
+]

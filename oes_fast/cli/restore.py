@@ -1,0 +1,233 @@
+"""Restoring an image: what `denoise`, `train` and `transfer` have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from oes_fast.cli.masks import load_mask, mask_seed, with_network_seed
+from oes_fast.cli.outputs import Outputs, check_image_name
+from oes_fast.cli.problem import ImageOptions, Problem, load_problem
+from oes_fast.cli.progress import ProgressReport, duration
+from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
+from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings, find_seed
+from oes_fast.cli.warn import EXIT_INTERRUPTED, EXIT_OK, warn
+from oes_fast.errors import InputError
+from oes_fast.files import write_json
+from oes_fast.image import save_image
+from oes_fast.mask import Mask
+from oes_fast.pipelines.search import SearchResult, search_mask
+from oes_fast.pipelines.train import TrainResult, train_sparse
+from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.plots import psnr_curve, side_by_side
+
+
+@dataclass(frozen=True)
+class Request:
+    """A restoration, as the user asked for it.
+
+    Attributes:
+        command: its name.
+        image: what to restore.
+        output: image file to write.
+        bits: per channel of it, None for those of the input.
+        run: how to run.
+        train: settings of the training.
+        search: settings of the mask search, None where ``mask`` is given.
+        mask: mask file to use.
+        seed: of network and search, None for the default.
+        noise_seed: of the noise to add, None for ``seed``.
+        fresh: draw other weights than those the mask was found on.
+    """
+
+    command: str
+    image: ImageOptions
+    output: Path
+    bits: int | None
+    run: RunSettings
+    train: TrainSettings
+    search: SearchSettings | None = None
+    mask: Path | None = None
+    seed: int | None = None
+    noise_seed: int | None = None
+    fresh: bool = False
+
+
+@dataclass
+class Restoration:
+    """What there is of a restoration: an interrupted one has less.
+
+    Attributes:
+        problem: what is restored.
+        seed: of network and search.
+        found: the mask search, None where a mask was given.
+        fit: the training, None where the search was interrupted.
+    """
+
+    problem: Problem
+    seed: int
+    found: SearchResult | None = None
+    fit: TrainResult | None = None
+
+    @property
+    def results(self) -> list[SearchResult | TrainResult]:
+        """The phases that ran, in order."""
+        return [result for result in (self.found, self.fit) if result is not None]
+
+    @property
+    def restored(self) -> Tensor | None:
+        """The image to write: the average of the outputs where there is one."""
+        if self.fit is None:
+            return None
+        return self.fit.output if self.fit.average is None else self.fit.average
+
+
+def restore(request: Request) -> int:
+    """Restore, write every result, print the table; returns the exit code.
+
+    Raises:
+        OESError: bad input, or a result could not be written.
+        Interrupted: Ctrl-C before there was anything to write.
+    """
+    request.image.check()
+    outputs = _plan(request)
+    work, net, z, mask = _prepare(request)
+    if request.run.resume is False:
+        outputs.restart()
+    with outputs.computing():
+        with ProgressReport(quiet=request.run.quiet) as progress:
+            _compute(request, outputs, progress, work, net, z, mask)
+        figures = measure(work.problem, work.found, work.fit)
+        _write(request, outputs, work, figures)
+    interrupted = work.results[-1].interrupted
+    if not request.run.quiet:
+        print_table(_rows(work, figures), outputs.written.values())
+    outputs.finish(complete=not interrupted)
+    if interrupted:
+        last = work.results[-1]
+        phase = "training" if last is work.fit else "search"
+        made = f"interrupted after {last.steps} steps of the {phase}"
+        warn(f"{made}, results so far were written{outputs.kept()}")
+    return EXIT_INTERRUPTED if interrupted else EXIT_OK
+
+
+def _plan(request: Request) -> Outputs:
+    """Every file of the run, reserved."""
+    check_image_name(request.output, request.bits)
+    outputs = Outputs(request.output, request.image.image, request.image.clean, request.mask)
+    outputs.plan(restored=request.output)
+    if request.search is not None:
+        outputs.plan(mask=outputs.beside("_mask.safetensors"))
+    if request.run.plots:
+        outputs.plan(comparison=outputs.beside("_comparison.png"))
+        if request.image.sigma is not None or request.image.clean is not None:
+            outputs.plan(psnr_curve=outputs.beside("_psnr.png"))
+    outputs.plan(json=request.run.json or outputs.beside(".json"))
+    for phase in ("search", "train") if request.search is not None else ("train",):
+        outputs.checkpoint(phase, resume=request.run.resume)
+    return outputs
+
+
+def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[str, Any] | None) -> None:
+    """Write every result there is, the JSON last: it names the others."""
+    problem, image, found, fit = work.problem, work.restored, work.found, work.fit
+    if image is not None:
+        bits = request.bits or problem.image.bits
+        outputs.write("restored", lambda p: save_image(p, image, bits=bits, alpha=problem.image.alpha))
+    if found is not None:
+        outputs.write("mask", with_network_seed(found.mask, work.seed).save)
+    if image is not None:
+        outputs.write("comparison", lambda p: side_by_side(p, _panels(problem, image, figures)))
+    if fit is not None and figures is not None:
+        outputs.write("psnr_curve", lambda p: psnr_curve(p, _curves(fit), figures["noisy"]))
+    settings = {"train": plain(request.train)}
+    if request.search is not None:
+        settings["search"] = plain(request.search)
+    result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
+    result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
+    result |= {"not_written": outputs.failed}
+    outputs.write("json", lambda p: write_json(p, result))
+
+
+def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | None]:
+    known = None if request.mask is None else mask_seed(request.mask)
+    if known is not None and request.fresh:
+        known += 1
+    seed = find_seed("--seed", request.seed, known)
+    noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
+    problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
+    net, z = fresh_generator(problem.noisy, seed=seed)
+    mask = None if request.mask is None else load_mask(request.mask, net)
+    return Restoration(problem, seed), net, z, mask
+
+
+def _compute(
+    request: Request,
+    outputs: Outputs,
+    progress: ProgressReport,
+    work: Restoration,
+    net: nn.Module,
+    z: Tensor,
+    mask: Mask | None,
+) -> None:
+    run, problem = request.run, work.problem
+    common: dict[str, Any] = {
+        "clean": problem.clean,
+        "backend": run.backend,
+        "callback": progress,
+        "checkpoint_seconds": run.checkpoint_seconds,
+        "resume": run.resume is True,
+    }
+    if request.search is not None:
+        work.found = search_mask(
+            net,
+            z,
+            problem.noisy,
+            seed=work.seed,
+            checkpoint=outputs.checkpoints[0],
+            **plain(request.search),
+            **common,
+        )
+        if work.found.interrupted:
+            return
+        mask = work.found.mask
+    if mask is None:
+        raise InputError("mask: expected a mask file or settings of a search, got neither")
+    work.fit = train_sparse(
+        net, mask, z, problem.noisy, checkpoint=outputs.checkpoints[-1], **plain(request.train), **common
+    )
+
+
+def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> list[tuple[str, Tensor]]:
+    def title(name: str, key: str) -> str:
+        return name if figures is None else f"{name}, {decibels(figures[key])}"
+
+    panels = [(title("noisy", "noisy"), problem.noisy), (title("restored", "restored"), image)]
+    return panels if problem.clean is None else [*panels, ("clean", problem.clean)]
+
+
+def _curves(fit: TrainResult) -> dict[str, tuple[list[int], list[float]]]:
+    curves = {"output": (fit.history.step, fit.history.psnr)}
+    if fit.average is not None:
+        curves["average of the outputs"] = (fit.history.step, fit.history.psnr_average)
+    return curves
+
+
+def _rows(work: Restoration, figures: dict[str, Any] | None) -> list[tuple[str, str]]:
+    rows = []
+    if figures is not None:
+        rows = [("Noisy", decibels(figures["noisy"])), ("Restored", decibels(figures["restored"]))]
+        if figures["average"] is not None:
+            rows += [("Last output", decibels(figures["last"]))]
+        if figures["peak"] is not None:
+            rows += [("Peak", f"{decibels(figures['peak'])} at step {figures['peak_step']}")]
+    if work.results:
+        rows += [("Mask", f"{100 * work.results[-1].mask.density:.3g} % of the weights kept")]
+        times = [
+            f"{type(r).__name__.removesuffix('Result').lower()} {duration(r.seconds)}" for r in work.results
+        ]
+        rows += [("Time", ", ".join(times))]
+    return rows

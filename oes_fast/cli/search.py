@@ -1,0 +1,166 @@
+"""``oes-fast search``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oes_fast.cli import options as o
+from oes_fast.cli.masks import Layer, layers, with_network_seed
+from oes_fast.cli.outputs import Outputs
+from oes_fast.cli.problem import ImageOptions, Problem, load_problem
+from oes_fast.cli.progress import ProgressReport, duration
+from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
+from oes_fast.cli.settings import RunSettings, SearchSettings, find_seed
+from oes_fast.cli.warn import EXIT_INTERRUPTED, EXIT_OK, warn
+from oes_fast.errors import InputError
+from oes_fast.files import write_json
+from oes_fast.mask import Mask
+from oes_fast.pipelines.search import SearchResult, search_mask
+from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.plots import layer_density, probability_histogram
+
+
+def search(
+    image: o.ImageIn,
+    output: o.MaskOut,
+    size: o.Size = None,
+    sigma: o.Sigma = None,
+    noise_seed: o.NoiseSeed = None,
+    clean: o.Clean = None,
+    density: o.Density = None,
+    steps: o.SearchSteps = None,
+    lr: o.SearchRate = None,
+    kl: o.KL = 1e-9,
+    temperature: o.Temperature = 0.2,
+    preset: o.PresetName = "paper",
+    seed: o.SearchSeed = None,
+    device: o.Device = "auto",
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
+    resume: o.Resume = None,
+    checkpoint_seconds: o.CheckpointSeconds = 60.0,
+    plots: o.Plots = True,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+) -> int:
+    """Find which weights of an untrained network to keep for an image: the first half of `denoise`.
+
+    Writes, for -o MASK.safetensors:
+
+    * MASK.safetensors, the mask, with its settings and the network it belongs to;
+    * MASK_probabilities.png, a histogram of the probabilities of the weights to be kept;
+    * MASK_layers.png, the density of every layer;
+    * MASK.json, everything about the run, for programs.
+
+    While it runs it keeps MASK.search.ckpt: a search that was stopped or killed goes on with --resume. Ctrl-C
+    writes the mask as it is.
+    """
+    settings = SearchSettings.of(preset, density=density, steps=steps, lr=lr, kl=kl, temperature=temperature)
+    run = RunSettings.of(
+        device=device,
+        backend=backend,
+        threads=threads,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        quiet=quiet,
+        plots=plots,
+        json=json,
+    )
+    options = ImageOptions(image, size, sigma, clean)
+    options.check()
+    seed = find_seed("--seed", seed)
+    noise_seed = find_seed("--noise-seed", noise_seed, seed)
+    outputs = _plan(output, options, run)
+    problem = load_problem(options, noise_seed=noise_seed, device=run.device)
+    net, z = fresh_generator(problem.noisy, seed=seed)
+    if run.resume is False:
+        outputs.restart()
+    with outputs.computing():
+        with ProgressReport(quiet=run.quiet) as progress:
+            found = search_mask(
+                net,
+                z,
+                problem.noisy,
+                seed=seed,
+                clean=problem.clean,
+                backend=run.backend,
+                callback=progress,
+                checkpoint=outputs.checkpoints[0],
+                checkpoint_seconds=run.checkpoint_seconds,
+                resume=run.resume is True,
+                **plain(settings),
+            )
+        work = _Search(problem, run, settings, seed, found, layers(net, found.mask))
+        _write(outputs, work)
+    if not run.quiet:
+        print_table(_rows(work), outputs.written.values())
+    outputs.finish(complete=not found.interrupted)
+    if found.interrupted:
+        warn(f"interrupted after {found.steps} steps, the mask so far was written{outputs.kept()}")
+    return EXIT_INTERRUPTED if found.interrupted else EXIT_OK
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What was searched and what came of it."""
+
+    problem: Problem
+    run: RunSettings
+    settings: SearchSettings
+    seed: int
+    found: SearchResult
+    layers: list[Layer]
+
+    @property
+    def mask(self) -> Mask:
+        return with_network_seed(self.found.mask, self.seed)
+
+    @property
+    def figures(self) -> dict[str, Any] | None:
+        return measure(self.problem, self.found, None)
+
+
+def _plan(output: Path, options: ImageOptions, run: RunSettings) -> Outputs:
+    if output.suffix != ".safetensors":
+        raise InputError(
+            f"{output}: expected a name that ends in .safetensors, got {output.suffix or 'no extension'}"
+        )
+    outputs = Outputs(output, options.image, options.clean)
+    outputs.plan(mask=output)
+    if run.plots:
+        outputs.plan(probabilities=outputs.beside("_probabilities.png"), layers=outputs.beside("_layers.png"))
+    outputs.plan(json=run.json or outputs.beside(".json"))
+    outputs.checkpoint("search", resume=run.resume)
+    return outputs
+
+
+def _write(outputs: Outputs, work: _Search) -> None:
+    found = work.found
+    outputs.write("mask", work.mask.save)
+    outputs.write("probabilities", lambda p: probability_histogram(p, found.logits))
+    names, densities = [layer.name for layer in work.layers], [layer.density for layer in work.layers]
+    outputs.write("layers", lambda p: layer_density(p, names, densities, found.mask.density))
+    result = describe_run(
+        "search", work.problem, work.run, work.seed, [found], {"search": plain(work.settings)}
+    )
+    result |= {
+        "layers": [plain(layer) for layer in work.layers],
+        "psnr": work.figures,
+        "files": {**outputs.written, "json": outputs.paths["json"]},
+        "not_written": outputs.failed,
+    }
+    outputs.write("json", lambda p: write_json(p, result))
+
+
+def _rows(work: _Search) -> list[tuple[str, str]]:
+    rows = [
+        (layer.name, f"{100 * layer.density:5.1f} %  {layer.kept} of {layer.count}") for layer in work.layers
+    ]
+    mask = work.found.mask
+    rows += [("all", f"{100 * mask.density:5.1f} %  {mask.kept} of {mask.flat.numel()}")]
+    figures = work.figures
+    if figures is not None:
+        rows += [("Noisy", decibels(figures["noisy"])), ("Mask alone", decibels(figures["masked"]))]
+    return [*rows, ("Time", duration(work.found.seconds))]

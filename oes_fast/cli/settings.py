@@ -1,0 +1,203 @@
+"""What a command was asked to do, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast.backends import backends
+from oes_fast.errors import BackendError, InputError
+from oes_fast.pipelines.inputs import check_backend
+from oes_fast.pipelines.presets import PRESETS, Preset
+
+MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Arguments of :func:`oes_fast.search_mask`, checked."""
+
+    density: float
+    steps: int
+    lr: float
+    kl: float
+    temperature: float
+
+    @classmethod
+    def of(
+        cls,
+        preset: str,
+        *,
+        density: float | None,
+        steps: int | None,
+        lr: float | None,
+        kl: float,
+        temperature: float,
+        prefix: str = "--",
+    ) -> SearchSettings:
+        """The preset's settings, overridden by those that are not None.
+
+        Args:
+            preset: name of the preset.
+            density: option --density.
+            steps: option ``prefix`` + steps.
+            lr: option ``prefix`` + lr.
+            kl: option --kl.
+            temperature: option --temperature.
+            prefix: of the options, for messages.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        base = find_preset(preset)
+        return cls(
+            density=check_number("--density", _given(density, base.density), above=0.0, below=1.0),
+            steps=check_integer(f"{prefix}steps", _given(steps, base.search_steps), minimum=1, below=2**32),
+            lr=check_number(f"{prefix}lr", _given(lr, base.search_lr), above=0.0),
+            kl=check_number("--kl", kl, minimum=0.0),
+            temperature=check_number("--temperature", temperature, above=0.0),
+        )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Arguments of :func:`oes_fast.train_sparse`, checked."""
+
+    steps: int
+    lr: float
+    average: float | None
+
+    @classmethod
+    def of(
+        cls, preset: str, *, steps: int | None, lr: float | None, average: str, prefix: str = "--"
+    ) -> TrainSettings:
+        """As :meth:`SearchSettings.of`; ``average`` is a decay or "off"."""
+        base = find_preset(preset)
+        return cls(
+            steps=check_integer(f"{prefix}steps", _given(steps, base.train_steps), minimum=1),
+            lr=check_number(f"{prefix}lr", _given(lr, base.train_lr), above=0.0),
+            average=_average(average),
+        )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to run, whatever the command.
+
+    Attributes:
+        device: where to compute.
+        backend: how to compute.
+        resume: go on from checkpoints (True), throw them away (False), refuse where there are any (None).
+        checkpoint_seconds: time between two checkpoints.
+        quiet: print warnings and errors only.
+        plots: write the plots.
+        json: where to write the JSON result, None for beside the output.
+    """
+
+    device: torch.device
+    backend: str
+    resume: bool | None
+    checkpoint_seconds: float
+    quiet: bool
+    plots: bool
+    json: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        device: str,
+        backend: str,
+        threads: int | None,
+        resume: bool | None,
+        checkpoint_seconds: float,
+        quiet: bool,
+        plots: bool,
+        json: Path | None,
+    ) -> RunSettings:
+        """Check the options, and set the number of threads.
+
+        Raises:
+            InputError: a value is out of range, or there is no such device.
+            BackendError: the backend cannot run here.
+        """
+        if threads is not None:
+            torch.set_num_threads(check_integer("--threads", threads, minimum=1, below=2**15))
+        return cls(
+            device=find_device(device),
+            backend=find_backend(backend),
+            resume=resume,
+            checkpoint_seconds=check_number("--checkpoint-seconds", checkpoint_seconds, minimum=0.0),
+            quiet=quiet,
+            plots=plots,
+            json=json,
+        )
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name."""
+    return PRESETS[check_choice("--preset", name, tuple(PRESETS))]
+
+
+def find_seed(name: str, *values: int | None) -> int:
+    """The first of ``values`` that is not None, checked."""
+    return check_integer(name, next((v for v in values if v is not None), 0), minimum=0, below=MAX_SEED)
+
+
+def find_backend(name: str) -> str:
+    """``name`` if that backend is here, or "auto".
+
+    Raises:
+        BackendError: it cannot run here; the message says why.
+    """
+    try:
+        check_backend(name)
+    except InputError as error:
+        raise InputError(f"--{error}") from None
+    if name != "auto" and not (status := backends()[name]).available:
+        raise BackendError(f"--backend: {name} cannot run here: {status.reason}")
+    return name
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: no such device here.
+    """
+    expected = "--device: expected auto, cpu, cuda or cuda:N"
+    kind, colon, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
+        raise InputError(f"{expected}, got {name!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
+        raise InputError(f"{expected}, got {name!r}, but {why}")
+    if int(index or 0) >= count:
+        raise InputError(f"{expected} with N below {count}, got {name!r}")
+    return torch.device("cuda", int(index or 0))
+
+
+def debug() -> bool:
+    """Whether errors are to show where they came from (OES_FAST_DEBUG=1)."""
+    return os.environ.get("OES_FAST_DEBUG", "") not in ("", "0")
+
+
+def _given(value: int | float | None, default: int | float) -> int | float:
+    return default if value is None else value
+
+
+def _average(text: str) -> float | None:
+    if text.lower() in ("off", "none"):
+        return None
+    try:
+        decay = float(text)
+    except ValueError:
+        raise InputError(f"--average: expected a decay in [0, 1) or off, got {text!r}") from None
+    return check_number("--average", decay, minimum=0.0, below=1.0) or None

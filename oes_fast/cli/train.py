@@ -1,0 +1,64 @@
+"""``oes-fast train``."""
+
+from __future__ import annotations
+
+from oes_fast.cli import options as o
+from oes_fast.cli.problem import ImageOptions
+from oes_fast.cli.restore import Request, restore
+from oes_fast.cli.settings import RunSettings, TrainSettings
+
+
+def train(
+    image: o.ImageIn,
+    mask: o.MaskIn,
+    output: o.ImageOut,
+    size: o.Size = None,
+    sigma: o.Sigma = None,
+    noise_seed: o.NoiseSeed = None,
+    clean: o.Clean = None,
+    steps: o.TrainSteps = None,
+    lr: o.TrainRate = None,
+    average: o.Average = o.DEFAULT_AVERAGE,
+    preset: o.PresetName = "paper",
+    seed: o.Seed = None,
+    device: o.Device = "auto",
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
+    resume: o.Resume = None,
+    checkpoint_seconds: o.CheckpointSeconds = 60.0,
+    bits: o.Bits = None,
+    plots: o.Plots = True,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+) -> int:
+    """Restore an image with a mask that `search` has found for it: the second half of `denoise`.
+
+    The weights are those the mask was found on (its seed is in the mask file). `search` and `train` with the
+    options of one `denoise` give the same image.
+
+    Writes, for -o OUT.png: OUT.png, OUT_comparison.png, OUT_psnr.png (with --sigma or --clean) and OUT.json;
+    OUT.train.ckpt while it runs. `oes-fast denoise --help` describes them.
+    """
+    run = RunSettings.of(
+        device=device,
+        backend=backend,
+        threads=threads,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        quiet=quiet,
+        plots=plots,
+        json=json,
+    )
+    return restore(
+        Request(
+            command="train",
+            image=ImageOptions(image, size, sigma, clean),
+            output=output,
+            bits=bits,
+            run=run,
+            train=TrainSettings.of(preset, steps=steps, lr=lr, average=average),
+            mask=mask,
+            seed=seed,
+            noise_seed=noise_seed,
+        )
+    )
