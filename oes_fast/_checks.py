@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -78,22 +79,26 @@ def check_number(
         (below is None or value < below, f"< {below}"),
     ]
     asked = [
-        text for bound, (_, text) in zip((minimum, above, maximum, below), bounds, strict=True) if bound is not None
+        text
+        for bound, (_, text) in zip((minimum, above, maximum, below), bounds, strict=True)
+        if bound is not None
     ]
     if not math.isfinite(value) or not all(ok for ok, _ in bounds):
-        raise InputError(f"{name}: expected a finite number {' and '.join(asked)}".rstrip() + f", got {value}")
+        raise InputError(
+            f"{name}: expected a finite number {' and '.join(asked)}".rstrip() + f", got {value}"
+        )
     return float(value)
 
 
 def check_integer(name: str, value: int, *, minimum: int | None = None, below: int | None = None) -> int:
     """Return ``value`` if it is an integer with minimum <= value < below."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's integers too
         raise InputError(f"{name}: expected an integer, got {type(value).__name__}")
     if (minimum is not None and value < minimum) or (below is not None and value >= below):
         low = "" if minimum is None else f" >= {minimum}"
         high = "" if below is None else f" < {below}"
         raise InputError(f"{name}: expected an integer{low}{high}, got {value}")
-    return value
+    return int(value)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:

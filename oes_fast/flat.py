@@ -71,8 +71,15 @@ def flatten(net: nn.Module) -> Tensor:
 
 
 def unflatten_(net: nn.Module, flat: Tensor) -> None:
-    """Copy the vector [numel] into the parameters of ``net``."""
-    views = FlatLayout.of(net).views(flat)
+    """Copy the vector [numel] into the parameters of ``net``.
+
+    Raises:
+        InputError: another number of elements than the network has.
+    """
+    layout = FlatLayout.of(net)
+    if flat.shape != (layout.numel,):
+        raise InputError(f"flat: expected shape ({layout.numel},), got {tuple(flat.shape)}")
+    views = layout.views(flat)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(views[name])

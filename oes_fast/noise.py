@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oes_fast._checks import check_integer
+from oes_fast._checks import FLOAT_DTYPES, check_integer
 from oes_fast.errors import InputError
 
 INPUT_SCALE = 0.1  # z ~ U(0, 0.1)
@@ -34,11 +34,13 @@ def noise_input(
         Tensor of shape [1, channels, H, W].
 
     Raises:
-        InputError: a size that is no positive integer, or a seed out of range.
+        InputError: a size that is no positive integer, a seed out of range, or another dtype.
     """
-    if len(size) != 2:
-        raise InputError(f"size: expected (height, width), got {tuple(size)}")
-    height, width = (check_integer("size", int(side), minimum=1) for side in size)
+    if not hasattr(size, "__len__") or len(size) != 2:
+        raise InputError(f"size: expected (height, width), got {size!r}")
+    height, width = (check_integer("size", side, minimum=1) for side in size)
+    if dtype not in FLOAT_DTYPES:
+        raise InputError(f"dtype: expected float32 or float64, got {dtype}")
     generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0, below=2**63))
     shape = (1, check_integer("channels", channels, minimum=1), height, width)
-    return torch.rand(shape, generator=generator, dtype=dtype).mul_(INPUT_SCALE).to(device)
+    return torch.rand(shape, generator=generator, dtype=dtype, device="cpu").mul_(INPUT_SCALE).to(device)
