@@ -46,12 +46,12 @@ class Mask:
         return self.kept / self.flat.numel()
 
     def __repr__(self) -> str:
-        return f"Mask({self.kept} of {self.flat.numel()} kept, {100 * self.density:.3g} %, {self.fingerprint})"
+        return (
+            f"Mask({self.kept} of {self.flat.numel()} kept, {100 * self.density:.3g} %, {self.fingerprint})"
+        )
 
     @classmethod
-    def from_flat(
-        cls, net: nn.Module, bools: Tensor | np.ndarray | Sequence[bool], **settings: Any
-    ) -> Mask:
+    def from_flat(cls, net: nn.Module, bools: Tensor | np.ndarray | Sequence[bool], **settings: Any) -> Mask:
         """A mask for ``net`` from booleans in parameters() order.
 
         Args:
@@ -63,7 +63,7 @@ class Mask:
             InputError: another number of elements than the network has, or values other than 0 and 1.
         """
         layout = FlatLayout.of(net)
-        flat = torch.as_tensor(bools).detach().cpu().reshape(-1)
+        flat = _tensor_of(bools).detach().cpu().reshape(-1)
         if flat.numel() != layout.numel:
             raise InputError(
                 f"bools: expected {layout.numel} elements, one for each parameter, got {flat.numel()}"
@@ -75,7 +75,9 @@ class Mask:
         return cls(flat.clone(), layout.fingerprint, settings)
 
     @classmethod
-    def from_logits(cls, net: nn.Module, logits: Tensor, density: float, *, seed: int = 0, **settings: Any) -> Mask:
+    def from_logits(
+        cls, net: nn.Module, logits: Tensor, density: float, *, seed: int = 0, **settings: Any
+    ) -> Mask:
         """Keep the int(density * n) largest logits over all parameters together.
 
         Equal logits at the threshold are chosen among by the Philox stream ``TIE_BREAK`` of the seed.
@@ -95,12 +97,20 @@ class Mask:
         check_number("density", density, above=0.0, maximum=1.0)
         keep = int(density * layout.numel)
         if keep == 0:
-            raise InputError(f"density: expected to keep one weight of {layout.numel} at least, got {density}")
+            raise InputError(
+                f"density: expected to keep one weight of {layout.numel} at least, got {density}"
+            )
         logits = logits.detach().cpu()
         threshold = torch.topk(logits, keep).values[-1]
         flat = logits > threshold
         ties = torch.nonzero(logits == threshold).flatten()
-        bits = random_bits(check_integer("seed", seed, minimum=0, below=2**64), 0, layout.numel, stream=TIE_BREAK)
+        bits = random_bits(
+            check_integer("seed", seed, minimum=0, below=2**64),
+            0,
+            layout.numel,
+            stream=TIE_BREAK,
+            device="cpu",
+        )
         order = torch.argsort(bits[ties], stable=True)
         flat[ties[order[: keep - int(flat.sum())]]] = True
         return cls(flat, layout.fingerprint, {"density": density, "seed": seed, **settings})
@@ -140,7 +150,9 @@ class Mask:
     def layer_density(self, net: nn.Module) -> dict[str, float]:
         """Density within each parameter tensor of ``net``, by name."""
         self.check(net)
-        return {name: view.float().mean().item() for name, view in FlatLayout.of(net).views(self.flat).items()}
+        return {
+            name: view.float().mean().item() for name, view in FlatLayout.of(net).views(self.flat).items()
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: bits packed eight to a byte, the rest as metadata.
@@ -167,10 +179,31 @@ class Mask:
         """
         tensors, metadata = load_tensors(path)
         if metadata.get("format") != _FORMAT or "bits" not in tensors:
-            raise InputError(f"{path}: expected a mask file ({_FORMAT}), got {metadata.get('format', 'another file')}")
-        count = metadata["count"]
+            raise InputError(
+                f"{path}: expected a mask file ({_FORMAT}), got {metadata.get('format', 'another file')}"
+            )
+        count, settings = metadata.get("count"), metadata.get("settings")
+        fingerprint = metadata.get("fingerprint")
+        if not isinstance(count, int) or not isinstance(settings, dict) or not isinstance(fingerprint, str):
+            raise InputError(f"{path}: expected a mask file, got one without count, fingerprint or settings")
+        if not fingerprint.startswith(f"{count}-"):
+            raise InputError(f"{path}: expected a mask of the network {fingerprint}, got {count} elements")
         bits = tensors["bits"]
         if bits.dtype != torch.uint8 or bits.numel() != (count + 7) // 8:
-            raise InputError(f"{path}: expected {(count + 7) // 8} bytes of mask, got {bits.numel()} {bits.dtype}")
+            raise InputError(
+                f"{path}: expected {(count + 7) // 8} bytes of mask, got {bits.numel()} {bits.dtype}"
+            )
         flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
-        return cls(flat, metadata["fingerprint"], metadata["settings"])
+        return cls(flat, fingerprint, settings)
+
+
+def _tensor_of(bools: Tensor | np.ndarray | Sequence[bool]) -> Tensor:
+    if isinstance(bools, Tensor):
+        return bools
+    try:
+        array = np.array(bools)
+    except ValueError as error:
+        raise InputError(f"bools: expected one boolean for each parameter, got {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"bools: expected booleans, got {type(bools).__name__} of {array.dtype}")
+    return torch.from_numpy(array if array.dtype.kind == "b" else array.astype(np.float64))
