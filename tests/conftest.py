@@ -27,31 +27,32 @@ class Problem(NamedTuple):
     clean: Tensor
 
 
+def build_problem(
+    *,
+    size: tuple[int, int] = (32, 32),
+    channels: int = 3,
+    dtype: torch.dtype = torch.float64,
+    density: float = 0.9,
+    seed: int = 0,
+    **options: object,
+) -> Problem:
+    """A :class:`Problem` of any size; options go to the generator."""
+    settings = {"num_channels_down": (4, 6), "filter_size_down": 3, "seed": seed} | options
+    net = oes.models.skip(4, channels, **settings).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    numel = sum(p.numel() for p in net.parameters())
+    mask = oes.Mask.from_flat(net, torch.rand(numel, generator=generator) < density)
+    rows, columns = (torch.linspace(0, 1, side, dtype=dtype) for side in size)
+    clean = torch.stack([rows[:, None] * columns.pow(c) for c in range(channels)])[None]
+    noise = torch.randn(clean.shape, generator=generator, dtype=dtype)
+    noisy = (clean + 0.1 * noise).clamp(0, 1)
+    return Problem(net, mask, oes.noise_input(4, size, seed=seed, dtype=dtype), noisy, clean)
+
+
 @pytest.fixture(scope="session")
 def make_problem() -> Callable[..., Problem]:
-    """A :class:`Problem` of any size; options go to the generator."""
-
-    def make(
-        *,
-        size: tuple[int, int] = (32, 32),
-        channels: int = 3,
-        dtype: torch.dtype = torch.float64,
-        density: float = 0.9,
-        seed: int = 0,
-        **options: object,
-    ) -> Problem:
-        settings = {"num_channels_down": (4, 6), "filter_size_down": 3, "seed": seed} | options
-        net = oes.models.skip(4, channels, **settings).to(dtype)
-        generator = torch.Generator().manual_seed(seed)
-        numel = sum(p.numel() for p in net.parameters())
-        mask = oes.Mask.from_flat(net, torch.rand(numel, generator=generator) < density)
-        rows, columns = (torch.linspace(0, 1, side, dtype=dtype) for side in size)
-        clean = torch.stack([rows[:, None] * columns.pow(c) for c in range(channels)])[None]
-        noise = torch.randn(clean.shape, generator=generator, dtype=dtype)
-        noisy = (clean + 0.1 * noise).clamp(0, 1)
-        return Problem(net, mask, oes.noise_input(4, size, seed=seed, dtype=dtype), noisy, clean)
-
-    return make
+    """:func:`build_problem`."""
+    return build_problem
 
 
 @pytest.fixture(scope="session")

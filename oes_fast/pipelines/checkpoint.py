@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oes_fast._checks import check_number
-from oes_fast.errors import CheckpointError
+from oes_fast.errors import CheckpointError, InputError, OESError
 from oes_fast.files import check_writable, load_tensors, save_tensors
 
 _FORMAT = "oes_fast checkpoint 1"
@@ -40,6 +40,8 @@ class Checkpoint:
         every_seconds: float = 60.0,
         resume: bool = False,
     ) -> None:
+        if resume and path is None:
+            raise InputError("resume: expected a checkpoint to go on from, got checkpoint=None")
         self.path = path
         self.settings = dict(settings)
         self.every_seconds = check_number("checkpoint_seconds", every_seconds, minimum=0.0)
@@ -52,31 +54,50 @@ class Checkpoint:
         """(step, state) to go on from, or None to start afresh.
 
         Raises:
-            CheckpointError: the file is no checkpoint, or one of a run with other settings.
+            CheckpointError: the file is no complete checkpoint, or one of a run with other settings.
         """
         if self.path is None or not self.resume or not os.path.exists(self.path):
             return None
-        tensors, metadata = load_tensors(self.path)
+        try:
+            tensors, metadata = load_tensors(self.path)
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
         if metadata.get("format") != _FORMAT:
             raise CheckpointError(f"{self.path}: expected a checkpoint ({_FORMAT}), got another file")
+        step, settings = metadata.get("step"), metadata.get("settings")
+        if not isinstance(step, int) or not isinstance(settings, dict) or "history" not in tensors:
+            raise CheckpointError(f"{self.path}: expected a checkpoint with step, settings and history")
         for key, wanted in self.settings.items():
-            found = metadata["settings"].get(key)
+            found = settings.get(key)
             if found != wanted:
                 raise CheckpointError(
                     f"{self.path}: the checkpoint was made with {key} = {found}, this run has {wanted}"
                 )
-        return int(metadata["step"]), tensors
+        return step, tensors
 
     def due(self) -> bool:
         """Whether it is time to save."""
         return self.path is not None and time.monotonic() - self._saved_at >= self.every_seconds
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Write the state before step ``step``; the file before it stays until the new one is whole."""
+        """Write the state before step ``step``; the file before it stays until the new one is whole.
+
+        Raises:
+            OESError: the state holds NaN or infinity, so nothing could go on from it; nothing is written.
+            OutputError: the file cannot be written.
+        """
         if self.path is None:
             return
+        for name, tensor in state.items():
+            if name != "history" and not bool(torch.isfinite(tensor).all()):
+                raise OESError(
+                    f"{self.settings.get('phase', 'run')}: the state ({name}) is no longer finite at step {step}; "
+                    f"a lower learning rate may help. {self.path} is left as it was"
+                )
         metadata = {"format": _FORMAT, "step": step, "settings": self.settings}
-        save_tensors(self.path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata)
+        save_tensors(
+            self.path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata
+        )
         self._saved_at = time.monotonic()
 
 

@@ -44,8 +44,8 @@ def check_output(output: Tensor, noisy: Tensor) -> Tensor:
 
 def detect_collapse(output: Tensor, noisy: Tensor, phase: str) -> bool:
     """Whether the output is flat; warns with :class:`CollapsedRunWarning` if so."""
-    spread = output.std(dim=(-2, -1)).mean()
-    target = noisy.std(dim=(-2, -1)).mean()
+    spread = output.detach().std(dim=(-2, -1), correction=0).mean()  # 0, not NaN, for a single pixel
+    target = noisy.detach().std(dim=(-2, -1), correction=0).mean()
     collapsed = bool(spread < FLAT * target)
     if collapsed:
         warnings.warn(

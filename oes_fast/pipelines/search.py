@@ -10,14 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
-from oes_fast.flat import flatten
+from oes_fast.errors import InputError
+from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import Checkpoint, digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
-from oes_fast.pipelines.inputs import check_backend, check_output, check_run_inputs, detect_collapse, zero_scalar
+from oes_fast.pipelines.inputs import (
+    check_backend,
+    check_output,
+    check_run_inputs,
+    detect_collapse,
+    zero_scalar,
+)
 from oes_fast.pipelines.steps import Callback, run_steps
 from oes_fast.reference.mask_kl import mask_kl
 
@@ -105,6 +112,9 @@ def search_mask(
     """
     check_run_inputs(net, z, noisy, clean)
     check_number("density", density, above=0.0, below=1.0)
+    numel = FlatLayout.of(net).numel
+    if int(density * numel) == 0:
+        raise InputError(f"density: expected to keep one weight of {numel} at least, got {density}")
     check_integer("steps", steps, minimum=0, below=2**32)
     check_integer("record_every", record_every, minimum=1)
     check_number("lr", lr, above=0.0)

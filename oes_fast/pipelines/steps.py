@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import OESError
+from oes_fast.errors import CheckpointError, InputError, OESError
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.history import History
 
@@ -84,7 +84,7 @@ class Finished:
         average: running average of the outputs, or None.
         history: recorded steps.
         steps: updates made.
-        interrupted: stopped by Ctrl-C or a callback before the last step.
+        interrupted: stopped by a callback before the last step, or by Ctrl-C.
         seconds: time this call took.
     """
 
@@ -114,14 +114,23 @@ def run_steps(
         OESError: the loss is no longer finite.
         CheckpointError: see :meth:`Checkpoint.load`.
     """
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback: expected a function, got {type(callback).__name__}")
     began = time.monotonic()
     history = History()
     step = 0
     resumed = checkpoint.load()
     if resumed is not None:
         step, state = resumed
+        if step > steps:
+            raise CheckpointError(
+                f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for"
+            )
         history = History(state.pop("history"))
-        run.load_state(state)
+        try:
+            run.load_state(state)
+        except KeyError as error:
+            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {error}") from error
     stop = False
     with _delayed_interrupt() as interrupted:
         while True:
@@ -131,19 +140,24 @@ def run_steps(
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
                 _record(history, step, run, output, clean)
-            if callback is not None and callback(StepInfo(run.phase, step, steps, output, run, clean)) is True:
+            if (
+                callback is not None
+                and callback(StepInfo(run.phase, step, steps, output, run, clean)) is True
+            ):
                 stop = True
             if final:
                 break
             run.update(step)
             step += 1
+        # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
+        stopped = step < steps or interrupted()
     seconds = time.monotonic() - began
-    return Finished(output, run.average(), history, step, step < steps, seconds)
+    return Finished(output, run.average(), history, step, stopped, seconds)
 
 
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
     """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
-    return -10 * torch.log10(torch.mean((output.double() - clean.double()) ** 2))
+    return -10 * torch.log10(torch.mean((output.detach().double() - clean.detach().double()) ** 2))
 
 
 def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor | None) -> None:
@@ -153,7 +167,9 @@ def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor
     psnr_average: Tensor | float = nan if clean is None or average is None else psnr_tensor(average, clean)
     loss = run.objective()
     if not torch.isfinite(loss):
-        raise OESError(f"{run.phase}: the loss is {float(loss)} at step {step}; a lower learning rate may help")
+        raise OESError(
+            f"{run.phase}: the loss is {float(loss)} at step {step}; a lower learning rate may help"
+        )
     history.add(step, loss, psnr, psnr_average)
 
 
@@ -165,6 +181,9 @@ def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
         return
     requested = False
     previous = signal.getsignal(signal.SIGINT)
+    if previous is None or previous is signal.SIG_IGN:  # set by C code, or a job in the background: not ours
+        yield lambda: False
+        return
 
     def handler(signum: int, frame: FrameType | None) -> None:
         nonlocal requested
