@@ -64,7 +64,8 @@ import torch
 torch.set_num_threads(int(sys.argv[4]))
 import conftest, test_checkpoint
 problem = conftest.build_problem(dtype=torch.float32)
-test_checkpoint.start(sys.argv[2], problem, sys.argv[3], steps=10**6, callback=lambda i: print(i.step, flush=True))
+tell = lambda info: print(info.step, flush=True)
+test_checkpoint.start(sys.argv[2], problem, sys.argv[3], steps=10**6, callback=tell)
 """
 
 

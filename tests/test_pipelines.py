@@ -1,4 +1,4 @@
-"""Search and training as a caller sees them: results, callbacks, what they refuse and what they leave alone."""
+"""Search and training as a caller sees them: results, callbacks, what they refuse and leave alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_search_result(problem):
     assert isinstance(result, oes.SearchResult)
     assert result.mask.kept == int(0.3 * numel)
     assert result.mask.settings == {
-        "density": 0.3, "seed": 0, "steps": 7, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "backend": "reference"
+        "density": 0.3, "seed": 0, "steps": 7, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2,
+        "backend": "reference",
     }  # fmt: skip
     assert result.logits.shape == (numel,)
     assert result.logits[result.mask.flat].min() >= result.logits[~result.mask.flat].max()
@@ -217,7 +218,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_problem, run):
 def test_a_checkpoint_never_holds_a_state_that_is_not_finite(make_problem, tmp_path):
     path = tmp_path / "checkpoint"
     files = {"checkpoint": path, "checkpoint_seconds": 0.0}
-    with pytest.raises(oes.OESError, match="^train: "):
+    with pytest.raises(oes.OESError, match=r"^train: "):
         start("train", make_problem(dtype=torch.float32), lr=1e30, steps=10, record_every=100, **files)
     tensors, _ = load_tensors(path)
     assert all(t.isfinite().all() for name, t in tensors.items() if name != "history")

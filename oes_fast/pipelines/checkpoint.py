@@ -1,4 +1,4 @@
-"""Checkpoints: a run killed at any moment goes on from its last one and ends bit for bit where it would have."""
+"""Checkpoints: a run killed at any moment goes on from its last and ends bit for bit where it would have."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oes_fast._checks import check_number
 from oes_fast.errors import CheckpointError, InputError, OESError
 from oes_fast.files import check_writable, load_tensors, save_tensors
+from oes_fast.flat import fingerprint
 
 _FORMAT = "oes_fast checkpoint 1"
 
@@ -91,14 +92,19 @@ class Checkpoint:
         for name, tensor in state.items():
             if name != "history" and not bool(torch.isfinite(tensor).all()):
                 raise OESError(
-                    f"{self.settings.get('phase', 'run')}: the state ({name}) is no longer finite at step {step}; "
-                    f"a lower learning rate may help. {self.path} is left as it was"
+                    f"{self.settings.get('phase', 'run')}: the state ({name}) is no longer finite at step "
+                    f"{step}; a lower learning rate may help. {self.path} is left as it was"
                 )
         metadata = {"format": _FORMAT, "step": step, "settings": self.settings}
         save_tensors(
             self.path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata
         )
         self._saved_at = time.monotonic()
+
+
+def network_digest(net: nn.Module) -> str:
+    """The network's fingerprint and 8 hex digits of the SHA-256 of its layers, in which options show."""
+    return f"{fingerprint(net)}-{hashlib.sha256(repr(net).encode()).hexdigest()[:8]}"
 
 
 def digest(*tensors: Tensor) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_choice, check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError
 from oes_fast.flat import FlatLayout
+from oes_fast.models.generator import Generator
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
 
@@ -28,16 +29,25 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
     FlatLayout.of(net)
     weights = next(net.parameters()).detach()
     check_tensor("z", z, ndim=4, shape=(1, None, None, None), like=weights, finite=True)
+    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    if isinstance(net, Generator) and first is not None and z.shape[1] != first.in_channels:
+        raise InputError(f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}")
     check_tensor("noisy", noisy, shape=(1, None, *z.shape[-2:]), like=weights, finite=True)
     if clean is not None:
         check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy that autograd takes where it was made under torch.inference_mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def check_output(output: Tensor, noisy: Tensor) -> Tensor:
     """``output``, if it has the shape of the noisy image."""
     if output.shape != noisy.shape:
         raise InputError(
-            f"net: expected an output of the noisy image's shape {tuple(noisy.shape)}, got {tuple(output.shape)}"
+            f"net: expected an output of the noisy image's shape {tuple(noisy.shape)}, "
+            f"got {tuple(output.shape)}"
         )
     return output
 
@@ -53,7 +63,7 @@ def detect_collapse(output: Tensor, noisy: Tensor, phase: str) -> bool:
             f"{float(target):.4f}); the sparse network has collapsed or was given too few steps. "
             "Below 4 % density this is to be expected on single images: keep more weights.",
             CollapsedRunWarning,
-            stacklevel=3,
+            stacklevel=4,  # the caller of the pipeline: past it and the decorator around it
         )
     return collapsed
 

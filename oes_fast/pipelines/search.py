@@ -1,4 +1,7 @@
-"""Optimal Eye Surgeon: learn a sparse mask over the initial weights from the noisy image (Ghosh et al. 2024, section 3)."""
+"""Optimal Eye Surgeon: learn a sparse mask over the initial weights from the noisy image.
+
+Ghosh et al. 2024, section 3.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_update import mask_update
-from oes_fast.pipelines.checkpoint import Checkpoint, digest
+from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
@@ -23,6 +26,7 @@ from oes_fast.pipelines.inputs import (
     check_output,
     check_run_inputs,
     detect_collapse,
+    ordinary,
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
@@ -56,6 +60,7 @@ class SearchResult:
     backend: str
 
 
+@torch.inference_mode(False)  # so that gradients are there wherever it is called
 def search_mask(
     net: nn.Module,
     z: Tensor,
@@ -111,6 +116,7 @@ def search_mask(
         OESError: the loss became infinite or NaN.
     """
     check_run_inputs(net, z, noisy, clean)
+    z, noisy = ordinary(z), ordinary(noisy)
     check_number("density", density, above=0.0, below=1.0)
     numel = FlatLayout.of(net).numel
     if int(density * numel) == 0:
@@ -129,6 +135,7 @@ def search_mask(
         "backend": backend,
         **options,
         "record_every": record_every,
+        "network": network_digest(net),
         "weights": digest(flatten(net)),
         "z": digest(z),
         "noisy": digest(noisy),

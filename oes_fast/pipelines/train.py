@@ -13,10 +13,10 @@ from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
-from oes_fast.pipelines.checkpoint import Checkpoint, digest
+from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
-from oes_fast.pipelines.inputs import check_backend, check_output, check_run_inputs, detect_collapse, zero_scalar
+from oes_fast.pipelines.inputs import check_backend, check_output, check_run_inputs, detect_collapse, ordinary, zero_scalar
 from oes_fast.pipelines.steps import Callback, run_steps
 from oes_fast.reference.masked_adam import masked_adam
 
@@ -50,6 +50,7 @@ class TrainResult:
     backend: str
 
 
+@torch.inference_mode(False)  # so that gradients are there wherever it is called
 def train_sparse(
     net: nn.Module,
     mask: Mask,
@@ -100,6 +101,7 @@ def train_sparse(
     if not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
     mask.check(net)
+    z, noisy = ordinary(z), ordinary(noisy)
     check_integer("steps", steps, minimum=0)
     check_integer("record_every", record_every, minimum=1)
     check_number("lr", lr, above=0.0)
@@ -113,7 +115,7 @@ def train_sparse(
         "lr": lr,
         "average": average,
         "record_every": record_every,
-        "network": mask.fingerprint,
+        "network": network_digest(net),
         "weights": digest(flatten(net), *net.buffers()),
         "mask": digest(mask.flat),
         "z": digest(z),
