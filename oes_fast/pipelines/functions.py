@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from oes_fast.backends import resolve
 from oes_fast.flat import FlatLayout, flatten, unflatten_
+from oes_fast.mask import Mask
+from oes_fast.rewrite import sparsify
 
 
 class GeneratorFunction(Protocol):
@@ -74,19 +78,55 @@ class DenseFunction:
         return net
 
 
+class RewrittenFunction:
+    """The network rewritten to compute only what is alive; the vector holds the kept weights alone.
+
+    Args:
+        net: copied, and left alone.
+        z: input [1, C, H, W].
+        mask: which weights to keep; None for all.
+    """
+
+    def __init__(self, net: nn.Module, z: Tensor, mask: Mask | None) -> None:
+        self._module = sparsify(net, mask).train()
+        self._z = z
+        self._module.plan(z)  # refuses here what it cannot trace
+        self.buffers = dict(self._module.dense_buffers())
+
+    def initial_weights(self) -> Tensor:
+        """Copy of the kept parameters, shape [kept]."""
+        return self._module.weights.detach().clone()
+
+    def update_mask(self) -> Tensor | None:
+        """None: every entry is trained."""
+        return None
+
+    def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
+        """Image [1, C, H, W], differentiable in ``weights`` [kept]."""
+        return self._module.evaluate(weights, self._z, self.buffers, update_stats=update_stats)
+
+    def to_net(self, weights: Tensor) -> nn.Module:
+        """A copy of the dense network with these weights and the statistics collected."""
+        with torch.no_grad():
+            self._module.weights.copy_(weights)
+        return self._module.to_dense()
+
+
 def make_function(
-    net: nn.Module, z: Tensor, mask: Tensor | None, backend: str
+    net: nn.Module, z: Tensor, mask: Mask | None, backend: str
 ) -> tuple[GeneratorFunction, str]:
     """The generator function that ``backend`` names, and the name that "auto" came to.
 
     Args:
         net: generator.
         z: input [1, C, H, W].
-        mask: flat bool [numel], or None for all weights.
+        mask: which weights to keep, or None for all.
         backend: one of the names of :func:`oes_fast.backends`, or "auto".
 
     Raises:
         BackendError: the backend cannot run here.
     """
-    mask = None if mask is None else mask.to(z.device)
-    return DenseFunction(net, z, mask), "reference"
+    if backend == "reference":
+        return DenseFunction(net, z, None if mask is None else mask.flat.to(z.device)), backend
+    chosen = resolve(backend, z.device, ("torch",))
+    return RewrittenFunction(net, z, mask), chosen

@@ -107,7 +107,7 @@ def train_sparse(
     check_number("lr", lr, above=0.0)
     if average is not None:
         check_number("average", average, minimum=0.0, below=1.0)
-    function, backend = make_function(net, z, mask.flat, check_backend(backend))
+    function, backend = make_function(net, z, mask, check_backend(backend))
     run = _TrainRun(function, noisy, lr, average)
     settings = {
         "phase": run.phase,

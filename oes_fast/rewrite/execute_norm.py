@@ -1,0 +1,186 @@
+"""How a batch norm runs on the channels that are alive, running statistics included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oes_fast.rewrite import stages as s
+from oes_fast.rewrite.compact import CompactWeights
+from oes_fast.rewrite.liveness import Alive
+
+
+class NormRun:
+    """A batch norm bound to its channels.
+
+    Args:
+        norm: the stage.
+        source: channels of its input.
+        alive: channels of its result.
+        weights: where blocks of weights are asked for.
+        training: mode of the plan.
+        device: of the weights.
+    """
+
+    def __init__(
+        self,
+        norm: s.Norm,
+        source: Alive,
+        alive: Alive,
+        weights: CompactWeights,
+        training: bool,
+        device: torch.device,
+    ) -> None:
+        self._norm = norm
+        self._batch_statistics = training or norm.mean is None
+        self._update = training and norm.mean is not None
+        vary, const, tracked = (index + norm.first for index in (alive.vary, alive.const, alive.tracked))
+        self._vary, self._const, self._tracked = vary.to(device), const.to(device), tracked.to(device)
+        self._gamma = None if norm.weight is None else weights.request(norm.weight, vary)
+        self._beta = None if norm.bias is None else weights.request(norm.bias, vary)
+        self._const_gamma = None if norm.weight is None else weights.request(norm.weight, const)
+        self._const_beta = None if norm.bias is None else weights.request(norm.bias, const)
+        # Places of constant and tracked channels among the input's constants; -1 for an input of zero.
+        self._const_from = _places(source.const, alive.const, device)
+        self._tracked_from = _places(source.const, alive.tracked, device)
+
+    def __call__(
+        self,
+        x: Tensor,
+        offset: Tensor | None,
+        constants: Tensor | None,
+        blocks: list[Tensor],
+        buffers: Mapping[str, Tensor],
+        update_stats: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(normalised channels [N, vary, H, W], constants [const] or None).
+
+        Args:
+            x: varying channels of the input.
+            offset: [vary], what the convolution before it left out: training subtracts it with the mean.
+            constants: of the input.
+            blocks: weights.
+            buffers: running statistics by name.
+            update_stats: update them.
+        """
+        gamma = None if self._gamma is None else blocks[self._gamma]
+        beta = None if self._beta is None else blocks[self._beta]
+        if self._batch_statistics:
+            mean = var = None
+            if update_stats and self._update:
+                momentum = self._momentum(buffers)
+                self._track_constants(constants, buffers, momentum)
+                mean, var = self._running(buffers)
+                before = var.clone()
+                x = self._batch_norm(x, mean, var, gamma, beta, momentum)
+                self._store(buffers, mean, var, before, x, offset, momentum)
+            else:
+                x = self._batch_norm(x, None, None, gamma, beta, 0.0)
+            return x, self._constants_in_training(x, blocks)
+        mean, var = self._running(buffers)
+        x = F.batch_norm(x, mean, var, gamma, beta, False, 0.0, self._norm.eps) if x.shape[1] else x
+        return x, self._normalised_constants(constants, blocks, buffers)
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        momentum: float,
+    ) -> Tensor:
+        if x.shape[1] == 0:
+            return x
+        return F.batch_norm(x, mean, var, gamma, beta, True, momentum, self._norm.eps)
+
+    def _constants_in_training(self, x: Tensor, blocks: list[Tensor]) -> Tensor | None:
+        if len(self._const) == 0:
+            return None
+        return x.new_zeros(len(self._const)) if self._const_beta is None else blocks[self._const_beta]
+
+    def _normalised_constants(
+        self, constants: Tensor | None, blocks: list[Tensor], buffers: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        if len(self._const) == 0:
+            return None
+        norm = self._norm
+        assert norm.mean is not None and norm.var is not None
+        mean, var = buffers[norm.mean][self._const], buffers[norm.var][self._const]
+        k = (_spread(constants, self._const_from, mean) - mean) * torch.rsqrt(var + norm.eps)
+        if self._const_gamma is not None:
+            k = k * blocks[self._const_gamma]
+        return k if self._const_beta is None else k + blocks[self._const_beta]
+
+    def _running(self, buffers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Copies of the running statistics of the varying channels."""
+        assert self._norm.mean is not None and self._norm.var is not None
+        return (
+            buffers[self._norm.mean].index_select(0, self._vary),
+            buffers[self._norm.var].index_select(0, self._vary),
+        )
+
+    def _momentum(self, buffers: Mapping[str, Tensor]) -> float:
+        """Weight of the new statistics; counts the batch."""
+        if self._norm.count is not None and self._norm.counts:
+            buffers[self._norm.count].add_(1)
+        if self._norm.momentum is not None:
+            return self._norm.momentum
+        assert self._norm.count is not None
+        return 1.0 / float(buffers[self._norm.count])
+
+    def _store(
+        self,
+        buffers: Mapping[str, Tensor],
+        mean: Tensor,
+        var: Tensor,
+        before: Tensor,
+        x: Tensor,
+        offset: Tensor | None,
+        momentum: float,
+    ) -> None:
+        """Write the statistics back as the dense network would have them.
+
+        Nothing here is in place on ``mean`` and ``var``: batch norm's backward pass holds on to them.
+        """
+        norm = self._norm
+        assert norm.mean is not None and norm.var is not None
+        with torch.no_grad():
+            if offset is not None:
+                mean = mean + momentum * offset.detach()
+            if norm.copies > 1 and x.shape[1]:
+                seen = x.numel() // x.shape[1]
+                pixels = seen * norm.copies
+                ratio = pixels / (pixels - 1) * (seen - 1) / seen
+                var = var * ratio + before * ((1 - momentum) * (1 - ratio))
+            buffers[norm.mean].index_copy_(0, self._vary, mean)
+            buffers[norm.var].index_copy_(0, self._vary, var)
+
+    def _track_constants(self, constants: Tensor | None, buffers: Mapping[str, Tensor], momentum: float) -> None:
+        """Running statistics of channels whose input is constant: mean k, variance 0."""
+        if len(self._tracked) == 0:
+            return
+        assert self._norm.mean is not None and self._norm.var is not None
+        with torch.no_grad():
+            mean, var = buffers[self._norm.mean], buffers[self._norm.var]
+            k = _spread(constants, self._tracked_from, mean)
+            mean.index_copy_(0, self._tracked, mean[self._tracked].lerp(k, momentum))
+            var.index_copy_(0, self._tracked, var[self._tracked] * (1 - momentum))
+
+
+def _places(have: Tensor, wanted: Tensor, device: torch.device) -> Tensor:
+    """Index of each wanted channel among ``have``, -1 where it is not there."""
+    if len(have) == 0:
+        return torch.full_like(wanted, -1).to(device)
+    at = torch.searchsorted(have, wanted).clamp(max=len(have) - 1)
+    return torch.where(have[at] == wanted, at, -1).to(device)
+
+
+def _spread(constants: Tensor | None, places: Tensor, like: Tensor) -> Tensor:
+    """The constants at ``places``, zero where a place is -1."""
+    if constants is None:
+        return like.new_zeros(len(places))
+    return torch.cat([constants, constants.new_zeros(1)])[places]

@@ -1,0 +1,113 @@
+"""The table that tells what a plan computes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from oes_fast.flat import FlatLayout
+from oes_fast.rewrite import stages as s
+from oes_fast.rewrite.plan import Plan
+
+_HEADER = ("stage", "operation", "in", "out", "density", "MACs before", "after", "nonzero", "kernel")
+
+
+def table(dense: s.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -> str:
+    """One line for each stage of ``plan``.
+
+    Args:
+        dense: graph of the network before any rule.
+        plan: what is computed.
+        layout: of the dense parameters.
+        mask: flat bool, or None.
+    """
+    before = {}
+    for node in dense.nodes:
+        if isinstance(node.stage, s.Conv):
+            before[node.stage.weight] = before.get(node.stage.weight, 0) + _macs(node, *node.stage.channels)
+    rows = [_row(node, plan, layout, before, mask) for node in plan.graph.nodes]
+    totals = [sum(int(row[column]) for row in rows if row[column]) for column in (5, 6, 7)]
+    lines = [_HEADER, *rows, ("total", "", "", "", "", *map(str, totals), "")]
+    text = [tuple(_engineering(cell) if i in (5, 6, 7) and cell.isdigit() else cell for i, cell in enumerate(line)) for line in lines]
+    widths = [max(len(line[i]) for line in text) for i in range(len(_HEADER))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text)
+
+
+def _row(
+    node: s.Node, plan: Plan, layout: FlatLayout, before: dict[str, int], mask: Tensor | None
+) -> tuple[str, ...]:
+    stage = node.stage
+    alive = plan.alive[id(node)]
+    conv = stage.conv if isinstance(stage, s.UpConv) else stage
+    dense_in = node.inputs[0].shape[1] if node.inputs and len(node.inputs[0].shape) == 4 else 0
+    live_in = len(plan.alive[id(node.inputs[0])].vary) if node.inputs else 0
+    dense_out = node.shape[1] if len(node.shape) == 4 else 0
+    cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.vary)}/{dense_out}"]
+    if not isinstance(conv, s.Conv):
+        return (*cells, "", "", "", "", _kernel(node, plan))
+    source = plan.alive[id(node.inputs[0])]
+    nonzero = plan.weights.nonzeros(conv.weight, alive.vary, source.vary + conv.first)
+    block = len(alive.vary) * live_in * conv.kernel[0] * conv.kernel[1]
+    after = _macs(node, live_in, len(alive.vary))
+    density = nonzero / block if block else 0.0
+    # A split convolution's dense count stands in the row of its first part.
+    dense = str(before.pop(conv.weight)) if conv.weight in before else ""
+    return (*cells, f"{100 * density:.1f} %", dense, str(after), str(round(after * density)), _kernel(node, plan))
+
+
+def _macs(node: s.Node, inputs: int, outputs: int) -> int:
+    """Multiply-accumulates of a convolution of so many channels, dense."""
+    stage = node.stage
+    n, _, h, w = node.shape
+    if isinstance(stage, s.UpConv):
+        rows, columns = (k + stage.factor - 1 for k in stage.conv.kernel)
+        h, w = node.inputs[0].shape[2:]
+        return n * h * w * inputs * outputs * rows * columns
+    assert isinstance(stage, s.Conv)
+    return n * h * w * inputs * outputs * stage.kernel[0] * stage.kernel[1]
+
+
+def _operation(stage: s.Stage) -> str:
+    if isinstance(stage, s.Conv):
+        stride = f" stride {stage.stride[0]}" if stage.stride != (1, 1) else ""
+        return f"conv {stage.kernel[0]}x{stage.kernel[1]}{stride}"
+    if isinstance(stage, s.UpConv):
+        return f"conv {stage.conv.kernel[0]}x{stage.conv.kernel[1]} of up-sampled x{stage.factor}"
+    if isinstance(stage, s.Norm):
+        act = "" if stage.act is None else f" + {stage.act.kind}"
+        return f"batch norm{act}" + (" before up-sampling" if stage.copies > 1 else "")
+    if isinstance(stage, s.Act):
+        return stage.kind
+    if isinstance(stage, s.Pad):
+        return f"pad {stage.mode}"
+    if isinstance(stage, s.Box):
+        return f"box sum {stage.size}x{stage.size}"
+    if isinstance(stage, s.Pool):
+        return f"{stage.kind} pool"
+    if isinstance(stage, s.Upsample):
+        return f"up-sample {stage.mode}"
+    if isinstance(stage, s.Opaque):
+        return f"{getattr(stage.target, '__name__', stage.target)}, as it was"
+    return type(stage).__name__.lower()
+
+
+def _kernel(node: s.Node, plan: Plan) -> str:
+    """What runs the stage, and why."""
+    if id(node) in plan.fixed:
+        return "once: depends on the fixed input alone"
+    if not len(plan.alive[id(node)].vary) and len(node.shape) == 4:
+        return "none: no channel is alive"
+    stage = node.stage
+    if isinstance(stage, s.UpConv):
+        return "torch conv_transpose2d: dense over live channels"
+    if isinstance(stage, s.Conv):
+        return "torch conv2d: dense over live channels"
+    return "torch"
+
+
+def _engineering(count: str) -> str:
+    value = float(count)
+    for unit in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {unit}".rstrip()
+        value /= 1000
+    return f"{value:.3g} T"

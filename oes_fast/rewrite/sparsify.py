@@ -1,0 +1,178 @@
+"""A generator rewritten to compute only what is alive, as a module."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import TextIO
+
+import torch
+from torch import Tensor, nn
+
+from oes_fast._checks import check_choice, check_tensor
+from oes_fast.backends import resolve
+from oes_fast.flat import FlatLayout, flatten, unflatten_
+from oes_fast.mask import Mask
+from oes_fast.rewrite import (
+    conv_before_upsample,
+    fuse_activation,
+    norm_before_upsample,
+    pool_before_conv,
+    split_concat,
+)
+from oes_fast.rewrite.execute import Value
+from oes_fast.rewrite.explain import table
+from oes_fast.rewrite.plan import Plan
+from oes_fast.rewrite.stages import Graph
+from oes_fast.rewrite.trace import trace
+
+# In this order: each makes matches for the ones after it.
+RULES = (fuse_activation, pool_before_conv, split_concat, norm_before_upsample, conv_before_upsample)
+
+
+class SparseGenerator(nn.Module):
+    """The masked network, rewritten: same outputs, gradients and running statistics, fewer operations.
+
+    Attributes:
+        weights: one parameter of shape [kept weights], in parameters() order of the dense network.
+
+    Buffers are the running statistics of the dense network, complete; those of channels that reach no
+    output in any mode stay as they were. A plan is made for every input shape and mode when it is first seen,
+    and what depends on the input alone is kept as long as the same tensor comes again.
+    """
+
+    def __init__(self, net: nn.Module, mask: Mask | None) -> None:
+        super().__init__()
+        layout = FlatLayout.of(net)
+        flat = flatten(net)
+        self._mask = None if mask is None else mask.flat
+        self.weights = nn.Parameter(flat if self._mask is None else flat[self._mask.to(flat.device)])
+        self._layout = layout
+        # The network is kept for its code and shape, out of sight of parameters() and state_dict().
+        self.__dict__["_net"] = copy.deepcopy(net)
+        self._buffer_names = {name: name.replace(".", "__") for name, _ in net.named_buffers()}
+        for name, buffer in net.named_buffers():
+            self.register_buffer(self._buffer_names[name], buffer.clone())
+        self.train(net.training)
+        self._graphs: dict[tuple[int, ...], Graph] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._prepared: tuple[Plan, Tensor, int, dict[int, Value]] | None = None
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
+
+        Raises:
+            InputError: ``z`` is no such tensor, or not of the weights' dtype and device.
+            TraceError: the network's code cannot be traced.
+        """
+        return self.evaluate(self.weights, z, dict(self.dense_buffers()), update_stats=True)
+
+    def evaluate(self, weights: Tensor, z: Tensor, buffers: dict[str, Tensor], *, update_stats: bool) -> Tensor:
+        """:meth:`forward` with other weights and running statistics.
+
+        Args:
+            weights: shape of ``self.weights``.
+            z: input [N, C, H, W].
+            buffers: of the dense network by name, updated in place if ``update_stats``.
+            update_stats: update them.
+        """
+        check_tensor("z", z, ndim=4, like=self.weights)
+        plan = self.plan(z)
+        return plan.run(weights, buffers, z, self._prepare(plan, z), update_stats=update_stats)
+
+    def plan(self, z: Tensor) -> Plan:
+        """The plan for inputs like ``z`` in the present mode."""
+        key = (tuple(z.shape), z.dtype, z.device, self.training)
+        if key not in self._plans:
+            self._net.train(self.training)
+            graph = rewritten(self._net, z)
+            self._plans[key] = Plan(graph, self._net, self._mask, training=self.training, device=z.device)
+        return self._plans[key]
+
+    def dense_buffers(self) -> list[tuple[str, Tensor]]:
+        """The running statistics under their names in the dense network."""
+        return [(name, self.get_buffer(own)) for name, own in self._buffer_names.items()]
+
+    def dense_weights(self, weights: Tensor | None = None) -> Tensor:
+        """All parameters of the dense network, flat: ``weights`` (by default its own) and zeros between them."""
+        kept = (self.weights if weights is None else weights).detach()
+        if self._mask is None:
+            return kept.clone()
+        dense = kept.new_zeros(self._layout.numel)
+        dense[self._mask.to(kept.device)] = kept
+        return dense
+
+    def to_dense(self) -> nn.Module:
+        """The dense network with the present weights and running statistics; dropped weights are zero."""
+        net = copy.deepcopy(self._net).to(self.weights)
+        unflatten_(net, self.dense_weights())
+        with torch.no_grad():
+            buffers = dict(net.named_buffers())
+            for name, buffer in self.dense_buffers():
+                buffers[name].copy_(buffer)
+        return net.train(self.training)
+
+    def explain(self, size: tuple[int, int] = (512, 512), file: TextIO | None = None) -> str:
+        """Print and return a table of every stage: channels alive, density, multiply-accumulates, kernel.
+
+        Args:
+            size: (H, W) of the input.
+            file: where to print, by default standard output.
+        """
+        first = next(m for m in self._net.modules() if isinstance(m, nn.Conv2d))
+        z = self.weights.new_empty(1, first.in_channels, *size)
+        text = table(trace(self._net, z), self.plan(z), self._layout, self._mask)
+        print(text, file=sys.stdout if file is None else file)
+        return text
+
+    def extra_repr(self) -> str:
+        """How many weights are kept."""
+        return f"{self.weights.numel()} of {self._layout.numel} weights"
+
+    def _prepare(self, plan: Plan, z: Tensor) -> dict[int, Value]:
+        """What depends on the input alone, kept while the same unchanged tensor comes again."""
+        if z.requires_grad:
+            return plan.prepare(z)
+        if self._prepared is not None:
+            for_plan, tensor, version, prepared = self._prepared
+            if for_plan is plan and tensor is z and version == z._version:
+                return prepared
+        prepared = plan.prepare(z)
+        self._prepared = (plan, z, z._version, prepared)
+        return prepared
+
+
+def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto") -> SparseGenerator:
+    """Rewrite a generator exactly, so that only what the mask keeps alive is computed.
+
+    Args:
+        net: any generator of standard layers; copied, and left alone. What the rules do not know runs
+            as it is.
+        mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
+        backend: "auto" or "torch".
+
+    Returns:
+        :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
+
+    Raises:
+        InputError: no such backend.
+        MaskMismatchError: the mask belongs to another network.
+        BackendError: the backend cannot run here.
+    """
+    resolve(check_choice("backend", backend, ("auto", "torch", "cpu", "triton", "cuda")), _device(net), ("torch",))
+    if mask is not None:
+        mask.check(net)
+    return SparseGenerator(net, mask)
+
+
+def rewritten(net: nn.Module, z: Tensor) -> Graph:
+    """The graph of ``net`` for inputs like ``z`` after every rule."""
+    graph = trace(net, z)
+    for rule in RULES:
+        rule.apply(graph)
+    graph.sweep()
+    return graph
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
