@@ -22,6 +22,7 @@ def check_tensor(
     shape: Sequence[int | None] | None = None,
     dtypes: Sequence[torch.dtype] = FLOAT_DTYPES,
     like: Tensor | None = None,
+    device: torch.device | None = None,
     finite: bool = False,
 ) -> Tensor:
     """Return ``value`` if it is the tensor that is expected, else raise :class:`InputError`.
@@ -33,6 +34,7 @@ def check_tensor(
         shape: sizes expected; None stands for any.
         dtypes: dtypes accepted.
         like: a tensor whose dtype and device it must share.
+        device: where it must be, whatever its dtype.
         finite: refuse NaN and infinity (reads the whole tensor).
     """
     if not isinstance(value, Tensor):
@@ -49,6 +51,8 @@ def check_tensor(
         raise InputError(
             f"{name}: expected {like.dtype} on {like.device}, got {value.dtype} on {value.device}"
         )
+    if device is not None and value.device != device:
+        raise InputError(f"{name}: expected a tensor on {device}, got one on {value.device}")
     if finite:
         bad = value.numel() - int(torch.isfinite(value).sum())
         if bad:

@@ -52,9 +52,12 @@ def batch_norm_act(
     check_choice("activation", activation, reference.ACTIVATIONS)
     check_number("momentum", momentum, minimum=0.0, maximum=1.0)
     check_number("eps", eps, minimum=0.0)
+    check_number("slope", slope)
     if training and x.numel() <= x.shape[1]:
         raise InputError(f"x: expected more than one value a channel in training, got shape {tuple(x.shape)}")
-    if not training and (running_mean is None or running_var is None):
+    if (running_mean is None) != (running_var is None):
+        raise InputError("running_mean, running_var: expected both or none, got one")
+    if not training and running_mean is None:
         raise InputError("running_mean, running_var: expected both where training is False, got None")
     return reference.batch_norm_act(
         x,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from oes_fast import reference
 from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast.errors import InputError
 
 
 def masked_adam(
@@ -41,9 +42,11 @@ def masked_adam(
     for name, value in {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():
         check_tensor(name, value, shape=weights.shape, like=weights)
     if mask is not None:
-        check_tensor("mask", mask, shape=weights.shape, dtypes=(torch.bool,))
+        check_tensor("mask", mask, shape=weights.shape, dtypes=(torch.bool,), device=weights.device)
     check_integer("step", step, minimum=0)
     check_number("lr", lr, above=0.0)
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise InputError(f"betas: expected two numbers, got {betas!r}")
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)

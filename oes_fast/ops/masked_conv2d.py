@@ -46,21 +46,32 @@ def masked_conv2d(
     """
     check_tensor("x", x, ndim=4)
     check_tensor("weight", weight, ndim=4, like=x)
-    check_tensor("mask", mask, shape=weight.shape, dtypes=(torch.bool, weight.dtype))
+    check_tensor("mask", mask, shape=weight.shape, dtypes=(torch.bool, weight.dtype), device=weight.device)
     check_integer("groups", groups, minimum=1)
+    if weight.shape[0] % groups:
+        raise InputError(f"groups: expected a divisor of {weight.shape[0]} output channels, got {groups}")
     if x.shape[1] != weight.shape[1] * groups:
         raise InputError(f"x: expected {weight.shape[1] * groups} channels for this weight, got {x.shape[1]}")
     if bias is not None:
         check_tensor("bias", bias, shape=(weight.shape[0],), like=x)
     check_choice("padding_mode", padding_mode, tuple(reference.PADDING_MODES))
+    stride = pair("stride", stride, minimum=1)
+    padding = pair("padding", padding, minimum=0)
+    dilation = pair("dilation", dilation, minimum=1)
+    for size, kernel, pad, spread in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
+        reach = spread * (kernel - 1) + 1
+        if size + 2 * pad < reach:
+            raise InputError(f"x: expected {reach} pixels at least, padding included, got {size} + 2 * {pad}")
+        if (padding_mode == "reflect" and pad >= size) or (padding_mode == "circular" and pad > size):
+            raise InputError(f"padding: expected less for {padding_mode} padding of {size} pixels, got {pad}")
     return reference.masked_conv2d(
         x,
         weight,
         mask,
         bias,
-        stride=pair("stride", stride, minimum=1),
-        padding=pair("padding", padding, minimum=0),
-        dilation=pair("dilation", dilation, minimum=1),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
         groups=groups,
         padding_mode=padding_mode,
     )
@@ -68,8 +79,8 @@ def masked_conv2d(
 
 def pair(name: str, value: Pair, *, minimum: int) -> tuple[int, int]:
     """(rows, columns) of one number or two."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2:
-        raise InputError(f"{name}: expected one number or (rows, columns), got {value}")
+    values = (value, value) if isinstance(value, int) else value
+    if not isinstance(values, tuple | list) or len(values) != 2:
+        raise InputError(f"{name}: expected one number or (rows, columns), got {value!r}")
     rows, columns = (check_integer(name, v, minimum=minimum) for v in values)
     return rows, columns

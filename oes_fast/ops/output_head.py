@@ -34,6 +34,8 @@ def output_head(
     if bias is not None:
         check_tensor("bias", bias, shape=(weight.shape[0],), like=x)
     check_tensor("target", target, shape=(x.shape[0], weight.shape[0], None, None), like=x)
+    if target.numel() == 0:
+        raise InputError(f"target: expected a pixel at least, got shape {tuple(target.shape)}")
     if target.shape[-2] > x.shape[-2] or target.shape[-1] > x.shape[-1]:
         raise InputError(
             f"target: expected at most {tuple(x.shape[-2:])} pixels as the features have, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +129,13 @@ def search_mask(
     check_number("temperature", temperature, above=0.0)
     check_integer("seed", seed, minimum=0, below=2**64)
     function, backend = make_function(net, z, None, check_backend(backend))
-    options = {"density": density, "lr": lr, "kl": kl, "temperature": temperature, "seed": seed}
+    options: dict[str, Any] = {
+        "density": density,
+        "lr": lr,
+        "kl": kl,
+        "temperature": temperature,
+        "seed": seed,
+    }
     run = _SearchRun(function, noisy, backend, **options)
     settings = {
         "phase": run.phase,

@@ -32,7 +32,7 @@ def masked_adam(
         mask: bool of shape [n]; the gradient of what it does not keep is taken as zero. None keeps all.
     """
     if mask is not None:
-        grad = grad * mask
+        grad = grad.masked_fill(~mask, 0)  # not grad * mask: NaN there is to count as zero too
     beta1, beta2 = betas
     exp_avg.lerp_(grad, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
