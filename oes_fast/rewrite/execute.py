@@ -135,10 +135,17 @@ class Builder:
     def _up_conv(self, node: s.Node) -> Run:
         up = node.stage
         assert isinstance(up, s.UpConv)
+        (source,) = node.inputs
+        rows, columns = up.crop
+        if self._folds_into_conv(source):
+            # Outside the image a transposed convolution sees zeros: the ring need not be there to be cut off.
+            assert isinstance(source.stage, s.Pad)
+            rows -= source.stage.amount[2] * up.factor
+            columns -= source.stage.amount[0] * up.factor
 
         def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             kernel = spread(weight.flip(2, 3), up.factor).transpose(0, 1)
-            return F.conv_transpose2d(x, kernel, bias, stride=up.factor, padding=up.crop)
+            return F.conv_transpose2d(x, kernel, bias, stride=up.factor, padding=(rows, columns))
 
         return self._convolution(node, up.conv, convolve)
 
@@ -207,7 +214,12 @@ class Builder:
         left, right, top, bottom = node.stage.amount
         same = torch.equal(self._alive[id(node)].vary, self._alive[id(node.inputs[0])].vary)
         reader = self._graph.sole_user(node)
-        return left == right and top == bottom and same and reader is not None and isinstance(reader.stage, s.Conv)
+        if left != right or top != bottom or not same or reader is None:
+            return False
+        if isinstance(reader.stage, s.UpConv):
+            crop, factor = reader.stage.crop, reader.stage.factor
+            return crop[0] >= top * factor and crop[1] >= left * factor
+        return isinstance(reader.stage, s.Conv)
 
     # ---- channel by channel
 
