@@ -7,7 +7,8 @@ DEMO ?= demo
 .PHONY: demo test setup clean
 
 demo: setup
-	$(BIN)/oes-fast denoise skimage:astronaut --size 256 --sigma 0.1 --seed 0 --preset quick -o $(DEMO)/astronaut.png
+	mkdir -p $(DEMO)
+	$(BIN)/oes-fast denoise skimage:astronaut --size 256 --sigma 0.1 --seed 0 --preset quick --restart -o $(DEMO)/astronaut.png
 
 test: setup
 	$(BIN)/python -m pytest

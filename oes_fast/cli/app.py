@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         place = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
         message = getattr(error, "format_message", error.__str__)()
-        say("error", f"{message} ({place} --help lists what there is)")
+        say("error", f"{message.rstrip('.')}; see {place} --help")
         return EXIT_BAD_INPUT
     except (OESError, OSError) as error:
         if debug():

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import Mask
 
+OURS = ".safetensors"
+PICKLED = (".pkl", ".pickle", ".pt", ".pth")
 NETWORK_SEED = "network_seed"  # setting of a mask: the seed of the weights it was found on
 
 
@@ -25,14 +28,17 @@ def load_mask(path: Path, net: nn.Module) -> Mask:
         InputError: no such file, or no mask.
         MaskMismatchError: it belongs to another network.
     """
-    mask = Mask.load(path) if path.suffix == ".safetensors" else Mask.from_published(net, path)
+    if path.suffix not in (OURS, *PICKLED):
+        wanted = f"{OURS} of oes-fast, or {', '.join(PICKLED)} of the published code"
+        raise InputError(f"{path}: expected a mask file: {wanted}, got {path.suffix or 'no extension'}")
+    mask = Mask.load(path) if path.suffix == OURS else Mask.from_published(net, path)
     mask.check(net)
     return mask
 
 
 def mask_seed(path: Path) -> int | None:
     """The seed of the weights that the mask in a file was found on, None if it does not say."""
-    if path.suffix != ".safetensors":
+    if path.suffix != OURS:
         return None
     seed = Mask.load(path).settings.get(NETWORK_SEED)
     return seed if isinstance(seed, int) else None

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from oes_fast.cli.problem import Problem
@@ -131,15 +129,11 @@ def _peak(fit: TrainResult | None, column: str) -> tuple[float | None, int | Non
 
 def print_table(rows: Iterable[tuple[str, str]], files: Iterable[Path]) -> None:
     """Print rows of name and value, and the files written, on stdout."""
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        table.add_row(name, value)
-    for index, path in enumerate(files):
-        table.add_row("Written" if index == 0 else "", str(path))
-    if not console.is_terminal:
-        console.width = 200  # no wrapping of file names in a log
-    console.print(table, markup=False)
+    written = [("Written" if index == 0 else "", str(path)) for index, path in enumerate(files)]
+    table = [*rows, *written]
+    width = max((len(name) for name, _ in table), default=0)
+    for name, value in table:
+        print(f"{name:<{width}}  {value}")
 
 
 def decibels(value: float | None) -> str:

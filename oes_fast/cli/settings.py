@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -189,7 +190,10 @@ def debug() -> bool:
     return os.environ.get("OES_FAST_DEBUG", "") not in ("", "0")
 
 
-def _given(value: int | float | None, default: int | float) -> int | float:
+Number = TypeVar("Number", int, float)
+
+
+def _given(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 

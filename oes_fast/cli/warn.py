@@ -40,5 +40,5 @@ def plain_warnings() -> Iterator[None]:
             else:
                 show(message, category, *place, **more)
 
-        warnings.showwarning = show_plainly  # type: ignore[assignment]
+        warnings.showwarning = show_plainly
         yield
