@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -86,8 +86,8 @@ def skip(
     minimum = 2 * 2**depth
     if pad == "reflection":
         for i in range(depth):
-            across = kernel_skip if skips[i] else 1
-            reach = max(2 * (kernel_down[i] // 2 + 1), kernel_up[i] // 2 + 1, across // 2 + 1)
+            kernels = (kernel_up[i], kernel_skip if skips[i] else 1)
+            reach = max(2 * (kernel_down[i] // 2 + 1), *(k // 2 + 1 for k in kernels))
             minimum = max(minimum, reach * 2**i)
     net = Generator(multiple=2**depth, minimum=minimum)
 
@@ -124,7 +124,7 @@ def skip(
     return net
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "LeakyReLU": lambda: nn.LeakyReLU(0.2, inplace=True),
     "ELU": nn.ELU,
     "SiLU": nn.SiLU,

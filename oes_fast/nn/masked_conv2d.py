@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_tensor
 from oes_fast.errors import InputError
-from oes_fast.ops.masked_conv2d import masked_conv2d
+from oes_fast.ops.masked_conv2d import Pair, masked_conv2d
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -38,6 +38,8 @@ class MaskedConv2d(nn.Conv2d):
             conv: the layer to copy.
             mask: bool of the shape of its weight; None keeps all.
         """
+        if not isinstance(conv, nn.Conv2d):
+            raise InputError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -48,13 +50,14 @@ class MaskedConv2d(nn.Conv2d):
             groups=conv.groups,
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
-            device=conv.weight.device,
+            device="meta",  # draws no initial weights, so the random state stays as it was
             dtype=conv.weight.dtype,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(conv.weight)
-            if conv.bias is not None and layer.bias is not None:
-                layer.bias.copy_(conv.bias)
+        ).to_empty(device=conv.weight.device)
+        layer.mask.fill_(True)
+        for copy, original in zip(layer.parameters(), conv.parameters(), strict=True):
+            copy.data.copy_(original.detach())
+            copy.requires_grad_(original.requires_grad)
+        layer.train(conv.training)
         if mask is not None:
             layer.set_mask(mask)
         return layer
@@ -77,9 +80,9 @@ class MaskedConv2d(nn.Conv2d):
             self.weight,
             self.mask,
             self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            stride=cast("Pair", self.stride),
+            padding=cast("Pair", self.padding),
+            dilation=cast("Pair", self.dilation),
             groups=self.groups,
             padding_mode=self.padding_mode,
         )
