@@ -1,0 +1,76 @@
+// Shared by all CPU kernels: run-time choice of the instruction set for loops the compiler vectorises.
+//
+// A kernel is one always-inline body. OES_CAPABILITIES compiles it once per instruction set and calls the one that
+// runs here. Bodies are built with neither fused multiply-add nor reassociation (see setup.py), so that every
+// capability gives the same bits.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define OES_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define OES_HAS_X86 1
+#define OES_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
+#define OES_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi,bmi2,prefer-vector-width=512")))
+#else
+#define OES_HAS_X86 0
+#endif
+
+namespace oes {
+
+enum class Capability { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// The capability in use: the best of this processor, or the one OES_FAST_CPU_CAPABILITY asks for.
+Capability capability();
+
+const char* name_of(Capability capability);
+
+// Reads the processor and the environment once. Returns the message of the error, or nullptr.
+const char* initialise_capability();
+
+template <typename To, typename From>
+OES_INLINE To bit_cast(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  std::memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
+} // namespace oes
+
+// Defines NAME(const Arguments&, begin, end) from NAME_body, which is a template over (Arguments).
+#if OES_HAS_X86
+#define OES_CAPABILITIES(NAME)                                                                      \
+  template <typename Arguments>                                                                     \
+  void NAME##_default(const Arguments& a, int64_t begin, int64_t end) {                             \
+    NAME##_body<oes::Capability::kDefault>(a, begin, end);                                                                     \
+  }                                                                                                 \
+  template <typename Arguments>                                                                     \
+  OES_TARGET_AVX2 void NAME##_avx2(const Arguments& a, int64_t begin, int64_t end) {                \
+    NAME##_body<oes::Capability::kAvx2>(a, begin, end);                                                                     \
+  }                                                                                                 \
+  template <typename Arguments>                                                                     \
+  OES_TARGET_AVX512 void NAME##_avx512(const Arguments& a, int64_t begin, int64_t end) {            \
+    NAME##_body<oes::Capability::kAvx512>(a, begin, end);                                                                     \
+  }                                                                                                 \
+  template <typename Arguments>                                                                     \
+  void NAME(const Arguments& a, int64_t begin, int64_t end) {                                       \
+    switch (oes::capability()) {                                                                    \
+      case oes::Capability::kAvx512:                                                                \
+        return NAME##_avx512(a, begin, end);                                                        \
+      case oes::Capability::kAvx2:                                                                  \
+        return NAME##_avx2(a, begin, end);                                                          \
+      default:                                                                                      \
+        return NAME##_default(a, begin, end);                                                       \
+    }                                                                                               \
+  }
+#else
+#define OES_CAPABILITIES(NAME)                                          \
+  template <typename Arguments>                                         \
+  void NAME(const Arguments& a, int64_t begin, int64_t end) {           \
+    NAME##_body<oes::Capability::kDefault>(a, begin, end);               \
+  }
+#endif

@@ -1,0 +1,142 @@
+"""Triton kernel of oes_fast/reference/mask_update.py; csrc/cpu/mask_update.cpp explains the formulas."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from oes_fast.kernels.philox import (
+    LAUNCH,
+    as_words,
+    block_size,
+    exp_negative,
+    log_from_split,
+    log_ratio,
+    logistic_noise,
+    on_device_of,
+    sigmoid_pair,
+    split_ratio,
+)
+from torch import Tensor
+
+_KL_EPS = tl.constexpr(1e-6)
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "step"])
+def update_kernel(
+    logits_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    kl_ptr,
+    grad_ptr,
+    w0_ptr,
+    numel,
+    seed_low,
+    seed_high,
+    step,
+    scale,
+    kl,
+    kl_offset,
+    log_density,
+    log_rest,
+    beta1_rest,
+    beta2,
+    beta2_rest,
+    step_size,
+    second_scale,
+    adam_eps,
+    HAS_GRADIENT: tl.constexpr,
+    HAS_VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Chain rule, KL gradient and Adam on one block; its KL sum goes to kl_ptr."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = start + tl.arange(0, BLOCK)
+    inside = at < numel
+    s = tl.load(logits_ptr + at, mask=inside, other=0.0)
+    grad = tl.load(grad_ptr + at, mask=inside, other=0.0)
+    w0 = tl.load(w0_ptr + at, mask=inside, other=0.0)
+    exp_avg = tl.load(exp_avg_ptr + at, mask=inside, other=0.0)
+    exp_avg_sq = tl.load(exp_avg_sq_ptr + at, mask=inside, other=0.0)
+    m_large, m_small = sigmoid_pair((s + logistic_noise(start, seed_low, seed_high, step, BLOCK)) * scale)
+    g = grad * w0 * (m_large * m_small) * scale
+    one = tl.full((BLOCK,), 1.0, tl.float32)
+    if HAS_GRADIENT:
+        e = exp_negative(tl.where(s < 0.0, -s, s))
+        denominator = 1.0 + e
+        cleared_eps = _KL_EPS * denominator
+        larger, smaller = 1.0 + cleared_eps, e + cleared_eps
+        exponent, scaled = split_ratio(larger, smaller)
+        total, product, square = larger + scaled, larger * smaller, denominator * denominator
+        inverse = tl.div_rn(one, product * total * square)
+        log_odds = log_from_split((larger - scaled) * (inverse * (product * square)), exponent)
+        bracket = log_odds + cleared_eps * (1.0 - e) * (inverse * (total * square))
+        variance = e * (inverse * (product * total))
+        g += kl * (variance * (tl.where(s < 0.0, -bracket, bracket) - kl_offset))
+        if HAS_VALUE:
+            p = tl.div_rn(one, denominator)
+            log_larger = -log_ratio(one, p + _KL_EPS)
+            of_larger = p * (log_larger - tl.where(s < 0.0, log_rest, log_density))
+            of_smaller = (e * p) * (log_larger - log_odds - tl.where(s < 0.0, log_density, log_rest))
+            terms = tl.where(inside, of_larger + of_smaller, 0.0)
+            tl.store(kl_ptr + tl.program_id(0), tl.sum(terms.to(tl.float64), axis=0))
+    first = exp_avg + (g - exp_avg) * beta1_rest
+    second = exp_avg_sq * beta2 + g * g * beta2_rest
+    updated = s - tl.div_rn(step_size * first, tl.sqrt_rn(second) * second_scale + adam_eps)
+    tl.store(exp_avg_ptr + at, first, mask=inside)
+    tl.store(exp_avg_sq_ptr + at, second, mask=inside)
+    tl.store(logits_ptr + at, updated, mask=inside)
+
+
+def mask_update(
+    logits: Tensor,
+    grad: Tensor,
+    w0: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    seed: int,
+    step: int,
+    temperature: float,
+    kl: float,
+    density: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    kl_value: bool,
+) -> Tensor:
+    """Update in place, float32, shape [n], contiguous arguments; the KL sum, or 0 without ``kl_value``."""
+    numel = logits.numel()
+    block = block_size(numel)
+    programs = triton.cdiv(numel, block)
+    kl_of_block = torch.empty(programs if kl_value else 0, dtype=torch.float64, device=logits.device)
+    if numel:
+        with on_device_of(logits):
+            update_kernel[(programs,)](
+                logits,
+                exp_avg,
+                exp_avg_sq,
+                kl_of_block,
+                grad,
+                w0,
+                numel,
+                *as_words(seed, step),
+                1 / temperature,
+                kl,
+                math.log(density / (1 - density)),
+                math.log(density),
+                math.log1p(-density),
+                1 - beta1,
+                beta2,
+                1 - beta2,
+                lr / (1 - beta1 ** (step + 1)),
+                1 / math.sqrt(1 - beta2 ** (step + 1)),
+                eps,
+                HAS_GRADIENT=kl != 0 or kl_value,
+                HAS_VALUE=kl_value,
+                BLOCK=block,
+                **LAUNCH,
+            )
+    return kl_of_block.sum().to(logits.dtype)

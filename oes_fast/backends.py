@@ -1,0 +1,162 @@
+"""Which implementations can run here, why the others cannot, and which one an operation takes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from oes_fast.errors import BackendError, InputError
+
+NAMES = ("reference", "torch", "cpu", "triton", "cuda")
+AUTO = "auto"
+
+_FASTEST_FIRST = {"cpu": ("cpu", "torch", "reference"), "cuda": ("cuda", "triton", "torch", "reference")}
+_ANY_DEVICE = ("torch", "reference")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here; true if it can.
+
+    Attributes:
+        available: it can.
+        reason: why not, and what to do; empty if it can.
+    """
+
+    available: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.available
+
+    def __str__(self) -> str:
+        return "available" if self.available else f"not available: {self.reason}"
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Status of every backend, by name.
+
+    reference: the definitions in plain PyTorch, dense, on any device. torch: the rewritten network in plain
+    PyTorch operations, on any device. cpu: C++ kernels. triton: Triton kernels on a GPU, or on CPU tensors
+    under TRITON_INTERPRET=1. cuda: CUDA C++ kernels.
+
+    Raises:
+        InputError: an environment variable that chooses backends has a value that means nothing.
+    """
+    disabled = _disabled()
+    return {
+        name: BackendStatus(False, "switched off by OES_FAST_DISABLE_BACKENDS; remove it from the list")
+        if name in disabled
+        else _probe(name)
+        for name in NAMES
+    }
+
+
+@torch.compiler.assume_constant_result
+def resolve(backend: str, device: torch.device | str, candidates: Sequence[str]) -> str:
+    """The implementation an operation takes.
+
+    Args:
+        backend: "auto" for the fastest candidate that runs on the device here, or a name.
+        device: of the tensors.
+        candidates: the backends that have the operation; "reference" must be one. "torch" stands for
+            "reference" where an operation has nothing between the two.
+
+    Raises:
+        InputError: there is no backend of that name.
+        BackendError: the named backend cannot run here, not on this device, or lacks the operation.
+    """
+    kind = torch.device(device).type
+    if backend == AUTO:
+        status = backends()
+        order = _FASTEST_FIRST.get(kind, _ANY_DEVICE)
+        return next(name for name in order if name in candidates and status[name])
+    if backend not in NAMES:
+        raise InputError(f"backend: expected one of {', '.join((AUTO, *NAMES))}, got {backend!r}")
+    name = "reference" if backend == "torch" and "torch" not in candidates else backend
+    status_of_name = backends()[backend]
+    if not status_of_name:
+        raise BackendError(f"backend {backend!r} is {status_of_name}")
+    if name not in candidates:
+        raise BackendError(
+            f"backend {backend!r} does not have the operation for these tensors, only {', '.join(candidates)}"
+        )
+    devices = _devices(name)
+    if devices is not None and kind not in devices:
+        raise BackendError(f"backend {backend!r} needs tensors on {' or '.join(devices)}, got {kind}")
+    return name
+
+
+def _devices(name: str) -> tuple[str, ...] | None:
+    if name in _ANY_DEVICE:
+        return None
+    if name == "triton":
+        return ("cpu", "cuda") if _triton_interprets() else ("cuda",)
+    return (name,)
+
+
+def _disabled() -> frozenset[str]:
+    names = frozenset(
+        filter(None, os.environ.get("OES_FAST_DISABLE_BACKENDS", "").replace(" ", "").split(","))
+    )
+    optional = ("cpu", "triton", "cuda")
+    if not names.issubset(optional):
+        unknown = ", ".join(sorted(names.difference(optional)))
+        raise InputError(
+            f"OES_FAST_DISABLE_BACKENDS: expected names out of {', '.join(optional)}, got {unknown}"
+        )
+    return names
+
+
+def _triton_interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _probe(name: str) -> BackendStatus:
+    if name == "cpu":
+        return _probe_cpu()
+    if name == "triton":
+        return _probe_triton()
+    if name == "cuda":
+        return BackendStatus(
+            False, 'oes_fast has no CUDA C++ kernels yet; backend "triton" runs on NVIDIA GPUs'
+        )
+    return BackendStatus(True)
+
+
+def _probe_cpu() -> BackendStatus:
+    try:
+        importlib.import_module("oes_fast._C")
+    except ModuleNotFoundError:
+        return BackendStatus(
+            False,
+            "the C++ extension was not built; with torch 2.10 or newer and gcc or clang installed, run "
+            "pip install --no-build-isolation -v on the source folder again and read why",
+        )
+    except ImportError as error:
+        return BackendStatus(
+            False, f"the C++ extension does not load ({error}); build it again against this torch"
+        )
+    except ValueError as error:  # OES_FAST_CPU_CAPABILITY
+        raise InputError(str(error)) from None
+    return BackendStatus(True)
+
+
+def _probe_triton() -> BackendStatus:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return BackendStatus(False, f"Triton does not import ({error}); pip install triton, 3.6 or newer")
+    if torch.cuda.is_available() or _triton_interprets():
+        return BackendStatus(True)
+    return BackendStatus(
+        False,
+        "PyTorch sees no GPU; install a CUDA build of torch and a driver, or set TRITON_INTERPRET=1 before "
+        "Python starts to run the kernels slowly on the CPU",
+    )

@@ -1,0 +1,64 @@
+"""Registration of the kernels with torch: one operator an operation and backend, oes_fast::OPERATION_BACKEND.
+
+The schemas, the fakes for tracing and the derivatives are written once, here and in the operations' files;
+the C++ extension adds what computes on the CPU, and :func:`define` what launches Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+KERNELS = ("cpu", "triton")
+
+_LIBRARY = torch.library.Library("oes_fast", "FRAGMENT")
+
+
+def define(name: str, schema: str, *, fake: Callable[..., Any], triton: Callable[..., Any]) -> None:
+    """Declare the operators of one operation.
+
+    Args:
+        name: of the operation.
+        schema: arguments and results, in torch's schema language.
+        fake: makes empty results from empty arguments.
+        triton: launches the Triton kernel; it is called with the schema's arguments.
+    """
+    for backend in KERNELS:
+        _LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"oes_fast::{name}_{backend}", fake, lib=_LIBRARY)
+    _LIBRARY.impl(f"{name}_triton", triton, "CompositeExplicitAutograd")
+
+
+def define_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Give the operators of one operation a derivative.
+
+    Args:
+        name: of the operation.
+        backward: (ctx, backend, *gradients) to gradients of the arguments.
+        setup_context: keeps what ``backward`` needs, see torch.library.register_autograd.
+    """
+    for backend in KERNELS:
+
+        def of_backend(ctx: Any, *grads: Any, backend: str = backend) -> Any:
+            return backward(ctx, backend, *grads)
+
+        torch.library.register_autograd(
+            f"oes_fast::{name}_{backend}", of_backend, setup_context=setup_context, lib=_LIBRARY
+        )
+
+
+def candidates(dtype: torch.dtype) -> tuple[str, ...]:
+    """The backends that have the operations of the mask step in this dtype: Triton's are float32 only."""
+    return ("cpu", "triton", "reference") if dtype == torch.float32 else ("cpu", "reference")
+
+
+def kernel(name: str, backend: str) -> Callable[..., Any]:
+    """The operator of one operation and backend."""
+    return getattr(torch.ops.oes_fast, f"{name}_{backend}").default
+
+
+def as_signed(value: int) -> int:
+    """An integer in [0, 2^64) as the int64 of the same bits, which is what a schema can carry."""
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,108 @@
+"""The noise of the relaxed mask on its own: checks and choice of backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oes_fast import reference
+from oes_fast._checks import check_integer, check_tensor
+from oes_fast.backends import resolve
+from oes_fast.ops import _library
+from oes_fast.reference.philox import MASK_NOISE
+
+
+def random_bits(
+    seed: int,
+    step: int,
+    numel: int,
+    *,
+    stream: int = MASK_NOISE,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+) -> Tensor:
+    """Philox4x32-10 words of elements 0 .. numel-1 (Salmon et al., SC 2011), the same from every backend.
+
+    Args:
+        seed: key, in [0, 2^64).
+        step: in [0, 2^32).
+        numel: how many elements.
+        stream: what the words are for, in [0, 2^32).
+        device: where to make them.
+        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton".
+
+    Returns:
+        int64 of shape [numel], values in [0, 2^32).
+
+    Raises:
+        InputError: a number out of range.
+        BackendError: the named backend cannot run here.
+    """
+    check_integer("seed", seed, minimum=0, below=2**64)
+    check_integer("step", step, minimum=0, below=2**32)
+    check_integer("numel", numel, minimum=0)
+    check_integer("stream", stream, minimum=0, below=2**32)
+    chosen = resolve(backend, device, _library.candidates(torch.float32))
+    if chosen == "reference":
+        return reference.random_bits(seed, step, numel, stream=stream, device=device)
+    words = torch.empty(numel, dtype=torch.int64, device=device)
+    _library.kernel("random_bits", chosen)(words, _library.as_signed(seed), step, stream)
+    return words
+
+
+def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32, *, backend: str = "auto") -> Tensor:
+    """Logistic(0, 1) noise log(U / (1 - U)) of words, U = (word div 2^9 + 1/2) / 2^23.
+
+    The kernels are within 2 units in the last place of the reference, which is exact but for one rounding.
+
+    Args:
+        bits: int64, shape [n], values in [0, 2^32).
+        dtype: of the result, float32 or float64.
+        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
+
+    Returns:
+        Tensor of shape [n], finite, at most 16.64 in magnitude.
+
+    Raises:
+        InputError: ``bits`` is not a vector of int64.
+        BackendError: the named backend cannot run here.
+    """
+    check_tensor("bits", bits, ndim=1, dtypes=(torch.int64,))
+    chosen = resolve(backend, bits.device, _library.candidates(dtype))
+    if chosen == "reference":
+        return reference.logistic_from_bits(bits, dtype)
+    noise = torch.empty(bits.shape, dtype=dtype, device=bits.device)
+    _library.kernel("logistic_from_bits", chosen)(noise, bits.contiguous())
+    return noise
+
+
+def _fake_nothing(*arguments: Any) -> None:
+    return None
+
+
+def _triton_random_bits(*arguments: Any) -> None:
+    from oes_fast.kernels import philox
+
+    philox.random_bits(*arguments)
+
+
+def _triton_logistic_from_bits(*arguments: Any) -> None:
+    from oes_fast.kernels import philox
+
+    philox.logistic_from_bits(*arguments)
+
+
+_library.define(
+    "random_bits",
+    "(Tensor(a!) words, SymInt seed, SymInt step, SymInt stream) -> ()",
+    fake=_fake_nothing,
+    triton=_triton_random_bits,
+)
+_library.define(
+    "logistic_from_bits",
+    "(Tensor(a!) noise, Tensor bits) -> ()",
+    fake=_fake_nothing,
+    triton=_triton_logistic_from_bits,
+)
