@@ -91,16 +91,18 @@ def test_killed_at_any_moment(make_problem, run, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_stopped_by_the_callback(make_problem, run, dtype, tmp_path):
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_stopped_by_the_callback(make_problem, run, dtype, backend, tmp_path):
     problem = make_problem(dtype=dtype)
     path = tmp_path / "checkpoint"
-    stopped = start(run, problem, path, callback=stop_at(6))
+    options = {"backend": backend, "steps": 12}
+    stopped = start(run, problem, path, callback=stop_at(3), **options)
     assert stopped.interrupted
-    again = start(run, problem, path, resume=True, callback=stop_at(10))  # twice
-    assert (again.steps, again.interrupted) == (11, True)
-    whole = start(run, problem)
-    assert_same(run, start(run, problem, path, resume=True), whole)
-    assert_same(run, start(run, problem, path, resume=True), whole)  # nothing left to do
+    again = start(run, problem, path, resume=True, callback=stop_at(6), **options)  # twice
+    assert (again.steps, again.interrupted) == (7, True)
+    whole = start(run, problem, **options)
+    assert_same(run, start(run, problem, path, resume=True, **options), whole)
+    assert_same(run, start(run, problem, path, resume=True, **options), whole)  # nothing left to do
 
 
 @BOTH

@@ -50,8 +50,9 @@ def test_search_output_is_the_initial_network_under_the_mask(problem):
     assert_close(found.output, output)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_training(make_problem, options):
+def test_training(make_problem, options, backend):
     net, mask, z, noisy, clean = make_problem(**options)
     outputs, weights = [], []
 
@@ -60,22 +61,29 @@ def test_training(make_problem, options):
         weights.append(info._run.weights.detach().clone())
 
     fit = oes.train_sparse(
-        net, mask, z, noisy, clean=clean, steps=STEPS, record_every=1, backend="reference", callback=watch
+        net, mask, z, noisy, clean=clean, steps=STEPS, record_every=1, backend=backend, callback=watch
     )
     expected = list(transcription.train(net, mask.flat, z, noisy, steps=STEPS, lr=1e-2))
 
     for step, (loss, output, before) in enumerate(expected):
         assert fit.history[step].loss == pytest.approx(float(loss), rel=1e-12)
-        assert_close(outputs[step], output)
-        assert_close(weights[step], torch.cat([p.detach().reshape(-1) for p in before.parameters()]))
+        w = torch.cat([p.detach().reshape(-1) for p in before.parameters()])
+        if backend == "reference":
+            assert_close(outputs[step], output)
+            assert_close(weights[step], w)
+        else:  # a bias before a batch norm has no gradient but rounding, which the rewritten network lacks
+            assert_close(outputs[step], output, 1e-11)
+            assert_close(weights[step], w[mask.flat], 1e-7)
     psnr = -10 * torch.log10(((expected[-1][1] - clean) ** 2).mean())
     assert fit.history[-1].psnr == pytest.approx(float(psnr), rel=1e-12)
     assert expected[-1][0] < 0.9 * expected[0][0]
 
     trained = expected[-1][2].state_dict()
     assert fit.net.state_dict().keys() == trained.keys()
+    if backend != "reference":
+        return  # which leaves the statistics of dead channels alone
     for name, tensor in fit.net.state_dict().items():
-        if tensor.is_floating_point():
-            assert_close(tensor, trained[name])
-        else:
+        if not tensor.is_floating_point():
             assert torch.equal(tensor, trained[name]), name
+        else:
+            assert_close(tensor, trained[name])

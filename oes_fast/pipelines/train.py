@@ -165,7 +165,8 @@ class _TrainRun:
         with torch.set_grad_enabled(not final):
             output = check_output(self._function(self.weights, update_stats=not final), self._noisy)
             self._loss = F.mse_loss(output, self._noisy)
-        output = output.detach()
+        # In one layout, whatever the backend's: the PSNR sums in its order, also after a resume.
+        output = output.detach().contiguous()
         if self._decay is not None:
             self._average = output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
         return output
