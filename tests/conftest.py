@@ -105,3 +105,10 @@ def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-12) -> None:
     assert torch.isfinite(actual).all()
     scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(actual, expected, rtol=0, atol=rtol * scale)
+
+
+def skip_unless_available(backend: str) -> None:
+    """Skip the test where the backend cannot run, such as "cpu" without a compiler."""
+    status = oes.backends()[backend]
+    if not status:
+        pytest.skip(f"{backend}: {status}")

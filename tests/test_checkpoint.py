@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import skip_unless_available
 from torch import nn
 
 import oes_fast as oes
@@ -91,8 +92,9 @@ def test_killed_at_any_moment(make_problem, run, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 def test_stopped_by_the_callback(make_problem, run, dtype, backend, tmp_path):
+    skip_unless_available(backend)
     problem = make_problem(dtype=dtype)
     path = tmp_path / "checkpoint"
     options = {"backend": backend, "steps": 12}

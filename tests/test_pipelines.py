@@ -409,6 +409,34 @@ def test_networks_that_are_no_generator(problem):
     assert fit.history.loss[-1] < fit.history.loss[0]
 
 
+@BOTH
+def test_networks_that_cannot_be_rewritten_run_on_the_reference(problem, run):
+    class Branching(nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.sigmoid(y) if y.sum() > 0 else torch.sigmoid(y) * 1.5
+
+    net = Branching(4, 3, 3, padding=1).double()
+    odd = problem._replace(net=net, mask=oes.Mask.from_flat(net, torch.ones(111)))
+    with pytest.warns(UserWarning, match="Branching cannot be traced"):
+        result = start(run, odd, backend="auto")
+    assert result.backend == "reference"
+    assert torch.equal(outcome(run, result), outcome(run, start(run, odd)))
+    with pytest.raises(oes.OESError, match="Branching"):
+        start(run, odd, backend="torch")
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("size", [(2, 3), (9, 31), (32, 32)])
+def test_rewritten_networks_give_the_same_first_output(make_problem, density, size):
+    problem = make_problem(size=size, density=density)
+    expected = start("train", problem, steps=0)
+    result = start("train", problem, steps=0, backend="torch")
+    assert result.backend == "torch"
+    torch.testing.assert_close(result.output, expected.output, rtol=0, atol=1e-9)
+    assert torch.equal(flatten(result.net), flatten(expected.net))
+
+
 def test_a_mask_may_be_trained_on_other_weights_and_images(make_problem):
     found = start("search", make_problem())
     other = make_problem(seed=5, size=(20, 24))

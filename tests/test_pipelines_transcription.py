@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transcription
-from conftest import assert_close
+from conftest import assert_close, skip_unless_available
 
 import oes_fast as oes
 
@@ -22,14 +22,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
 # Weights before a batch norm have no gradient but rounding, about 1e-17: Adam divides it by that of the KL.
 @pytest.mark.parametrize(
-    ("options", "kl", "rtol"), [(OPTIONS[0], 1e-9, 1e-7), *((options, 1e-4, 1e-12) for options in OPTIONS)]
+    ("backend", "options", "kl", "rtol"),
+    [
+        ("reference", OPTIONS[0], 1e-9, 1e-7),
+        *(("reference", options, 1e-4, 1e-12) for options in OPTIONS),
+        ("torch", OPTIONS[1], 1e-4, 1e-10),
+        ("cpu", OPTIONS[2], 1e-4, 1e-10),
+    ],
 )
-def test_search(make_problem, options, kl, rtol):
+def test_search(make_problem, backend, options, kl, rtol):
+    skip_unless_available(backend)
     net, _, z, noisy, clean = make_problem(**options)
     settings = {"density": 0.1, "steps": STEPS, "lr": 1e-2, "kl": kl, "seed": 3}
     logits = []
     found = oes.search_mask(
-        net, z, noisy, clean=clean, record_every=1, backend="reference",
+        net, z, noisy, clean=clean, record_every=1, backend=backend,
         callback=lambda info: logits.append(info._run.logits.clone()), **settings,
     )  # fmt: skip
     expected = list(transcription.search(net, z, noisy, **settings))
@@ -50,9 +57,10 @@ def test_search_output_is_the_initial_network_under_the_mask(problem):
     assert_close(found.output, output)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_training(make_problem, options, backend):
+    skip_unless_available(backend)
     net, mask, z, noisy, clean = make_problem(**options)
     outputs, weights = [], []
 
