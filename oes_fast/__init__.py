@@ -30,6 +30,7 @@ from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.steps import StepInfo
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
+from oes_fast.rewrite import SparseGenerator, TraceError, sparsify
 from oes_fast.version import __version__
 
 __all__ = [
@@ -44,7 +45,9 @@ __all__ = [
     "OESError",
     "OutputError",
     "SearchResult",
+    "SparseGenerator",
     "StepInfo",
+    "TraceError",
     "TrainResult",
     "__version__",
     "add_noise",
@@ -58,6 +61,7 @@ __all__ = [
     "psnr",
     "save_image",
     "search_mask",
+    "sparsify",
     "train_sparse",
     "transfer_mask",
 ]

@@ -1,4 +1,4 @@
-"""Errors and warnings the library raises; each message names the argument, what was expected and what came."""
+"""Errors and warnings the library raises; each message says what was expected and what came."""
 
 from __future__ import annotations
 

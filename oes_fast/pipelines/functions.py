@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from oes_fast.backends import resolve
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
-from oes_fast.rewrite import sparsify
+from oes_fast.rewrite import TraceError, sparsify
 
 
 class GeneratorFunction(Protocol):
@@ -112,6 +113,10 @@ class RewrittenFunction:
         return self._module.to_dense()
 
 
+# What a pipeline can run on. Where a backend has no kernel for an operation, plain PyTorch does it.
+CANDIDATES = ("cpu", "triton", "torch")
+
+
 def make_function(
     net: nn.Module, z: Tensor, mask: Mask | None, backend: str
 ) -> tuple[GeneratorFunction, str]:
@@ -121,12 +126,22 @@ def make_function(
         net: generator.
         z: input [1, C, H, W].
         mask: which weights to keep, or None for all.
-        backend: one of the names of :func:`oes_fast.backends`, or "auto".
+        backend: one of the names of :func:`oes_fast.backends`, or "auto". "reference" takes the network as it
+            is, all others rewrite it.
 
     Raises:
         BackendError: the backend cannot run here.
+        TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
+            network as it is.
     """
+    dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device))
     if backend == "reference":
-        return DenseFunction(net, z, None if mask is None else mask.flat.to(z.device)), backend
-    chosen = resolve(backend, z.device, ("torch",))
-    return RewrittenFunction(net, z, mask), chosen
+        return dense, backend
+    chosen = resolve(backend, z.device, CANDIDATES)
+    try:
+        return RewrittenFunction(net, z, mask), chosen
+    except TraceError as error:
+        if backend != "auto":
+            raise
+        warnings.warn(f"{error}; it runs as it is, on the reference path", stacklevel=4)
+        return dense, "reference"

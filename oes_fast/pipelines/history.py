@@ -35,7 +35,10 @@ class History(Sequence[Record]):
 
     def add(self, step: int, loss: Tensor, psnr: Tensor | float, psnr_average: Tensor | float) -> None:
         """Append one record; the values may be scalar tensors."""
-        values = [torch.as_tensor(v, dtype=torch.float64, device=loss.device) for v in (step, loss, psnr, psnr_average)]
+        values = [
+            torch.as_tensor(v, dtype=torch.float64, device=loss.device)
+            for v in (step, loss, psnr, psnr_average)
+        ]
         self._rows.append(torch.stack(values))
 
     @property

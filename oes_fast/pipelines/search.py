@@ -18,6 +18,7 @@ from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops.gumbel_mask import gumbel_mask
+from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
@@ -31,7 +32,6 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
-from oes_fast.reference.mask_kl import mask_kl
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def search_mask(
         "temperature": temperature,
         "seed": seed,
     }
-    run = _SearchRun(function, noisy, backend, **options)
+    run = SearchRun(function, noisy, backend, **options)
     settings = {
         "phase": run.phase,
         "backend": backend,
@@ -175,7 +175,7 @@ def search_mask(
     )
 
 
-class _SearchRun:
+class SearchRun:
     """Adam over the flat logits of a generator function's weights."""
 
     phase = "search"
@@ -205,6 +205,7 @@ class _SearchRun:
         self._loss = zero_scalar(noisy)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
+        """Draw the mask of this step and run the generator under it."""
         with torch.no_grad():
             self._weights = gumbel_mask(
                 self.w0,
@@ -221,9 +222,11 @@ class _SearchRun:
         return output.detach()
 
     def objective(self) -> Tensor:
+        """Data term plus the weighted KL term."""
         return self._loss.detach() + self._kl * mask_kl(self.logits, density=self._density)
 
     def update(self, step: int) -> None:
+        """Gradient of the masked weights, then the fused update of the logits."""
         (grad,) = torch.autograd.grad(self._loss, self._weights)
         mask_update(
             self.logits,
@@ -241,11 +244,14 @@ class _SearchRun:
         )
 
     def average(self) -> Tensor | None:
+        """None: the outputs of a search are samples."""
         return None
 
     def state(self) -> dict[str, Tensor]:
+        """Logits and Adam's moments."""
         return {"logits": self.logits, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])

@@ -1,4 +1,4 @@
-"""Sparse-DIP: train the weights a mask keeps on the noisy image (Ghosh et al. 2024, section 3, equation 4)."""
+"""Sparse-DIP: train the weights a mask keeps on the noisy image (Ghosh et al. 2024, section 3)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
+from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
-from oes_fast.pipelines.inputs import check_backend, check_output, check_run_inputs, detect_collapse, ordinary, zero_scalar
+from oes_fast.pipelines.inputs import (
+    check_backend,
+    check_output,
+    check_run_inputs,
+    detect_collapse,
+    ordinary,
+    zero_scalar,
+)
 from oes_fast.pipelines.steps import Callback, run_steps
-from oes_fast.reference.masked_adam import masked_adam
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +115,7 @@ def train_sparse(
     if average is not None:
         check_number("average", average, minimum=0.0, below=1.0)
     function, backend = make_function(net, z, mask, check_backend(backend))
-    run = _TrainRun(function, noisy, lr, average)
+    run = TrainRun(function, noisy, lr, average)
     settings = {
         "phase": run.phase,
         "backend": backend,
@@ -144,7 +151,7 @@ def train_sparse(
     )
 
 
-class _TrainRun:
+class TrainRun:
     """Adam over the flat weights of a generator function."""
 
     phase = "train"
@@ -162,35 +169,49 @@ class _TrainRun:
         self._loss = zero_scalar(noisy)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
+        """Run the generator and take the loss."""
         with torch.set_grad_enabled(not final):
             output = check_output(self._function(self.weights, update_stats=not final), self._noisy)
             self._loss = F.mse_loss(output, self._noisy)
         # In one layout, whatever the backend's: the PSNR sums in its order, also after a resume.
         output = output.detach().contiguous()
         if self._decay is not None:
-            self._average = output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
+            self._average = (
+                output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
+            )
         return output
 
     def objective(self) -> Tensor:
+        """Mean squared error to the noisy image."""
         return self._loss.detach()
 
     def update(self, step: int) -> None:
+        """Gradient and one step of Adam."""
         (grad,) = torch.autograd.grad(self._loss, self.weights)
         with torch.no_grad():
             masked_adam(
-                self.weights, grad, self._exp_avg, self._exp_avg_sq, step=step, lr=self._lr, mask=self._update_mask
+                self.weights,
+                grad,
+                self._exp_avg,
+                self._exp_avg_sq,
+                step=step,
+                lr=self._lr,
+                mask=self._update_mask,
             )
 
     def average(self) -> Tensor | None:
+        """Running average of the outputs, None where it is off."""
         return self._average
 
     def state(self) -> dict[str, Tensor]:
+        """Weights, Adam's moments, running statistics and average."""
         state = {"weights": self.weights, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
         if self._average is not None:
             state["average"] = self._average
         return state | {f"buffer.{name}": buffer for name, buffer in self._function.buffers.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
         with torch.no_grad():
             self.weights.copy_(state["weights"])
             self._exp_avg.copy_(state["exp_avg"])

@@ -1,4 +1,4 @@
-"""Fresh generators for an image, and masks carried from one image to another (Ghosh et al. 2024, section 5)."""
+"""Fresh generators for an image, and masks carried to another image (Ghosh et al. 2024, section 5)."""
 
 from __future__ import annotations
 

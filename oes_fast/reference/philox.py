@@ -12,6 +12,8 @@ so it depends on neither device, thread count nor block size, and nothing needs 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -104,4 +106,12 @@ def logistic_noise(
     Returns:
         ``dtype`` tensor of shape [numel].
     """
+    return _last_noise(seed, step, numel, dtype, device).clone()
+
+
+@functools.lru_cache(maxsize=1)
+def _last_noise(
+    seed: int, step: int, numel: int, dtype: torch.dtype, device: torch.device | str | None
+) -> Tensor:
+    # A step of the search asks twice, for its sample and for its update; drawing takes most of the time.
     return logistic_from_bits(random_bits(seed, step, numel, device=device), dtype)

@@ -4,5 +4,6 @@ trace -> rules (one small module each) -> liveness -> plan. `sparsify` is the wh
 """
 
 from oes_fast.rewrite.sparsify import SparseGenerator, sparsify
+from oes_fast.rewrite.trace import TraceError
 
-__all__ = ["SparseGenerator", "sparsify"]
+__all__ = ["SparseGenerator", "TraceError", "sparsify"]

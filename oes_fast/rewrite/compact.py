@@ -84,7 +84,7 @@ class _Scatter(torch.autograd.Function):
         return weights.new_zeros(numel).index_copy_(0, target, weights.index_select(0, source))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         source, target = ctx.saved_tensors
         return grad.new_zeros(ctx.kept).index_add_(0, source, grad.index_select(0, target)), None, None, None
 

@@ -1,15 +1,17 @@
 """Rule: convolve before you up-sample.
 
-Condition: a convolution of stride 1 and dilation 1 is the only reader of a nearest up-sampling by a whole factor s,
-directly or through symmetric padding by p pixels a side: of zeros, replicated or circular, or reflected with p < s.
-Proof: in one dimension, nearest up-sampling is the transposed convolution of stride s with s ones. Convolving it
-with w (as cross-correlation) is the transposed convolution of stride s with K = ones(s) * flip(w), of length
-k + s - 1; s^2 k^2 taps a pixel become (k + s - 1)^2. Padding by p pixels is padding in the same way by
-q = ceil(p / s) pixels at low resolution, but for reflection: that repeats, for p < s, the border pixel's own copies,
-u[-j] = u[j] = x[0] for j <= p, so it is replication. q s - p + k - 1 pixels are cut from each end. A 1 x 1
-convolution simply commutes.
-Gain: 16 taps in place of 36 for 3 x 3 and s = 2, and the up-sampled tensor never exists. Bilinear up-sampling is
-left alone: reflected padding of it is no padding of the low resolution, and (3 + 4 - 1)^2 = 36 taps gain nothing.
+Condition: a convolution of stride 1 and dilation 1 is the only reader of a nearest up-sampling by a whole
+factor s, directly or through symmetric padding by p pixels a side: of zeros, replicated or circular, or
+reflected with p < s.
+Proof: in one dimension, nearest up-sampling is the transposed convolution of stride s with s ones. Convolving
+it with w (as cross-correlation) is the transposed convolution of stride s with K = ones(s) * flip(w), of
+length k + s - 1; s^2 k^2 taps a pixel become (k + s - 1)^2. Padding by p pixels is padding in the same way by
+q = ceil(p / s) pixels at low resolution, but for reflection: that repeats, for p < s, the border pixel's own
+copies, u[-j] = u[j] = x[0] for j <= p, so it is replication. q s - p + k - 1 pixels are cut from each end. A
+1 x 1 convolution simply commutes.
+Gain: 16 taps in place of 36 for 3 x 3 and s = 2, and the up-sampled tensor never exists. Bilinear up-sampling
+is left alone: reflected padding of it is no padding of the low resolution, and (3 + 4 - 1)^2 = 36 taps gain
+nothing.
 """
 
 from __future__ import annotations

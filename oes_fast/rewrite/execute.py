@@ -278,7 +278,9 @@ class Builder:
         pool = node.stage
         assert isinstance(pool, s.Pool)
         if pool.kind == "avg":
-            return self._each(node, lambda x: F.avg_pool2d(x, pool.kernel, pool.stride, 0, pool.ceil), lambda k: k)
+            return self._each(
+                node, lambda x: F.avg_pool2d(x, pool.kernel, pool.stride, 0, pool.ceil), lambda k: k
+            )
         return self._each(
             node, lambda x: F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil), lambda k: k
         )
@@ -322,7 +324,8 @@ class Builder:
         for source in node.inputs:
             channels = source.shape[1]
             vary, const = (
-                index[(index >= first) & (index < first + channels)] - first for index in (alive.vary, alive.const)
+                index[(index >= first) & (index < first + channels)] - first
+                for index in (alive.vary, alive.const)
             )
             takes.append(positions(self._alive[id(source)].vary, vary, self._device))
             vectors.append(self._vector(self._alive[id(source)], const))
@@ -446,9 +449,9 @@ _BUILDERS: dict[type, Callable[[Builder, s.Node], Run]] = {
 
 
 def spread(kernel: Tensor, factor: int) -> Tensor:
-    """Full convolution of a kernel [O, I, kH, kW] with factor x factor ones: [O, I, kH + f - 1, kW + f - 1]."""
+    """Full convolution of [O, I, kH, kW] with factor x factor ones: [O, I, kH + f - 1, kW + f - 1]."""
     last = factor - 1
-    rows = sum(F.pad(kernel, (0, 0, shift, last - shift)) for shift in range(factor))
+    rows: Any = sum(F.pad(kernel, (0, 0, shift, last - shift)) for shift in range(factor))
     return torch.as_tensor(sum(F.pad(rows, (shift, last - shift)) for shift in range(factor)))
 
 

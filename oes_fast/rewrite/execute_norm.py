@@ -108,7 +108,8 @@ class NormRun:
         if len(self._const) == 0:
             return None
         norm = self._norm
-        assert norm.mean is not None and norm.var is not None
+        assert norm.mean is not None
+        assert norm.var is not None
         mean, var = buffers[norm.mean][self._const], buffers[norm.var][self._const]
         k = (_spread(constants, self._const_from, mean) - mean) * torch.rsqrt(var + norm.eps)
         if self._const_gamma is not None:
@@ -117,7 +118,8 @@ class NormRun:
 
     def _running(self, buffers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Copies of the running statistics of the varying channels."""
-        assert self._norm.mean is not None and self._norm.var is not None
+        assert self._norm.mean is not None
+        assert self._norm.var is not None
         return (
             buffers[self._norm.mean].index_select(0, self._vary),
             buffers[self._norm.var].index_select(0, self._vary),
@@ -147,7 +149,8 @@ class NormRun:
         Nothing here is in place on ``mean`` and ``var``: batch norm's backward pass holds on to them.
         """
         norm = self._norm
-        assert norm.mean is not None and norm.var is not None
+        assert norm.mean is not None
+        assert norm.var is not None
         with torch.no_grad():
             if offset is not None:
                 mean = mean + momentum * offset.detach()
@@ -159,11 +162,14 @@ class NormRun:
             buffers[norm.mean].index_copy_(0, self._vary, mean)
             buffers[norm.var].index_copy_(0, self._vary, var)
 
-    def _track_constants(self, constants: Tensor | None, buffers: Mapping[str, Tensor], momentum: float) -> None:
+    def _track_constants(
+        self, constants: Tensor | None, buffers: Mapping[str, Tensor], momentum: float
+    ) -> None:
         """Running statistics of channels whose input is constant: mean k, variance 0."""
         if len(self._tracked) == 0:
             return
-        assert self._norm.mean is not None and self._norm.var is not None
+        assert self._norm.mean is not None
+        assert self._norm.var is not None
         with torch.no_grad():
             mean, var = buffers[self._norm.mean], buffers[self._norm.var]
             k = _spread(constants, self._tracked_from, mean)

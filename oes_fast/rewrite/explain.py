@@ -20,16 +20,23 @@ def table(dense: s.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -
         layout: of the dense parameters.
         mask: flat bool, or None.
     """
-    before = {}
+    before: dict[str, int] = {}
     for node in dense.nodes:
         if isinstance(node.stage, s.Conv):
             before[node.stage.weight] = before.get(node.stage.weight, 0) + _macs(node, *node.stage.channels)
     rows = [_row(node, plan, layout, before, mask) for node in plan.graph.nodes]
     totals = [sum(int(row[column]) for row in rows if row[column]) for column in (5, 6, 7)]
     lines = [_HEADER, *rows, ("total", "", "", "", "", *map(str, totals), "")]
-    text = [tuple(_engineering(cell) if i in (5, 6, 7) and cell.isdigit() else cell for i, cell in enumerate(line)) for line in lines]
+    text = [
+        tuple(
+            _engineering(cell) if i in (5, 6, 7) and cell.isdigit() else cell for i, cell in enumerate(line)
+        )
+        for line in lines
+    ]
     widths = [max(len(line[i]) for line in text) for i in range(len(_HEADER))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text
+    )
 
 
 def _row(
@@ -51,7 +58,14 @@ def _row(
     density = nonzero / block if block else 0.0
     # A split convolution's dense count stands in the row of its first part.
     dense = str(before.pop(conv.weight)) if conv.weight in before else ""
-    return (*cells, f"{100 * density:.1f} %", dense, str(after), str(round(after * density)), _kernel(node, plan))
+    return (
+        *cells,
+        f"{100 * density:.1f} %",
+        dense,
+        str(after),
+        str(round(after * density)),
+        _kernel(node, plan),
+    )
 
 
 def _macs(node: s.Node, inputs: int, outputs: int) -> int:

@@ -4,18 +4,18 @@ Forward, each channel of a result is one of
     ZERO    exactly 0 everywhere,
     CONST   one value over the whole image, a function of parameters alone,
     VARY    anything else.
-A batch norm whose gamma the mask drops gives its beta: CONST, or ZERO where beta is dropped too. In training it
-gives its beta for a constant input as well, since it subtracts the mean; outside training it gives
-gamma (k - running mean) / sqrt(running variance + eps) + beta. A convolution output that reads no VARY channel is
+A batch norm whose gamma the mask drops gives its beta: CONST, or ZERO where beta is dropped too. In training
+it gives its beta for a constant input as well, since it subtracts the mean; outside training it gives gamma
+(k - running mean) / sqrt(running variance + eps) + beta. A convolution output that reads no VARY channel is
 CONST. Activations, pooling, up-sampling, cropping and padding other than with zeros keep a constant constant.
 
-Backward, a channel is wanted if it changes the output: a convolution wants an input channel if the mask keeps a
-weight from it to a wanted output channel; a batch norm wants the channels whose gamma is kept.
+Backward, a channel is wanted if it changes the output: a convolution wants an input channel if the mask keeps
+a weight from it to a wanted output channel; a batch norm wants the channels whose gamma is kept.
 
-What is VARY and wanted is computed; what is CONST and wanted is one number; all other channels, and every weight that
-touches only them, are left out. Their gradients are exactly zero in the dense network too, so this holds
-for a whole training. Running statistics of channels that are not wanted reach no output in either mode; they
-stay as they were.
+What is VARY and wanted is computed; what is CONST and wanted is one number; all other channels, and every
+weight that touches only them, are left out. Their gradients are exactly zero in the dense network too, so
+this holds for a whole training. Running statistics of channels that are not wanted reach no output in either
+mode; they stay as they were.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None, *, training: 
     Returns:
         :class:`Alive` by id of the node. Nodes whose result is no image [N, C, H, W] have all their channels.
     """
-    status = {}
+    status: dict[int, Tensor] = {}
     for node in graph.nodes:
         status[id(node)] = _status(node, [status[id(i)] for i in node.inputs], kept, training)
     wanted = {id(node): torch.zeros(_channels(node), dtype=torch.bool) for node in graph.nodes}
@@ -71,7 +71,9 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None, *, training: 
         tracked = torch.zeros_like(want)
         if isinstance(node.stage, s.Norm) and training:
             tracked = want & _kept(kept, node.stage.weight, node.stage) & (status[id(node.inputs[0])] != VARY)
-        alive[id(node)] = Alive(_where(want & (state == VARY)), _where(want & (state == CONST)), _where(tracked))
+        alive[id(node)] = Alive(
+            _where(want & (state == VARY)), _where(want & (state == CONST)), _where(tracked)
+        )
     return alive
 
 

@@ -1,10 +1,11 @@
 """Rule: normalise (and activate) before you up-sample.
 
-Condition: a batch norm or an elementwise activation is the only reader of a nearest up-sampling by a whole factor s.
-Proof: nearest up-sampling repeats every pixel s^2 times, which changes neither mean nor biased variance, and what
-works pixel by pixel commutes with repeating pixels. Only the running variance sees the difference: it takes the
-unbiased variance v n / (n - 1), with n the number of pixels after up-sampling; the stage keeps that n in
-``copies``.
+Condition: a batch norm or an elementwise activation is the only reader of a nearest up-sampling by a whole
+factor s.
+Proof: nearest up-sampling repeats every pixel s^2 times, which changes neither mean nor biased variance, and
+what works pixel by pixel commutes with repeating pixels. Only the running variance sees the difference: it
+takes the unbiased variance v n / (n - 1), with n the number of pixels after up-sampling; the stage keeps that
+n in ``copies``.
 Gain: s^2 fewer pixels to normalise, and a match for the rule that convolves before the up-sampling.
 """
 

@@ -3,8 +3,8 @@
 Condition: an s x s average pooling (stride s, no padding) is the only reader of a convolution of stride 1.
 Proof: with B the sum over s x s windows and D the sub-sampling by s, pooling is D B / s^2. B and the
 convolution K are both shift-invariant and linear, so they commute: D B K / s^2 = (D K) B / s^2. D K is the
-convolution at stride s, and 1 / s^2 goes into its weights. A bias is added after both and is its own mean. The
-last window of both ends within the image for the same outputs, so odd sizes agree too.
+convolution at stride s, and 1 / s^2 goes into its weights. A bias is added after both and is its own mean.
+The last window of both ends within the image for the same outputs, so odd sizes agree too.
 Gain: s^2 fewer multiply-accumulates, and the convolution at full resolution never exists.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class SparseGenerator(nn.Module):
     and what depends on the input alone is kept as long as the same tensor comes again.
     """
 
+    _net: nn.Module
+
     def __init__(self, net: nn.Module, mask: Mask | None) -> None:
         super().__init__()
         layout = FlatLayout.of(net)
@@ -54,7 +56,6 @@ class SparseGenerator(nn.Module):
         for name, buffer in net.named_buffers():
             self.register_buffer(self._buffer_names[name], buffer.clone())
         self.train(net.training)
-        self._graphs: dict[tuple[int, ...], Graph] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._prepared: tuple[Plan, Tensor, int, dict[int, Value]] | None = None
 
@@ -67,7 +68,9 @@ class SparseGenerator(nn.Module):
         """
         return self.evaluate(self.weights, z, dict(self.dense_buffers()), update_stats=True)
 
-    def evaluate(self, weights: Tensor, z: Tensor, buffers: dict[str, Tensor], *, update_stats: bool) -> Tensor:
+    def evaluate(
+        self, weights: Tensor, z: Tensor, buffers: dict[str, Tensor], *, update_stats: bool
+    ) -> Tensor:
         """:meth:`forward` with other weights and running statistics.
 
         Args:
@@ -94,7 +97,7 @@ class SparseGenerator(nn.Module):
         return [(name, self.get_buffer(own)) for name, own in self._buffer_names.items()]
 
     def dense_weights(self, weights: Tensor | None = None) -> Tensor:
-        """All parameters of the dense network, flat: ``weights`` (by default its own) and zeros between them."""
+        """All parameters of the dense network, flat: ``weights``, by default its own, and zeros."""
         kept = (self.weights if weights is None else weights).detach()
         if self._mask is None:
             return kept.clone()
@@ -124,6 +127,10 @@ class SparseGenerator(nn.Module):
         text = table(trace(self._net, z), self.plan(z), self._layout, self._mask)
         print(text, file=sys.stdout if file is None else file)
         return text
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Plans hold functions, which do not pickle; they are made again when needed.
+        return self.__dict__ | {"_plans": {}, "_prepared": None}
 
     def extra_repr(self) -> str:
         """How many weights are kept."""
@@ -159,7 +166,9 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         MaskMismatchError: the mask belongs to another network.
         BackendError: the backend cannot run here.
     """
-    resolve(check_choice("backend", backend, ("auto", "torch", "cpu", "triton", "cuda")), _device(net), ("torch",))
+    resolve(
+        check_choice("backend", backend, ("auto", "torch", "cpu", "triton", "cuda")), _device(net), ("torch",)
+    )
     if mask is not None:
         mask.check(net)
     return SparseGenerator(net, mask)

@@ -3,8 +3,8 @@
 Condition: a concatenation, one part of which is a nearest up-sampling, is read by a batch norm alone, or by a
 convolution alone (through padding or not).
 Proof: batch norm works channel by channel, so norm([a, b]) = [norm(a), norm(b)]. A convolution sums over its
-input channels, so K * [a, b] = K_a * a + K_b * b with the weights' input channels split in the same way. Padding
-works channel by channel.
+input channels, so K * [a, b] = K_a * a + K_b * b with the weights' input channels split in the same way.
+Padding works channel by channel.
 Gain: the up-sampled part becomes a match of the rules that work before an up-sampling.
 """
 

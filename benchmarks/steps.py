@@ -1,0 +1,119 @@
+"""Whole steps of the search and the training, every backend against the published way, interleaved.
+
+    python -m benchmarks.steps --size 256 512 --threads 1 2 --rounds 10 --json benchmarks/results/steps.json
+
+Masks are npz files of packed bits (arrays ``bits`` and ``count``) or oes_fast mask files; without one, a
+random mask of 5 % with the published network's usual share of dead channels cannot be had, so at least one
+must be given.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import oes_fast as oes
+from benchmarks.interleave import environment, interleave, ratios, write_result
+from benchmarks.published import PublishedSearch, PublishedTraining
+from oes_fast.models import Generator
+from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.search import SearchRun
+from oes_fast.pipelines.train import TrainRun
+
+
+def load_mask(net: Generator, path: str) -> oes.Mask:
+    """A mask from an npz file of packed bits, or one that oes_fast saved."""
+    if path.endswith(".npz"):
+        packed = np.load(path)
+        return oes.Mask.from_flat(net, np.unpackbits(packed["bits"], count=int(packed["count"])).astype(bool))
+    return oes.Mask.load(path)
+
+
+def training_steps(
+    net: Generator, mask: oes.Mask, z: Tensor, noisy: Tensor, backends: list[str]
+) -> dict[str, Callable[[], object]]:
+    """One training step for each backend, and the published one."""
+    steps: dict[str, Callable[[], object]] = {
+        "published": PublishedTraining(net, mask.flat.to(z.device), z, noisy).step
+    }
+    for backend in backends:
+        function, _ = make_function(net, z, mask, backend)
+        steps[backend] = _stepper(TrainRun(function, noisy, 1e-2, None))
+    return steps
+
+
+def search_steps(
+    net: Generator, z: Tensor, noisy: Tensor, backends: list[str]
+) -> dict[str, Callable[[], object]]:
+    """One search step for each backend, and the published one."""
+    steps: dict[str, Callable[[], object]] = {"published": PublishedSearch(net, z, noisy).step}
+    for backend in backends:
+        function, chosen = make_function(net, z, None, backend)
+        run = SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
+        steps[backend] = _stepper(run)
+    return steps
+
+
+def _stepper(run: Any) -> Callable[[], object]:
+    step = 0
+
+    def call() -> None:
+        nonlocal step
+        run.evaluate(step, final=False)
+        run.update(step)
+        step += 1
+
+    return call
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mask", nargs="+", required=True, help="mask files")
+    parser.add_argument("--size", nargs="+", type=int, default=[512], help="image sides")
+    parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
+    parser.add_argument("--backend", nargs="+", default=["reference", "torch", "auto"])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", help="where to write the result")
+    options = parser.parse_args()
+    rows = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for size in options.size:
+            z = oes.noise_input(32, (size, size), seed=0, device=options.device)
+            noisy = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(
+                options.device
+            )
+            net = oes.models.skip(seed=0).to(options.device)
+            cases = {
+                f"training, {Path(path).stem}": training_steps(
+                    net, load_mask(net, path), z, noisy, options.backend
+                )
+                for path in options.mask
+            }
+            cases["search"] = search_steps(net, z, noisy, options.backend)
+            for case, steps in cases.items():
+                times = interleave(steps, rounds=options.rounds)
+                faster = ratios(times, "published")
+                rows.append(
+                    {"case": case, "size": size, "threads": threads, "ms": times, "times faster": faster}
+                )
+                text = "  ".join(
+                    f"{name} {t['min']:.1f}/{t['median']:.1f} ms ({faster[name]['min']:.2f}x/"
+                    f"{faster[name]['median']:.2f}x)"
+                    for name, t in times.items()
+                )
+                print(f"{case}, {size} px, {threads} threads, minimum/median: {text}", flush=True)
+    if options.json:
+        write_result(options.json, {"environment": environment(), "rounds": options.rounds, "steps": rows})
+
+
+if __name__ == "__main__":
+    main()
