@@ -31,7 +31,7 @@ def denoise(
     density: o.Density = None,
     search_steps: o.SearchSteps = None,
     search_lr: o.SearchRate = None,
-    kl: o.KL = 1e-9,
+    kl: o.KL = None,
     temperature: o.Temperature = 0.2,
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,

@@ -140,12 +140,13 @@ SearchRate = Annotated[
     ),
 ]
 KL = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--kl",
         metavar="W",
         rich_help_panel=SEARCH,
-        help="Weight of the KL divergence between the mask's probabilities and --density.",
+        help="Weight of the KL divergence between the mask's probabilities and --density.  "
+        f"[default: {by_preset('search_kl')}]",
     ),
 ]
 Temperature = Annotated[

@@ -73,7 +73,6 @@ def describe_run(
         "seeds": {"seed": seed, "noise": problem.noise_seed},
         "settings": {**settings, "backend": run.backend, "checkpoint_seconds": run.checkpoint_seconds},
         "resumed": run.resume is True,
-        "interrupted": any(result.interrupted for result in phases.values()),
         "collapsed": last.collapsed,
         "steps": {name: result.steps for name, result in phases.items()},
         "seconds": {**seconds, "total": sum(seconds.values())},  # of this call, where it was resumed

@@ -63,12 +63,14 @@ class Restoration:
     Attributes:
         problem: what is restored.
         seed: of network and search.
+        train_steps: steps of training asked for.
         found: the mask search, None where a mask was given.
         fit: the training, None where the search was interrupted.
     """
 
     problem: Problem
     seed: int
+    train_steps: int
     found: SearchResult | None = None
     fit: TrainResult | None = None
 
@@ -76,6 +78,11 @@ class Restoration:
     def results(self) -> list[SearchResult | TrainResult]:
         """The phases that ran, in order."""
         return [result for result in (self.found, self.fit) if result is not None]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C left something undone."""
+        return self.fit is None or self.fit.steps < self.train_steps
 
     @property
     def restored(self) -> Tensor | None:
@@ -102,16 +109,15 @@ def restore(request: Request) -> int:
             _compute(request, outputs, progress, work, net, z, mask)
         figures = measure(work.problem, work.found, work.fit)
         _write(request, outputs, work, figures)
-    interrupted = work.results[-1].interrupted
     if not request.run.quiet:
         print_table(_rows(work, figures), outputs.written.values())
-    outputs.finish(complete=not interrupted)
-    if interrupted:
+    outputs.finish(complete=not work.interrupted)
+    if work.interrupted:
         last = work.results[-1]
         phase = "training" if last is work.fit else "search"
         made = f"interrupted after {last.steps} steps of the {phase}"
         warn(f"{made}, results so far were written{outputs.kept()}")
-    return EXIT_INTERRUPTED if interrupted else EXIT_OK
+    return EXIT_INTERRUPTED if work.interrupted else EXIT_OK
 
 
 def _plan(request: Request) -> Outputs:
@@ -148,7 +154,7 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
         settings["search"] = plain(request.search)
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
-    result |= {"not_written": outputs.failed}
+    result |= {"not_written": outputs.failed, "interrupted": work.interrupted}
     outputs.write("json", lambda p: write_json(p, result))
 
 
@@ -161,7 +167,7 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
     net, z = fresh_generator(problem.noisy, seed=seed)
     mask = None if request.mask is None else load_mask(request.mask, net)
-    return Restoration(problem, seed), net, z, mask
+    return Restoration(problem, seed, request.train.steps), net, z, mask
 
 
 def _compute(

@@ -32,7 +32,7 @@ def search(
     density: o.Density = None,
     steps: o.SearchSteps = None,
     lr: o.SearchRate = None,
-    kl: o.KL = 1e-9,
+    kl: o.KL = None,
     temperature: o.Temperature = 0.2,
     preset: o.PresetName = "paper",
     seed: o.SearchSeed = None,
@@ -96,10 +96,10 @@ def search(
         _write(outputs, work)
     if not run.quiet:
         print_table(_rows(work), outputs.written.values())
-    outputs.finish(complete=not found.interrupted)
-    if found.interrupted:
+    outputs.finish(complete=not work.interrupted)
+    if work.interrupted:
         warn(f"interrupted after {found.steps} steps, the mask so far was written{outputs.kept()}")
-    return EXIT_INTERRUPTED if found.interrupted else EXIT_OK
+    return EXIT_INTERRUPTED if work.interrupted else EXIT_OK
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,10 @@ class _Search:
     @property
     def mask(self) -> Mask:
         return with_network_seed(self.found.mask, self.seed)
+
+    @property
+    def interrupted(self) -> bool:
+        return self.found.steps < self.settings.steps
 
     @property
     def figures(self) -> dict[str, Any] | None:
@@ -150,6 +154,7 @@ def _write(outputs: Outputs, work: _Search) -> None:
         "psnr": work.figures,
         "files": {**outputs.written, "json": outputs.paths["json"]},
         "not_written": outputs.failed,
+        "interrupted": work.interrupted,
     }
     outputs.write("json", lambda p: write_json(p, result))
 

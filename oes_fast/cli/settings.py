@@ -36,7 +36,7 @@ class SearchSettings:
         density: float | None,
         steps: int | None,
         lr: float | None,
-        kl: float,
+        kl: float | None,
         temperature: float,
         prefix: str = "--",
     ) -> SearchSettings:
@@ -59,7 +59,7 @@ class SearchSettings:
             density=check_number("--density", _given(density, base.density), above=0.0, below=1.0),
             steps=check_integer(f"{prefix}steps", _given(steps, base.search_steps), minimum=1, below=2**32),
             lr=check_number(f"{prefix}lr", _given(lr, base.search_lr), above=0.0),
-            kl=check_number("--kl", kl, minimum=0.0),
+            kl=check_number("--kl", _given(kl, base.search_kl), minimum=0.0),
             temperature=check_number("--temperature", temperature, above=0.0),
         )
 

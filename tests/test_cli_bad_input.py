@@ -1,0 +1,175 @@
+"""Bad input of every kind: one line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runs import SIDE, fails, run
+from PIL import Image as PillowImage
+
+import oes_fast as oes
+
+pytest_plugins = ("cli_fixtures",)
+pytestmark = pytest.mark.usefixtures("same_threads")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (["--sigma", "-0.1"], "--sigma: expected a finite number >= 0"),
+            (["--sigma", "nan"], "--sigma: expected a finite number >= 0"),
+            (["--sigma", "25"], "divide by 255"),
+            (["--size", "0"], "--size: expected an integer >= 16, got 0"),
+            (["--size", "x"], "--size"),
+            (["--density", "0"], "--density: expected a finite number > 0"),
+            (["--density", "2"], "--density: expected a finite number"),
+            (["--search-steps", "0"], "--search-steps: expected an integer >= 1"),
+            (["--train-steps", "-5"], "--train-steps: expected an integer >= 1, got -5"),
+            (["--search-lr", "0"], "--search-lr"),
+            (["--train-lr", "inf"], "--train-lr"),
+            (["--kl", "-1"], "--kl"),
+            (["--temperature", "0"], "--temperature"),
+            (["--average", "1"], "--average"),
+            (["--average", "often"], "--average: expected a decay in [0, 1) or off, got 'often'"),
+            (["--seed", "-1"], "--seed"),
+            (["--noise-seed", "-1"], "--noise-seed"),
+            (["--threads", "0"], "--threads"),
+            (["--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
+            (["--preset", "fast"], "--preset: expected one of paper, quick, got 'fast'"),
+            (["--backend", "magic"], "--backend: expected one of auto, reference"),
+            (["--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+            (["--device", "cuda:99"], "--device"),
+            (["--bits", "12"], "--bits: expected 8 or 16, got 12"),
+            (["--mask", "missing.safetensors"], "missing.safetensors"),
+            (["--mask", "mask.txt"], "expected a mask file"),
+            (["--clean", "missing.png"], "missing.png"),
+            (["--clean", "missing.png", "--sigma", "0.1"], "--clean: expected no --sigma"),
+            (["--steps", "3"], "--steps"),
+        ],
+    )
+    def test_options(
+        self,
+        options: list[str],
+        says: str,
+        cli_images: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        out = tmp_path / "out.png"
+        assert says in fails(capsys, "denoise", cli_images / "rgb.png", "-o", out, *options)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_backend_that_cannot_run(
+        self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        missing = [(name, status.reason) for name, status in oes.backends().items() if not status.available]
+        for name, reason in missing:
+            error = fails(
+                capsys, "denoise", cli_images / "rgb.png", "-o", tmp_path / "out.png", "--backend", name
+            )
+            assert " ".join(reason.split()) in error
+
+    @pytest.mark.parametrize("name", ["out", "out.xyz", "missing/out.png", "file.txt/out.png", ""])
+    def test_output(
+        self, name: str, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file.txt").write_text("a file")
+        fails(capsys, "denoise", cli_images / "rgb.png", "-o", tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+    def test_folder_without_permission(
+        self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tmp_path.chmod(0o555)
+        assert "no permission" in fails(capsys, "denoise", cli_images / "rgb.png", "-o", tmp_path / "out.png")
+
+    def test_output_over_the_input(
+        self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        image = tmp_path / "image.png"
+        image.write_bytes((cli_images / "rgb.png").read_bytes())
+        assert "the name of an input" in fails(capsys, "denoise", image, "-o", image)
+        assert "another output" in fails(
+            capsys, "denoise", image, "-o", tmp_path / "o.png", "--json", tmp_path / "o.png"
+        )
+        assert image.read_bytes() == (cli_images / "rgb.png").read_bytes()
+
+    def test_images(self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        import tifffile
+
+        images = tmp_path / "images"
+        images.mkdir()
+        (images / "text.png").write_text("these are words")
+        (images / "empty.png").write_bytes(b"")
+        (images / "cut.png").write_bytes((cli_images / "rgb.png").read_bytes()[:400])
+        PillowImage.new("RGB", (1, 1)).save(images / "one.png")
+        tifffile.imwrite(images / "nan.tif", np.full((SIDE, SIDE), np.nan, dtype=np.float32))
+        tifffile.imwrite(images / "range.tif", np.full((SIDE, SIDE), 255, dtype=np.float32))
+        out = tmp_path / "out.png"
+        for path in sorted(images.iterdir()):
+            assert path.name in fails(capsys, "denoise", path, "-o", out)
+            assert path.name in fails(capsys, "denoise", cli_images / "rgb.png", "-o", out, "--clean", path)
+        assert "does not exist" in fails(capsys, "denoise", images / "missing.png", "-o", out)
+        assert "a folder" in fails(capsys, "denoise", images, "-o", out)
+        assert "astronaut" in fails(capsys, "denoise", "skimage:nothing", "-o", out)
+        assert "NaN" in fails(capsys, "denoise", images / "nan.tif", "-o", out)
+        assert "3 channels" in fails(
+            capsys, "denoise", cli_images / "grey.png", "-o", out, "--clean", cli_images / "rgb.png"
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+    def test_masks(
+        self, cli_images: Path, cli_mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rgb, grey = oes.models.skip(), oes.models.skip(32, 1)
+        error = fails(capsys, "train", cli_images / "grey.png", cli_mask, "-o", tmp_path / "out.png")
+        assert oes.fingerprint(rgb) in error
+        assert oes.fingerprint(grey) in error
+        (tmp_path / "text.safetensors").write_text("these are words")
+        (tmp_path / "text.pkl").write_text("these are words")
+        (tmp_path / "tensors.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+        for name in ("text.safetensors", "text.pkl", "tensors.safetensors"):
+            image, out = cli_images / "rgb.png", tmp_path / "out.png"
+            assert name in fails(capsys, "train", image, tmp_path / name, "-o", out)
+            assert name in fails(capsys, "transfer", tmp_path / name, image, "-o", out)
+        assert not (tmp_path / "out.png").exists()
+
+    @pytest.mark.parametrize(
+        "args",
+        [
+            ["denoise"],
+            ["denoise", "in.png"],
+            ["restore"],
+            ["denoise", "--nothing"],
+            ["train", "a.png", "-o", "b.png"],
+        ],
+    )
+    def test_usage(self, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--help" in fails(capsys, *args)
+
+    def test_search_wants_a_safetensors_name(
+        self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert ".safetensors" in fails(capsys, "search", cli_images / "rgb.png", "-o", tmp_path / "mask.png")
+
+    def test_faults_of_ours_are_one_line_too(
+        self,
+        cli_images: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def fault(*args: object, **more: object) -> None:
+            raise KeyError("a fault")
+
+        monkeypatch.setattr("oes_fast.cli.restore.load_problem", fault)
+        args = ["denoise", cli_images / "rgb.png", "-o", tmp_path / "out.png"]
+        assert "OES_FAST_DEBUG=1" in fails(capsys, *args, code=1)
+        monkeypatch.setenv("OES_FAST_DEBUG", "1")
+        with pytest.raises(KeyError):
+            run(*args)
