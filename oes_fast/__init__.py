@@ -1,12 +1,12 @@
 """Optimal Eye Surgeon, many times faster: sparse untrained networks that restore images.
 
-    import oes_fast as oes
+import oes_fast as oes
 
-    net = oes.models.skip(seed=0)
-    z = oes.noise_input(32, (512, 512), seed=0)
-    found = oes.search_mask(net, z, noisy, density=0.05)
-    fit = oes.train_sparse(net, found.mask, z, noisy)
-    fit.output  # the restored image, [1, 3, 512, 512]
+net = oes.models.skip(seed=0)
+z = oes.noise_input(32, (512, 512), seed=0)
+found = oes.search_mask(net, z, noisy, density=0.05)
+fit = oes.train_sparse(net, found.mask, z, noisy)
+fit.output  # the restored image, [1, 3, 512, 512]
 """
 
 from oes_fast import functional, models
@@ -14,6 +14,7 @@ from oes_fast.backends import backends
 from oes_fast.errors import (
     BackendError,
     CheckpointError,
+    CheckpointWarning,
     CollapsedRunWarning,
     InputError,
     MaskMismatchError,
@@ -36,6 +37,7 @@ from oes_fast.version import __version__
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "CheckpointWarning",
     "CollapsedRunWarning",
     "History",
     "InputError",

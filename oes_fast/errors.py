@@ -27,5 +27,9 @@ class BackendError(OESError, RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written; the run goes on, and the checkpoint before it is still there."""
+
+
 class CollapsedRunWarning(UserWarning):
     """The restored image is flat: the sparse network collapsed, as the paper reports below 4 % density."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import signal
 import subprocess
@@ -315,12 +314,9 @@ def test_a_full_disk_keeps_the_older_checkpoint(problem, tmp_path):
     path = tmp_path / "checkpoint"
     start("train", problem, path, steps=5)
     before = path.read_bytes()
-    with (
-        no_file_larger_than(1000),
-        pytest.raises(oes.OutputError, match="checkpoint: cannot write") as caught,
-    ):
-        start("train", problem, path, resume=True)
-    assert caught.value.errno == errno.EFBIG
+    with no_file_larger_than(1000), pytest.warns(oes.CheckpointWarning, match="checkpoint: cannot write"):
+        result = start("train", problem, path, resume=True)
+    assert_same("train", result, start("train", problem))  # what was computed is there all the same
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]  # no rubbish left on the full disk
     assert_same("train", start("train", problem, path, resume=True), start("train", problem))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import CheckpointError, InputError, OESError
+from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError, OutputError
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.history import History
 
@@ -136,7 +137,7 @@ def run_steps(
         while True:
             final = step >= steps or stop or interrupted()
             if final or checkpoint.due():
-                checkpoint.save(step, {**run.state(), "history": history.rows})
+                _save(checkpoint, step, run, history)
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
                 _record(history, step, run, output, clean)
@@ -158,6 +159,13 @@ def run_steps(
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
     """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
     return -10 * torch.log10(torch.mean((output.detach().double() - clean.detach().double()) ** 2))
+
+
+def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None:
+    try:
+        checkpoint.save(step, {**run.state(), "history": history.rows})
+    except OutputError as error:  # a full disk is no reason to lose what is computed
+        warnings.warn(f"{error}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
 
 
 def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor | None) -> None:

@@ -88,8 +88,10 @@ class SparseGenerator(nn.Module):
         key = (tuple(z.shape), z.dtype, z.device, self.training)
         if key not in self._plans:
             self._net.train(self.training)
-            graph = rewritten(self._net, z)
-            self._plans[key] = Plan(graph, self._net, self._mask, training=self.training, device=z.device)
+            with torch.device("cpu"):  # the analysis is done there, whatever the caller's default device
+                graph = rewritten(self._net, z)
+                plan = Plan(graph, self._net, self._mask, training=self.training, device=z.device)
+            self._plans[key] = plan
         return self._plans[key]
 
     def dense_buffers(self) -> list[tuple[str, Tensor]]:
