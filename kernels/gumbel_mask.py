@@ -5,8 +5,28 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from oes_fast.kernels.philox import LAUNCH, as_words, block_size, logistic_noise, on_device_of, sigmoid_pair
+from oes_fast.kernels.philox import (
+    LAUNCH,
+    as_words,
+    block_size,
+    load,
+    logistic_noise,
+    on_device_of,
+    sigmoid_pair,
+    store,
+)
 from torch import Tensor
+
+
+@triton.jit
+def _forward(
+    masked_ptr, w0_ptr, logits_ptr, start, numel, noise, scale, WHOLE: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = start + tl.arange(0, BLOCK)
+    w0 = load(w0_ptr, at, numel, WHOLE)
+    x = (load(logits_ptr, at, numel, WHOLE) + noise) * scale
+    large, small = sigmoid_pair(x)
+    store(masked_ptr, at, w0 * tl.where(x < 0.0, small, large), numel, WHOLE)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "step"])
@@ -15,13 +35,38 @@ def forward_kernel(
 ):
     """w0 * sigmoid((s + L) * scale)."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
+    noise = logistic_noise(start, seed_low, seed_high, step, BLOCK)
+    if start + BLOCK <= numel:
+        _forward(masked_ptr, w0_ptr, logits_ptr, start, numel, noise, scale, True, BLOCK)
+    else:
+        _forward(masked_ptr, w0_ptr, logits_ptr, start, numel, noise, scale, False, BLOCK)
+
+
+@triton.jit
+def _backward(
+    grad_w0_ptr,
+    grad_logits_ptr,
+    grad_ptr,
+    w0_ptr,
+    logits_ptr,
+    start,
+    numel,
+    noise,
+    scale,
+    NEEDS_W0: tl.constexpr,
+    NEEDS_LOGITS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     at = start + tl.arange(0, BLOCK)
-    inside = at < numel
-    w0 = tl.load(w0_ptr + at, mask=inside)
-    logits = tl.load(logits_ptr + at, mask=inside)
-    x = (logits + logistic_noise(start, seed_low, seed_high, step, BLOCK)) * scale
+    grad = load(grad_ptr, at, numel, WHOLE)
+    x = (load(logits_ptr, at, numel, WHOLE) + noise) * scale
     large, small = sigmoid_pair(x)
-    tl.store(masked_ptr + at, w0 * tl.where(x < 0.0, small, large), mask=inside)
+    if NEEDS_W0:
+        store(grad_w0_ptr, at, grad * tl.where(x < 0.0, small, large), numel, WHOLE)
+    if NEEDS_LOGITS:
+        w0 = load(w0_ptr, at, numel, WHOLE)
+        store(grad_logits_ptr, at, grad * w0 * (large * small) * scale, numel, WHOLE)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "step"])
@@ -42,17 +87,15 @@ def backward_kernel(
 ):
     """The gradients that are needed, the noise drawn again."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    at = start + tl.arange(0, BLOCK)
-    inside = at < numel
-    grad = tl.load(grad_ptr + at, mask=inside)
-    logits = tl.load(logits_ptr + at, mask=inside)
-    x = (logits + logistic_noise(start, seed_low, seed_high, step, BLOCK)) * scale
-    large, small = sigmoid_pair(x)
-    if NEEDS_W0:
-        tl.store(grad_w0_ptr + at, grad * tl.where(x < 0.0, small, large), mask=inside)
-    if NEEDS_LOGITS:
-        w0 = tl.load(w0_ptr + at, mask=inside)
-        tl.store(grad_logits_ptr + at, grad * w0 * (large * small) * scale, mask=inside)
+    noise = logistic_noise(start, seed_low, seed_high, step, BLOCK)
+    # fmt: off
+    if start + BLOCK <= numel:
+        _backward(grad_w0_ptr, grad_logits_ptr, grad_ptr, w0_ptr, logits_ptr, start, numel, noise, scale,
+                  NEEDS_W0, NEEDS_LOGITS, True, BLOCK)
+    else:
+        _backward(grad_w0_ptr, grad_logits_ptr, grad_ptr, w0_ptr, logits_ptr, start, numel, noise, scale,
+                  NEEDS_W0, NEEDS_LOGITS, False, BLOCK)
+    # fmt: on
 
 
 def gumbel_mask(w0: Tensor, logits: Tensor, seed: int, step: int, temperature: float) -> Tensor:

@@ -12,16 +12,98 @@ from oes_fast.kernels.philox import (
     as_words,
     block_size,
     exp_negative,
+    load,
     log_from_split,
     log_ratio,
     logistic_noise,
     on_device_of,
     sigmoid_pair,
     split_ratio,
+    store,
 )
 from torch import Tensor
 
 _KL_EPS = tl.constexpr(1e-6)
+
+
+@triton.jit
+def _kl_gradient(s, kl_offset):
+    """The KL term's derivative in the logits; and e = exp(-|s|), 1 + e and log(A / B) for its value."""
+    e = exp_negative(tl.where(s < 0.0, -s, s))
+    denominator = 1.0 + e
+    cleared_eps = _KL_EPS * denominator
+    larger, smaller = 1.0 + cleared_eps, e + cleared_eps
+    exponent, scaled = split_ratio(larger, smaller)
+    total, product, square = larger + scaled, larger * smaller, denominator * denominator
+    inverse = tl.div_rn(tl.full(s.shape, 1.0, tl.float32), product * total * square)
+    log_odds = log_from_split((larger - scaled) * (inverse * (product * square)), exponent)
+    bracket = log_odds + cleared_eps * (1.0 - e) * (inverse * (total * square))
+    variance = e * (inverse * (product * total))
+    gradient = variance * (tl.where(s < 0.0, -bracket, bracket) - kl_offset)
+    return gradient, e, denominator, log_odds
+
+
+@triton.jit
+def _kl_value(s, e, denominator, log_odds, log_density, log_rest):
+    one = tl.full(s.shape, 1.0, tl.float32)
+    p = tl.div_rn(one, denominator)
+    log_larger = -log_ratio(one, p + _KL_EPS)
+    of_larger = p * (log_larger - tl.where(s < 0.0, log_rest, log_density))
+    of_smaller = (e * p) * (log_larger - log_odds - tl.where(s < 0.0, log_density, log_rest))
+    return of_larger + of_smaller
+
+
+@triton.jit
+def _update(
+    logits_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    kl_ptr,
+    grad_ptr,
+    w0_ptr,
+    start,
+    numel,
+    noise,
+    numbers,
+    HAS_GRADIENT: tl.constexpr,
+    HAS_VALUE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    (
+        scale,
+        kl,
+        kl_offset,
+        log_density,
+        log_rest,
+        beta1_rest,
+        beta2,
+        beta2_rest,
+        step_size,
+        second_scale,
+        eps,
+    ) = numbers
+    at = start + tl.arange(0, BLOCK)
+    s = load(logits_ptr, at, numel, WHOLE)
+    grad = load(grad_ptr, at, numel, WHOLE)
+    w0 = load(w0_ptr, at, numel, WHOLE)
+    exp_avg = load(exp_avg_ptr, at, numel, WHOLE)
+    exp_avg_sq = load(exp_avg_sq_ptr, at, numel, WHOLE)
+    m_large, m_small = sigmoid_pair((s + noise) * scale)
+    g = grad * w0 * (m_large * m_small) * scale
+    if HAS_GRADIENT:
+        gradient, e, denominator, log_odds = _kl_gradient(s, kl_offset)
+        g += kl * gradient
+        if HAS_VALUE:
+            terms = _kl_value(s, e, denominator, log_odds, log_density, log_rest)
+            terms = tl.where(at < numel, terms, 0.0)
+            tl.store(kl_ptr + start // BLOCK, tl.sum(terms.to(tl.float64), axis=0))
+    first = exp_avg + (g - exp_avg) * beta1_rest
+    second = exp_avg_sq * beta2 + g * g * beta2_rest
+    updated = s - tl.div_rn(step_size * first, tl.sqrt_rn(second) * second_scale + eps)
+    store(exp_avg_ptr, at, first, numel, WHOLE)
+    store(exp_avg_sq_ptr, at, second, numel, WHOLE)
+    store(logits_ptr, at, updated, numel, WHOLE)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "step"])
@@ -46,48 +128,24 @@ def update_kernel(
     beta2_rest,
     step_size,
     second_scale,
-    adam_eps,
+    eps,
     HAS_GRADIENT: tl.constexpr,
     HAS_VALUE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Chain rule, KL gradient and Adam on one block; its KL sum goes to kl_ptr."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    at = start + tl.arange(0, BLOCK)
-    inside = at < numel
-    s = tl.load(logits_ptr + at, mask=inside, other=0.0)
-    grad = tl.load(grad_ptr + at, mask=inside, other=0.0)
-    w0 = tl.load(w0_ptr + at, mask=inside, other=0.0)
-    exp_avg = tl.load(exp_avg_ptr + at, mask=inside, other=0.0)
-    exp_avg_sq = tl.load(exp_avg_sq_ptr + at, mask=inside, other=0.0)
-    m_large, m_small = sigmoid_pair((s + logistic_noise(start, seed_low, seed_high, step, BLOCK)) * scale)
-    g = grad * w0 * (m_large * m_small) * scale
-    one = tl.full((BLOCK,), 1.0, tl.float32)
-    if HAS_GRADIENT:
-        e = exp_negative(tl.where(s < 0.0, -s, s))
-        denominator = 1.0 + e
-        cleared_eps = _KL_EPS * denominator
-        larger, smaller = 1.0 + cleared_eps, e + cleared_eps
-        exponent, scaled = split_ratio(larger, smaller)
-        total, product, square = larger + scaled, larger * smaller, denominator * denominator
-        inverse = tl.div_rn(one, product * total * square)
-        log_odds = log_from_split((larger - scaled) * (inverse * (product * square)), exponent)
-        bracket = log_odds + cleared_eps * (1.0 - e) * (inverse * (total * square))
-        variance = e * (inverse * (product * total))
-        g += kl * (variance * (tl.where(s < 0.0, -bracket, bracket) - kl_offset))
-        if HAS_VALUE:
-            p = tl.div_rn(one, denominator)
-            log_larger = -log_ratio(one, p + _KL_EPS)
-            of_larger = p * (log_larger - tl.where(s < 0.0, log_rest, log_density))
-            of_smaller = (e * p) * (log_larger - log_odds - tl.where(s < 0.0, log_density, log_rest))
-            terms = tl.where(inside, of_larger + of_smaller, 0.0)
-            tl.store(kl_ptr + tl.program_id(0), tl.sum(terms.to(tl.float64), axis=0))
-    first = exp_avg + (g - exp_avg) * beta1_rest
-    second = exp_avg_sq * beta2 + g * g * beta2_rest
-    updated = s - tl.div_rn(step_size * first, tl.sqrt_rn(second) * second_scale + adam_eps)
-    tl.store(exp_avg_ptr + at, first, mask=inside)
-    tl.store(exp_avg_sq_ptr + at, second, mask=inside)
-    tl.store(logits_ptr + at, updated, mask=inside)
+    noise = logistic_noise(start, seed_low, seed_high, step, BLOCK)
+    # fmt: off
+    numbers = (scale, kl, kl_offset, log_density, log_rest, beta1_rest, beta2, beta2_rest, step_size,
+               second_scale, eps)
+    if start + BLOCK <= numel:
+        _update(logits_ptr, exp_avg_ptr, exp_avg_sq_ptr, kl_ptr, grad_ptr, w0_ptr, start, numel, noise,
+                numbers, HAS_GRADIENT, HAS_VALUE, True, BLOCK)
+    else:
+        _update(logits_ptr, exp_avg_ptr, exp_avg_sq_ptr, kl_ptr, grad_ptr, w0_ptr, start, numel, noise,
+                numbers, HAS_GRADIENT, HAS_VALUE, False, BLOCK)
+    # fmt: on
 
 
 def mask_update(

@@ -6,6 +6,7 @@ the C++ extension adds what computes on the CPU, and :func:`define` what launche
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +17,24 @@ KERNELS = ("cpu", "triton")
 _LIBRARY = torch.library.Library("oes_fast", "FRAGMENT")
 
 
-def define(name: str, schema: str, *, fake: Callable[..., Any], triton: Callable[..., Any]) -> None:
+def define(name: str, schema: str, *, fake: Callable[..., Any], module: str) -> None:
     """Declare the operators of one operation.
 
     Args:
         name: of the operation.
         schema: arguments and results, in torch's schema language.
         fake: makes empty results from empty arguments.
-        triton: launches the Triton kernel; it is called with the schema's arguments.
+        module: of oes_fast.kernels, with a function ``name`` of the schema's arguments that launches Triton.
     """
+
+    def launch_triton(*arguments: Any) -> Any:
+        # At the first call, since Triton is optional and slow to import.
+        return getattr(importlib.import_module(f"oes_fast.kernels.{module}"), name)(*arguments)
+
     for backend in KERNELS:
         _LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"oes_fast::{name}_{backend}", fake, lib=_LIBRARY)
-    _LIBRARY.impl(f"{name}_triton", triton, "CompositeExplicitAutograd")
+    _LIBRARY.impl(f"{name}_triton", launch_triton, "CompositeExplicitAutograd")
 
 
 def define_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:

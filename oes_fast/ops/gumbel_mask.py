@@ -90,30 +90,18 @@ def _refuse_second_derivative(ctx: Any, backend: str, *grads: Tensor) -> tuple[N
     )
 
 
-def _triton(*arguments: Any) -> Tensor:
-    from oes_fast.kernels.gumbel_mask import gumbel_mask
-
-    return gumbel_mask(*arguments)
-
-
-def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from oes_fast.kernels.gumbel_mask import gumbel_mask_backward
-
-    return gumbel_mask_backward(*arguments)
-
-
 _library.define(
     "gumbel_mask",
     "(Tensor w0, Tensor logits, SymInt seed, SymInt step, float temperature) -> Tensor",
     fake=_fake,
-    triton=_triton,
+    module="gumbel_mask",
 )
 _library.define(
     "gumbel_mask_backward",
     "(Tensor grad, Tensor w0, Tensor logits, SymInt seed, SymInt step, float temperature, "
     "bool needs_w0, bool needs_logits) -> (Tensor, Tensor)",
     fake=_fake_backward,
-    triton=_triton_backward,
+    module="gumbel_mask",
 )
 _library.define_backward("gumbel_mask", _backward, _setup_context)
 _library.define_backward("gumbel_mask_backward", _refuse_second_derivative, _setup_context)

@@ -134,17 +134,11 @@ def _fake(logits: Tensor, *rest: Any) -> Tensor:
     return logits.new_empty(())
 
 
-def _triton(*arguments: Any) -> Tensor:
-    from oes_fast.kernels.mask_update import mask_update
-
-    return mask_update(*arguments)
-
-
 _library.define(
     "mask_update",
     "(Tensor(a!) logits, Tensor grad, Tensor w0, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, SymInt seed, "
     "SymInt step, float temperature, float kl, float density, float lr, float beta1, float beta2, float eps, "
     "bool kl_value) -> Tensor",
     fake=_fake,
-    triton=_triton,
+    module="mask_update",
 )

@@ -82,27 +82,15 @@ def _fake_nothing(*arguments: Any) -> None:
     return None
 
 
-def _triton_random_bits(*arguments: Any) -> None:
-    from oes_fast.kernels import philox
-
-    philox.random_bits(*arguments)
-
-
-def _triton_logistic_from_bits(*arguments: Any) -> None:
-    from oes_fast.kernels import philox
-
-    philox.logistic_from_bits(*arguments)
-
-
 _library.define(
     "random_bits",
     "(Tensor(a!) words, SymInt seed, SymInt step, SymInt stream) -> ()",
     fake=_fake_nothing,
-    triton=_triton_random_bits,
+    module="philox",
 )
 _library.define(
     "logistic_from_bits",
     "(Tensor(a!) noise, Tensor bits) -> ()",
     fake=_fake_nothing,
-    triton=_triton_logistic_from_bits,
+    module="philox",
 )
