@@ -1,0 +1,47 @@
+"""Which kernels the tests of the mask step can run here, and how to run some of them in a fresh process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import oes_fast as oes
+
+TESTS = Path(__file__).parent
+KERNELS = ("cpu", "triton")
+
+
+def require(backend: str) -> None:
+    """Skip the test where the backend cannot run, with its reason."""
+    status = oes.backends()[backend]
+    if not status:
+        pytest.skip(f"{backend} is {status}")
+
+
+def device_of(backend: str) -> str:
+    """Where tensors for the backend lie: Triton under its interpreter takes those of the CPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return "cuda" if backend == "triton" and not interpreted else "cpu"
+
+
+def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
+    """The dtypes the backend's kernels take."""
+    return (torch.float32,) if backend == "triton" else (torch.float32, torch.float64)
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python with other environment variables, in this directory of tests."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

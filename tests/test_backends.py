@@ -1,0 +1,99 @@
+"""Which backends there are, why one is missing, and how an operation chooses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_backends import require, run_python
+
+import oes_fast as oes
+from oes_fast.backends import NAMES, BackendStatus, backends, resolve
+from oes_fast.errors import BackendError, InputError
+
+ALL = ("cpu", "triton", "reference")
+
+
+def test_names_and_order():
+    assert tuple(oes.backends()) == NAMES == ("reference", "torch", "cpu", "triton", "cuda")
+
+
+def test_status_says_what_to_do():
+    for name, status in backends().items():
+        assert bool(status) == status.available
+        if status:
+            assert str(status) == "available"
+        else:
+            assert str(status).startswith("not available: ")
+            assert len(status.reason) > 30, name
+    assert backends()["reference"]
+    assert backends()["torch"]
+    assert "no CUDA C++ kernels yet" in str(backends()["cuda"])
+
+
+def test_auto_takes_the_fastest_that_can_run(monkeypatch):
+    require("cpu")
+    assert resolve("auto", "cpu", ALL) == "cpu"
+    assert resolve("auto", "cpu", ("reference",)) == "reference"
+    assert resolve("auto", "cpu", ("torch", "reference")) == "torch"
+    assert resolve("auto", "meta", ALL) == "reference"
+    monkeypatch.setenv("OES_FAST_DISABLE_BACKENDS", "cpu, triton")
+    assert resolve("auto", "cpu", ALL) == "reference"
+    assert "switched off" in str(backends()["cpu"])
+    with pytest.raises(BackendError, match="switched off by OES_FAST_DISABLE_BACKENDS"):
+        resolve("cpu", "cpu", ALL)
+
+
+def test_named_backend_is_taken_or_refused():
+    assert resolve("reference", "cpu", ALL) == "reference"
+    assert resolve("torch", "cpu", ALL) == "reference"
+    assert resolve("torch", "cpu", ("torch", "reference")) == "torch"
+    with pytest.raises(BackendError, match="not available: oes_fast has no CUDA"):
+        resolve("cuda", "cpu", ALL)
+    with pytest.raises(InputError, match=r"backend: expected one of auto, reference, .* got 'gpu'"):
+        resolve("gpu", "cpu", ALL)
+    require("cpu")
+    with pytest.raises(BackendError, match="needs tensors on cpu, got meta"):
+        resolve("cpu", torch.device("meta"), ALL)
+    with pytest.raises(BackendError, match="does not have the operation for these tensors"):
+        resolve("cpu", "cpu", ("reference",))
+
+
+def test_unknown_name_in_the_switch(monkeypatch):
+    monkeypatch.setenv("OES_FAST_DISABLE_BACKENDS", "cpu,reference")
+    with pytest.raises(InputError, match=r"OES_FAST_DISABLE_BACKENDS: .*, got reference"):
+        backends()
+
+
+def test_status_is_frozen():
+    with pytest.raises(AttributeError):
+        BackendStatus(True).available = False
+
+
+def test_capability_must_be_known_and_supported():
+    require("cpu")
+    done = run_python("-c", "import oes_fast; oes_fast.backends()", OES_FAST_CPU_CAPABILITY="avx1024")
+    assert (
+        "InputError: OES_FAST_CPU_CAPABILITY: expected default, avx2 or avx512, got 'avx1024'" in done.stderr
+    )
+
+
+def test_package_works_without_the_extension_and_without_triton():
+    """As installed where torch was missing while building: neither imports, and all runs on the reference."""
+    program = """
+import sys
+sys.modules["oes_fast._C"] = None
+sys.modules["triton"] = None
+import torch, oes_fast, oes_fast.kernels
+from oes_fast.ops import gumbel_mask
+status = oes_fast.backends()
+assert not status["cpu"] and not status["triton"]
+assert "pip install" in str(status["cpu"]) and "pip install" in str(status["triton"])
+assert torch.isfinite(gumbel_mask(torch.ones(9), torch.zeros(9), seed=0, step=0)).all()
+try:
+    gumbel_mask(torch.ones(9), torch.zeros(9), seed=0, step=0, backend="cpu")
+except oes_fast.BackendError as error:
+    print(error)
+"""
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "backend 'cpu' is not available: the C++ extension" in done.stdout
