@@ -32,8 +32,8 @@ PRESETS = {
         search_steps=60_000, search_lr=1e-2, search_kl=1e-9, train_steps=40_000, train_lr=1e-2, density=0.05
     ),
     # Minutes on a CPU. So few steps of the published size leave the probabilities where they started, and the
-    # weights of the top 5 % then form a network that no sampled mask has tried: its output is flat. Longer strides, a
-    # stronger KL and more weights make up for it in part.
+    # weights of the top 5 % then form a network that no sampled mask has tried: its output is flat. Longer
+    # strides, a stronger KL and more weights make up for it in part.
     "quick": Preset(
         search_steps=300, search_lr=0.3, search_kl=3e-7, train_steps=1_000, train_lr=1e-2, density=0.2
     ),
