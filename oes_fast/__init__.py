@@ -19,6 +19,7 @@ from oes_fast.errors import (
     InputError,
     MaskMismatchError,
     OESError,
+    OESWarning,
     OutputError,
 )
 from oes_fast.flat import fingerprint
@@ -45,6 +46,7 @@ __all__ = [
     "MaskMismatchError",
     "MaskedConv2d",
     "OESError",
+    "OESWarning",
     "OutputError",
     "SearchResult",
     "SparseGenerator",

@@ -27,9 +27,13 @@ class BackendError(OESError, RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
 
-class CheckpointWarning(UserWarning):
+class OESWarning(UserWarning):
+    """Base of every warning of oes_fast."""
+
+
+class CheckpointWarning(OESWarning):
     """A checkpoint could not be written; the run goes on, and the checkpoint before it is still there."""
 
 
-class CollapsedRunWarning(UserWarning):
+class CollapsedRunWarning(OESWarning):
     """The restored image is flat: the sparse network collapsed, as the paper reports below 4 % density."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from oes_fast.errors import CollapsedRunWarning
+from oes_fast.errors import OESWarning
 
 PROGRAM = "oes-fast"
 EXIT_OK = 0
@@ -31,11 +31,11 @@ def warn(message: object) -> None:
 def plain_warnings() -> Iterator[None]:
     """Print the library's own warnings in one line each instead of with file and line."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CollapsedRunWarning)
+        warnings.simplefilter("always", OESWarning)
         show = warnings.showwarning
 
         def show_plainly(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, CollapsedRunWarning):
+            if issubclass(category, OESWarning):
                 warn(message)
             else:
                 show(message, category, *place, **more)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from oes_fast.backends import resolve
+from oes_fast.errors import OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, sparsify
@@ -143,5 +144,5 @@ def make_function(
     except TraceError as error:
         if backend != "auto":
             raise
-        warnings.warn(f"{error}; it runs as it is, on the reference path", stacklevel=4)
+        warnings.warn(f"{error}; it runs as it is, on the reference path", OESWarning, stacklevel=4)
         return dense, "reference"
