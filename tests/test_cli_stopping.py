@@ -141,6 +141,7 @@ class TestNothingIsLost:
         self,
         cli_images: Path,
         cli_mask: Path,
+        cli_denoised: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -161,4 +162,4 @@ class TestNothingIsLost:
             patch.setattr(checkpoint, "save_tensors", full_at_third)
             assert run(*args) == 0
         assert "goes on without a checkpoint of step 2" in capsys.readouterr().err
-        assert out.read_bytes() == (cli_images / "denoised.png").read_bytes()
+        assert out.read_bytes() == cli_denoised.read_bytes()
