@@ -25,7 +25,6 @@ COMPILE_FLAGS = [
     "-ffp-contract=off",  # so that all instruction sets round alike
     "-fvisibility=hidden",
     "-Wall",
-    "-Wno-maybe-uninitialized",  # gcc 12 finds them in its own AVX-512 header
 ]
 
 

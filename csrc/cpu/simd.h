@@ -13,8 +13,13 @@
 #if defined(__x86_64__)
 #define OES_HAS_X86 1
 #define OES_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
+#if defined(__clang__)
+#define OES_WIDEST ""
+#else
+#define OES_WIDEST ",prefer-vector-width=512" // clang takes the widest vectors unasked
+#endif
 #define OES_TARGET_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi,bmi2,prefer-vector-width=512")))
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi,bmi2" OES_WIDEST)))
 #else
 #define OES_HAS_X86 0
 #endif
