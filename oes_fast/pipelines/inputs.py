@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_tensor
+from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.models.generator import Generator
@@ -66,19 +66,6 @@ def detect_collapse(output: Tensor, noisy: Tensor, phase: str) -> bool:
             stacklevel=4,  # the caller of the pipeline: past it and the decorator around it
         )
     return collapsed
-
-
-BACKENDS = ("auto", "reference", "torch", "cpu", "triton", "cuda")
-
-
-def check_backend(backend: str) -> str:
-    """``backend``, if it is one of the names."""
-    return check_choice("backend", backend, BACKENDS)
-
-
-def same_on(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` on the device of ``like``."""
-    return tensor if tensor.device == like.device else tensor.to(like.device)
 
 
 def zero_scalar(like: Tensor) -> Tensor:

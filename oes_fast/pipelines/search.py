@@ -24,7 +24,6 @@ from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
-    check_backend,
     check_output,
     check_run_inputs,
     detect_collapse,
@@ -128,7 +127,7 @@ def search_mask(
     check_number("kl", kl, minimum=0.0)
     check_number("temperature", temperature, above=0.0)
     check_integer("seed", seed, minimum=0, below=2**64)
-    function, backend = make_function(net, z, None, check_backend(backend))
+    function, backend = make_function(net, z, None, backend)
     options: dict[str, Any] = {
         "density": density,
         "lr": lr,

@@ -18,7 +18,6 @@ from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
-    check_backend,
     check_output,
     check_run_inputs,
     detect_collapse,
@@ -114,7 +113,7 @@ def train_sparse(
     check_number("lr", lr, above=0.0)
     if average is not None:
         check_number("average", average, minimum=0.0, below=1.0)
-    function, backend = make_function(net, z, mask, check_backend(backend))
+    function, backend = make_function(net, z, mask, backend)
     run = TrainRun(function, noisy, lr, average)
     settings = {
         "phase": run.phase,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -39,8 +38,3 @@ def masked_adam(
     step_size = lr / (1 - beta1 ** (step + 1))
     denominator = (exp_avg_sq.sqrt() / (1 - beta2 ** (step + 1)) ** 0.5).add_(eps)
     weights.addcdiv_(exp_avg, denominator, value=-step_size)
-
-
-def adam_state(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The two moments before the first step."""
-    return torch.zeros_like(weights), torch.zeros_like(weights)
