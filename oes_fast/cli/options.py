@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oes_fast.pipelines.inputs import BACKENDS
+from oes_fast.backends import AUTO, NAMES
 from oes_fast.pipelines.presets import PRESETS
 
 IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
@@ -193,7 +193,7 @@ Backend = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=RUN,
-        help=f"How to compute: {', '.join(BACKENDS)}; `oes-fast info` says which are here.",
+        help=f"How to compute: {', '.join((AUTO, *NAMES))}; `oes-fast info` says which are here.",
     ),
 ]
 Threads = Annotated[

@@ -10,9 +10,8 @@ from typing import TypeVar
 import torch
 
 from oes_fast._checks import check_choice, check_integer, check_number
-from oes_fast.backends import backends
+from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
-from oes_fast.pipelines.inputs import check_backend
 from oes_fast.pipelines.presets import PRESETS, Preset
 
 MAX_SEED = 2**63
@@ -155,11 +154,8 @@ def find_backend(name: str) -> str:
     Raises:
         BackendError: it cannot run here; the message says why.
     """
-    try:
-        check_backend(name)
-    except InputError as error:
-        raise InputError(f"--{error}") from None
-    if name != "auto" and not (status := backends()[name]).available:
+    check_choice("--backend", name, (AUTO, *NAMES))
+    if name != AUTO and not (status := backends()[name]).available:
         raise BackendError(f"--backend: {name} cannot run here: {status.reason}")
     return name
 
