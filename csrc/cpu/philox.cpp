@@ -61,7 +61,8 @@ void fill_logistic(Tensor noise, Tensor words) {
   STD_TORCH_CHECK(
       words.is_cpu() && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
       "words: expected a contiguous int64 CPU tensor");
-  STD_TORCH_CHECK(words.numel() == noise.numel(), "words: expected ", noise.numel(), " elements, got ", words.numel());
+  STD_TORCH_CHECK(
+      words.numel() == noise.numel(), "words: expected ", noise.numel(), " elements, got ", words.numel());
   with_type(noise, [&](auto zero) {
     using T = decltype(zero);
     const FromWords<T> a{noise.numel(), pointer<int64_t>(words), pointer<T>(noise)};
