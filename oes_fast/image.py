@@ -19,6 +19,7 @@ from oes_fast._checks import check_integer, check_number, check_tensor
 from oes_fast._image_codecs import FORMATS, Array, decode, encode
 from oes_fast.errors import InputError
 from oes_fast.files import atomic_write, check_readable
+from oes_fast.reference.philox import IMAGE_NOISE, seeded_generator
 
 MIN_SIDE = 16
 SKIMAGE_PREFIX = "skimage:"
@@ -129,7 +130,7 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
     Args:
         pixels: float in [0, 1], any shape and device.
         sigma: standard deviation in units of the [0, 1] range, 0 to 1 (25 levels of 8 bits are 25/255).
-        seed: of the noise, in [0, 2^63). Drawn on the CPU from a generator of its own: every device has the
+        seed: of the noise, in [0, 2^64). Drawn on the CPU from a generator of its own: every device has the
             same noise, and the global random state is not touched.
 
     Returns:
@@ -145,7 +146,7 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
             f"sigma: expected a number from 0 to 1, in units of the [0, 1] range, got {sigma} "
             f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
         )
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0, below=2**63))
+    generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), IMAGE_NOISE)
     noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype)
     return (pixels + sigma * noise.to(pixels.device)).clamp(0, 1)
 

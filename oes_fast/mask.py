@@ -16,7 +16,7 @@ from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.files import load_tensors, save_tensors
 from oes_fast.flat import FlatLayout
 from oes_fast.models.published import read_published_mask
-from oes_fast.reference.philox import TIE_BREAK, random_bits
+from oes_fast.reference.philox import SHUFFLE, TIE_BREAK, random_bits, seeded_generator
 
 _FORMAT = "oes_fast mask 1"
 
@@ -134,7 +134,7 @@ class Mask:
     def shuffled(self, net: nn.Module, *, seed: int = 0) -> Mask:
         """A random mask with the density of this one in every parameter tensor: the baseline to beat."""
         self.check(net)
-        generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0, below=2**63))
+        generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), SHUFFLE)
         pieces = self.flat.split(FlatLayout.of(net).sizes)
         flat = torch.cat([p[torch.randperm(p.numel(), generator=generator)] for p in pieces])
         return Mask(flat, self.fingerprint, {"source": "shuffled", "seed": seed})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oes_fast._checks import FLOAT_DTYPES, check_integer
 from oes_fast.errors import InputError
+from oes_fast.reference.philox import INPUT_NOISE, seeded_generator
 
 INPUT_SCALE = 0.1  # z ~ U(0, 0.1)
 
@@ -26,7 +27,7 @@ def noise_input(
     Args:
         channels: of the input.
         size: (H, W) of the image.
-        seed: of the noise, in [0, 2^63). The global random state is not touched.
+        seed: of the noise, in [0, 2^64). The global random state is not touched.
         dtype: float32 or float64.
         device: where to put it; it is drawn on the CPU, so every device has the same numbers.
 
@@ -41,6 +42,6 @@ def noise_input(
     height, width = (check_integer("size", side, minimum=1) for side in size)
     if dtype not in FLOAT_DTYPES:
         raise InputError(f"dtype: expected float32 or float64, got {dtype}")
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0, below=2**63))
+    generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), INPUT_NOISE)
     shape = (1, check_integer("channels", channels, minimum=1), height, width)
     return torch.rand(shape, generator=generator, dtype=dtype, device="cpu").mul_(INPUT_SCALE).to(device)

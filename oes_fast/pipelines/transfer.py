@@ -20,7 +20,7 @@ def fresh_generator(noisy: Tensor, *, seed: int = 0) -> tuple[Generator, Tensor]
 
     Args:
         noisy: image, shape [1, C, H, W].
-        seed: of both, in [0, 2^63).
+        seed: of both, in [0, 2^64).
 
     Returns:
         (net with C output channels, z [1, 32, H, W]), dtype and device of ``noisy``.

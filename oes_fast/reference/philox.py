@@ -19,6 +19,9 @@ from torch import Tensor
 
 MASK_NOISE = 0  # stream: logistic noise of the relaxed mask
 TIE_BREAK = 1  # stream: order of equal logits when the mask is cut
+INPUT_NOISE = 2  # stream: seed of the generator's input
+IMAGE_NOISE = 3  # stream: seed of noise added to an image
+SHUFFLE = 4  # stream: seed of shuffled masks
 NOISE_BITS = 23  # bits of a word that make the logistic noise
 
 _ROUNDS = 10
@@ -71,6 +74,20 @@ def random_bits(
     counter = (block & _LOW, block >> 32, torch.full_like(block, step), torch.full_like(block, stream))
     words = philox4x32(counter, (seed & _LOW, seed >> 32))
     return torch.stack(words, dim=1).flatten()[:numel]
+
+
+def seeded_generator(seed: int, stream: int) -> torch.Generator:
+    """A torch.Generator on the CPU for one purpose.
+
+    With ``manual_seed(seed)`` alone, whatever is drawn under one seed is a function of the same random words:
+    noise added to an image could be computed from the input of the network that is to remove it.
+
+    Args:
+        seed: in [0, 2^64).
+        stream: what it is for.
+    """
+    low, high = random_bits(seed, 0, 2, stream=stream, device="cpu").tolist()
+    return torch.Generator().manual_seed((high << 32 | low) & 0x7FFFFFFFFFFFFFFF)
 
 
 def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
