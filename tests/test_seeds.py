@@ -16,7 +16,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_image_noise_is_no_function_of_the_input() -> None:
-    """torch makes normal numbers by Box-Muller from uniform ones: those of the input, under one plain seed."""
+    """torch makes normal numbers by Box-Muller from uniform ones: with one plain seed, those of z."""
     uniform = oes.noise_input(32, (SIDE, SIDE), seed=0).flatten()[: 3 * SIDE**2].view(-1, 16) * 10
     noise = (oes.add_noise(torch.full((1, 3, SIDE, SIDE), 0.5), 0.05, 0) - 0.5) / 0.05
     radius = (-2 * torch.log(1 - uniform[:, :8])).sqrt()

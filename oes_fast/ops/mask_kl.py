@@ -9,7 +9,7 @@ from oes_fast._checks import check_number, check_tensor
 
 
 def mask_kl(logits: Tensor, *, density: float) -> Tensor:
-    """Sum over all elements of KL(Bernoulli(sigmoid s) || Bernoulli(density)) (Ghosh et al. 2024, equation 3).
+    """Sum over all elements of KL(Ber(sigmoid s) || Ber(density)) (Ghosh et al. 2024, equation 3).
 
     Args:
         logits: s, float32 or float64, shape [n].
