@@ -7,8 +7,11 @@ from oes_fast.ops.mask_update import mask_update
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.ops.masked_conv2d import masked_conv2d
 from oes_fast.ops.output_head import output_head
+from oes_fast.ops.sparse_conv2d import PhaseSplit, SparsePattern, phase_split, sparse_conv2d
 
 __all__ = [
+    "PhaseSplit",
+    "SparsePattern",
     "batch_norm_act",
     "gumbel_mask",
     "mask_kl",
@@ -16,4 +19,6 @@ __all__ = [
     "masked_adam",
     "masked_conv2d",
     "output_head",
+    "phase_split",
+    "sparse_conv2d",
 ]

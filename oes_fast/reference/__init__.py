@@ -11,6 +11,7 @@ from oes_fast.reference.masked_adam import masked_adam
 from oes_fast.reference.masked_conv2d import PADDING_MODES, masked_conv2d
 from oes_fast.reference.output_head import output_head
 from oes_fast.reference.philox import logistic_from_bits, logistic_noise, philox4x32, random_bits
+from oes_fast.reference.sparse_conv2d import phase_merge, phase_split, sparse_conv2d
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,7 +27,10 @@ __all__ = [
     "masked_adam",
     "masked_conv2d",
     "output_head",
+    "phase_merge",
+    "phase_split",
     "philox4x32",
     "random_bits",
     "relaxed_mask",
+    "sparse_conv2d",
 ]

@@ -1,0 +1,58 @@
+// What the kernels of sparse_conv2d are given: see sparse_conv2d.cpp for the ops around them.
+//
+// Images lie in planes. At stride 1 a plane is a channel; at stride 2 a channel is split into four planes, its even
+// and odd rows and columns, so that either way a tap reads its plane at a fixed distance from the output pixel:
+// output (i, j) needs source[offset + i * pitch + j].
+//
+// Narrow images are taken as one long row: pixels beyond the right edge are computed and left out, which costs less
+// than vectors that are not full. Sums run over the taps in one fixed order, whatever the split of the work.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace oes::sparse_conv2d {
+
+constexpr int kWide = 4; // vectors across a tile of a wide image
+constexpr int kFlat = 12; // vectors in a strip of a narrow image, taken as one row
+constexpr int kTapsAtOnce = 6; // weight gradients computed in one pass over an output's gradient
+
+// Bytes of a vector, and rows of a tile: 24 sums of the 32 registers of AVX-512, 12 of the 16 of the others.
+constexpr int vector_bytes(Capability capability) {
+  return capability == Capability::kAvx512 ? 64 : capability == Capability::kAvx2 ? 32 : 16;
+}
+constexpr int tile_rows(Capability capability) {
+  return capability == Capability::kAvx512 ? 6 : 3;
+}
+
+// out[p][i][j] = sum over the taps t of p of weights[t] * source[offsets[t] + i * pitch + j]. A unit of work is one
+// strip of one image for one group of planes p.
+template <typename T>
+struct Gather {
+  const T* source;
+  T* out; // [images, planes, rows, columns]
+  const T* weights;
+  const int64_t* offsets;
+  const int64_t* first; // [planes + 1]: the taps of plane p are first[p] .. first[p + 1]
+  int64_t planes, rows, columns, pitch;
+  int64_t source_image; // elements from one image to the next
+  int64_t strips, groups;
+  bool flat; // strips of the image as one row, not of rows
+};
+
+// partial[image, strip][t] = sum over the pixels of the strip of grad[o][i][j] * source[offsets[t] + i * pitch + j].
+template <typename T>
+struct Dot {
+  const T* source;
+  const T* grad; // [images, outputs, rows * grad_pitch]; in a flat image zero beyond the right edge
+  T* partial; // [images, strips, taps]
+  const int64_t* offsets;
+  const int64_t* first; // [outputs + 1]
+  int64_t outputs, taps, rows, columns, pitch, grad_pitch;
+  int64_t source_image, grad_plane;
+  int64_t strips, strip_rows, groups; // a flat image has one row, and strip_rows is elements
+  bool flat;
+};
+
+} // namespace oes::sparse_conv2d
