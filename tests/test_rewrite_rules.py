@@ -35,7 +35,7 @@ def rewrite(net: nn.Module, rule: Rule, *, size: tuple[int, int] = (9, 7)) -> tu
     graph.sweep()
     if count == 0:
         assert [(node.stage, node.inputs) for node in graph.nodes] == before
-    plan = Plan(graph, net, None, training=True, device=z.device)
+    plan = Plan(graph, net, None, device=z.device)
     weights = flatten(net).requires_grad_()
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     got = plan.run(weights, buffers, z, plan.prepare(z), update_stats=True)

@@ -128,10 +128,8 @@ def run_steps(
                 f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for"
             )
         history = History(state.pop("history"))
-        try:
-            run.load_state(state)
-        except KeyError as error:
-            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {error}") from error
+        _check_state(checkpoint, state, run.state())
+        run.load_state(state)
     stop = False
     with _delayed_interrupt() as interrupted:
         while True:
@@ -159,6 +157,18 @@ def run_steps(
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
     """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
     return -10 * torch.log10(torch.mean((output.detach().double() - clean.detach().double()) ** 2))
+
+
+def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
+    for name, tensor in like.items():
+        if name not in state:
+            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}")
+        found = state[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{checkpoint.path}: expected {name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}, "
+                f"got {tuple(found.shape)} and {found.dtype}"
+            )
 
 
 def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None:

@@ -78,10 +78,14 @@ class _Scatter(torch.autograd.Function):
     """out[target] = weights[source], zero elsewhere. A weight may go to several places."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, source: Tensor, target: Tensor, numel: int) -> Tensor:
+    def forward(weights: Tensor, source: Tensor, target: Tensor, numel: int) -> Tensor:
+        return weights.new_zeros(numel).index_copy_(0, target, weights.index_select(0, source))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights, source, target, _ = inputs
         ctx.save_for_backward(source, target)
         ctx.kept = weights.numel()
-        return weights.new_zeros(numel).index_copy_(0, target, weights.index_select(0, source))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +17,16 @@ from oes_fast.rewrite import stages as s
 
 
 class TraceError(OESError):
-    """The network's code cannot be traced: it then runs as it is."""
+    """The network's code cannot be traced; the pipelines run it as it is where the backend is "auto"."""
 
 
 class Converter:
     """Turns the calls that torch.fx recorded into stages."""
 
-    def __init__(self, net: nn.Module, fx_graph: torch.fx.Graph, z: Tensor) -> None:
-        self._net = net
+    def __init__(self, net: nn.Module, root: nn.Module, fx_graph: torch.fx.Graph) -> None:
+        self._root = root
+        called = [root.get_submodule(str(n.target)) for n in fx_graph.nodes if n.op == "call_module"]
+        self._calls = Counter(id(module) for module in called)
         self._fx_graph = fx_graph
         self._graph = s.Graph()
         self._nodes: dict[torch.fx.Node, s.Node] = {}
@@ -42,6 +46,8 @@ class Converter:
                 self._nodes[node] = self._convert(node)
         if output is None:
             raise TraceError("expected a network that returns one tensor")
+        if len(output.shape) != 4:
+            raise TraceError(f"expected a network that returns [N, C, H, W], got shape {output.shape}")
         if output is not self._graph.output:
             self._graph.add(s.Act("identity"), [output], output.shape, "output")
         self._graph.sweep()
@@ -52,12 +58,14 @@ class Converter:
         if node.op == "placeholder":
             return self._add(node, s.Input(), [])
         if node.op == "get_attr":
-            tensor = attribute(self._net, str(node.target))
+            tensor = attribute(self._root, str(node.target))
             known = self._names.get(id(tensor))
             return self._add(node, s.Constant(tensor) if known is None else s.Parameter(known), [])
         if node.op == "call_module":
-            module = self._net.get_submodule(str(node.target))
+            module = self._root.get_submodule(str(node.target))
             convert = _MODULES.get(type(module))
+            if self._calls[id(module)] > 1 and isinstance(module, nn.BatchNorm2d):
+                convert = None  # its running statistics belong to several stages
             if convert is not None and len(node.args) == 1 and not node.kwargs and _plain(module):
                 done = convert(self, node, module)
                 if done is not None:
@@ -81,26 +89,30 @@ class Converter:
     def _add(self, node: torch.fx.Node, stage: s.Stage, inputs: list[s.Node]) -> s.Node:
         value = node.meta["value"]
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-        return self._graph.add(
-            stage, inputs, shape, str(node.target) if node.op == "call_module" else node.name
-        )
+        return self._graph.add(stage, inputs, shape, _path(node) if node.op == "call_module" else node.name)
 
     def _source(self, node: torch.fx.Node) -> s.Node:
         return self._nodes[node.args[0]]  # type: ignore[index]
 
     def _refuse_in_place(self, node: torch.fx.Node) -> None:
-        method = (
-            node.op == "call_method"
-            and str(node.target).endswith("_")
-            and not str(node.target).endswith("__")
-        )
-        module = node.op == "call_module" and getattr(
-            self._net.get_submodule(str(node.target)), "inplace", False
-        )
-        # A module that works in place is harmless where nobody else reads what it overwrites.
-        shared = module and isinstance(node.args[0], torch.fx.Node) and len(node.args[0].users) > 1
-        if method or shared or node.kwargs.get("inplace") or "out" in node.kwargs:
+        name = getattr(node.target, "__name__", str(node.target))
+        called = node.op in ("call_method", "call_function")
+        changes = called and name.endswith("_") and not name.endswith("__")
+        if node.op == "call_function":
+            changes = changes or bool(_arguments(node).get("inplace")) or "out" in node.kwargs
+        if node.op == "call_module" and getattr(self._root.get_submodule(str(node.target)), "inplace", False):
+            # Harmless where the result of a layer is overwritten that nobody else has.
+            source = node.args[0] if node.args else None
+            fresh = isinstance(source, torch.fx.Node) and len(source.users) == 1 and self._is_fresh(source)
+            changes = not fresh or not node.users
+        if changes:
             raise TraceError(f"{node.name} changes a tensor in place")
+
+    def _is_fresh(self, node: torch.fx.Node) -> bool:
+        """Whether a node's result is a tensor of its own, not another name or a view of one."""
+        if node.op == "call_module":
+            return isinstance(self._root.get_submodule(str(node.target)), _FRESH_LAYERS)
+        return node.op == "call_function" and node.target in (torch.cat, torch.add, operator.add)
 
     def _opaque(self, node: torch.fx.Node) -> s.Node:
         inputs: list[s.Node] = []
@@ -111,7 +123,8 @@ class Converter:
 
         args = torch.fx.map_arg(node.args, slot)
         kwargs = torch.fx.map_arg(node.kwargs, slot)
-        return self._add(node, s.Opaque(node.op, node.target, args, kwargs), inputs)
+        target = _path(node) if node.op == "call_module" else node.target
+        return self._add(node, s.Opaque(node.op, target, args, kwargs), inputs)
 
     def _crop(self, node: torch.fx.Node) -> s.Node | None:
         source = node.args[0]
@@ -180,7 +193,7 @@ class Converter:
         n, c, h, w = source.shape
         left, right, top, bottom = amount
         shape = (n, c, h + top + bottom, w + left + right)
-        return self._graph.add(s.Pad(mode, amount), [source], shape, f"{node.target}.pad")
+        return self._graph.add(s.Pad(mode, amount), [source], shape, f"{_path(node)}.pad")
 
     def pad(self, node: torch.fx.Node, module: nn.Module) -> s.Node | None:
         """A padding layer; None where it crops."""
@@ -194,7 +207,7 @@ class Converter:
     def norm(self, node: torch.fx.Node, module: nn.BatchNorm2d) -> s.Node:
         """Batch norm."""
         stage = s.Norm(
-            module=str(node.target),
+            module=_path(node),
             weight=self.name_of(module.weight),
             bias=self.name_of(module.bias),
             mean=self.name_of(module.running_mean),
@@ -203,11 +216,14 @@ class Converter:
             eps=module.eps,
             momentum=module.momentum,
             channels=module.num_features,
+            training=module.training,
         )
         return self._add(node, stage, [self._source(node)])
 
-    def act(self, node: torch.fx.Node, module: nn.Module) -> s.Node:
-        """An elementwise activation."""
+    def act(self, node: torch.fx.Node, module: nn.Module) -> s.Node | None:
+        """An elementwise activation; None for what is no image."""
+        if len(self._source(node).shape) != 4:
+            return None
         kind, attribute = _ACTS[type(module)]
         value = float(getattr(module, attribute)) if attribute else 0.0
         return self._add(node, s.Act(kind, value), [self._source(node)])
@@ -278,9 +294,42 @@ _MODULES: dict[type, Callable[[Converter, torch.fx.Node, Any], s.Node | None]] =
 }
 
 
+# Layers that always make a new tensor.
+_FRESH_LAYERS = (
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.BatchNorm2d,
+    nn.InstanceNorm2d,
+    nn.GroupNorm,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+    nn.Upsample,
+    nn.Linear,
+)
+
+
 def _plain(module: nn.Module) -> bool:
     """No hooks that would see or change what passes."""
-    return not module._forward_hooks and not module._forward_pre_hooks and not module._backward_hooks
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not any(hooks)
+
+
+def _arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """Arguments of a function call by name, as far as its signature tells them."""
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return dict(node.kwargs)
+
+
+def _path(node: torch.fx.Node) -> str:
+    """The module's name in the network: the trace's root holds the network as ``net``."""
+    return str(node.target).removeprefix("net").removeprefix(".")
 
 
 def _pair(value: Any) -> tuple[int, int]:

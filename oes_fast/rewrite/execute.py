@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -64,7 +66,6 @@ class Builder:
         net: the traced network.
         alive: channels by id of the node.
         weights: where blocks of weights are asked for.
-        training: mode of the plan.
         device: of the weights.
     """
 
@@ -74,14 +75,12 @@ class Builder:
         net: nn.Module,
         alive: dict[int, Alive],
         weights: CompactWeights,
-        training: bool,
         device: torch.device,
     ) -> None:
         self._graph = graph
         self._net = net
         self._alive = alive
         self._weights = weights
-        self._training = training
         self._device = device
 
     def build(self, node: s.Node) -> Run:
@@ -157,7 +156,7 @@ class Builder:
         weight = self._weights.request(conv.weight, outputs.vary, inputs.vary + conv.first)
         offset = self._offset(conv, inputs, outputs.vary)
         const = self._offset(conv, inputs, outputs.const)
-        defer = self._training and self._normalised(node)
+        defer = self._normalised(node)
         empty = len(outputs.vary) == 0
         n, _, h, w = node.shape
 
@@ -205,7 +204,7 @@ class Builder:
     def _normalised(self, node: s.Node) -> bool:
         """Whether a batch norm alone reads it: it subtracts whatever is added to a channel."""
         reader = self._graph.sole_user(node)
-        return reader is not None and isinstance(reader.stage, s.Norm)
+        return reader is not None and isinstance(reader.stage, s.Norm) and reader.stage.of_batch
 
     def _folds_into_conv(self, node: s.Node) -> bool:
         """Zero padding that the convolution can do itself."""
@@ -227,7 +226,7 @@ class Builder:
         norm = node.stage
         assert isinstance(norm, s.Norm)
         alive, source = self._alive[id(node)], self._alive[id(node.inputs[0])]
-        run = NormRun(norm, source, alive, self._weights, self._training, self._device)
+        run = NormRun(norm, source, alive, self._weights, self._device)
         act = norm.act
         take = positions(source.vary, alive.vary, self._device)
 
@@ -373,10 +372,10 @@ class Builder:
             return lambda context, args, kwargs: getattr(args[0], stage.target)(*args[1:], **kwargs)
         # A module of its own runs on the plan's weights and buffers.
         original = self._net.get_submodule(stage.target)
-        module = copy.deepcopy(original).train(self._training and original.training)
-        names = {id(p): name for name, p in self._net.named_parameters()}
+        module = copy.deepcopy(original)
+        names = {id(p): name for name, p in [*self._net.named_parameters(), *self._net.named_buffers()]}
         blocks = {name: self._weights.request(names[id(p)]) for name, p in original.named_parameters()}
-        buffers = {name: f"{stage.target}.{name}" for name, _ in original.named_buffers()}
+        buffers = {name: names[id(b)] for name, b in original.named_buffers()}
 
         def call(context: Context, args: Any, kwargs: Any) -> Any:
             state = {name: context.blocks[block] for name, block in blocks.items()}
@@ -451,8 +450,9 @@ _BUILDERS: dict[type, Callable[[Builder, s.Node], Run]] = {
 def spread(kernel: Tensor, factor: int) -> Tensor:
     """Full convolution of [O, I, kH, kW] with factor x factor ones: [O, I, kH + f - 1, kW + f - 1]."""
     last = factor - 1
-    rows: Any = sum(F.pad(kernel, (0, 0, shift, last - shift)) for shift in range(factor))
-    return torch.as_tensor(sum(F.pad(rows, (shift, last - shift)) for shift in range(factor)))
+    shifts = range(factor)
+    rows = reduce(operator.add, (F.pad(kernel, (0, 0, shift, last - shift)) for shift in shifts))
+    return reduce(operator.add, (F.pad(rows, (shift, last - shift)) for shift in shifts))
 
 
 def activate(x: Tensor, act: s.Act, *, fresh: bool = False) -> Tensor:

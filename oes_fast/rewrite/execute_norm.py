@@ -21,7 +21,6 @@ class NormRun:
         source: channels of its input.
         alive: channels of its result.
         weights: where blocks of weights are asked for.
-        training: mode of the plan.
         device: of the weights.
     """
 
@@ -31,12 +30,9 @@ class NormRun:
         source: Alive,
         alive: Alive,
         weights: CompactWeights,
-        training: bool,
         device: torch.device,
     ) -> None:
         self._norm = norm
-        self._batch_statistics = training or norm.mean is None
-        self._update = training and norm.mean is not None
         vary, const, tracked = (index + norm.first for index in (alive.vary, alive.const, alive.tracked))
         self._vary, self._const, self._tracked = vary.to(device), const.to(device), tracked.to(device)
         self._gamma = None if norm.weight is None else weights.request(norm.weight, vary)
@@ -68,9 +64,9 @@ class NormRun:
         """
         gamma = None if self._gamma is None else blocks[self._gamma]
         beta = None if self._beta is None else blocks[self._beta]
-        if self._batch_statistics:
+        if self._norm.of_batch:
             mean = var = None
-            if update_stats and self._update:
+            if update_stats and self._norm.tracks:
                 momentum = self._momentum(buffers)
                 self._track_constants(constants, buffers, momentum)
                 mean, var = self._running(buffers)

@@ -46,20 +46,19 @@ class Alive:
     tracked: Tensor
 
 
-def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None, *, training: bool) -> dict[int, Alive]:
+def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, Alive]:
     """Analyse a graph of stages.
 
     Args:
         graph: to analyse.
         kept: bool mask of every parameter by name, or None where all are kept.
-        training: batch norms take the statistics of their input.
 
     Returns:
         :class:`Alive` by id of the node. Nodes whose result is no image [N, C, H, W] have all their channels.
     """
     status: dict[int, Tensor] = {}
     for node in graph.nodes:
-        status[id(node)] = _status(node, [status[id(i)] for i in node.inputs], kept, training)
+        status[id(node)] = _status(node, [status[id(i)] for i in node.inputs], kept)
     wanted = {id(node): torch.zeros(_channels(node), dtype=torch.bool) for node in graph.nodes}
     wanted[id(graph.output)][:] = True
     for node in reversed(graph.nodes):
@@ -69,7 +68,7 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None, *, training: 
     for node in graph.nodes:
         want, state = wanted[id(node)], status[id(node)]
         tracked = torch.zeros_like(want)
-        if isinstance(node.stage, s.Norm) and training:
+        if isinstance(node.stage, s.Norm) and node.stage.tracks:
             tracked = want & _kept(kept, node.stage.weight, node.stage) & (status[id(node.inputs[0])] != VARY)
         alive[id(node)] = Alive(
             _where(want & (state == VARY)), _where(want & (state == CONST)), _where(tracked)
@@ -77,7 +76,7 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None, *, training: 
     return alive
 
 
-def _status(node: s.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None, training: bool) -> Tensor:
+def _status(node: s.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None) -> Tensor:
     stage = node.stage
     if isinstance(stage, s.UpConv):
         stage = stage.conv
@@ -91,8 +90,7 @@ def _status(node: s.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None, 
     if isinstance(stage, s.Norm):
         gamma, beta = _kept(kept, stage.weight, stage), _kept(kept, stage.bias, stage, missing=False)
         varies = (inputs[0] == VARY) & gamma
-        batch_statistics = training or stage.mean is None
-        return _activated(_merge(varies, beta if batch_statistics else beta | gamma), stage.act)
+        return _activated(_merge(varies, beta if stage.of_batch else beta | gamma), stage.act)
     if isinstance(stage, s.Act):
         return _activated(inputs[0], stage)
     if isinstance(stage, s.Pad) and stage.mode == "zeros" and any(stage.amount):

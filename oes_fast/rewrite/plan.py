@@ -18,26 +18,22 @@ _FIXED = (s.Input, s.Constant, s.Pad, s.Box, s.Pool, s.Upsample, s.Crop, s.Cat, 
 
 
 class Plan:
-    """A graph for one shape of input and one mode, with only what is alive.
+    """A graph for one shape of input and one mode of its layers, with only what is alive.
 
     Args:
         graph: rewritten graph.
         net: the traced network, for modules that run as they are.
         mask: flat bool mask of its parameters, or None.
-        training: batch norms take the statistics of their input.
         device: of the weights.
     """
 
-    def __init__(
-        self, graph: s.Graph, net: nn.Module, mask: Tensor | None, *, training: bool, device: torch.device
-    ) -> None:
+    def __init__(self, graph: s.Graph, net: nn.Module, mask: Tensor | None, *, device: torch.device) -> None:
         layout = FlatLayout.of(net)
         kept = None if mask is None else layout.views(mask.cpu())
         self.graph = graph
-        self.training = training
-        self.alive = alive_channels(graph, kept, training=training)
+        self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
-        builder = Builder(graph, net, self.alive, self.weights, training, device)
+        builder = Builder(graph, net, self.alive, self.weights, device)
         self._runs: list[tuple[s.Node, Run]] = [(node, builder.build(node)) for node in graph.nodes]
         self._finish = builder.output()
         self.weights.finish(device)

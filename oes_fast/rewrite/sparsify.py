@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import sys
 from typing import Any, TextIO
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_choice, check_tensor
 from oes_fast.backends import resolve
+from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import (
@@ -23,6 +25,7 @@ from oes_fast.rewrite import (
 from oes_fast.rewrite.execute import Value
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.plan import Plan
+from oes_fast.rewrite.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.stages import Graph
 from oes_fast.rewrite.trace import trace
 
@@ -42,22 +45,41 @@ class SparseGenerator(nn.Module):
     """
 
     _net: nn.Module
+    _modes: dict[str, bool] | None
 
     def __init__(self, net: nn.Module, mask: Mask | None) -> None:
         super().__init__()
+        refuse_gradient_hooks(net)
         layout = FlatLayout.of(net)
         flat = flatten(net)
         self._mask = None if mask is None else mask.flat
-        self.weights = nn.Parameter(flat if self._mask is None else flat[self._mask.to(flat.device)])
+        self.weights = nn.Parameter(self._kept(flat))
         self._layout = layout
+        trained = [torch.full((p.numel(),), p.requires_grad, device=p.device) for p in net.parameters()]
+        self._trained: Tensor | None = self._kept(torch.cat(trained))
+        if bool(self._trained.all()):
+            self._trained = None
         # The network is kept for its code and shape, out of sight of parameters() and state_dict().
         self.__dict__["_net"] = copy.deepcopy(net)
-        self._buffer_names = {name: name.replace(".", "__") for name, _ in net.named_buffers()}
-        for name, buffer in net.named_buffers():
-            self.register_buffer(self._buffer_names[name], buffer.clone())
-        self.train(net.training)
         self._plans: dict[tuple[object, ...], Plan] = {}
-        self._prepared: tuple[Plan, Tensor, int, dict[int, Value]] | None = None
+        self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[int, Value]] | None = None
+        self._last_channels: int | None = None
+        self._buffer_names: dict[str, str] = {}
+        for name, buffer in net.named_buffers():
+            own = name.replace(".", "__")
+            while hasattr(self, own):
+                own += "_"
+            self.register_buffer(own, buffer.clone())
+            self._buffer_names[name] = own
+        self.train(net.training)
+        # Layers held in another mode than the network, such as a frozen batch norm, until train() is called.
+        modes = {name: module.training for name, module in net.named_modules()}
+        self._modes = None if set(modes.values()) == {net.training} else modes
+
+    def train(self, mode: bool = True) -> SparseGenerator:
+        """Set the mode of all layers, as in the dense network."""
+        self._modes = None
+        return super().train(mode)
 
     def forward(self, z: Tensor) -> Tensor:
         """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
@@ -66,7 +88,10 @@ class SparseGenerator(nn.Module):
             InputError: ``z`` is no such tensor, or not of the weights' dtype and device.
             TraceError: the network's code cannot be traced.
         """
-        return self.evaluate(self.weights, z, dict(self.dense_buffers()), update_stats=True)
+        weights: Tensor = self.weights
+        if self._trained is not None:  # parameters that the network holds fixed get no gradient here either
+            weights = torch.where(self._trained.to(weights.device), weights, weights.detach())
+        return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
 
     def evaluate(
         self, weights: Tensor, z: Tensor, buffers: dict[str, Tensor], *, update_stats: bool
@@ -85,12 +110,16 @@ class SparseGenerator(nn.Module):
 
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
-        key = (tuple(z.shape), z.dtype, z.device, self.training)
+        self._last_channels = z.shape[1]
+        key = (tuple(z.shape), z.dtype, z.device, self.training, self._modes is None)
         if key not in self._plans:
             self._net.train(self.training)
-            with torch.device("cpu"):  # the analysis is done there, whatever the caller's default device
+            for name, mode in (self._modes or {}).items():
+                self._net.get_submodule(name).training = mode
+            # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
+            with torch.device("cpu"), torch.inference_mode(False):
                 graph = rewritten(self._net, z)
-                plan = Plan(graph, self._net, self._mask, training=self.training, device=z.device)
+                plan = Plan(graph, self._net, self._mask, device=z.device)
             self._plans[key] = plan
         return self._plans[key]
 
@@ -121,14 +150,31 @@ class SparseGenerator(nn.Module):
         """Print and return a table of every stage: channels alive, density, multiply-accumulates, kernel.
 
         Args:
-            size: (H, W) of the input.
+            size: (H, W) of the input; it has the channels of the last one seen, or of the first convolution.
             file: where to print, by default standard output.
         """
-        first = next(m for m in self._net.modules() if isinstance(m, nn.Conv2d))
-        z = self.weights.new_empty(1, first.in_channels, *size)
+        convs = [m for m in self._net.modules() if isinstance(m, nn.Conv2d)]
+        if self._last_channels is None and not convs:
+            raise InputError("explain: expected to have seen an input, or a network with a convolution")
+        z = self.weights.new_empty(1, self._last_channels or convs[0].in_channels, *size)
         text = table(trace(self._net, z), self.plan(z), self._layout, self._mask)
         print(text, file=sys.stdout if file is None else file)
         return text
+
+    def get_extra_state(self) -> dict[str, str]:
+        """What state_dict() keeps beside weights and statistics: the network and the mask they belong to."""
+        bits = b"" if self._mask is None else self._mask.numpy().tobytes()
+        return {"network": self._layout.fingerprint, "mask": hashlib.sha256(bits).hexdigest()[:16]}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Refuse weights of another network or mask.
+
+        Raises:
+            MaskMismatchError: naming both.
+        """
+        own = self.get_extra_state()
+        if state != own:
+            raise MaskMismatchError(f"state: made for {state}, loaded into {own}")
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold functions, which do not pickle; they are made again when needed.
@@ -139,16 +185,24 @@ class SparseGenerator(nn.Module):
         return f"{self.weights.numel()} of {self._layout.numel} weights"
 
     def _prepare(self, plan: Plan, z: Tensor) -> dict[int, Value]:
-        """What depends on the input alone, kept while the same unchanged tensor comes again."""
-        if z.requires_grad:
+        """What depends on the input alone, kept while the same unchanged tensor comes again.
+
+        Changes that PyTorch does not count, through ``z.data`` or memory shared with NumPy, are not seen.
+        """
+        if z.requires_grad or z.is_inference() or torch.is_inference_mode_enabled():
             return plan.prepare(z)
+        version = z._version, z.data_ptr()
         if self._prepared is not None:
-            for_plan, tensor, version, prepared = self._prepared
-            if for_plan is plan and tensor is z and version == z._version:
+            for_plan, tensor, seen, prepared = self._prepared
+            if for_plan is plan and tensor is z and seen == version:
                 return prepared
-        prepared = plan.prepare(z)
-        self._prepared = (plan, z, z._version, prepared)
+        with torch.no_grad():
+            prepared = plan.prepare(z)
+        self._prepared = (plan, z, version, prepared)
         return prepared
+
+    def _kept(self, flat: Tensor) -> Tensor:
+        return flat if self._mask is None else flat[self._mask.to(flat.device)]
 
 
 def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto") -> SparseGenerator:
@@ -167,6 +221,8 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         InputError: no such backend.
         MaskMismatchError: the mask belongs to another network.
         BackendError: the backend cannot run here.
+        TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
+            module is first called, since a trace needs the shape of the input.)
     """
     resolve(
         check_choice("backend", backend, ("auto", "torch", "cpu", "triton", "cuda")), _device(net), ("torch",)

@@ -103,6 +103,7 @@ class Norm(Stage):
         first: index of the module's first channel: not 0 where a concatenation was split.
         copies: pixels that stand for each pixel seen: s^2 before an up-sampling it was moved over.
         counts: this stage increments num_batches_tracked (one does where a module was split).
+        training: the module is in training mode (a network may hold one in evaluation mode, frozen).
         act: activation that follows, or None.
     """
 
@@ -118,7 +119,18 @@ class Norm(Stage):
     first: int = 0
     copies: int = 1
     counts: bool = True
+    training: bool = True
     act: Act | None = None
+
+    @property
+    def of_batch(self) -> bool:
+        """It takes the statistics of its input, not the running ones."""
+        return self.training or self.mean is None
+
+    @property
+    def tracks(self) -> bool:
+        """It updates running statistics."""
+        return self.training and self.mean is not None
 
 
 @dataclass(frozen=True)

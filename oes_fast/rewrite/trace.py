@@ -8,6 +8,7 @@ the network's code may branch on, is added here: every value is also computed on
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.convert import Converter, TraceError, attribute
+from oes_fast.rewrite.side_effects import refuse_side_effects
 
 
 def trace(net: nn.Module, z: Tensor) -> s.Graph:
@@ -28,18 +30,33 @@ def trace(net: nn.Module, z: Tensor) -> s.Graph:
         z: input [N, C, H, W]; only its shape, dtype and device count.
 
     Raises:
-        TraceError: the code branches on values, changes tensors in place, or returns no single tensor.
+        TraceError: the code branches on values, changes tensors in place, has side effects (see
+            :mod:`oes_fast.rewrite.side_effects`), or returns no single image.
     """
     try:
-        fx_graph = _Tracer(net, z).trace(net)
-        return Converter(net, fx_graph, z).convert()
+        # torch.fx patches torch.nn.Module for all threads: one trace at a time.
+        with _LOCK, torch.enable_grad(), refuse_side_effects(net):
+            root = _Call(net)
+            fx_graph = _Tracer(root, z).trace(root)
+        return Converter(net, root, fx_graph).convert()
     except TraceError:
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
         raise TraceError(f"{type(net).__name__} cannot be traced: {error}") from error
-    finally:
-        for name in [name for name in vars(net) if name.startswith("_tensor_constant")]:
-            delattr(net, name)  # torch.fx leaves the constants it meets on the network
+
+
+_LOCK = threading.RLock()
+
+
+class _Call(nn.Module):
+    """Calls the network as its user does: with one argument, defaults for the others, and its hooks."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z)
 
 
 class _Proxy(torch.fx.Proxy):
@@ -93,19 +110,27 @@ class _Proxy(torch.fx.Proxy):
 class _Tracer(torch.fx.Tracer):
     """Records calls and computes each on the meta device as it is recorded."""
 
-    def __init__(self, net: nn.Module, z: Tensor) -> None:
+    def __init__(self, root: nn.Module, z: Tensor) -> None:
         super().__init__()
+        self._thread = threading.get_ident()
         self.input_device = z.device
         # In evaluation mode, where no layer looks at a value to know the shape of its result.
-        self._shadow = copy.deepcopy(net).to("meta", z.dtype).eval()
+        self._shadow = copy.deepcopy(root).to("meta", z.dtype).eval()
         self._input = torch.empty_like(z, device="meta")
         self._on_meta = False
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        # torch.fx patches every module's call while it traces; those made on the meta device are not for it.
-        return forward(*args, **kwargs) if self._on_meta else super().call_module(m, forward, args, kwargs)
+        # torch.fx patches every module's call: those on the meta device and of other threads are not for it.
+        if self._on_meta or threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._on_meta or threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, MaskedConv2d) or super().is_leaf_module(m, module_qualified_name)
@@ -114,6 +139,8 @@ class _Tracer(torch.fx.Tracer):
         return _Proxy(node, self)
 
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> torch.fx.Proxy:
+        if not torch.is_grad_enabled():
+            raise TraceError("the network's own code switches gradients off")
         proxy = super().create_proxy(kind, *args, **kwargs)
         self._on_meta = True
         try:
