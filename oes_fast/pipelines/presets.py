@@ -35,6 +35,6 @@ PRESETS = {
     # weights of the top 5 % then form a network that no sampled mask has tried: its output is flat. Longer
     # strides, a stronger KL and more weights make up for it in part.
     "quick": Preset(
-        search_steps=300, search_lr=0.3, search_kl=3e-7, train_steps=1_000, train_lr=1e-2, density=0.2
+        search_steps=300, search_lr=0.3, search_kl=3e-7, train_steps=1_200, train_lr=1e-2, density=0.2
     ),
 }
