@@ -26,6 +26,10 @@ constexpr int tile_rows(Capability capability) {
   return capability == Capability::kAvx512 ? 6 : 3;
 }
 
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 // out[p][i][j] = sum over the taps t of p of weights[t] * source[offsets[t] + i * pitch + j]. A unit of work is one
 // strip of one image for one group of planes p.
 template <typename T>

@@ -111,7 +111,7 @@ def sparse_conv2d(
 
     y[n, o, i, j] = sum over the kept (o, c, u, v) of w[o, c, u, v] * x[n, c, s * i + u, s * j + v]. The
     kernels give the same bits for every number of threads; between instruction sets they differ by rounding.
-    Weight gradients are summed in the element type over 4096 pixels at a time, and these sums in double precision.
+    Weight gradients are summed in the element type over 4096 pixels at a time, these sums in double.
 
     Args:
         x: input, already padded, float32 or float64, shape [N, C, H, W], or its :func:`phase_split` for
