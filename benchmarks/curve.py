@@ -9,6 +9,7 @@ The seed is that of the noise, the input and the fresh weights.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -89,7 +90,9 @@ def main() -> None:
         mean = fmean(run["last"]["psnr"] for run in runs if run["asked"] == backend)
         print(f"{backend}: mean {mean:.3f} dB at {options.steps}", flush=True)
     if options.json:
-        write_result(options.json, {"environment": environment(), "options": vars(options), "runs": runs})
+        files = {name: Path(getattr(options, name)).name for name in ("image", "mask", "json")}
+        settings = vars(options) | files
+        write_result(options.json, {"environment": environment(), "options": settings, "runs": runs})
 
 
 if __name__ == "__main__":

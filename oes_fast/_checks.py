@@ -99,9 +99,9 @@ def check_integer(name: str, value: int, *, minimum: int | None = None, below: i
     if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's integers too
         raise InputError(f"{name}: expected an integer, got {type(value).__name__}")
     if (minimum is not None and value < minimum) or (below is not None and value >= below):
-        low = "" if minimum is None else f" >= {minimum}"
-        high = "" if below is None else f" < {below}"
-        raise InputError(f"{name}: expected an integer{low}{high}, got {value}")
+        bounds = [f">= {minimum}"] if minimum is not None else []
+        bounds += [f"< {below}"] if below is not None else []
+        raise InputError(f"{name}: expected an integer {' and '.join(bounds)}, got {value}")
     return int(value)
 
 
