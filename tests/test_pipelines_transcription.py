@@ -80,7 +80,7 @@ def test_training(make_problem, options, backend):
             assert_close(outputs[step], output)
             assert_close(weights[step], w)
         else:  # a bias before a batch norm has no gradient but rounding, which the rewritten network lacks
-            assert_close(outputs[step], output, 1e-11)
+            assert_close(outputs[step], output, 1e-10)
             assert_close(weights[step], w[mask.flat], 1e-7)
     psnr = -10 * torch.log10(((expected[-1][1] - clean) ** 2).mean())
     assert fit.history[-1].psnr == pytest.approx(float(psnr), rel=1e-12)

@@ -16,6 +16,7 @@ from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import SparseGenerator, sparsify
 
+BACKENDS = [name for name in ("torch", "cpu") if oes.backends()[name]]
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -42,9 +43,9 @@ def suits(net: nn.Module, mask: Mask | None, z: Tensor) -> bool:
         return False
 
 
-def compare(net: nn.Module, mask: Mask | None, z: Tensor) -> SparseGenerator:
+def compare(net: nn.Module, mask: Mask | None, z: Tensor, backend: str = "torch") -> SparseGenerator:
     """Two training steps and an evaluation against the dense net: outputs, gradients, running statistics."""
-    dense, fast = masked(net, mask).train(), sparsify(net.train(), mask)
+    dense, fast = masked(net, mask).train(), sparsify(net.train(), mask, backend=backend)
     for training in (True, True, False):
         dense.train(training), fast.train(training)
         wanted, got = dense(z), fast(z)
@@ -68,7 +69,7 @@ def test_masked_networks(data: st.DataObject) -> None:
     net, z = data.draw(networks())
     mask = Mask.from_flat(net, data.draw(masks(net)))
     assume(suits(net, mask, z))
-    compare(net, mask, z)
+    compare(net, mask, z, data.draw(st.sampled_from(BACKENDS)))
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
@@ -92,13 +93,16 @@ def test_cumulative_average_of_statistics() -> None:
     compare(net, Mask.from_flat(net, mask), torch.rand(1, 3, 9, 8, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["pepper", "barbara"])
-def test_published_network(published: dict[str, Tensor], name: str) -> None:
+def test_published_network(published: dict[str, Tensor], name: str, backend: str) -> None:
     """The published network under a published mask, at the smallest size it has inside."""
     net = oes.models.skip(seed=0).double()
     z = oes.noise_input(32, (192, 192), dtype=torch.float64)
-    fast = compare(net, Mask.from_flat(net, published[name]), z)
-    assert "conv 3x3 of up-sampled x2" in fast.explain((192, 192))
+    fast = compare(net, Mask.from_flat(net, published[name]), z, backend)
+    table = fast.explain((192, 192))
+    assert "conv 3x3 of up-sampled x2" in table
+    assert ("sparse_conv2d" in table) == (backend == "cpu")
 
 
 def test_published_network_dense() -> None:

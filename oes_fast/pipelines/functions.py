@@ -87,10 +87,11 @@ class RewrittenFunction:
         net: copied, and left alone.
         z: input [1, C, H, W].
         mask: which weights to keep; None for all.
+        backend: for :func:`oes_fast.sparsify`.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, mask: Mask | None) -> None:
-        self._module = sparsify(net, mask).train()
+    def __init__(self, net: nn.Module, z: Tensor, mask: Mask | None, backend: str) -> None:
+        self._module = sparsify(net, mask, backend=backend).train()
         self._z = z
         self._module.plan(z)  # refuses here what it cannot trace
         self.buffers = dict(self._module.dense_buffers())
@@ -140,7 +141,7 @@ def make_function(
         return dense, backend
     chosen = resolve(backend, z.device, CANDIDATES)
     try:
-        return RewrittenFunction(net, z, mask), chosen
+        return RewrittenFunction(net, z, mask, "cpu" if chosen == "cpu" else "torch"), chosen
     except TraceError as error:
         if backend != "auto":
             raise

@@ -26,6 +26,7 @@ class CompactWeights:
         self._mask = None if mask is None else mask.cpu()
         self._masks = None if self._mask is None else layout.views(self._mask)
         self._requests: list[tuple[str, tuple[Tensor, ...], tuple[int, ...]]] = []
+        self._values: set[int] = set()
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._source = self._target = torch.empty(0, dtype=torch.int64)
         self._numel = 0
@@ -41,6 +42,19 @@ class CompactWeights:
         self._requests.append((name, channels, size))
         return len(self._requests) - 1
 
+    def request_values(self, name: str, *channels: Tensor) -> int:
+        """Ask for the kept weights alone of such a block, in order, as a vector; there must be a mask."""
+        kept = self.kept(name, *channels)
+        assert kept is not None
+        place = self.request(name, *channels)
+        self._requests[place] = (name, channels, (int(kept.sum()),))
+        self._values.add(place)
+        return place
+
+    def kept(self, name: str, *channels: Tensor) -> Tensor | None:
+        """The mask of such a block, bool; None where there is no mask."""
+        return None if self._masks is None else _cut(self._masks[name], channels)
+
     def nonzeros(self, name: str, *channels: Tensor) -> int:
         """How many weights of such a block the mask keeps."""
         if self._masks is None:
@@ -53,9 +67,13 @@ class CompactWeights:
             return
         offsets = dict(zip(self._layout.names, _offsets(self._layout.sizes), strict=True))
         pieces = []
-        for name, channels, _ in self._requests:
+        for place, (name, channels, _) in enumerate(self._requests):
             numbers = torch.arange(self._shapes[name].numel()).view(self._shapes[name])
-            pieces.append(_cut(numbers, channels).flatten() + offsets[name])
+            piece = _cut(numbers, channels)
+            kept_here = self.kept(name, *channels)
+            if place in self._values and kept_here is not None:
+                piece = piece[kept_here]
+            pieces.append(piece.flatten() + offsets[name])
         dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
         rank = torch.cumsum(self._mask, 0) - 1
         kept = self._mask[dense]

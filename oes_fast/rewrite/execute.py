@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.execute_norm import NormRun
+from oes_fast.rewrite.execute_sparse import BACKEND, sparse_convolve, sparse_pattern
 from oes_fast.rewrite.liveness import Alive
 
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
@@ -67,6 +69,11 @@ class Builder:
         alive: channels by id of the node.
         weights: where blocks of weights are asked for.
         device: of the weights.
+        fixed: ids of the nodes that depend on the input alone.
+        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
+
+    Attributes:
+        sparse: ids of the convolutions that run on their kept weights alone, once they are built.
     """
 
     def __init__(
@@ -76,7 +83,13 @@ class Builder:
         alive: dict[int, Alive],
         weights: CompactWeights,
         device: torch.device,
+        *,
+        fixed: set[int],
+        kernels: str,
     ) -> None:
+        self._fixed = fixed
+        self._patterns: dict[int, SparsePattern | None] = {}
+        self._kernels = kernels
         self._graph = graph
         self._net = net
         self._alive = alive
@@ -121,6 +134,10 @@ class Builder:
         conv = node.stage
         assert isinstance(conv, s.Conv)
         (source,) = node.inputs
+        pattern = self._pattern(node)
+        if pattern is not None:
+            fixed = id(source) in self._fixed
+            return self._convolution(node, conv, sparse_convolve(pattern, conv.stride[0], fixed=fixed))
         padding = (0, 0)
         if self._folds_into_conv(source):
             assert isinstance(source.stage, s.Pad)
@@ -153,7 +170,8 @@ class Builder:
     ) -> Run:
         (source,) = node.inputs
         inputs, outputs = self._alive[id(source)], self._alive[id(node)]
-        weight = self._weights.request(conv.weight, outputs.vary, inputs.vary + conv.first)
+        request = self._weights.request if self._pattern(node) is None else self._weights.request_values
+        weight = request(conv.weight, outputs.vary, inputs.vary + conv.first)
         offset = self._offset(conv, inputs, outputs.vary)
         const = self._offset(conv, inputs, outputs.const)
         defer = self._normalised(node)
@@ -201,6 +219,21 @@ class Builder:
 
         return offset
 
+    def _pattern(self, node: s.Node) -> SparsePattern | None:
+        """The pattern of a convolution that runs on its kept weights alone, else None."""
+        if self._kernels != BACKEND or not isinstance(node.stage, s.Conv):
+            return None
+        if id(node) not in self._patterns:
+            conv, inputs = node.stage, self._alive[id(node.inputs[0])].vary + node.stage.first
+            kept = self._weights.kept(conv.weight, self._alive[id(node)].vary, inputs)
+            self._patterns[id(node)] = sparse_pattern(conv, kept)
+        return self._patterns[id(node)]
+
+    @property
+    def sparse(self) -> set[int]:
+        """See the class."""
+        return {key for key, pattern in self._patterns.items() if pattern is not None}
+
     def _normalised(self, node: s.Node) -> bool:
         """Whether a batch norm alone reads it: it subtracts whatever is added to a channel."""
         reader = self._graph.sole_user(node)
@@ -218,7 +251,7 @@ class Builder:
         if isinstance(reader.stage, s.UpConv):
             crop, factor = reader.stage.crop, reader.stage.factor
             return crop[0] >= top * factor and crop[1] >= left * factor
-        return isinstance(reader.stage, s.Conv)
+        return isinstance(reader.stage, s.Conv) and self._pattern(reader) is None
 
     # ---- channel by channel
 

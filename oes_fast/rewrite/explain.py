@@ -6,6 +6,7 @@ from torch import Tensor
 
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import stages as s
+from oes_fast.rewrite.execute_sparse import MOST_KEPT
 from oes_fast.rewrite.plan import Plan
 
 _HEADER = ("stage", "operation", "in", "out", "density", "MACs before", "after", "nonzero", "kernel")
@@ -113,6 +114,8 @@ def _kernel(node: s.Node, plan: Plan) -> str:
     stage = node.stage
     if isinstance(stage, s.UpConv):
         return "torch conv_transpose2d: dense over live channels"
+    if id(node) in plan.sparse:
+        return f"C++ sparse_conv2d: density up to {100 * MOST_KEPT:.0f} %"
     if isinstance(stage, s.Conv):
         return "torch conv2d: dense over live channels"
     return "torch"

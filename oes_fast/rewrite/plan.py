@@ -25,19 +25,33 @@ class Plan:
         net: the traced network, for modules that run as they are.
         mask: flat bool mask of its parameters, or None.
         device: of the weights.
+        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
+
+    Attributes:
+        sparse: ids of the convolutions that run on their kept weights alone.
     """
 
-    def __init__(self, graph: s.Graph, net: nn.Module, mask: Tensor | None, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        graph: s.Graph,
+        net: nn.Module,
+        mask: Tensor | None,
+        *,
+        device: torch.device,
+        kernels: str = "torch",
+    ) -> None:
         layout = FlatLayout.of(net)
         kept = None if mask is None else layout.views(mask.cpu())
         self.graph = graph
         self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
-        builder = Builder(graph, net, self.alive, self.weights, device)
+        self.fixed = self._fixed_nodes()
+        kernels = kernels if device.type == "cpu" else "torch"
+        builder = Builder(graph, net, self.alive, self.weights, device, fixed=self.fixed, kernels=kernels)
         self._runs: list[tuple[s.Node, Run]] = [(node, builder.build(node)) for node in graph.nodes]
         self._finish = builder.output()
+        self.sparse = builder.sparse
         self.weights.finish(device)
-        self.fixed = self._fixed_nodes()
         self._last = self._last_readers()
 
     def prepare(self, z: Tensor) -> dict[int, Value]:

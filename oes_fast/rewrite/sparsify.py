@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_tensor
+from oes_fast._checks import check_tensor
 from oes_fast.backends import resolve
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, flatten, unflatten_
@@ -47,7 +47,7 @@ class SparseGenerator(nn.Module):
     _net: nn.Module
     _modes: dict[str, bool] | None
 
-    def __init__(self, net: nn.Module, mask: Mask | None) -> None:
+    def __init__(self, net: nn.Module, mask: Mask | None, *, kernels: str = "torch") -> None:
         super().__init__()
         refuse_gradient_hooks(net)
         layout = FlatLayout.of(net)
@@ -61,6 +61,7 @@ class SparseGenerator(nn.Module):
             self._trained = None
         # The network is kept for its code and shape, out of sight of parameters() and state_dict().
         self.__dict__["_net"] = copy.deepcopy(net)
+        self._kernels = kernels
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[int, Value]] | None = None
         self._last_channels: int | None = None
@@ -119,7 +120,7 @@ class SparseGenerator(nn.Module):
             # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
             with torch.device("cpu"), torch.inference_mode(False):
                 graph = rewritten(self._net, z)
-                plan = Plan(graph, self._net, self._mask, device=z.device)
+                plan = Plan(graph, self._net, self._mask, device=z.device, kernels=self._kernels)
             self._plans[key] = plan
         return self._plans[key]
 
@@ -212,7 +213,8 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         net: any generator of standard layers; copied, and left alone. What the rules do not know runs
             as it is.
         mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
-        backend: "auto" or "torch".
+        backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels where they are faster; "auto" for
+            "cpu" where it can run. The C++ kernels have no second derivative.
 
     Returns:
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
@@ -224,12 +226,10 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
             module is first called, since a trace needs the shape of the input.)
     """
-    resolve(
-        check_choice("backend", backend, ("auto", "torch", "cpu", "triton", "cuda")), _device(net), ("torch",)
-    )
+    chosen = resolve(backend, _device(net), ("cpu", "torch"))
     if mask is not None:
         mask.check(net)
-    return SparseGenerator(net, mask)
+    return SparseGenerator(net, mask, kernels=chosen)
 
 
 def rewritten(net: nn.Module, z: Tensor) -> Graph:
