@@ -25,6 +25,7 @@ SHUFFLE = 4  # stream: seed of shuffled masks
 NOISE_BITS = 23  # bits of a word that make the logistic noise
 
 _ROUNDS = 10
+_PIECE = 2**18  # elements drawn at a time
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
@@ -70,10 +71,17 @@ def random_bits(
     Returns:
         int64 of shape [numel], values in [0, 2^32).
     """
-    block = torch.arange((numel + 3) // 4, dtype=torch.int64, device=device)
+    return _words(seed, step, stream, 0, numel, device)
+
+
+def _words(
+    seed: int, step: int, stream: int, first: int, last: int, device: torch.device | str | None
+) -> Tensor:
+    """Words of elements first .. last - 1; ``first`` is a multiple of 4."""
+    block = torch.arange(first // 4, (last + 3) // 4, dtype=torch.int64, device=device)
     counter = (block & _LOW, block >> 32, torch.full_like(block, step), torch.full_like(block, stream))
     words = philox4x32(counter, (seed & _LOW, seed >> 32))
-    return torch.stack(words, dim=1).flatten()[:numel]
+    return torch.stack(words, dim=1).flatten()[: last - first]
 
 
 def seeded_generator(seed: int, stream: int) -> torch.Generator:
@@ -130,5 +138,10 @@ def logistic_noise(
 def _last_noise(
     seed: int, step: int, numel: int, dtype: torch.dtype, device: torch.device | str | None
 ) -> Tensor:
-    # A step of the search asks twice, for its sample and for its update; drawing takes most of the time.
-    return logistic_from_bits(random_bits(seed, step, numel, device=device), dtype)
+    # A step of the search asks twice, for its sample and for its update; drawing takes most of the time. In
+    # pieces that stay in a processor's cache it takes half as long.
+    noise = torch.empty(numel, dtype=dtype, device=device)
+    for first in range(0, numel, _PIECE):
+        last = min(first + _PIECE, numel)
+        noise[first:last] = logistic_from_bits(_words(seed, step, MASK_NOISE, first, last, device), dtype)
+    return noise

@@ -144,7 +144,10 @@ class Builder:
             padding = (source.stage.amount[2], source.stage.amount[0])
 
         def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)
+            y = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)
+            # A fixed image lies channels last, and so does what comes of it. For 15 channels on two threads,
+            # batch norm takes 39 ms backward in that layout and 13 in the other; for 16 both take the same.
+            return y if y.shape[1] % 16 == 0 else y.contiguous()
 
         return self._convolution(node, conv, convolve)
 
