@@ -52,6 +52,11 @@ def extension_arguments() -> dict[str, Any]:
     except ImportError as error:
         skip_extension(f"torch cannot be imported here ({error}); pip's isolated builds hide it")
         return {}
+    try:
+        import pybind11
+    except ImportError as error:
+        skip_extension(f"pybind11 cannot be imported here ({error}); pip install pybind11")
+        return {}
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
         skip_extension(f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST_TORCH))}")
@@ -69,19 +74,18 @@ def extension_arguments() -> dict[str, Any]:
     extension = CppExtension(
         "oes_fast._C",
         [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))],
+        include_dirs=[pybind11.get_include()],
         depends=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/cpu/*.h"))],
         define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000")],
         extra_compile_args=COMPILE_FLAGS,
         extra_link_args=["-Wl,-undefined,dynamic_lookup"]
         if sys.platform == "darwin"
         else ["-Wl,--as-needed"],
-        py_limited_api=True,
         optional=not REQUIRED,
     )
     return {
         "ext_modules": [extension],
         "cmdclass": {"build_ext": Build},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
 

@@ -1,10 +1,15 @@
 // The Python module oes_fast._C: importing it registers the CPU kernels with torch.
-#include <Python.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
+#include "chain.h"
 #include "simd.h"
+
+namespace py = pybind11;
 
 namespace oes {
 namespace {
@@ -25,25 +30,52 @@ Capability best_supported() {
 
 Capability current = Capability::kDefault;
 
-PyObject* capability_name(PyObject*, PyObject*) {
-  return PyUnicode_FromString(name_of(current));
-}
-
-PyObject* compiler(PyObject*, PyObject*) {
+std::string compiler() {
 #if defined(__clang__)
-  return PyUnicode_FromFormat("clang %d.%d", __clang_major__, __clang_minor__);
+  return "clang " + std::to_string(__clang_major__) + "." + std::to_string(__clang_minor__);
 #else
-  return PyUnicode_FromFormat("gcc %d.%d", __GNUC__, __GNUC_MINOR__);
+  return "gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__);
 #endif
 }
 
-PyMethodDef methods[] = {
-    {"capability", capability_name, METH_NOARGS, "Instruction set the CPU kernels use: default, avx2 or avx512."},
-    {"compiler", compiler, METH_NOARGS, "Compiler that built the CPU kernels."},
-    {nullptr, nullptr, 0, nullptr}};
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address); // NOLINT: a tensor's data_ptr()
+}
 
-PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_C", "C++ kernels of oes_fast.", -1, methods, nullptr, nullptr, nullptr, nullptr};
+template <typename T>
+void bind_chain(py::module_& module, const char* name) {
+  using Chain = chain::Chain<T>;
+  py::class_<Chain>(module, name, "Convolutions and batch norms run as one; see oes_fast/rewrite/chain.py.")
+      .def(py::init<int64_t, int64_t, int64_t, bool>(), py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("fixed"))
+      .def("add_conv", &Chain::add_conv)
+      .def("add_norm", &Chain::add_norm)
+      .def("finish", &Chain::finish, py::arg("act"), py::arg("slope"), py::arg("weights"))
+      .def_property_readonly("shape", &Chain::shape)
+      .def_property_readonly("bytes", &Chain::bytes)
+      .def(
+          "forward",
+          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t out, const std::vector<uintptr_t>& running) {
+            const py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(self.mutex());
+            std::vector<T*> pointers;
+            for (const uintptr_t address : running) {
+              pointers.push_back(pointer<T>(address));
+            }
+            self.forward(pointer<const T>(weights), pointer<const T>(source), pointer<T>(out), pointers);
+          },
+          "From addresses of weights, source, output and [mean, variance] of every norm, 0 for none.")
+      .def(
+          "backward",
+          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t grad, uintptr_t grad_weights, uintptr_t grad_source) {
+            const py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(self.mutex());
+            self.backward(
+                pointer<const T>(weights), pointer<const T>(source), pointer<const T>(grad), pointer<T>(grad_weights),
+                pointer<T>(grad_source));
+          },
+          "Adds to grad_weights, writes grad_source unless it is 0.");
+}
 
 } // namespace
 
@@ -93,10 +125,45 @@ const char* initialise_capability() {
 
 } // namespace oes
 
-PyMODINIT_FUNC PyInit__C() {
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "C++ kernels of oes_fast.";
   if (const char* error = oes::initialise_capability()) {
-    PyErr_SetString(PyExc_ValueError, error);
-    return nullptr;
+    throw py::value_error(error);
   }
-  return PyModule_Create(&oes::module);
+  module.def(
+      "capability", [] { return std::string(oes::name_of(oes::capability())); },
+      "Instruction set the CPU kernels use: default, avx2 or avx512.");
+  module.def("compiler", &oes::compiler, "Compiler that built the CPU kernels.");
+  using oes::chain::ConvSpec;
+  using oes::chain::NormSpec;
+  py::class_<ConvSpec>(module, "ConvSpec")
+      .def(py::init<>())
+      .def_readwrite("kind", &ConvSpec::kind)
+      .def_readwrite("pad", &ConvSpec::pad)
+      .def_readwrite("border", &ConvSpec::border)
+      .def_readwrite("box", &ConvSpec::box)
+      .def_readwrite("stride", &ConvSpec::stride)
+      .def_readwrite("kernel_rows", &ConvSpec::kernel_rows)
+      .def_readwrite("kernel_columns", &ConvSpec::kernel_columns)
+      .def_readwrite("outputs", &ConvSpec::outputs)
+      .def_readwrite("taps", &ConvSpec::taps)
+      .def_readwrite("weights", &ConvSpec::weights)
+      .def_readwrite("scale", &ConvSpec::scale)
+      .def_readwrite("bias", &ConvSpec::bias)
+      .def_readwrite("constant_taps", &ConvSpec::constant_taps);
+  py::class_<NormSpec>(module, "NormSpec")
+      .def(py::init<>())
+      .def_readwrite("gamma", &NormSpec::gamma)
+      .def_readwrite("beta", &NormSpec::beta)
+      .def_readwrite("eps", &NormSpec::eps)
+      .def_readwrite("momentum", &NormSpec::momentum)
+      .def_readwrite("copies", &NormSpec::copies)
+      .def_readwrite("tracks", &NormSpec::tracks)
+      .def_readwrite("places", &NormSpec::places)
+      .def_readwrite("tracked", &NormSpec::tracked)
+      .def_readwrite("tracked_places", &NormSpec::tracked_places)
+      .def_readwrite("slope", &NormSpec::slope)
+      .def_readwrite("constants", &NormSpec::constants);
+  oes::bind_chain<float>(module, "ChainFloat");
+  oes::bind_chain<double>(module, "ChainDouble");
 }

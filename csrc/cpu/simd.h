@@ -36,6 +36,15 @@ const char* name_of(Capability capability);
 // Reads the processor and the environment once. Returns the message of the error, or nullptr.
 const char* initialise_capability();
 
+// Bytes of a vector.
+constexpr int vector_bytes(Capability capability) {
+  return capability == Capability::kAvx512 ? 64 : capability == Capability::kAvx2 ? 32 : 16;
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 template <typename To, typename From>
 OES_INLINE To bit_cast(From value) {
   static_assert(sizeof(To) == sizeof(From));

@@ -89,6 +89,48 @@ int64_t grain_of(int64_t units, int64_t macs) {
   return std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs / std::max<int64_t>(1, units)));
 }
 
+} // namespace
+
+template <typename T>
+void run(Gather<T> a, int64_t images, int64_t macs) {
+  const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
+  const int64_t high = tile_rows(capability());
+  a.flat = a.columns < kWide * lanes || a.rows < high;
+  a.strips = a.flat ? ceil_div((a.rows - 1) * a.pitch + a.columns, kFlat * lanes) : ceil_div(a.rows, high);
+  a.groups = groups_of(images * a.strips, a.planes);
+  const int64_t units = images * a.strips * a.groups;
+  torch::stable::parallel_for(
+      0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { gather(a, begin, end); });
+}
+
+template <typename T>
+void cut(Dot<T>& a, bool flat, int64_t images) {
+  a.flat = flat;
+  if (flat) {
+    a.columns = (a.rows - 1) * a.pitch + a.columns;
+    a.rows = 1;
+  }
+  a.strip_rows = flat ? kStripPixels : std::max<int64_t>(1, kStripPixels / a.columns);
+  a.strips = ceil_div(flat ? a.columns : a.rows, a.strip_rows);
+  a.groups = groups_of(images * a.strips, a.outputs);
+}
+
+template <typename T>
+void run(const Dot<T>& a, int64_t images, int64_t macs) {
+  const int64_t units = images * a.strips * a.groups;
+  torch::stable::parallel_for(
+      0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { dots(a, begin, end); });
+}
+
+template void run(Gather<float>, int64_t, int64_t);
+template void run(Gather<double>, int64_t, int64_t);
+template void cut(Dot<float>&, bool, int64_t);
+template void cut(Dot<double>&, bool, int64_t);
+template void run(const Dot<float>&, int64_t, int64_t);
+template void run(const Dot<double>&, int64_t, int64_t);
+
+namespace {
+
 // Sizes of one convolution, checked.
 struct Shape {
   int64_t images, inputs, phases, source_rows, source_columns; // of the planes [N, C, P, H', W']
@@ -173,18 +215,6 @@ void read_forward(const Shape& s, const int32_t* taps, std::vector<int64_t>& off
   }
 }
 
-template <typename T>
-void run_gather(Gather<T> a, int64_t images, int64_t macs) {
-  const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
-  const int64_t high = tile_rows(capability());
-  a.flat = a.columns < kWide * lanes || a.rows < high;
-  a.strips = a.flat ? ceil_div((a.rows - 1) * a.pitch + a.columns, kFlat * lanes) : ceil_div(a.rows, high);
-  a.groups = groups_of(images * a.strips, a.planes);
-  const int64_t units = images * a.strips * a.groups;
-  torch::stable::parallel_for(
-      0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { gather(a, begin, end); });
-}
-
 // The output's gradient with `top` and `left` zeros before and zeros behind, [images, outputs, rows, columns].
 template <typename T>
 void pad(const Shape& s, const T* grad, int64_t top, int64_t left, int64_t rows, int64_t columns, T* out) {
@@ -232,7 +262,7 @@ void input_gradient(
   for (int64_t plane = 0; plane < s.planes(); ++plane) {
     first[plane + 1] += first[plane];
   }
-  run_gather(
+  run(
       Gather<T>{
           pointer<T>(padded), out, weights.data(), offsets.data(), first.data(), s.planes(), s.source_rows,
           s.source_columns, columns, s.outputs * rows * columns},
@@ -253,22 +283,17 @@ void value_gradient(const Shape& s, const Tensor& planes, const T* grad, const i
   }
   Dot<T> a{pointer<T>(planes), flat ? pointer<T>(wide) : grad, nullptr, offsets.data(), first.data(), s.outputs,
            s.taps};
-  a.flat = flat;
-  a.rows = flat ? 1 : s.rows;
-  a.columns = flat ? (s.rows - 1) * s.source_columns + s.columns : s.columns;
+  a.rows = s.rows;
+  a.columns = s.columns;
   a.pitch = s.source_columns;
   a.grad_pitch = s.columns;
   a.source_image = s.planes() * s.source_plane();
   a.grad_plane = flat ? s.rows * s.source_columns : s.rows * s.columns;
-  a.strip_rows = flat ? kStripPixels : std::max<int64_t>(1, kStripPixels / s.columns);
-  a.strips = ceil_div(flat ? a.columns : a.rows, a.strip_rows);
-  a.groups = groups_of(s.images * a.strips, s.outputs);
+  cut(a, flat, s.images);
   const int64_t sums = s.images * a.strips;
   const Tensor partial = torch::stable::new_empty(planes, {sums, s.taps});
   a.partial = pointer<T>(partial);
-  const int64_t units = sums * a.groups;
-  torch::stable::parallel_for(
-      0, units, grain_of(units, s.macs()), [&](int64_t begin, int64_t end) { dots(a, begin, end); });
+  run(a, s.images, s.macs());
   const T* each = a.partial;
   for (int64_t t = 0; t < s.taps; ++t) {
     double sum = 0;
@@ -295,7 +320,7 @@ Tensor sparse_conv2d(
   read_forward(s, pointer<int32_t>(taps), offsets, first);
   with_type(values, [&](auto zero) {
     using T = decltype(zero);
-    run_gather(
+    run(
         Gather<T>{
             pointer<T>(planes), pointer<T>(result), pointer<T>(values), offsets.data(), first.data(), s.outputs,
             s.rows, s.columns, s.source_columns, s.planes() * s.source_plane()},

@@ -18,16 +18,9 @@ constexpr int kWide = 4; // vectors across a tile of a wide image
 constexpr int kFlat = 12; // vectors in a strip of a narrow image, taken as one row
 constexpr int kTapsAtOnce = 6; // weight gradients computed in one pass over an output's gradient
 
-// Bytes of a vector, and rows of a tile: 24 sums of the 32 registers of AVX-512, 12 of the 16 of the others.
-constexpr int vector_bytes(Capability capability) {
-  return capability == Capability::kAvx512 ? 64 : capability == Capability::kAvx2 ? 32 : 16;
-}
+// Rows of a tile: 24 sums of the 32 registers of AVX-512, 12 of the 16 of the others.
 constexpr int tile_rows(Capability capability) {
   return capability == Capability::kAvx512 ? 6 : 3;
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 // out[p][i][j] = sum over the taps t of p of weights[t] * source[offsets[t] + i * pitch + j]. A unit of work is one
@@ -58,5 +51,15 @@ struct Dot {
   int64_t strips, strip_rows, groups; // a flat image has one row, and strip_rows is elements
   bool flat;
 };
+
+// Cuts the work and does it; `macs` are the multiply-accumulates of all of it.
+template <typename T>
+void run(Gather<T> a, int64_t images, int64_t macs);
+
+// Cuts the work of a, whose rows and columns are the output's; a flat one has the gradient at the source's pitch.
+template <typename T>
+void cut(Dot<T>& a, bool flat, int64_t images);
+template <typename T>
+void run(const Dot<T>& a, int64_t images, int64_t macs);
 
 } // namespace oes::sparse_conv2d

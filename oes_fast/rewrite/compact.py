@@ -30,6 +30,7 @@ class CompactWeights:
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._source = self._target = torch.empty(0, dtype=torch.int64)
         self._numel = 0
+        self._places: dict[str, Tensor] | None = None
 
     def request(self, name: str, *channels: Tensor) -> int:
         """Ask for a block: the given channels of the leading dimensions of a parameter, all of the others.
@@ -60,6 +61,18 @@ class CompactWeights:
         if self._masks is None:
             return torch.Size([*(len(c) for c in channels), *self._shapes[name][len(channels) :]]).numel()
         return int(_cut(self._masks[name], channels).sum())
+
+    def places(self, name: str, *channels: Tensor) -> Tensor:
+        """Where the weights of such a block lie in the flat vector, int64; -1 for those the mask drops."""
+        if self._places is None:
+            mask = torch.ones(self._layout.numel, dtype=torch.bool) if self._mask is None else self._mask
+            self._places = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
+        return _cut(self._places[name], channels)
+
+    @property
+    def numel(self) -> int:
+        """Elements of the flat vector."""
+        return self._layout.numel if self._mask is None else int(self._mask.sum())
 
     def finish(self, device: torch.device) -> None:
         """Fix the blocks asked for; to be called once, before :meth:`blocks`."""

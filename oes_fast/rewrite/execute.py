@@ -46,12 +46,14 @@ class Context:
 
     Attributes:
         z: input.
+        weights: kept weights, flat.
         blocks: weights, as :class:`CompactWeights` gives them.
         buffers: running statistics by name.
         update_stats: update them in place.
     """
 
     z: Tensor
+    weights: Tensor
     blocks: list[Tensor]
     buffers: Mapping[str, Tensor]
     update_stats: bool

@@ -111,6 +111,8 @@ def _kernel(node: s.Node, plan: Plan) -> str:
         return "once: depends on the fixed input alone"
     if not len(plan.alive[id(node)].vary) and len(node.shape) == 4:
         return "none: no channel is alive"
+    if id(node) in plan.chained:
+        return "C++ chain"
     stage = node.stage
     if isinstance(stage, s.UpConv):
         return "torch conv_transpose2d: dense over live channels"

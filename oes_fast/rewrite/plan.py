@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import stages as s
+from oes_fast.rewrite.chain import Chain, ChainRun, find_chains
 from oes_fast.rewrite.compact import CompactWeights
-from oes_fast.rewrite.execute import Builder, Context, Run, Value
+from oes_fast.rewrite.execute import Builder, Context, Run, Value, activate
+from oes_fast.rewrite.execute_sparse import BACKEND
 from oes_fast.rewrite.liveness import alive_channels
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of a run: the node whose result it makes, and the nodes whose results it takes."""
+
+    node: s.Node
+    inputs: list[s.Node]
+    run: Run
+
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
 _FIXED = (s.Input, s.Constant, s.Pad, s.Box, s.Pool, s.Upsample, s.Crop, s.Cat, s.Add, s.Act)
@@ -28,7 +41,8 @@ class Plan:
         kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
 
     Attributes:
-        sparse: ids of the convolutions that run on their kept weights alone.
+        sparse: ids of the convolutions that run on their kept weights alone, outside chains.
+        chained: ids of the nodes that chains run.
     """
 
     def __init__(
@@ -48,7 +62,16 @@ class Plan:
         self.fixed = self._fixed_nodes()
         kernels = kernels if device.type == "cpu" else "torch"
         builder = Builder(graph, net, self.alive, self.weights, device, fixed=self.fixed, kernels=kernels)
-        self._runs: list[tuple[s.Node, Run]] = [(node, builder.build(node)) for node in graph.nodes]
+        chains = find_chains(graph, self.alive, self.fixed) if kernels == BACKEND and mask is not None else []
+        self.chained = {id(node) for chain in chains for node in chain.nodes}
+        ends = {id(chain.end): chain for chain in chains}
+        self._steps: list[_Step] = []
+        for node in graph.nodes:
+            if id(node) in ends:
+                chain = ends[id(node)]
+                self._steps.append(_Step(node, [chain.source], self._chain(chain)))
+            elif id(node) not in self.chained:
+                self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
         self.sparse = builder.sparse
         self.weights.finish(device)
@@ -56,12 +79,12 @@ class Plan:
 
     def prepare(self, z: Tensor) -> dict[int, Value]:
         """Results of the stages that depend on the input alone: made once for a fixed input."""
-        context = Context(z, [], {}, update_stats=False)
+        context = Context(z, z.new_empty(0), [], {}, update_stats=False)
         values: dict[int, Value] = {}
-        for node, run in self._runs:
-            if id(node) in self.fixed:
-                values[id(node)] = run(context, [values[id(i)] for i in node.inputs])
-        read = {id(i) for node in self.graph.nodes if id(node) not in self.fixed for i in node.inputs}
+        for step in self._steps:
+            if id(step.node) in self.fixed:
+                values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
+        read = {id(i) for step in self._steps if id(step.node) not in self.fixed for i in step.inputs}
         read.add(id(self.graph.output))
         return {key: _laid_out(value) for key, value in values.items() if key in read}
 
@@ -86,18 +109,27 @@ class Plan:
         Returns:
             Tensor [N, C', H', W'], differentiable in ``weights``.
         """
-        context = Context(z, self.weights.blocks(weights), buffers, update_stats)
+        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats)
         values = dict(prepared)
-        for node, run in self._runs:
-            if id(node) in self.fixed:
+        for step in self._steps:
+            if id(step.node) in self.fixed:
                 continue
-            values[id(node)] = run(context, [values[id(i)] for i in node.inputs])
-            for key in self._last[id(node)]:
+            values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
+            for key in self._last[id(step.node)]:
                 del values[key]
         output = self._finish(context, [values[id(self.graph.output)]]).x
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
+
+    def _chain(self, chain: Chain) -> Run:
+        run = ChainRun(chain, self.alive, self.weights, fixed=id(chain.source) in self.fixed)
+
+        def result(context: Context, values: list[Value]) -> Value:
+            x = run(context.weights, values[0].x, context.buffers, update_stats=context.update_stats)
+            return Value(x, run.constants(context.blocks, activate))
+
+        return result
 
     def _fixed_nodes(self) -> set[int]:
         fixed: set[int] = set()
@@ -110,9 +142,9 @@ class Plan:
     def _last_readers(self) -> dict[int, list[int]]:
         """For each node, the results that nothing reads after it."""
         last: dict[int, int] = {}
-        for node in self.graph.nodes:
-            if id(node) not in self.fixed:
-                last.update({id(i): id(node) for i in node.inputs})
+        for step in self._steps:
+            if id(step.node) not in self.fixed:
+                last.update({id(i): id(step.node) for i in step.inputs})
         last.pop(id(self.graph.output), None)
         readers: dict[int, list[int]] = {id(node): [] for node in self.graph.nodes}
         for key, reader in last.items():

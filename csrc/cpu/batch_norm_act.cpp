@@ -1,0 +1,242 @@
+#include "batch_norm_act.h"
+
+#include <algorithm>
+
+#include "elementary.h"
+#include "tensors.h"
+
+namespace oes::batch_norm_act {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int64_t kPiece = 512; // pixels between two loops over them: they stay in the first-level cache
+
+// Two sums in lanes, of x and x * y.
+template <typename T>
+struct Sums {
+  T first[kLanes] = {}, second[kLanes] = {};
+
+  OES_INLINE void add(const T* __restrict x, const T* __restrict y, int64_t count) {
+    int64_t j = 0;
+    for (; j + kLanes <= count; j += kLanes) {
+      for (int k = 0; k < kLanes; ++k) {
+        first[k] += x[j + k];
+        second[k] += x[j + k] * y[j + k];
+      }
+    }
+    for (int k = 0; j < count; ++j, ++k) {
+      first[k] += x[j];
+      second[k] += x[j] * y[j];
+    }
+  }
+
+  OES_INLINE void finish(double* result) const {
+    result[0] = result[1] = 0;
+    for (int k = 0; k < kLanes; ++k) {
+      result[0] += static_cast<double>(first[k]);
+      result[1] += static_cast<double>(second[k]);
+    }
+  }
+};
+
+// Calls f(channel, first pixel, pixels, chunk) for chunks begin .. end of all channels.
+template <typename F>
+OES_INLINE void each_chunk(int64_t pixels, int64_t begin, int64_t end, const F& f) {
+  const int64_t chunks = chunks_of(pixels);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t first = unit % chunks * kChunk;
+    f(unit / chunks, first, pixels - first < kChunk ? pixels - first : kChunk, unit);
+  }
+}
+
+template <typename T>
+OES_INLINE T activated(const PixelMap<T>& map, int64_t channel, T y) {
+  return leaky(map.scale[channel] * y + map.shift[channel], map.slope);
+}
+
+template <Capability, typename Arguments>
+OES_INLINE void statistics_body(const Arguments& a, int64_t begin, int64_t end) {
+  using T = std::remove_const_t<std::remove_reference_t<decltype(*a.y)>>;
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) {
+    const T* y = a.y + c * a.pixels + first;
+    if (!a.mapped) {
+      Moments<T> moments(y[0]);
+      moments.add(y, count);
+      moments.finish(count, a.moments + 2 * chunk);
+      return;
+    }
+    const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
+    Moments<T> moments(activated(a.map, c, y[0]));
+    alignas(64) T piece[kPiece];
+    for (int64_t at = 0; at < count; at += kPiece) {
+      const int64_t size = count - at < kPiece ? count - at : kPiece;
+      for (int64_t j = 0; j < size; ++j) {
+        piece[j] = leaky(scale * y[at + j] + shift, slope);
+      }
+      moments.add(piece, size);
+    }
+    moments.finish(count, a.moments + 2 * chunk);
+  });
+}
+
+template <Capability, typename Arguments>
+OES_INLINE void activation_grad_body(const Arguments& a, int64_t begin, int64_t end) {
+  using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) {
+    const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
+    const T factor = a.second ? a.a[c] : T(1), of_value = a.second ? a.b[c] : T(0), plus = a.second ? a.c[c] : T(0);
+    Sums<T> sums;
+    alignas(64) T centred[kPiece];
+    for (int64_t at = 0; at < count; at += kPiece) {
+      const int64_t size = count - at < kPiece ? count - at : kPiece;
+      const T* __restrict y = a.y + c * a.pixels + first + at;
+      T* __restrict grad = a.grad + c * a.pixels + first + at;
+      if (a.second) {
+        for (int64_t j = 0; j < size; ++j) {
+          const T n = scale * y[j] + shift;
+          const T g = factor * grad[j] + (of_value * leaky(n, slope) + plus);
+          grad[j] = n < T(0) ? g * slope : g;
+          centred[j] = y[j] - mean;
+        }
+      } else {
+        for (int64_t j = 0; j < size; ++j) {
+          const T n = scale * y[j] + shift;
+          const T g = grad[j];
+          grad[j] = n < T(0) ? g * slope : g;
+          centred[j] = y[j] - mean;
+        }
+      }
+      sums.add(grad, centred, size);
+    }
+    sums.finish(a.sums + 2 * chunk);
+  });
+}
+
+template <Capability, typename Arguments>
+OES_INLINE void second_sums_body(const Arguments& a, int64_t begin, int64_t end) {
+  using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) {
+    const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
+    Sums<T> sums;
+    alignas(64) T centred[kPiece];
+    for (int64_t at = 0; at < count; at += kPiece) {
+      const int64_t size = count - at < kPiece ? count - at : kPiece;
+      const T* __restrict y = a.y + c * a.pixels + first + at;
+      for (int64_t j = 0; j < size; ++j) {
+        centred[j] = leaky(scale * y[j] + shift, slope) - mean;
+      }
+      sums.add(a.grad + c * a.pixels + first + at, centred, size);
+    }
+    sums.finish(a.sums + 2 * chunk);
+  });
+}
+
+template <typename T>
+OES_INLINE T sigmoid(T x) {
+  const auto pair = sigmoid_pair(x);
+  return x < T(0) ? pair.small : pair.large;
+}
+
+template <Capability, typename Arguments>
+OES_INLINE void output_body(const Arguments& a, int64_t begin, int64_t end) {
+  using T = std::remove_reference_t<decltype(*a.out)>;
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t) {
+    const T* __restrict y = a.y + c * a.pixels + first;
+    T* __restrict out = a.out + c * a.pixels + first;
+    const T shift = a.shift[c], slope = a.slope;
+    if (a.grad == nullptr) {
+      if (a.act == Last::kSigmoid) {
+        for (int64_t j = 0; j < count; ++j) {
+          out[j] = sigmoid(y[j] + shift);
+        }
+      } else {
+        for (int64_t j = 0; j < count; ++j) {
+          out[j] = leaky(y[j] + shift, slope);
+        }
+      }
+      return;
+    }
+    const T* __restrict grad = a.grad + c * a.pixels + first;
+    if (a.act == Last::kSigmoid) {
+      for (int64_t j = 0; j < count; ++j) {
+        const auto pair = sigmoid_pair(y[j] + shift);
+        out[j] = grad[j] * (pair.large * pair.small);
+      }
+    } else {
+      for (int64_t j = 0; j < count; ++j) {
+        out[j] = y[j] + shift < T(0) ? grad[j] * slope : grad[j];
+      }
+    }
+  });
+}
+
+template <typename T>
+struct MapImage {
+  int64_t pixels;
+  const T* y;
+  PixelMap<T> map;
+  T* out;
+};
+
+template <Capability, typename Arguments>
+OES_INLINE void map_image_body(const Arguments& a, int64_t begin, int64_t end) {
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t) {
+    map_row(a.y + c * a.pixels + first, a.map, c, count, a.out + c * a.pixels + first);
+  });
+}
+
+OES_CAPABILITIES(statistics)
+OES_CAPABILITIES(activation_grad)
+OES_CAPABILITIES(second_sums)
+OES_CAPABILITIES(output)
+OES_CAPABILITIES(map_image)
+
+// Chunks one thread takes at least.
+int64_t grain(int64_t pixels) {
+  return std::max<int64_t>(1, (1 << 15) / std::min(pixels, kChunk));
+}
+
+} // namespace
+
+template <typename T>
+void statistics(const Statistics<T>& a) {
+  torch::stable::parallel_for(
+      0, a.channels * chunks_of(a.pixels), grain(a.pixels), [&](int64_t begin, int64_t end) { statistics(a, begin, end); });
+}
+
+template <typename T>
+void activation_grad(const ActivationGrad<T>& a) {
+  torch::stable::parallel_for(0, a.channels * chunks_of(a.pixels), grain(a.pixels), [&](int64_t begin, int64_t end) {
+    activation_grad(a, begin, end);
+  });
+}
+
+template <typename T>
+void second_sums(const SecondSums<T>& a) {
+  torch::stable::parallel_for(
+      0, a.channels * chunks_of(a.pixels), grain(a.pixels), [&](int64_t begin, int64_t end) { second_sums(a, begin, end); });
+}
+
+template <typename T>
+void output(const Output<T>& a) {
+  torch::stable::parallel_for(
+      0, a.channels * chunks_of(a.pixels), grain(a.pixels), [&](int64_t begin, int64_t end) { output(a, begin, end); });
+}
+
+template <typename T>
+void map_image(const T* y, const PixelMap<T>& map, int64_t channels, int64_t pixels, T* out) {
+  const MapImage<T> a{pixels, y, map, out};
+  torch::stable::parallel_for(
+      0, channels * chunks_of(pixels), grain(pixels), [&](int64_t begin, int64_t end) { map_image(a, begin, end); });
+}
+
+#define OES_INSTANTIATE(T)                            \
+  template void statistics(const Statistics<T>&);     \
+  template void activation_grad(const ActivationGrad<T>&); \
+  template void second_sums(const SecondSums<T>&);    \
+  template void output(const Output<T>&);             \
+  template void map_image(const T*, const PixelMap<T>&, int64_t, int64_t, T*);
+OES_INSTANTIATE(float)
+OES_INSTANTIATE(double)
+
+} // namespace oes::batch_norm_act

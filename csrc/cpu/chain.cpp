@@ -1,0 +1,575 @@
+#include "chain.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace oes::chain {
+namespace {
+
+int mode_of(const std::string& pad) {
+  return pad == "reflect" ? 1 : pad == "replicate" ? 2 : pad == "circular" ? 3 : 0;
+}
+
+void expect(bool holds, const char* what) {
+  if (!holds) {
+    throw std::invalid_argument(what);
+  }
+}
+
+// Mean and sum of squares about it of parts that have their own (Chan, Golub and LeVeque 1983).
+struct Merged {
+  double count = 0, mean = 0, squares = 0;
+
+  void add(double n, double part_mean, double part_squares) {
+    const double total = count + n, delta = part_mean - mean;
+    mean += delta * n / total;
+    squares += part_squares + delta * delta * count * n / total;
+    count = total;
+  }
+};
+
+} // namespace
+
+template <typename T>
+Chain<T>::Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed)
+    : fixed_(fixed), channels_(channels), rows_(rows), columns_(columns), identity_(channels, T(1)), none_(channels) {}
+
+template <typename T>
+void Chain<T>::add_conv(const ConvSpec& spec) {
+  links_.emplace_back();
+  Link& link = links_.back();
+  const bool first = links_.size() == 1;
+  const Link* before = first ? nullptr : &links_[links_.size() - 2];
+  link.spec = spec;
+  link.inputs = first ? channels_ : before->spec.outputs;
+  link.rows = first ? rows_ : before->out_rows;
+  link.columns = first ? columns_ : before->out_columns;
+  expect(spec.taps.size() == 4 * spec.weights.size(), "taps: expected four numbers for each weight");
+  expect(before == nullptr || !before->norms.empty(), "convolution: expected a norm before it");
+  for (size_t t = 0; t < spec.weights.size(); ++t) {
+    const int64_t* tap = &spec.taps[4 * t];
+    expect(
+        tap[0] >= 0 && tap[0] < spec.outputs && tap[1] >= 0 && tap[1] < link.inputs && tap[2] >= 0 &&
+            tap[2] < spec.kernel_rows && tap[3] >= 0 && tap[3] < spec.kernel_columns &&
+            (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
+        "taps: expected ascending indices inside the weight");
+  }
+  link.weights.resize(spec.weights.size());
+  link.back_weights.resize(spec.weights.size());
+  link.ones.assign(spec.outputs, T(1));
+  link.zeros.assign(spec.outputs, T(0));
+  link.offset.resize(spec.bias.size());
+  if (link.direct()) {
+    bind_direct(link);
+  } else {
+    bind_mixing(link);
+  }
+  link.y.reserve(spec.outputs * link.pixels());
+}
+
+template <typename T>
+void Chain<T>::add_norm(const NormSpec& spec) {
+  expect(!links_.empty() && links_.back().norms.size() < 2, "norm: expected one or two behind a convolution");
+  Link& link = links_.back();
+  const auto channels = static_cast<size_t>(link.spec.outputs);
+  expect(spec.gamma.size() == channels && spec.beta.size() == channels, "norm: expected a weight for each channel");
+  Norm norm;
+  norm.spec = spec;
+  for (std::vector<T>* each : {&norm.scale, &norm.shift, &norm.a, &norm.b, &norm.c, &norm.mean}) {
+    each->resize(channels);
+  }
+  norm.mean_exact.resize(channels);
+  norm.rstd.resize(channels);
+  norm.constants.resize(spec.constants.size());
+  link.norms.push_back(std::move(norm));
+}
+
+template <typename T>
+void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
+  expect(!links_.empty(), "chain: expected a convolution");
+  weights_ = weights;
+  act_ = act == "sigmoid"      ? batch_norm_act::Last::kSigmoid
+      : act == "leaky_relu" ? batch_norm_act::Last::kLeaky
+                            : batch_norm_act::Last::kIdentity;
+  slope_ = act_ == batch_norm_act::Last::kLeaky ? static_cast<T>(slope) : T(1);
+  ends_in_norm_ = !links_.back().norms.empty();
+  int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1, sums = 1;
+  for (Link& link : links_) {
+    const int64_t taps = link.spec.weights.size();
+    grads = std::max(grads, link.spec.outputs * link.pixels());
+    moments = std::max(moments, 2 * link.spec.outputs * batch_norm_act::chunks_of(link.pixels()));
+    if (link.direct()) {
+      planes = std::max(planes, link.inputs * link.frame.plane_size());
+      bordered = std::max(bordered, link.gather_back.source_image + link.bordered.left);
+      partial = std::max(partial, link.dot.strips * taps);
+    } else {
+      moments = std::max(moments, 2 * link.mix.strips * link.spec.outputs);
+      sums = std::max(sums, link.mix_back.slots * taps);
+    }
+  }
+  for (Aligned<T>& buffer : grads_) {
+    buffer.reserve(grads);
+  }
+  grad_planes_.reserve(planes);
+  bordered_.reserve(bordered);
+  partial_.reserve(partial);
+  moments_.reserve(moments);
+  sums_.reserve(sums);
+}
+
+template <typename T>
+std::vector<int64_t> Chain<T>::shape() const {
+  const Link& last = links_.back();
+  return {last.spec.outputs, last.out_rows, last.out_columns};
+}
+
+template <typename T>
+int64_t Chain<T>::bytes() const {
+  int64_t count = 0;
+  for (const Link& link : links_) {
+    count += link.spec.outputs * link.pixels();
+    if (link.direct() && !(fixed_ && &link == &links_[0])) {
+      count += link.inputs * link.frame.plane_size();
+    }
+  }
+  return count * static_cast<int64_t>(sizeof(T));
+}
+
+template <typename T>
+void Chain<T>::bind_direct(Link& link) {
+  const ConvSpec& spec = link.spec;
+  const bool split = spec.stride == 2;
+  const int64_t* b = spec.border.data();
+  link.border = frame::border(mode_of(spec.pad), link.rows, link.columns, b[0], b[1], b[2], b[3]);
+  frame::Frame<T>& f = link.frame;
+  f = {};
+  f.channels = link.inputs;
+  f.rows = link.rows;
+  f.columns = link.columns;
+  f.border = &link.border;
+  f.box = spec.box;
+  f.split = split;
+  link.out_rows = (f.high() - spec.kernel_rows) / spec.stride + 1;
+  link.out_columns = (f.wide() - spec.kernel_columns) / spec.stride + 1;
+  expect(f.high() >= spec.kernel_rows && f.wide() >= spec.kernel_columns, "image: expected the size of the kernel");
+  const bool fixed = fixed_ && links_.size() == 1;
+  if (!fixed) {
+    f.planes = link.planes.reserve(link.inputs * f.plane_size());
+  }
+  const int64_t source_rows = f.plane_rows(), source_columns = f.plane_columns(), s = spec.stride;
+  const int64_t phases = split ? 4 : 1, top = (spec.kernel_rows - 1) / s, left = (spec.kernel_columns - 1) / s;
+  const auto taps = static_cast<int64_t>(spec.weights.size());
+  link.offsets.resize(taps);
+  link.first.assign(spec.outputs + 1, 0);
+  link.back_first.assign(link.inputs * phases + 1, 0);
+  std::vector<int64_t> plane(taps);
+  link.bordered = {spec.outputs, link.out_rows, link.out_columns, top, left, source_rows + top, source_columns};
+  const int64_t bordered_plane = (source_rows + top) * source_columns;
+  for (int64_t t = 0; t < taps; ++t) {
+    const int64_t* tap = &spec.taps[4 * t];
+    plane[t] = tap[1] * phases + tap[2] % s * s + tap[3] % s;
+    link.offsets[t] = (plane[t] * source_rows + tap[2] / s) * source_columns + tap[3] / s;
+    ++link.first[tap[0] + 1];
+    ++link.back_first[plane[t] + 1];
+    link.back_order.push_back(t);
+  }
+  for (int64_t o = 0; o < spec.outputs; ++o) {
+    link.first[o + 1] += link.first[o];
+  }
+  for (int64_t p = 0; p < link.inputs * phases; ++p) {
+    link.back_first[p + 1] += link.back_first[p];
+  }
+  std::stable_sort(
+      link.back_order.begin(), link.back_order.end(), [&](int64_t a, int64_t b) { return plane[a] < plane[b]; });
+  for (const int64_t t : link.back_order) {
+    const int64_t* tap = &spec.taps[4 * t];
+    link.back_offsets.push_back(
+        tap[0] * bordered_plane + (top - tap[2] / s) * source_columns + left - tap[3] / s);
+  }
+  link.gather = {nullptr, nullptr, link.weights.data(), link.offsets.data(), link.first.data(), spec.outputs,
+                 link.out_rows, link.out_columns, source_columns, link.inputs * f.plane_size()};
+  link.gather_back = {nullptr, nullptr, link.back_weights.data(), link.back_offsets.data(), link.back_first.data(),
+                      link.inputs * phases, source_rows, source_columns, source_columns,
+                      spec.outputs * bordered_plane};
+  sparse_conv2d::Dot<T>& d = link.dot;
+  d = {nullptr, nullptr, nullptr, link.offsets.data(), link.first.data(), spec.outputs, taps};
+  d.rows = link.out_rows;
+  d.columns = link.out_columns;
+  d.pitch = d.grad_pitch = source_columns;
+  d.source_image = link.gather.source_image;
+  d.grad_plane = bordered_plane;
+  sparse_conv2d::cut(d, true, 1);
+}
+
+template <typename T>
+void Chain<T>::bind_mixing(Link& link) {
+  const ConvSpec& spec = link.spec;
+  const bool up = spec.kind == "up";
+  const int64_t kernel = up ? 9 : 1;
+  expect(spec.kernel_rows * spec.kernel_columns == kernel, "convolution: expected a 3 x 3 or 1 x 1 kernel");
+  expect(!(fixed_ && links_.size() == 1), "convolution: expected a direct one to read a fixed source");
+  link.out_rows = link.rows * (up ? 2 : 1);
+  link.out_columns = link.columns * (up ? 2 : 1);
+  mixing::MixBack<T>& back = link.mix_back;
+  back = {};
+  back.inputs = link.inputs;
+  back.outputs = spec.outputs;
+  back.rows = link.rows;
+  back.columns = link.columns;
+  back.kernel = kernel;
+  back.zeros = spec.pad == "zeros";
+  mixing::cut(back);
+  mixing::Mix<T>& mix = link.mix;
+  mix = {link.inputs, spec.outputs, link.rows, link.columns, kernel, back.zeros};
+  mixing::cut(mix);
+  // From the order (o, c, u, v) to (o, u, v, c), and for the derivative to (c, block of o, o, u, v).
+  const auto taps = static_cast<int64_t>(spec.weights.size());
+  Indices order(taps);
+  for (int64_t t = 0; t < taps; ++t) {
+    order[t] = t;
+  }
+  const auto b_of = [&](int64_t t) {
+    const int64_t* tap = &spec.taps[4 * t];
+    return tap[0] * kernel + tap[2] * spec.kernel_columns + tap[3];
+  };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return b_of(x) < b_of(y); });
+  ConvSpec sorted = spec;
+  link.first.assign(spec.outputs * kernel + 1, 0);
+  for (int64_t t = 0; t < taps; ++t) {
+    std::copy_n(&spec.taps[4 * order[t]], 4, &sorted.taps[4 * t]);
+    sorted.weights[t] = spec.weights[order[t]];
+    link.channels.push_back(static_cast<int32_t>(spec.taps[4 * order[t] + 1]));
+    ++link.first[b_of(order[t]) + 1];
+  }
+  link.spec = sorted;
+  for (int64_t b = 0; b < spec.outputs * kernel; ++b) {
+    link.first[b + 1] += link.first[b];
+  }
+  const auto back_of = [&](int64_t t) {
+    const int64_t* tap = &link.spec.taps[4 * t];
+    return tap[1] * back.blocks + tap[0] / back.block;
+  };
+  for (int64_t t = 0; t < taps; ++t) {
+    order[t] = t;
+  }
+  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return back_of(x) < back_of(y); });
+  link.back_first.assign(link.inputs * back.blocks + 1, 0);
+  for (const int64_t t : order) {
+    const int64_t* tap = &link.spec.taps[4 * t];
+    ++link.back_first[back_of(t) + 1];
+    link.back_planes.push_back(
+        static_cast<int32_t>(tap[0] % back.block * kernel + tap[2] * spec.kernel_columns + tap[3]));
+  }
+  for (size_t i = 1; i < link.back_first.size(); ++i) {
+    link.back_first[i] += link.back_first[i - 1];
+  }
+  link.back_order = order;
+  mix.first = back.first = link.first.data();
+  mix.channels = back.channels = link.channels.data();
+  mix.weights = link.weights.data();
+  back.back_first = link.back_first.data();
+  back.back_planes = link.back_planes.data();
+  back.back_weights = link.back_weights.data();
+}
+
+template <typename T>
+PixelMap<T> Chain<T>::map_of(const Link& link) const {
+  const Norm& one = link.norms[0];
+  const Norm* two = link.norms.size() > 1 ? &link.norms[1] : nullptr;
+  return {one.scale.data(), one.shift.data(), two == nullptr ? link.ones.data() : two->scale.data(),
+          two == nullptr ? link.zeros.data() : two->shift.data(), static_cast<T>(one.spec.slope)};
+}
+
+template <typename T>
+void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vector<T*>& running) {
+  size_t statistics = 0;
+  for (size_t l = 0; l < links_.size(); ++l) {
+    Link& link = links_[l];
+    const Link* before = l == 0 ? nullptr : &links_[l - 1];
+    const auto taps = static_cast<int64_t>(link.weights.size());
+    const auto scale = static_cast<T>(link.spec.scale);
+    for (int64_t t = 0; t < taps; ++t) {
+      link.weights[t] = weights[link.spec.weights[t]] * scale;
+    }
+    const PixelMap<T> map = before == nullptr
+        ? PixelMap<T>{identity_.data(), none_.data(), identity_.data(), none_.data(), T(1)}
+        : map_of(*before);
+    convolve(link, before == nullptr ? source : before->y.data(), map);
+    offsets(link, before == nullptr ? nullptr : &before->norms.back(), weights);
+    for (size_t which = 0; which < link.norms.size(); ++which) {
+      const int64_t chunks = batch_norm_act::chunks_of(link.pixels());
+      const bool strips = which == 0 && !link.direct(); // they come from the convolution
+      if (!strips) {
+        batch_norm_act::Statistics<T> s{link.spec.outputs, link.pixels(), link.y.data(), {}, which == 1,
+                                        moments_.data()};
+        s.map = which == 1 ? map_of(link) : s.map;
+        batch_norm_act::statistics(s);
+      }
+      T* mean = running.empty() ? nullptr : running[statistics];
+      T* var = running.empty() ? nullptr : running[statistics + 1];
+      statistics += 2;
+      normalise(link, which, moments_.data(), strips ? link.mix.strips : chunks, !strips, weights, mean, var);
+    }
+  }
+  Link& last = links_.back();
+  if (ends_in_norm_) {
+    batch_norm_act::map_image(last.y.data(), map_of(last), last.spec.outputs, last.pixels(), out);
+  } else {
+    batch_norm_act::output(batch_norm_act::Output<T>{
+        last.spec.outputs, last.pixels(), act_, slope_, last.y.data(), last.offset.data(), nullptr, out});
+  }
+}
+
+template <typename T>
+void Chain<T>::convolve(Link& link, const T* source, const PixelMap<T>& map) {
+  if (!link.direct()) {
+    mixing::Mix<T> a = link.mix;
+    a.map = map;
+    a.source = source;
+    a.out = link.y.data();
+    a.moments = link.norms.empty() ? nullptr : moments_.data();
+    mixing::mix(a);
+    return;
+  }
+  const bool fixed = fixed_ && &link == &links_[0];
+  if (!fixed) {
+    frame::Frame<T> f = link.frame;
+    f.border = &link.border;
+    f.map = map;
+    f.image = source;
+    frame::make(f);
+  }
+  sparse_conv2d::Gather<T> g = link.gather;
+  g.source = fixed ? source : link.planes.data();
+  g.out = link.y.data();
+  sparse_conv2d::run(g, 1, static_cast<int64_t>(link.weights.size()) * link.pixels());
+}
+
+template <typename T>
+void Chain<T>::offsets(Link& link, const Norm* before, const T* weights) {
+  for (size_t o = 0; o < link.offset.size(); ++o) {
+    const int64_t index = link.spec.bias[o];
+    link.offset[o] = index < 0 ? T(0) : weights[index];
+  }
+  const T factor = static_cast<T>(link.spec.scale * (link.spec.box ? 4 : 1));
+  for (size_t i = 0; i < link.spec.constant_taps.size(); i += 3) {
+    const int64_t* tap = &link.spec.constant_taps[i];
+    link.offset[tap[0]] += weights[tap[1]] * factor * before->constants[tap[2]];
+  }
+}
+
+template <typename T>
+void Chain<T>::normalise(
+    Link& link, size_t which, const double* moments, int64_t parts, bool chunks, const T* weights, T* mean, T* var) {
+  Norm& norm = link.norms[which];
+  const NormSpec& spec = norm.spec;
+  const int64_t channels = link.spec.outputs, pixels = link.pixels();
+  const double momentum = spec.momentum;
+  for (int64_t c = 0; c < channels; ++c) {
+    Merged all;
+    for (int64_t part = 0; part < parts; ++part) {
+      const double* of_part = moments + 2 * (chunks ? c * parts + part : part * channels + c);
+      const int64_t size = chunks ? batch_norm_act::kChunk : link.mix.strip_rows * (pixels / link.mix.rows);
+      all.add(static_cast<double>(std::min(size, pixels - part * size)), of_part[0], of_part[1]);
+    }
+    const double variance = all.squares / all.count;
+    const double rstd = 1 / std::sqrt(variance + spec.eps);
+    const double gamma = spec.gamma[c] < 0 ? 1 : static_cast<double>(weights[spec.gamma[c]]);
+    const double beta = spec.beta[c] < 0 ? 0 : static_cast<double>(weights[spec.beta[c]]);
+    norm.mean_exact[c] = all.mean;
+    norm.rstd[c] = rstd;
+    norm.mean[c] = static_cast<T>(all.mean);
+    norm.scale[c] = static_cast<T>(gamma * rstd);
+    norm.shift[c] = static_cast<T>(beta - all.mean * gamma * rstd);
+    if (mean != nullptr && spec.tracks) {
+      const double count = all.count * static_cast<double>(spec.copies);
+      const double offset = which == 0 ? static_cast<double>(link.offset[c]) : 0;
+      T& m = mean[spec.places[c]];
+      T& v = var[spec.places[c]];
+      m = static_cast<T>((1 - momentum) * m + momentum * (all.mean + offset));
+      v = static_cast<T>((1 - momentum) * v + momentum * variance * count / (count - 1));
+    }
+  }
+  for (size_t i = 0; mean != nullptr && spec.tracks && i < spec.tracked.size(); ++i) {
+    const int64_t from = spec.tracked[i];
+    const T k = from < 0 ? T(0) : which == 0 ? link.offset[channels + from] : link.norms[0].constants[from];
+    T& m = mean[spec.tracked_places[i]];
+    T& v = var[spec.tracked_places[i]];
+    m = static_cast<T>((1 - momentum) * m + momentum * k);
+    v = static_cast<T>((1 - momentum) * v);
+  }
+  for (size_t i = 0; i < spec.constants.size(); ++i) {
+    norm.constants[i] = leaky(weights[spec.constants[i]], static_cast<T>(spec.slope));
+  }
+}
+
+template <typename T>
+void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source) {
+  Link& end = links_.back();
+  T* of_y = grads_[0].data();
+  T* of_source = grads_[1].data();
+  if (ends_in_norm_) {
+    std::copy_n(grad, end.spec.outputs * end.pixels(), of_y);
+    norm_back(end, of_y, grad_weights);
+  } else {
+    batch_norm_act::output(batch_norm_act::Output<T>{
+        end.spec.outputs, end.pixels(), act_, slope_, end.y.data(), end.offset.data(), grad, of_y});
+    offset_back(end, links_.size() == 1 ? nullptr : &links_[links_.size() - 2].norms.back(), of_y, weights, grad_weights);
+  }
+  for (size_t l = links_.size(); l-- > 0;) {
+    Link& link = links_[l];
+    PixelGrad<T> of_result{of_y, link.y.data(), link.ones.data(), link.zeros.data(), link.zeros.data()};
+    if (!link.norms.empty()) {
+      const Norm& norm = link.norms[0];
+      of_result.a = norm.a.data();
+      of_result.b = norm.b.data();
+      of_result.c = norm.c.data();
+    }
+    if (l == 0) {
+      const PixelMap<T> map{identity_.data(), none_.data(), identity_.data(), none_.data(), T(1)};
+      conv_back(link, source, map, of_result, grad_source, grad_weights);
+      break;
+    }
+    conv_back(link, links_[l - 1].y.data(), map_of(links_[l - 1]), of_result, of_source, grad_weights);
+    norm_back(links_[l - 1], of_source, grad_weights);
+    std::swap(of_y, of_source);
+  }
+}
+
+template <typename T>
+void Chain<T>::norm_back(Link& link, T* grad, T* grad_weights) {
+  const int64_t channels = link.spec.outputs, pixels = link.pixels(), chunks = batch_norm_act::chunks_of(pixels);
+  Norm& one = link.norms[0];
+  batch_norm_act::ActivationGrad<T> a{channels, pixels, link.y.data(), map_of(link)};
+  // Sums over the chunks of a channel: of the gradient, and of it times the normalised pixels; and what follows for
+  // the weights and for the gradient of the norm's input, a * grad + b * input + c.
+  const auto derive = [&](Norm& norm) {
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0, product = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        sum += moments_.data()[2 * (c * chunks + chunk)];
+        product += moments_.data()[2 * (c * chunks + chunk) + 1];
+      }
+      const double rstd = norm.rstd[c], scale = static_cast<double>(norm.scale[c]);
+      const auto n = static_cast<double>(pixels);
+      const double slope = -scale * rstd * rstd * product / n;
+      norm.a[c] = norm.scale[c];
+      norm.b[c] = static_cast<T>(slope);
+      norm.c[c] = static_cast<T>(-scale * sum / n - slope * norm.mean_exact[c]);
+      if (norm.spec.gamma[c] >= 0) {
+        grad_weights[norm.spec.gamma[c]] += static_cast<T>(product * rstd);
+      }
+      if (norm.spec.beta[c] >= 0) {
+        grad_weights[norm.spec.beta[c]] += static_cast<T>(sum);
+      }
+    }
+  };
+  if (link.norms.size() > 1) {
+    Norm& two = link.norms[1];
+    batch_norm_act::second_sums(batch_norm_act::SecondSums<T>{
+        channels, pixels, link.y.data(), map_of(link), two.mean.data(), grad, moments_.data()});
+    derive(two);
+    a.second = true;
+    a.a = two.a.data();
+    a.b = two.b.data();
+    a.c = two.c.data();
+  }
+  a.mean = one.mean.data();
+  a.grad = grad;
+  a.sums = moments_.data();
+  batch_norm_act::activation_grad(a);
+  derive(one);
+}
+
+template <typename T>
+void Chain<T>::conv_back(
+    Link& link, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source, T* grad_weights) {
+  const auto taps = static_cast<int64_t>(link.weights.size());
+  const auto scale = static_cast<T>(link.spec.scale);
+  for (int64_t t = 0; grad_source != nullptr && t < taps; ++t) {
+    link.back_weights[t] = link.weights[link.back_order[t]];
+  }
+  if (!link.direct()) {
+    mixing::MixBack<T> a = link.mix_back;
+    a.map = map;
+    a.source = source;
+    a.grad = grad;
+    a.grad_source = grad_source;
+    a.sums = sums_.data();
+    mixing::mix_back(a);
+    for (int64_t t = 0; t < taps; ++t) {
+      double sum = 0;
+      for (int64_t slot = 0; slot < a.slots; ++slot) {
+        sum += a.sums[slot * taps + t];
+      }
+      grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
+    }
+    return;
+  }
+  frame::Bordered<T> b = link.bordered;
+  b.grad = grad;
+  b.out = bordered_.data();
+  frame::bordered(b);
+  const int64_t macs = taps * link.pixels();
+  sparse_conv2d::Dot<T> d = link.dot;
+  d.source = fixed_ && &link == &links_[0] ? source : link.planes.data();
+  d.grad = bordered_.data() + b.top * b.pitch + b.left;
+  d.partial = partial_.data();
+  sparse_conv2d::run(d, 1, macs);
+  for (int64_t t = 0; t < taps; ++t) {
+    double sum = 0;
+    for (int64_t strip = 0; strip < d.strips; ++strip) {
+      sum += static_cast<double>(d.partial[strip * taps + t]);
+    }
+    grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
+  }
+  if (grad_source == nullptr) {
+    return;
+  }
+  sparse_conv2d::Gather<T> g = link.gather_back;
+  g.source = bordered_.data();
+  g.out = grad_planes_.data();
+  sparse_conv2d::run(g, 1, macs);
+  frame::Frame<T> f = link.frame;
+  f.grad_planes = grad_planes_.data();
+  f.grad_image = grad_source;
+  frame::make_back(f);
+}
+
+// Of a last convolution with no norm behind it: gradient of its bias and of what constant channels add.
+template <typename T>
+void Chain<T>::offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights) {
+  const int64_t pixels = link.pixels();
+  std::vector<double> sums(link.spec.outputs);
+  const bool any = std::any_of(link.spec.bias.begin(), link.spec.bias.end(), [](int64_t i) { return i >= 0; });
+  if (!any && link.spec.constant_taps.empty()) {
+    return;
+  }
+  batch_norm_act::statistics(batch_norm_act::Statistics<T>{
+      link.spec.outputs, pixels, grad, {}, false, moments_.data()});
+  const int64_t chunks = batch_norm_act::chunks_of(pixels);
+  for (int64_t o = 0; o < link.spec.outputs; ++o) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t size = std::min(batch_norm_act::kChunk, pixels - chunk * batch_norm_act::kChunk);
+      sums[o] += moments_.data()[2 * (o * chunks + chunk)] * static_cast<double>(size);
+    }
+    if (link.spec.bias[o] >= 0) {
+      grad_weights[link.spec.bias[o]] += static_cast<T>(sums[o]);
+    }
+  }
+  const double factor = link.spec.scale * (link.spec.box ? 4 : 1);
+  for (size_t i = 0; i < link.spec.constant_taps.size(); i += 3) {
+    const int64_t* tap = &link.spec.constant_taps[i];
+    const int64_t beta = before->spec.constants[tap[2]];
+    const double slope = weights[beta] < T(0) ? before->spec.slope : 1;
+    const double of_constant = sums[tap[0]] * factor * static_cast<double>(weights[tap[1]]);
+    grad_weights[tap[1]] += static_cast<T>(sums[tap[0]] * factor * static_cast<double>(before->constants[tap[2]]));
+    grad_weights[beta] += static_cast<T>(of_constant * slope);
+  }
+}
+
+template class Chain<float>;
+template class Chain<double>;
+
+} // namespace oes::chain

@@ -1,0 +1,142 @@
+// A row of convolutions with batch norms between them, run as one: what oes_fast/rewrite/chain.py binds a generator to.
+//
+// A link is a convolution with the batch norm, the activation and possibly a second batch norm behind it. Between two
+// links only the convolution's own result is kept, [channels, rows, columns]: the next link normalises and activates it
+// as it reads it, forward and backward. All buffers are made once. Channels are those that are alive.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "batch_norm_act.h"
+#include "frame.h"
+#include "scratch.h"
+#include "sparse_conv2d.h"
+#include "sparse_up_conv2d.h"
+
+namespace oes::chain {
+
+using Indices = std::vector<int64_t>;
+
+// Places in the flat vector of weights are called indices; -1 stands for a weight that is not there.
+struct ConvSpec {
+  std::string kind; // "direct", "pointwise" or "up"
+  std::string pad; // zeros, reflect, replicate or circular
+  Indices border; // left, right, top, bottom; of a direct convolution
+  bool box = false; // sum of 2 x 2 pixels first
+  int64_t stride = 1, kernel_rows = 1, kernel_columns = 1;
+  int64_t outputs = 0;
+  Indices taps; // (o, c, u, v) of every kept weight, in that order
+  Indices weights; // their indices
+  double scale = 1; // of the weights
+  // What is the same for all pixels: a bias, and what constant input channels add. Outputs that vary come first, then
+  // the constant ones whose running statistics are kept.
+  Indices bias; // [outputs + constant outputs]
+  Indices constant_taps; // (output, index of the weight, number of the constant) of every kept weight
+};
+
+struct NormSpec {
+  Indices gamma, beta; // [channels]
+  double eps = 1e-5, momentum = 0.1;
+  int64_t copies = 1; // pixels that stand for each
+  bool tracks = false;
+  Indices places; // of the channels in the running statistics
+  Indices tracked, tracked_places; // constants, as the convolution or norm before counts them, -1 for zero
+  double slope = 1;
+  Indices constants; // indices of the beta of every constant channel
+};
+
+template <typename T>
+class Chain {
+ public:
+  // `fixed`: the source is given as the first convolution reads it, the same in every call, and has no gradient.
+  Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed);
+
+  void add_conv(const ConvSpec& spec);
+  void add_norm(const NormSpec& spec);
+  // The image leaves through an activation: identity, leaky_relu or sigmoid.
+  void finish(const std::string& act, double slope, int64_t weights);
+
+  void forward(const T* weights, const T* source, T* out, const std::vector<T*>& running);
+  // After a forward with the same weights and source: adds to grad_weights. grad_source is written, or nullptr.
+  void backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source);
+
+  // Of the result: channels, rows, columns.
+  std::vector<int64_t> shape() const;
+  int64_t bytes() const;
+  std::mutex& mutex() {
+    return mutex_;
+  }
+
+ private:
+  struct Norm {
+    NormSpec spec;
+    std::vector<T> scale, shift, a, b, c, mean;
+    std::vector<double> mean_exact, rstd;
+    std::vector<T> constants; // values
+  };
+
+  struct Link {
+    ConvSpec spec;
+    int64_t inputs, rows, columns; // of the input
+    int64_t out_rows, out_columns;
+    std::vector<Norm> norms; // at most two
+    Aligned<T> y;
+    // Weights, in the order of the taps and of the derivative.
+    std::vector<T> weights, back_weights;
+    Indices back_order;
+    std::vector<T> ones, zeros; // [outputs]
+    std::vector<T> offset; // bias and constants
+    // pointwise, up
+    mixing::Mix<T> mix;
+    mixing::MixBack<T> mix_back;
+    Indices first, back_first;
+    std::vector<int32_t> channels, back_planes;
+    // direct
+    frame::Border border;
+    frame::Frame<T> frame;
+    frame::Bordered<T> bordered;
+    Aligned<T> planes;
+    sparse_conv2d::Gather<T> gather, gather_back;
+    sparse_conv2d::Dot<T> dot;
+    Indices offsets, back_offsets;
+
+    int64_t pixels() const {
+      return out_rows * out_columns;
+    }
+    bool direct() const {
+      return spec.kind == "direct";
+    }
+  };
+
+  void bind_direct(Link& link);
+  void bind_mixing(Link& link);
+  PixelMap<T> map_of(const Link& link) const;
+  void convolve(Link& link, const T* planes_or_source, const PixelMap<T>& map);
+  void offsets(Link& link, const Norm* before, const T* weights);
+  void normalise(
+      Link& link, size_t which, const double* moments, int64_t parts, bool chunks, const T* weights, T* mean, T* var);
+  void norm_back(Link& link, T* grad, T* grad_weights);
+  void conv_back(
+      Link& link, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source, T* grad_weights);
+  void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
+
+  bool fixed_;
+  int64_t channels_, rows_, columns_, weights_ = 0;
+  batch_norm_act::Last act_ = batch_norm_act::Last::kIdentity;
+  bool ends_in_norm_ = false;
+  T slope_ = 1;
+  std::deque<Link> links_; // whose elements stay where they are
+  std::vector<T> identity_, none_; // of the source: scale 1, shift 0
+  Aligned<T> grads_[2], grad_planes_, bordered_, partial_;
+  Aligned<double> moments_, sums_;
+  std::mutex mutex_;
+};
+
+extern template class Chain<float>;
+extern template class Chain<double>;
+
+} // namespace oes::chain

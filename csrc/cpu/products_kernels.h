@@ -1,0 +1,191 @@
+// Sums of products that stay in registers: the inner loops of the convolutions. Included once per capability with
+// OES_LEVEL and OES_HERE defined: intrinsics and vector types need the target attribute on every function that
+// touches them, so OES_CAPABILITIES does not serve here. There is no include guard, on purpose.
+
+template <typename T>
+struct Vector;
+
+#if OES_LEVEL == 2
+template <>
+struct Vector<float> {
+  using Type = __m512;
+  OES_HERE static Type load(const float* p) { return _mm512_loadu_ps(p); }
+  OES_HERE static Type all(float x) { return _mm512_set1_ps(x); }
+  OES_HERE static void store(float* p, Type x) { _mm512_storeu_ps(p, x); }
+  OES_HERE static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
+};
+template <>
+struct Vector<double> {
+  using Type = __m512d;
+  OES_HERE static Type load(const double* p) { return _mm512_loadu_pd(p); }
+  OES_HERE static Type all(double x) { return _mm512_set1_pd(x); }
+  OES_HERE static void store(double* p, Type x) { _mm512_storeu_pd(p, x); }
+  OES_HERE static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_pd(a, b, c); }
+};
+#elif OES_LEVEL == 1
+template <>
+struct Vector<float> {
+  using Type = __m256;
+  OES_HERE static Type load(const float* p) { return _mm256_loadu_ps(p); }
+  OES_HERE static Type all(float x) { return _mm256_set1_ps(x); }
+  OES_HERE static void store(float* p, Type x) { _mm256_storeu_ps(p, x); }
+  OES_HERE static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_ps(a, b, c); }
+};
+template <>
+struct Vector<double> {
+  using Type = __m256d;
+  OES_HERE static Type load(const double* p) { return _mm256_loadu_pd(p); }
+  OES_HERE static Type all(double x) { return _mm256_set1_pd(x); }
+  OES_HERE static void store(double* p, Type x) { _mm256_storeu_pd(p, x); }
+  OES_HERE static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_pd(a, b, c); }
+};
+#else
+template <typename T>
+struct Vector {
+  typedef T Type __attribute__((vector_size(16)));
+  OES_HERE static Type load(const T* p) {
+    Type x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+  }
+  OES_HERE static Type all(T x) { return x - Type{}; }
+  OES_HERE static void store(T* p, Type x) { std::memcpy(p, &x, sizeof x); }
+  OES_HERE static Type fma(Type a, Type b, Type c) { return a * b + c; }
+};
+#endif
+
+constexpr Capability kCapability = static_cast<Capability>(OES_LEVEL);
+
+template <typename T>
+constexpr int kLanes = vector_bytes(kCapability) / static_cast<int>(sizeof(T));
+
+// A tile of kHigh rows of kVectors vectors: its sums stay in registers over all taps. Tap t reads at
+// source + offsets[t] * unit. With kAdd the sums start from what the tile holds, else from zero.
+template <int kHigh, int kVectors, bool kAdd = false, typename T, typename Offset>
+OES_HERE void tile(
+    const T* source,
+    int64_t pitch,
+    const T* weights,
+    const Offset* offsets,
+    int64_t unit,
+    int64_t taps,
+    T* out,
+    int64_t out_pitch,
+    int64_t skip) {
+  using V = Vector<T>;
+  typename V::Type sum[kHigh][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kHigh; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = kAdd ? V::load(out + r * out_pitch + v * kLanes<T>) : V::all(T(0));
+    }
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    const T* row = source + offsets[t] * unit;
+    const typename V::Type weight = V::all(weights[t]);
+#pragma GCC unroll 16
+    for (int r = 0; r < kHigh; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        sum[r][v] = V::fma(weight, V::load(row + v * kLanes<T>), sum[r][v]);
+      }
+      row += pitch;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kHigh; ++r) {
+    if (r >= skip) { // rows above belong to the strip before
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        V::store(out + r * out_pitch + v * kLanes<T>, sum[r][v]);
+      }
+    }
+  }
+}
+
+template <typename T>
+OES_HERE T sum_of_lanes(typename Vector<T>::Type x) {
+  alignas(64) T lanes[kLanes<T>];
+  Vector<T>::store(lanes, x);
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+
+// kTaps products of one output's gradient, over a number of rows. The last, partial vector of a row is read from
+// the row's end backwards, the pixels already counted multiplied by zero.
+template <int kTaps, typename T, typename Offset>
+OES_HERE void dot(
+    const T* source,
+    const Offset* offsets,
+    int64_t unit,
+    const T* grad,
+    int64_t rows,
+    int64_t length,
+    int64_t pitch,
+    int64_t grad_pitch,
+    const T* zeros_then_ones,
+    T* result) {
+  using V = Vector<T>;
+  constexpr int lanes = kLanes<T>;
+  constexpr int kVectors = OES_LEVEL == 2 ? 4 : OES_LEVEL == 1 ? 2 : 1; // 24 or 12 sums in registers, or 6
+  typename V::Type sum[kTaps][kVectors];
+#pragma GCC unroll 16
+  for (int k = 0; k < kTaps; ++k) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      sum[k][v] = V::all(T(0));
+    }
+  }
+  const int64_t tail = length % lanes;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* g = grad + i * grad_pitch;
+    const T* s[kTaps];
+#pragma GCC unroll 16
+    for (int k = 0; k < kTaps; ++k) {
+      s[k] = source + offsets[k] * unit + i * pitch;
+    }
+    int64_t j = 0;
+    for (; j + kVectors * lanes <= length; j += kVectors * lanes) {
+      typename V::Type factor[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        factor[v] = V::load(g + j + v * lanes);
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < kTaps; ++k) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) {
+          sum[k][v] = V::fma(factor[v], V::load(s[k] + j + v * lanes), sum[k][v]);
+        }
+      }
+    }
+    for (; j + lanes <= length; j += lanes) {
+      const typename V::Type factor = V::load(g + j);
+#pragma GCC unroll 16
+      for (int k = 0; k < kTaps; ++k) {
+        sum[k][0] = V::fma(factor, V::load(s[k] + j), sum[k][0]);
+      }
+    }
+    if (tail != 0) {
+      const typename V::Type factor = V::load(g + length - lanes) * V::load(zeros_then_ones + tail);
+#pragma GCC unroll 16
+      for (int k = 0; k < kTaps; ++k) {
+        sum[k][0] = V::fma(factor, V::load(s[k] + length - lanes), sum[k][0]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < kTaps; ++k) {
+#pragma GCC unroll 16
+    for (int v = 1; v < kVectors; ++v) {
+      sum[k][0] = sum[k][0] + sum[k][v];
+    }
+    result[k] = sum_of_lanes<T>(sum[k][0]);
+  }
+}

@@ -1,0 +1,65 @@
+// Convolution of the up-sampled image, over an unstructured mask: see oes_fast/reference/sparse_up_conv2d.py.
+//
+// With b[o, u, v] = sum over c of w[o, c, u, v] * x[c], images at the low resolution, a 3 x 3 convolution of the
+// nearest up-sampling by 2 is
+//
+//   y[o, Y, X] = sum over u, v of b[o, u, v][floor((Y + u - 1) / 2), floor((X + v - 1) / 2)]
+//
+// with indices held inside the image (or zero outside). So every kept weight is multiplied once for a pixel of low
+// resolution, and the rest are additions. A 1 x 1 convolution is the same without them.
+//
+// Work is cut into strips of rows that fit the second-level cache: all channels of the strip are normalised and
+// activated into it, mixed, and only sums leave. Gradients: that of b is the sum of 2 x 2 pixels of the gradient of y,
+// and the two products follow.
+#pragma once
+
+#include "pixels.h"
+
+namespace oes::mixing {
+
+template <typename T>
+struct Mix {
+  int64_t inputs, outputs, rows, columns; // of the input
+  int64_t kernel; // 9: 3 x 3 of the up-sampled image; 1: 1 x 1
+  bool zeros; // beyond the edge lies zero, not the edge
+  int64_t strip_rows, strips, groups; // groups of outputs that share the work of a strip
+  PixelMap<T> map;
+  const T* source; // [inputs, rows, columns]
+  const int64_t* first; // [outputs * kernel + 1]: the weights of b[o, u, v]
+  const int32_t* channels; // that each weight reads
+  const T* weights;
+  T* out; // [outputs, 2 rows, 2 columns], or [outputs, rows, columns]
+  double* moments; // [strips, outputs, 2]: mean and sum of squares about it; or nullptr
+};
+
+template <typename T>
+struct MixBack {
+  int64_t inputs, outputs, rows, columns, kernel;
+  bool zeros;
+  int64_t strip_rows, strips, slots, parts; // slots of strips, summed apart; parts share the work of a slot
+  int64_t block, blocks; // outputs whose gradients lie in the cache together
+  PixelMap<T> map;
+  const T* source;
+  PixelGrad<T> grad; // of y
+  const int64_t* first;
+  const int32_t* channels;
+  const int64_t* back_first; // [inputs * blocks + 1]: the weights that read an input, block of outputs by block
+  const int32_t* back_planes; // which b of the block each goes to
+  const T* back_weights;
+  T* grad_source; // [inputs, rows, columns], gradient of the mapped input; or nullptr
+  double* sums; // [slots, weights]: gradient of the weights; or nullptr
+};
+
+template <typename T>
+void mix(const Mix<T>& a);
+
+template <typename T>
+void mix_back(const MixBack<T>& a);
+
+// How the work is cut: depends on sizes alone, so that results do not depend on the number of threads.
+template <typename T>
+void cut(Mix<T>& a);
+template <typename T>
+void cut(MixBack<T>& a);
+
+} // namespace oes::mixing
