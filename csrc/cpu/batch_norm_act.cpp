@@ -8,36 +8,7 @@
 namespace oes::batch_norm_act {
 namespace {
 
-constexpr int kLanes = 16;
 constexpr int64_t kPiece = 512; // pixels between two loops over them: they stay in the first-level cache
-
-// Two sums in lanes, of x and x * y.
-template <typename T>
-struct Sums {
-  T first[kLanes] = {}, second[kLanes] = {};
-
-  OES_INLINE void add(const T* __restrict x, const T* __restrict y, int64_t count) {
-    int64_t j = 0;
-    for (; j + kLanes <= count; j += kLanes) {
-      for (int k = 0; k < kLanes; ++k) {
-        first[k] += x[j + k];
-        second[k] += x[j + k] * y[j + k];
-      }
-    }
-    for (int k = 0; j < count; ++j, ++k) {
-      first[k] += x[j];
-      second[k] += x[j] * y[j];
-    }
-  }
-
-  OES_INLINE void finish(double* result) const {
-    result[0] = result[1] = 0;
-    for (int k = 0; k < kLanes; ++k) {
-      result[0] += static_cast<double>(first[k]);
-      result[1] += static_cast<double>(second[k]);
-    }
-  }
-};
 
 // Calls f(channel, first pixel, pixels, chunk) for chunks begin .. end of all channels.
 template <typename F>
@@ -57,7 +28,7 @@ OES_INLINE T activated(const PixelMap<T>& map, int64_t channel, T y) {
 template <Capability, typename Arguments>
 OES_INLINE void statistics_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.y)>>;
-  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) {
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
     const T* y = a.y + c * a.pixels + first;
     if (!a.mapped) {
       Moments<T> moments(y[0]);
@@ -82,7 +53,7 @@ OES_INLINE void statistics_body(const Arguments& a, int64_t begin, int64_t end) 
 template <Capability, typename Arguments>
 OES_INLINE void activation_grad_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
-  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) {
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
     const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
     const T factor = a.second ? a.a[c] : T(1), of_value = a.second ? a.b[c] : T(0), plus = a.second ? a.c[c] : T(0);
     Sums<T> sums;
@@ -115,7 +86,7 @@ OES_INLINE void activation_grad_body(const Arguments& a, int64_t begin, int64_t 
 template <Capability, typename Arguments>
 OES_INLINE void second_sums_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
-  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) {
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
     const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
     Sums<T> sums;
     alignas(64) T centred[kPiece];
@@ -140,7 +111,7 @@ OES_INLINE T sigmoid(T x) {
 template <Capability, typename Arguments>
 OES_INLINE void output_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_reference_t<decltype(*a.out)>;
-  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t) {
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t) OES_LAMBDA {
     const T* __restrict y = a.y + c * a.pixels + first;
     T* __restrict out = a.out + c * a.pixels + first;
     const T shift = a.shift[c], slope = a.slope;
@@ -180,7 +151,7 @@ struct MapImage {
 
 template <Capability, typename Arguments>
 OES_INLINE void map_image_body(const Arguments& a, int64_t begin, int64_t end) {
-  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t) {
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t) OES_LAMBDA {
     map_row(a.y + c * a.pixels + first, a.map, c, count, a.out + c * a.pixels + first);
   });
 }

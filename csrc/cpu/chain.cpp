@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "tensors.h"
+
 namespace oes::chain {
 namespace {
 
@@ -94,7 +96,7 @@ void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
                             : batch_norm_act::Last::kIdentity;
   slope_ = act_ == batch_norm_act::Last::kLeaky ? static_cast<T>(slope) : T(1);
   ends_in_norm_ = !links_.back().norms.empty();
-  int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1, sums = 1;
+  int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1;
   for (Link& link : links_) {
     const int64_t taps = link.spec.weights.size();
     grads = std::max(grads, link.spec.outputs * link.pixels());
@@ -105,7 +107,8 @@ void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
       partial = std::max(partial, link.dot.strips * taps);
     } else {
       moments = std::max(moments, 2 * link.mix.strips * link.spec.outputs);
-      sums = std::max(sums, link.mix_back.slots * taps);
+      moments = std::max(moments, 2 * link.mix_back.strips * link.inputs);
+      partial = std::max(partial, link.mix_back.slots * taps * link.mix_back.lanes);
     }
   }
   for (Aligned<T>& buffer : grads_) {
@@ -115,7 +118,6 @@ void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
   bordered_.reserve(bordered);
   partial_.reserve(partial);
   moments_.reserve(moments);
-  sums_.reserve(sums);
 }
 
 template <typename T>
@@ -169,7 +171,9 @@ void Chain<T>::bind_direct(Link& link) {
   for (int64_t t = 0; t < taps; ++t) {
     const int64_t* tap = &spec.taps[4 * t];
     plane[t] = tap[1] * phases + tap[2] % s * s + tap[3] % s;
-    link.offsets[t] = (plane[t] * source_rows + tap[2] / s) * source_columns + tap[3] / s;
+    // A fixed source has the rows of all planes side by side.
+    link.offsets[t] = fixed ? (tap[2] / s * link.inputs * phases + plane[t]) * source_columns + tap[3] / s
+                            : (plane[t] * source_rows + tap[2] / s) * source_columns + tap[3] / s;
     ++link.first[tap[0] + 1];
     ++link.back_first[plane[t] + 1];
     link.back_order.push_back(t);
@@ -187,8 +191,11 @@ void Chain<T>::bind_direct(Link& link) {
     link.back_offsets.push_back(
         tap[0] * bordered_plane + (top - tap[2] / s) * source_columns + left - tap[3] / s);
   }
+  const int64_t pitch = fixed ? link.inputs * phases * source_columns : source_columns;
   link.gather = {nullptr, nullptr, link.weights.data(), link.offsets.data(), link.first.data(), spec.outputs,
-                 link.out_rows, link.out_columns, source_columns, link.inputs * f.plane_size()};
+                 link.out_rows, link.out_columns, pitch, link.inputs * f.plane_size()};
+  link.gather.planes_of_row = fixed ? link.inputs * phases : 0;
+  link.gather.ahead = (spec.kernel_rows - 1) / s + 1;
   link.gather_back = {nullptr, nullptr, link.back_weights.data(), link.back_offsets.data(), link.back_first.data(),
                       link.inputs * phases, source_rows, source_columns, source_columns,
                       spec.outputs * bordered_plane};
@@ -196,10 +203,11 @@ void Chain<T>::bind_direct(Link& link) {
   d = {nullptr, nullptr, nullptr, link.offsets.data(), link.first.data(), spec.outputs, taps};
   d.rows = link.out_rows;
   d.columns = link.out_columns;
-  d.pitch = d.grad_pitch = source_columns;
+  d.pitch = pitch;
+  d.grad_pitch = source_columns;
   d.source_image = link.gather.source_image;
   d.grad_plane = bordered_plane;
-  sparse_conv2d::cut(d, true, 1);
+  sparse_conv2d::cut(d, !fixed, 1);
 }
 
 template <typename T>
@@ -411,7 +419,7 @@ void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* gra
   T* of_source = grads_[1].data();
   if (ends_in_norm_) {
     std::copy_n(grad, end.spec.outputs * end.pixels(), of_y);
-    norm_back(end, of_y, grad_weights);
+    norm_back(end, nullptr, of_y, grad_weights);
   } else {
     batch_norm_act::output(batch_norm_act::Output<T>{
         end.spec.outputs, end.pixels(), act_, slope_, end.y.data(), end.offset.data(), grad, of_y});
@@ -428,28 +436,29 @@ void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* gra
     }
     if (l == 0) {
       const PixelMap<T> map{identity_.data(), none_.data(), identity_.data(), none_.data(), T(1)};
-      conv_back(link, source, map, of_result, grad_source, grad_weights);
+      conv_back(link, nullptr, source, map, of_result, grad_source, grad_weights);
       break;
     }
-    conv_back(link, links_[l - 1].y.data(), map_of(links_[l - 1]), of_result, of_source, grad_weights);
-    norm_back(links_[l - 1], of_source, grad_weights);
+    conv_back(
+        link, &links_[l - 1], links_[l - 1].y.data(), map_of(links_[l - 1]), of_result, of_source, grad_weights);
+    norm_back(links_[l - 1], &link, of_source, grad_weights);
     std::swap(of_y, of_source);
   }
 }
 
 template <typename T>
-void Chain<T>::norm_back(Link& link, T* grad, T* grad_weights) {
+void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weights) {
   const int64_t channels = link.spec.outputs, pixels = link.pixels(), chunks = batch_norm_act::chunks_of(pixels);
   Norm& one = link.norms[0];
-  batch_norm_act::ActivationGrad<T> a{channels, pixels, link.y.data(), map_of(link)};
-  // Sums over the chunks of a channel: of the gradient, and of it times the normalised pixels; and what follows for
-  // the weights and for the gradient of the norm's input, a * grad + b * input + c.
-  const auto derive = [&](Norm& norm) {
+  // Sums of a channel: of the gradient, and of it times the centred pixels; and what follows for the weights and for
+  // the gradient of the norm's input, a * grad + b * input + c.
+  const auto derive = [&](Norm& norm, int64_t parts, int64_t next_part, int64_t next_channel) {
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0, product = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        sum += moments_.data()[2 * (c * chunks + chunk)];
-        product += moments_.data()[2 * (c * chunks + chunk) + 1];
+      for (int64_t part = 0; part < parts; ++part) {
+        const double* sums = moments_.data() + 2 * (c * next_channel + part * next_part);
+        sum += sums[0];
+        product += sums[1];
       }
       const double rstd = norm.rstd[c], scale = static_cast<double>(norm.scale[c]);
       const auto n = static_cast<double>(pixels);
@@ -465,11 +474,21 @@ void Chain<T>::norm_back(Link& link, T* grad, T* grad_weights) {
       }
     }
   };
+  const bool begun = reader != nullptr && !reader->direct();
+  if (begun) {
+    derive(link.norms.back(), reader->mix_back.strips, channels, 1);
+    if (link.norms.size() == 1) {
+      return;
+    }
+  }
+  batch_norm_act::ActivationGrad<T> a{channels, pixels, link.y.data(), map_of(link)};
   if (link.norms.size() > 1) {
     Norm& two = link.norms[1];
-    batch_norm_act::second_sums(batch_norm_act::SecondSums<T>{
-        channels, pixels, link.y.data(), map_of(link), two.mean.data(), grad, moments_.data()});
-    derive(two);
+    if (!begun) {
+      batch_norm_act::second_sums(batch_norm_act::SecondSums<T>{
+          channels, pixels, link.y.data(), map_of(link), two.mean.data(), grad, moments_.data()});
+      derive(two, chunks, 1, chunks);
+    }
     a.second = true;
     a.a = two.a.data();
     a.b = two.b.data();
@@ -479,14 +498,19 @@ void Chain<T>::norm_back(Link& link, T* grad, T* grad_weights) {
   a.grad = grad;
   a.sums = moments_.data();
   batch_norm_act::activation_grad(a);
-  derive(one);
+  derive(one, chunks, 1, chunks);
 }
 
 template <typename T>
 void Chain<T>::conv_back(
-    Link& link, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source, T* grad_weights) {
+    Link& link,
+    const Link* before,
+    const T* source,
+    const PixelMap<T>& map,
+    PixelGrad<T> grad,
+    T* grad_source,
+    T* grad_weights) {
   const auto taps = static_cast<int64_t>(link.weights.size());
-  const auto scale = static_cast<T>(link.spec.scale);
   for (int64_t t = 0; grad_source != nullptr && t < taps; ++t) {
     link.back_weights[t] = link.weights[link.back_order[t]];
   }
@@ -496,15 +520,14 @@ void Chain<T>::conv_back(
     a.source = source;
     a.grad = grad;
     a.grad_source = grad_source;
-    a.sums = sums_.data();
-    mixing::mix_back(a);
-    for (int64_t t = 0; t < taps; ++t) {
-      double sum = 0;
-      for (int64_t slot = 0; slot < a.slots; ++slot) {
-        sum += a.sums[slot * taps + t];
-      }
-      grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
+    if (before != nullptr) {
+      a.leave = before->norms.size() > 1 ? mixing::Leave::kSecondSums : mixing::Leave::kActivation;
+      a.mean = before->norms.back().mean.data();
+      a.leave_sums = moments_.data();
     }
+    a.sums = partial_.data();
+    mixing::mix_back(a);
+    add_sums(link, a.sums, a.slots, taps * a.lanes, a.lanes, grad_weights);
     return;
   }
   frame::Bordered<T> b = link.bordered;
@@ -517,13 +540,7 @@ void Chain<T>::conv_back(
   d.grad = bordered_.data() + b.top * b.pitch + b.left;
   d.partial = partial_.data();
   sparse_conv2d::run(d, 1, macs);
-  for (int64_t t = 0; t < taps; ++t) {
-    double sum = 0;
-    for (int64_t strip = 0; strip < d.strips; ++strip) {
-      sum += static_cast<double>(d.partial[strip * taps + t]);
-    }
-    grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
-  }
+  add_sums(link, d.partial, d.strips, taps, 1, grad_weights);
   if (grad_source == nullptr) {
     return;
   }
@@ -535,6 +552,26 @@ void Chain<T>::conv_back(
   f.grad_planes = grad_planes_.data();
   f.grad_image = grad_source;
   frame::make_back(f);
+}
+
+// Adds up the parts of the gradient of every weight, `lanes` numbers each, `next` from one part to the next.
+template <typename T>
+void Chain<T>::add_sums(
+    const Link& link, const T* sums, int64_t parts, int64_t next, int64_t lanes, T* grad_weights) const {
+  constexpr int64_t kGrain = 1024; // weights
+  const auto scale = static_cast<T>(link.spec.scale);
+  torch::stable::parallel_for(
+      0, static_cast<int64_t>(link.weights.size()), kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+          double sum = 0;
+          for (int64_t part = 0; part < parts; ++part) {
+            for (int64_t lane = 0; lane < lanes; ++lane) {
+              sum += static_cast<double>(sums[part * next + t * lanes + lane]);
+            }
+          }
+          grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
+        }
+      });
 }
 
 // Of a last convolution with no norm behind it: gradient of its bias and of what constant channels add.

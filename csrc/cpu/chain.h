@@ -119,9 +119,13 @@ class Chain {
   void offsets(Link& link, const Norm* before, const T* weights);
   void normalise(
       Link& link, size_t which, const double* moments, int64_t parts, bool chunks, const T* weights, T* mean, T* var);
-  void norm_back(Link& link, T* grad, T* grad_weights);
+  // `reader` read the link's result, and has done what it could of this; nullptr: nobody has.
+  void norm_back(Link& link, const Link* reader, T* grad, T* grad_weights);
   void conv_back(
-      Link& link, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source, T* grad_weights);
+      Link& link, const Link* before, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source,
+      T* grad_weights);
+  void add_sums(
+      const Link& link, const T* sums, int64_t parts, int64_t next, int64_t lanes, T* grad_weights) const;
   void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
 
   bool fixed_;
@@ -132,7 +136,7 @@ class Chain {
   std::deque<Link> links_; // whose elements stay where they are
   std::vector<T> identity_, none_; // of the source: scale 1, shift 0
   Aligned<T> grads_[2], grad_planes_, bordered_, partial_;
-  Aligned<double> moments_, sums_;
+  Aligned<double> moments_;
   std::mutex mutex_;
 };
 

@@ -9,6 +9,8 @@
 #include <cstring>
 
 #define OES_INLINE inline __attribute__((always_inline))
+// On a lambda inside a body: out of line it would be compiled for the baseline.
+#define OES_LAMBDA __attribute__((always_inline))
 
 #if defined(__x86_64__)
 #define OES_HAS_X86 1

@@ -79,6 +79,7 @@ void dots(const Dot<T>& a, int64_t begin, int64_t end) {
 
 constexpr int64_t kUnits = 32; // of work at least, where the outputs can be cut into groups for it
 constexpr int64_t kGrainMacs = 1 << 18; // that one thread takes at least: below, waking another costs more
+constexpr int64_t kRowsOfStrip = 16; // whose rows lie side by side
 constexpr int64_t kStripPixels = 4096; // whose products are summed in the element type
 
 int64_t groups_of(int64_t strips, int64_t planes) {
@@ -94,10 +95,10 @@ int64_t grain_of(int64_t units, int64_t macs) {
 template <typename T>
 void run(Gather<T> a, int64_t images, int64_t macs) {
   const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
-  const int64_t high = tile_rows(capability());
-  a.flat = a.columns < kWide * lanes || a.rows < high;
-  a.strips = a.flat ? ceil_div((a.rows - 1) * a.pitch + a.columns, kFlat * lanes) : ceil_div(a.rows, high);
-  a.groups = groups_of(images * a.strips, a.planes);
+  a.flat = a.planes_of_row == 0;
+  a.strips = a.flat ? ceil_div((a.rows - 1) * a.pitch + a.columns, kFlat * lanes) : ceil_div(a.rows, kRowsOfStrip);
+  a.strip_rows = kRowsOfStrip;
+  a.groups = a.flat ? groups_of(images * a.strips, a.planes) : 1;
   const int64_t units = images * a.strips * a.groups;
   torch::stable::parallel_for(
       0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { gather(a, begin, end); });

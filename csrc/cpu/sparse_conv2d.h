@@ -36,6 +36,9 @@ struct Gather {
   int64_t source_image; // elements from one image to the next
   int64_t strips, groups;
   bool flat; // strips of the image as one row, not of rows
+  int64_t strip_rows;
+  int64_t ahead; // row of the source, from that of the output, that is fetched while the output's is summed
+  int64_t planes_of_row; // 0; or, where the rows of all planes lie side by side, how many planes: rows are prefetched
 };
 
 // partial[image, strip][t] = sum over the pixels of the strip of grad[o][i][j] * source[offsets[t] + i * pitch + j].

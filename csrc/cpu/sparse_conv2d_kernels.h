@@ -2,30 +2,69 @@
 
 #include "products_kernels.h"
 
-constexpr int kRows = tile_rows(kCapability);
-
-// Rows of a strip of a wide image, all planes of a group tile by tile: the tile's part of the source stays near.
+// Row of an output of a multiple of a vector at least: 12 vectors at a time, the last piece from the end backwards.
 template <typename T>
-OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t strip, int64_t begin, int64_t end) {
-  const int64_t row = strip * kRows < a.rows - kRows ? strip * kRows : a.rows - kRows;
-  const int64_t skip = strip * kRows - row;
-  const T* source = a.source + image * a.source_image + row * a.pitch;
+OES_HERE int64_t row_piece(int64_t left, int64_t columns) {
+  int64_t vectors = left > 8 * kLanes<T> ? 12 : left > 4 * kLanes<T> ? 8 : left > 2 * kLanes<T> ? 4 : left > kLanes<T> ? 2 : 1;
+  while (vectors > 1 && vectors * kLanes<T> > columns) {
+    vectors = vectors == 12 ? 8 : vectors / 2;
+  }
+  return vectors;
+}
+
+// A strip of rows of an image whose planes lie side by side, column by column of tiles: what a tile reads stays in the
+// second-level cache from row to row, and the row to come is fetched while this one is summed.
+template <typename T>
+OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t wide = a.pitch / a.planes_of_row;
   for (int64_t column = 0; column < a.columns;) {
-    const int64_t left = a.columns - column;
-    const int vectors = left > 2 * kLanes<T> ? 4 : left > kLanes<T> ? 2 : 1;
-    const int64_t at = left < vectors * kLanes<T> ? a.columns - vectors * kLanes<T> : column;
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const int64_t t = a.first[plane], taps = a.first[plane + 1] - t;
-      T* out = a.out + ((image * a.planes + plane) * a.rows + row) * a.columns + at;
-      if (vectors == 4) {
-        tile<kRows, 4>(source + at, a.pitch, a.weights + t, a.offsets + t, 1, taps, out, a.columns, skip);
-      } else if (vectors == 2) {
-        tile<kRows, 2>(source + at, a.pitch, a.weights + t, a.offsets + t, 1, taps, out, a.columns, skip);
-      } else {
-        tile<kRows, 1>(source + at, a.pitch, a.weights + t, a.offsets + t, 1, taps, out, a.columns, skip);
+    const int64_t vectors = row_piece<T>(a.columns - column, a.columns);
+    const int64_t at = a.columns - column < vectors * lanes ? a.columns - vectors * lanes : column;
+    for (int64_t row = first; row < first + rows; ++row) {
+      const T* source = a.source + image * a.source_image + row * a.pitch + at;
+      if (row + 1 < a.rows) {
+        for (int64_t p = 0; p < a.planes_of_row; ++p) {
+          const T* next = source + a.ahead * a.pitch + p * wide;
+          for (int64_t j = 0; j < vectors * lanes; j += 64 / static_cast<int64_t>(sizeof(T))) {
+            __builtin_prefetch(next + j);
+          }
+        }
+      }
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const int64_t t = a.first[plane], taps = a.first[plane + 1] - t;
+        T* out = a.out + ((image * a.planes + plane) * a.rows + row) * a.columns + at;
+        const T* weights = a.weights + t;
+        const int64_t* offsets = a.offsets + t;
+        switch (vectors) {
+          case 12:
+            tile<1, 12>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            break;
+          case 8:
+            tile<1, 8>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            break;
+          case 4:
+            tile<1, 4>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            break;
+          case 2:
+            tile<1, 2>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            break;
+          default:
+            if (a.columns >= lanes) {
+              tile<1, 1>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+              break;
+            }
+            for (int64_t j = 0; j < a.columns; ++j) {
+              T sum = T(0);
+              for (int64_t tap = 0; tap < taps; ++tap) {
+                sum += weights[tap] * source[offsets[tap] - at + j];
+              }
+              out[j - at] = sum;
+            }
+        }
       }
     }
-    column = at + vectors * kLanes<T>;
+    column = at + vectors * lanes;
   }
 }
 
@@ -98,7 +137,8 @@ OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
     if (a.flat) {
       gather_flat(a, image, strip, from, to);
     } else {
-      gather_rows(a, image, strip, from, to);
+      const int64_t first = strip * a.strip_rows;
+      gather_rows(a, image, first, a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows, from, to);
     }
   }
 }

@@ -46,6 +46,7 @@ namespace level_avx512 {
 #endif
 
 constexpr int64_t kCache = 320 << 10; // bytes of a strip with all that is made of it
+constexpr int64_t kNear = 20 << 10; // bytes in the first-level cache
 constexpr int64_t kUnits = 8; // of work at least, where it can be cut
 constexpr int64_t kBlock = 8; // outputs whose gradients lie in the cache together
 constexpr int64_t kSlots = 16;
@@ -65,6 +66,7 @@ void cut(Mix<T>& a) {
   a.strip_rows = rows_of_strip(a.rows, a.columns, (a.inputs + a.kernel + 6) * a.columns * sizeof(T), sizeof(T));
   a.strips = ceil_div(a.rows, a.strip_rows);
   a.groups = std::max<int64_t>(1, std::min(a.outputs, ceil_div(kUnits, a.strips)));
+  a.piece = std::max<int64_t>(1, kNear / (vector_bytes(capability()) * a.inputs * kVectors)) * kVectors;
 }
 
 template <typename T>
@@ -75,6 +77,8 @@ void cut(MixBack<T>& a) {
   a.strip_rows = rows_of_strip(a.rows, a.columns, bytes, sizeof(T));
   a.strips = ceil_div(a.rows, a.strip_rows);
   a.slots = std::min(a.strips, kSlots);
+  a.piece = std::max<int64_t>(kVectors, kNear / (vector_bytes(capability()) * a.inputs));
+  a.lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
   a.parts = a.strips >= kUnits ? 1 : std::min<int64_t>(ceil_div(kUnits, a.strips), 4);
 }
 

@@ -23,6 +23,7 @@ struct Mix {
   int64_t kernel; // 9: 3 x 3 of the up-sampled image; 1: 1 x 1
   bool zeros; // beyond the edge lies zero, not the edge
   int64_t strip_rows, strips, groups; // groups of outputs that share the work of a strip
+  int64_t piece; // vectors of pixels whose channels stay in the first-level cache
   PixelMap<T> map;
   const T* source; // [inputs, rows, columns]
   const int64_t* first; // [outputs * kernel + 1]: the weights of b[o, u, v]
@@ -31,6 +32,10 @@ struct Mix {
   T* out; // [outputs, 2 rows, 2 columns], or [outputs, rows, columns]
   double* moments; // [strips, outputs, 2]: mean and sum of squares about it; or nullptr
 };
+
+// What is done to the gradient of the mapped input on its way out: nothing; the sums that the derivative of the second
+// batch norm needs; or the derivative of the activation, where there is no second, and the sums that the first needs.
+enum class Leave { kPlain, kSecondSums, kActivation };
 
 template <typename T>
 struct MixBack {
@@ -47,7 +52,12 @@ struct MixBack {
   const int32_t* back_planes; // which b of the block each goes to
   const T* back_weights;
   T* grad_source; // [inputs, rows, columns], gradient of the mapped input; or nullptr
-  double* sums; // [slots, weights]: gradient of the weights; or nullptr
+  Leave leave;
+  const T* mean; // [inputs]: of the input, or of the activated one for kSecondSums
+  double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input or activated input - mean)
+  int64_t piece; // as above
+  int64_t lanes; // of a vector
+  T* sums; // [slots, weights, lanes]: gradient of the weights, still to be added up; or nullptr
 };
 
 template <typename T>

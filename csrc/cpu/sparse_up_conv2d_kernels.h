@@ -2,12 +2,23 @@
 
 #include "products_kernels.h"
 
+constexpr int64_t kPiece = 12; // vectors of a tile
+
 template <typename T>
 OES_HERE int64_t vectors_of(int64_t count) {
   return (count + kLanes<T> - 1) / kLanes<T>;
 }
 
-// out[p] (+)= sum over the taps of weights[t] * source[channels[t] * plane + p], whole vectors.
+// Elements from one plane of a strip to the next, for planes of that many: so that the same tile of many planes falls
+// into different sets of the first-level cache, which a multiple of its 4096 bytes would not.
+template <typename T>
+OES_HERE int64_t plane_of(int64_t count) {
+  constexpr int64_t way = 4096 / sizeof(T), tile = kPiece * kLanes<T>;
+  const int64_t least = vectors_of<T>(count) * kLanes<T>;
+  return least + ((tile - least) % way + way) % way;
+}
+
+// out[p] (+)= sum over the taps of weights[t] * source[channels[t] * plane + p] for a number of vectors, at most 12.
 template <bool kAdd, typename T>
 OES_HERE void products(
     const T* source,
@@ -18,57 +29,113 @@ OES_HERE void products(
     int64_t vectors,
     T* out) {
   constexpr int64_t lanes = kLanes<T>;
-  int64_t v = 0;
-  for (; v + 12 <= vectors; v += 12) {
-    tile<1, 12, kAdd>(source + v * lanes, 0, weights, channels, plane, taps, out + v * lanes, 0, 0);
+  if (vectors == 12) {
+    tile<1, 12, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    return;
   }
-  if (v + 8 <= vectors) {
-    tile<1, 8, kAdd>(source + v * lanes, 0, weights, channels, plane, taps, out + v * lanes, 0, 0);
-    v += 8;
+  if (vectors >= 8) {
+    tile<1, 8, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    source += 8 * lanes;
+    out += 8 * lanes;
+    vectors -= 8;
   }
-  if (v + 4 <= vectors) {
-    tile<1, 4, kAdd>(source + v * lanes, 0, weights, channels, plane, taps, out + v * lanes, 0, 0);
-    v += 4;
+  if (vectors >= 4) {
+    tile<1, 4, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    source += 4 * lanes;
+    out += 4 * lanes;
+    vectors -= 4;
   }
-  if (v + 2 <= vectors) {
-    tile<1, 2, kAdd>(source + v * lanes, 0, weights, channels, plane, taps, out + v * lanes, 0, 0);
-    v += 2;
+  if (vectors >= 2) {
+    tile<1, 2, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    source += 2 * lanes;
+    out += 2 * lanes;
+    vectors -= 2;
   }
-  if (v < vectors) {
-    tile<1, 1, kAdd>(source + v * lanes, 0, weights, channels, plane, taps, out + v * lanes, 0, 0);
+  if (vectors == 1) {
+    tile<1, 1, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
   }
 }
 
-// sums[t] += sum over the pixels of grad[p] * source[channels[t] * plane + p], whole vectors.
+// sums[t] += products of grad[p] and source[channels[t] * plane + p] over a number of vectors, lane by lane.
+template <int kTaps, typename T>
+OES_HERE void products_back(
+    const T* source, int64_t plane, const int32_t* channels, int64_t vectors, const T* grad, T* sums) {
+  using V = Vector<T>;
+  constexpr int lanes = kLanes<T>;
+  constexpr int kVectors = OES_LEVEL == 0 ? 1 : 2;
+  typename V::Type sum[kTaps][kVectors];
+  const T* from[kTaps];
+#pragma GCC unroll 16
+  for (int k = 0; k < kTaps; ++k) {
+    from[k] = source + channels[k] * plane;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      sum[k][v] = V::all(T(0));
+    }
+  }
+  int64_t j = 0;
+  for (; j + kVectors <= vectors; j += kVectors) {
+    typename V::Type factor[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      factor[v] = V::load(grad + (j + v) * lanes);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < kTaps; ++k) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        sum[k][v] = V::fma(factor[v], V::load(from[k] + (j + v) * lanes), sum[k][v]);
+      }
+    }
+  }
+  if (j < vectors) {
+    const typename V::Type factor = V::load(grad + j * lanes);
+#pragma GCC unroll 16
+    for (int k = 0; k < kTaps; ++k) {
+      sum[k][0] = V::fma(factor, V::load(from[k] + j * lanes), sum[k][0]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < kTaps; ++k) {
+    if constexpr (kVectors == 2) {
+      sum[k][0] = sum[k][0] + sum[k][1];
+    }
+    V::store(sums + k * lanes, V::load(sums + k * lanes) + sum[k][0]);
+  }
+}
+
 template <typename T>
 OES_HERE void products_back(
-    const T* source, int64_t plane, const int32_t* channels, int64_t taps, int64_t vectors, const T* grad, double* sums) {
-  T result[6];
-  const int64_t length = vectors * kLanes<T>;
-  for (int64_t t = 0; t < taps;) {
-    const int64_t left = taps - t;
-    int64_t count = 1;
-    if (left >= 6) {
-      dot<6>(source, channels + t, plane, grad, 1, length, 0, 0, grad, result);
-      count = 6;
-    } else if (left >= 4) {
-      dot<4>(source, channels + t, plane, grad, 1, length, 0, 0, grad, result);
-      count = 4;
-    } else if (left >= 2) {
-      dot<2>(source, channels + t, plane, grad, 1, length, 0, 0, grad, result);
-      count = 2;
-    } else {
-      dot<1>(source, channels + t, plane, grad, 1, length, 0, 0, grad, result);
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      sums[t + k] += static_cast<double>(result[k]);
+    const T* source, int64_t plane, const int32_t* channels, int64_t taps, int64_t vectors, const T* grad, T* sums) {
+  constexpr int lanes = kLanes<T>;
+  // Groups of about one size: the sums of a group of one or two would wait for each other.
+  for (int64_t groups = (taps + 5) / 6, t = 0; groups > 0; --groups) {
+    const int64_t count = (taps - t + groups - 1) / groups;
+    switch (count) {
+      case 6:
+        products_back<6>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        break;
+      case 5:
+        products_back<5>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        break;
+      case 4:
+        products_back<4>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        break;
+      case 3:
+        products_back<3>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        break;
+      case 2:
+        products_back<2>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        break;
+      default:
+        products_back<1>(source, plane, channels + t, vectors, grad, sums + t * lanes);
     }
     t += count;
   }
 }
 
 // Rows first .. first + count of all channels, mapped, into planes of the strip. Beyond the image the edge repeats, or
-// lies zero; zeros fill the plane.
+// lies zero; zeros fill the last vector.
 template <typename T>
 OES_HERE void load_strip(
     const T* source,
@@ -95,7 +162,7 @@ OES_HERE void load_strip(
       const int64_t inside = row < 0 ? 0 : row >= rows ? rows - 1 : row;
       map_row(from + inside * columns, map, c, columns, to + r * columns);
     }
-    for (int64_t j = count * columns; j < plane; ++j) {
+    for (int64_t j = count * columns; j < vectors_of<T>(count * columns) * kLanes<T>; ++j) {
       to[j] = T(0);
     }
   }
@@ -142,7 +209,7 @@ template <typename T>
 OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
   const bool up = a.kernel == 9;
   const int64_t halo = up ? 1 : 0, columns = a.columns;
-  const int64_t plane = (vectors_of<T>((a.strip_rows + 2 * halo) * columns) + 1) * kLanes<T>;
+  const int64_t plane = plane_of<T>((a.strip_rows + 2 * halo) * columns + kLanes<T>);
   T* strip = scratch<T>((a.inputs + a.kernel + 6) * plane);
   T* b = strip + a.inputs * plane;
   T* e = b + a.kernel * plane; // [row of the kernel][even, odd]
@@ -152,11 +219,22 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
     const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
     load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, plane, strip);
     for (int64_t o = group * a.outputs / a.groups; o < (group + 1) * a.outputs / a.groups; ++o) {
-      for (int64_t k = 0; k < a.kernel; ++k) {
-        const int64_t t = a.first[o * a.kernel + k], taps = a.first[o * a.kernel + k + 1] - t;
-        const int64_t from = up && k >= 3 ? columns : 0;
-        const int64_t count = up && (k < 3 || k >= 6) ? (rows + 1) * columns : rows * columns;
-        products<false>(strip + from, plane, a.weights + t, a.channels + t, taps, vectors_of<T>(count), b + k * plane);
+      // Piece by piece, so that the pixels of all channels stay in the first-level cache for the nine sums.
+      const int64_t vectors = vectors_of<T>((rows + 2 * halo) * columns);
+      for (int64_t piece = 0; piece < vectors; piece += a.piece) {
+        const int64_t until = piece + a.piece < vectors ? piece + a.piece : vectors;
+        for (int64_t k = 0; k < a.kernel; ++k) {
+          const int64_t t = a.first[o * a.kernel + k], taps = a.first[o * a.kernel + k + 1] - t;
+          for (int64_t v = piece; v < until; v += kPiece) {
+            const int64_t size = until - v < kPiece ? until - v : kPiece, from = v * kLanes<T>;
+            // The upper row of the kernel reads no pixel of the strip's last row, the others none of its first.
+            if (up && (k < 3 ? from >= (rows + 1) * columns : from + size * kLanes<T> <= columns)) {
+              continue;
+            }
+            products<false>(
+                strip + from, plane, a.weights + t, a.channels + t, taps, size, b + k * plane + from);
+          }
+        }
       }
       double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
       if (!up) {
@@ -172,7 +250,7 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
         continue;
       }
       for (int64_t u = 0; u < 3; ++u) {
-        const T* from = b + 3 * u * plane;
+        const T* from = b + 3 * u * plane + (u == 0 ? 0 : columns);
         for (int64_t r = 0; r < (u == 1 ? rows : rows + 1); ++r) {
           const int64_t row = r * columns;
           combine_columns(
@@ -200,24 +278,31 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
   }
 }
 
-// The gradient of y along a row, summed for the three columns of the kernel: what the b of each takes of it.
+// The gradient of y along a row, summed for the three columns of the kernel: what the b of each takes of it. Its even
+// and odd columns are first parted; beyond them lies zero.
 template <typename T>
-OES_HERE void spread_columns(const T* __restrict row, int64_t columns, bool zeros, T* __restrict left, T* __restrict middle, T* __restrict right) {
-  const int64_t last = columns - 1;
+OES_HERE void spread_columns(
+    const T* __restrict row,
+    int64_t columns,
+    bool zeros,
+    T* __restrict even,
+    T* __restrict odd,
+    T* __restrict left,
+    T* __restrict middle,
+    T* __restrict right) {
   for (int64_t j = 0; j < columns; ++j) {
-    middle[j] = row[2 * j] + row[2 * j + 1];
+    even[j] = row[2 * j];
+    odd[j] = row[2 * j + 1];
   }
-  for (int64_t j = 0; j < last; ++j) {
-    left[j] = row[2 * j + 1] + row[2 * j + 2];
+  even[columns] = odd[-1] = T(0);
+  for (int64_t j = 0; j < columns; ++j) {
+    left[j] = odd[j] + even[j + 1];
+    middle[j] = even[j] + odd[j];
+    right[j] = odd[j - 1] + even[j];
   }
-  for (int64_t j = 1; j < columns; ++j) {
-    right[j] = row[2 * j - 1] + row[2 * j];
-  }
-  left[last] = row[2 * last + 1];
-  right[0] = row[0];
   if (!zeros) {
-    left[0] += row[0];
-    right[last] += row[2 * last + 1];
+    left[0] += even[0];
+    right[columns - 1] += odd[columns - 1];
   }
 }
 
@@ -253,7 +338,9 @@ OES_HERE void grads_of_b(
       continue;
     }
     grad_row(a.grad, o, (o * all + row) * 2 * columns, 2 * columns, line);
-    spread_columns(line, columns, a.zeros, out, out + high * columns, out + 2 * high * columns);
+    spread_columns(
+        line, columns, a.zeros, line + 2 * columns, line + 3 * columns + 2, out, out + high * columns,
+        out + 2 * high * columns);
   }
   for (int64_t u = 0; u < 3; ++u) {
     for (int64_t v = 0; v < 3; ++v) {
@@ -269,19 +356,56 @@ OES_HERE void grads_of_b(
       if (!a.zeros && u == 2 && first + rows == a.rows) { // and below it
         add_row(from + 2 * rows * columns, columns, out + (rows - 1) * columns);
       }
-      for (int64_t j = rows * columns; j < plane; ++j) {
+      for (int64_t j = rows * columns; j < vectors_of<T>(rows * columns) * kLanes<T>; ++j) {
         out[j] = T(0);
       }
     }
   }
 }
 
+// Pixels of the gradient of input c on their way out; see Leave.
+template <typename T>
+OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
+  constexpr int64_t kPixels = 256; // between two loops over them
+  T* __restrict out = a.grad_source + c * a.rows * a.columns + first;
+  const T* __restrict source = a.source + c * a.rows * a.columns + first;
+  if (a.leave == Leave::kPlain) {
+    for (int64_t j = 0; j < count; ++j) {
+      out[j] = grad[j];
+    }
+    return;
+  }
+  const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
+  alignas(64) T result[kPixels], centred[kPixels];
+  Sums<T> all;
+  for (int64_t at = 0; at < count; at += kPixels) {
+    const int64_t size = count - at < kPixels ? count - at : kPixels;
+    if (a.leave == Leave::kActivation) {
+      for (int64_t j = 0; j < size; ++j) {
+        const T n = scale * source[at + j] + shift;
+        result[j] = n < T(0) ? grad[at + j] * slope : grad[at + j];
+        centred[j] = source[at + j] - mean;
+      }
+    } else {
+      for (int64_t j = 0; j < size; ++j) {
+        result[j] = grad[at + j];
+        centred[j] = leaky(scale * source[at + j] + shift, slope) - mean;
+      }
+    }
+    for (int64_t j = 0; j < size; ++j) {
+      out[at + j] = result[j];
+    }
+    all.add(result, centred, size);
+  }
+  all.finish(sums);
+}
+
 template <typename T>
 OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
   const bool up = a.kernel == 9;
   const int64_t columns = a.columns, kernel = a.kernel, weights = a.first[a.outputs * kernel];
-  const int64_t plane = vectors_of<T>(a.strip_rows * columns) * kLanes<T>;
-  const int64_t lines = up ? 3 * (2 * a.strip_rows + 2) * columns + 2 * columns : 0;
+  const int64_t plane = plane_of<T>(a.strip_rows * columns);
+  const int64_t lines = up ? 3 * (2 * a.strip_rows + 2) * columns + 4 * columns + 2 : 0;
   T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + lines);
   T* mixed = strip + a.inputs * plane;
   T* grads = mixed + a.inputs * plane;
@@ -291,10 +415,10 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
     const int64_t part = unit % a.parts, slot = unit / a.parts;
     const int64_t own_from = part * a.outputs / a.parts, own_to = (part + 1) * a.outputs / a.parts;
     const int64_t in_from = part * a.inputs / a.parts, in_to = (part + 1) * a.inputs / a.parts;
-    double* of_slot = a.sums == nullptr ? nullptr : a.sums + slot * weights;
+    T* of_slot = a.sums == nullptr ? nullptr : a.sums + slot * weights * kLanes<T>;
     if (of_slot != nullptr) {
-      for (int64_t t = a.first[own_from * kernel]; t < a.first[own_to * kernel]; ++t) {
-        of_slot[t] = 0;
+      for (int64_t t = a.first[own_from * kernel] * kLanes<T>; t < a.first[own_to * kernel] * kLanes<T>; ++t) {
+        of_slot[t] = T(0);
       }
     }
     for (int64_t at = slot * a.strips / a.slots; at < (slot + 1) * a.strips / a.slots; ++at) {
@@ -316,32 +440,35 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
             grads_of_b(a, o, first, rows, plane, sums, line, of_output);
           } else {
             grad_row(a.grad, o, (o * a.rows + first) * columns, rows * columns, of_output);
-            for (int64_t j = rows * columns; j < plane; ++j) {
+            for (int64_t j = rows * columns; j < vectors * kLanes<T>; ++j) {
               of_output[j] = T(0);
             }
           }
-          for (int64_t k = 0; own && k < kernel; ++k) {
-            const int64_t t = a.first[o * kernel + k];
-            products_back(
-                strip, plane, a.channels + t, a.first[o * kernel + k + 1] - t, vectors, of_output + k * plane,
-                of_slot + t);
+          for (int64_t v = 0; own && v < vectors; v += a.piece) {
+            const int64_t size = vectors - v < a.piece ? vectors - v : a.piece, pixel = v * kLanes<T>;
+            for (int64_t k = 0; k < kernel; ++k) {
+              const int64_t t = a.first[o * kernel + k];
+              products_back(
+                  strip + pixel, plane, a.channels + t, a.first[o * kernel + k + 1] - t, size,
+                  of_output + k * plane + pixel, of_slot + t * kLanes<T>);
+            }
           }
         }
-        for (int64_t c = in_from; a.grad_source != nullptr && c < in_to; ++c) {
-          const int64_t t = a.back_first[c * a.blocks + block], taps = a.back_first[c * a.blocks + block + 1] - t;
-          T* out = mixed + c * plane;
-          if (block == 0) {
-            products<false>(grads, plane, a.back_weights + t, a.back_planes + t, taps, vectors, out);
-          } else if (taps != 0) {
-            products<true>(grads, plane, a.back_weights + t, a.back_planes + t, taps, vectors, out);
+        for (int64_t v = 0; a.grad_source != nullptr && v < vectors; v += kPiece) {
+          const int64_t size = vectors - v < kPiece ? vectors - v : kPiece, pixel = v * kLanes<T>;
+          for (int64_t c = in_from; c < in_to; ++c) {
+            const int64_t t = a.back_first[c * a.blocks + block], taps = a.back_first[c * a.blocks + block + 1] - t;
+            T* out = mixed + c * plane + pixel;
+            if (block == 0) {
+              products<false>(grads + pixel, plane, a.back_weights + t, a.back_planes + t, taps, size, out);
+            } else if (taps != 0) {
+              products<true>(grads + pixel, plane, a.back_weights + t, a.back_planes + t, taps, size, out);
+            }
           }
         }
       }
       for (int64_t c = in_from; a.grad_source != nullptr && c < in_to; ++c) {
-        T* out = a.grad_source + (c * a.rows + first) * columns;
-        for (int64_t j = 0; j < rows * columns; ++j) {
-          out[j] = mixed[c * plane + j];
-        }
+        leave(a, c, first * columns, rows * columns, mixed + c * plane, a.leave_sums + 2 * (at * a.inputs + c));
       }
     }
   }

@@ -237,9 +237,11 @@ class ChainRun:
         """A fixed source as the first convolution reads it, made once."""
         if self._planes is None or self._planes[0] is not source:
             conv = self.chain.links[0].conv.stage
-            planes = source.contiguous()
+            planes = source.contiguous().unsqueeze(2)
             if isinstance(conv, s.Conv) and conv.stride == (2, 2):
-                planes = torch.ops.oes_fast.phase_split_cpu(planes)
+                planes = torch.ops.oes_fast.phase_split_cpu(planes.squeeze(2))
+            # [H', C * phases, W']: a strip of rows is one piece of memory, not one of every plane.
+            planes = planes.flatten(1, 2)[0].transpose(0, 1).contiguous()
             if source.is_inference():
                 return planes
             self._planes = (source, planes)
