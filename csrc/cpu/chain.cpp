@@ -247,7 +247,8 @@ void Chain<T>::bind_mixing(Link& link) {
   for (int64_t t = 0; t < taps; ++t) {
     std::copy_n(&spec.taps[4 * order[t]], 4, &sorted.taps[4 * t]);
     sorted.weights[t] = spec.weights[order[t]];
-    link.channels.push_back(static_cast<int32_t>(spec.taps[4 * order[t] + 1]));
+    link.strip_offsets.push_back(static_cast<int32_t>(spec.taps[4 * order[t] + 1] * mix.plane));
+    link.back_source_offsets.push_back(static_cast<int32_t>(spec.taps[4 * order[t] + 1] * back.plane));
     ++link.first[b_of(order[t]) + 1];
   }
   link.spec = sorted;
@@ -266,18 +267,19 @@ void Chain<T>::bind_mixing(Link& link) {
   for (const int64_t t : order) {
     const int64_t* tap = &link.spec.taps[4 * t];
     ++link.back_first[back_of(t) + 1];
-    link.back_planes.push_back(
-        static_cast<int32_t>(tap[0] % back.block * kernel + tap[2] * spec.kernel_columns + tap[3]));
+    link.back_strip_offsets.push_back(
+        static_cast<int32_t>((tap[0] % back.block * kernel + tap[2] * spec.kernel_columns + tap[3]) * back.plane));
   }
   for (size_t i = 1; i < link.back_first.size(); ++i) {
     link.back_first[i] += link.back_first[i - 1];
   }
   link.back_order = order;
   mix.first = back.first = link.first.data();
-  mix.channels = back.channels = link.channels.data();
+  mix.offsets = link.strip_offsets.data();
+  back.offsets = link.back_source_offsets.data();
   mix.weights = link.weights.data();
   back.back_first = link.back_first.data();
-  back.back_planes = link.back_planes.data();
+  back.back_offsets = link.back_strip_offsets.data();
   back.back_weights = link.back_weights.data();
 }
 

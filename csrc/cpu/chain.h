@@ -94,7 +94,7 @@ class Chain {
     mixing::Mix<T> mix;
     mixing::MixBack<T> mix_back;
     Indices first, back_first;
-    std::vector<int32_t> channels, back_planes;
+    std::vector<int32_t> strip_offsets, back_source_offsets, back_strip_offsets;
     // direct
     frame::Border border;
     frame::Frame<T> frame;

@@ -2,6 +2,7 @@
 // OES_LEVEL and OES_HERE defined: intrinsics and vector types need the target attribute on every function that
 // touches them, so OES_CAPABILITIES does not serve here. There is no include guard, on purpose.
 
+// store_both: one, then the other, by turns. part: the even and the odd ones of x and y.
 template <typename T>
 struct Vector;
 
@@ -13,6 +14,18 @@ struct Vector<float> {
   OES_HERE static Type all(float x) { return _mm512_set1_ps(x); }
   OES_HERE static void store(float* p, Type x) { _mm512_storeu_ps(p, x); }
   OES_HERE static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
+  OES_HERE static void store_both(float* p, Type even, Type odd) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    store(p, _mm512_permutex2var_ps(even, low, odd));
+    store(p + 16, _mm512_permutex2var_ps(even, high, odd));
+  }
+  OES_HERE static void part(Type x, Type y, float* even, float* odd) {
+    const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i second = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    store(even, _mm512_permutex2var_ps(x, first, y));
+    store(odd, _mm512_permutex2var_ps(x, second, y));
+  }
 };
 template <>
 struct Vector<double> {
@@ -21,6 +34,14 @@ struct Vector<double> {
   OES_HERE static Type all(double x) { return _mm512_set1_pd(x); }
   OES_HERE static void store(double* p, Type x) { _mm512_storeu_pd(p, x); }
   OES_HERE static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_pd(a, b, c); }
+  OES_HERE static void store_both(double* p, Type even, Type odd) {
+    store(p, _mm512_permutex2var_pd(even, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd));
+    store(p + 8, _mm512_permutex2var_pd(even, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), odd));
+  }
+  OES_HERE static void part(Type x, Type y, double* even, double* odd) {
+    store(even, _mm512_permutex2var_pd(x, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), y));
+    store(odd, _mm512_permutex2var_pd(x, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), y));
+  }
 };
 #elif OES_LEVEL == 1
 template <>
@@ -30,6 +51,17 @@ struct Vector<float> {
   OES_HERE static Type all(float x) { return _mm256_set1_ps(x); }
   OES_HERE static void store(float* p, Type x) { _mm256_storeu_ps(p, x); }
   OES_HERE static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_ps(a, b, c); }
+  OES_HERE static void store_both(float* p, Type even, Type odd) {
+    const Type low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    store(p, _mm256_permute2f128_ps(low, high, 0x20));
+    store(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
+  }
+  OES_HERE static void part(Type x, Type y, float* even, float* odd) {
+    const Type low = _mm256_permute2f128_ps(x, y, 0x20), high = _mm256_permute2f128_ps(x, y, 0x31);
+    const Type first = _mm256_shuffle_ps(low, high, 0x88), second = _mm256_shuffle_ps(low, high, 0xDD);
+    store(even, first);
+    store(odd, second);
+  }
 };
 template <>
 struct Vector<double> {
@@ -38,6 +70,16 @@ struct Vector<double> {
   OES_HERE static Type all(double x) { return _mm256_set1_pd(x); }
   OES_HERE static void store(double* p, Type x) { _mm256_storeu_pd(p, x); }
   OES_HERE static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_pd(a, b, c); }
+  OES_HERE static void store_both(double* p, Type even, Type odd) {
+    const Type low = _mm256_unpacklo_pd(even, odd), high = _mm256_unpackhi_pd(even, odd);
+    store(p, _mm256_permute2f128_pd(low, high, 0x20));
+    store(p + 4, _mm256_permute2f128_pd(low, high, 0x31));
+  }
+  OES_HERE static void part(Type x, Type y, double* even, double* odd) {
+    const Type low = _mm256_permute2f128_pd(x, y, 0x20), high = _mm256_permute2f128_pd(x, y, 0x31);
+    store(even, _mm256_unpacklo_pd(low, high));
+    store(odd, _mm256_unpackhi_pd(low, high));
+  }
 };
 #else
 template <typename T>
@@ -51,6 +93,21 @@ struct Vector {
   OES_HERE static Type all(T x) { return x - Type{}; }
   OES_HERE static void store(T* p, Type x) { std::memcpy(p, &x, sizeof x); }
   OES_HERE static Type fma(Type a, Type b, Type c) { return a * b + c; }
+  OES_HERE static void store_both(T* p, Type even, Type odd) {
+    for (size_t k = 0; k < 16 / sizeof(T); ++k) {
+      p[2 * k] = even[k];
+      p[2 * k + 1] = odd[k];
+    }
+  }
+  OES_HERE static void part(Type x, Type y, T* even, T* odd) {
+    constexpr size_t half = 8 / sizeof(T);
+    for (size_t k = 0; k < half; ++k) {
+      even[k] = x[2 * k];
+      even[k + half] = y[2 * k];
+      odd[k] = x[2 * k + 1];
+      odd[k + half] = y[2 * k + 1];
+    }
+  }
 };
 #endif
 
@@ -60,14 +117,13 @@ template <typename T>
 constexpr int kLanes = vector_bytes(kCapability) / static_cast<int>(sizeof(T));
 
 // A tile of kHigh rows of kVectors vectors: its sums stay in registers over all taps. Tap t reads at
-// source + offsets[t] * unit. With kAdd the sums start from what the tile holds, else from zero.
+// source + offsets[t]. With kAdd the sums start from what the tile holds, else from zero.
 template <int kHigh, int kVectors, bool kAdd = false, typename T, typename Offset>
 OES_HERE void tile(
     const T* source,
     int64_t pitch,
     const T* weights,
     const Offset* offsets,
-    int64_t unit,
     int64_t taps,
     T* out,
     int64_t out_pitch,
@@ -82,7 +138,7 @@ OES_HERE void tile(
     }
   }
   for (int64_t t = 0; t < taps; ++t) {
-    const T* row = source + offsets[t] * unit;
+    const T* row = source + offsets[t];
     const typename V::Type weight = V::all(weights[t]);
 #pragma GCC unroll 16
     for (int r = 0; r < kHigh; ++r) {
@@ -123,7 +179,6 @@ template <int kTaps, typename T, typename Offset>
 OES_HERE void dot(
     const T* source,
     const Offset* offsets,
-    int64_t unit,
     const T* grad,
     int64_t rows,
     int64_t length,
@@ -148,7 +203,7 @@ OES_HERE void dot(
     const T* s[kTaps];
 #pragma GCC unroll 16
     for (int k = 0; k < kTaps; ++k) {
-      s[k] = source + offsets[k] * unit + i * pitch;
+      s[k] = source + offsets[k] + i * pitch;
     }
     int64_t j = 0;
     for (; j + kVectors * lanes <= length; j += kVectors * lanes) {

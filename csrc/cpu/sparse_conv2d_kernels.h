@@ -38,20 +38,20 @@ OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int6
         const int64_t* offsets = a.offsets + t;
         switch (vectors) {
           case 12:
-            tile<1, 12>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            tile<1, 12>(source, 0, weights, offsets, taps, out, 0, 0);
             break;
           case 8:
-            tile<1, 8>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            tile<1, 8>(source, 0, weights, offsets, taps, out, 0, 0);
             break;
           case 4:
-            tile<1, 4>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            tile<1, 4>(source, 0, weights, offsets, taps, out, 0, 0);
             break;
           case 2:
-            tile<1, 2>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+            tile<1, 2>(source, 0, weights, offsets, taps, out, 0, 0);
             break;
           default:
             if (a.columns >= lanes) {
-              tile<1, 1>(source, 0, weights, offsets, 1, taps, out, 0, 0);
+              tile<1, 1>(source, 0, weights, offsets, taps, out, 0, 0);
               break;
             }
             for (int64_t j = 0; j < a.columns; ++j) {
@@ -112,15 +112,15 @@ OES_HERE void gather_flat(const Gather<T>& a, int64_t image, int64_t strip, int6
           buffer[k] = sum;
         }
       } else if (vectors == 12) {
-        tile<1, 12>(source + at, 0, weights, offsets, 1, taps, buffer, 0, 0);
+        tile<1, 12>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
       } else if (vectors == 8) {
-        tile<1, 8>(source + at, 0, weights, offsets, 1, taps, buffer, 0, 0);
+        tile<1, 8>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
       } else if (vectors == 4) {
-        tile<1, 4>(source + at, 0, weights, offsets, 1, taps, buffer, 0, 0);
+        tile<1, 4>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
       } else if (vectors == 2) {
-        tile<1, 2>(source + at, 0, weights, offsets, 1, taps, buffer, 0, 0);
+        tile<1, 2>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
       } else {
-        tile<1, 1>(source + at, 0, weights, offsets, 1, taps, buffer, 0, 0);
+        tile<1, 1>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
       }
       const int64_t until = at + vectors * lanes < to ? at + vectors * lanes : to;
       store_flat(buffer, at, p, until, a.pitch, out, a.columns);
@@ -173,23 +173,23 @@ OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
         }
         switch (left) {
           case 1:
-            dot<1>(source, offsets, 1, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
+            dot<1>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
             break;
           case 2:
-            dot<2>(source, offsets, 1, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
+            dot<2>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
             break;
           case 3:
-            dot<3>(source, offsets, 1, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
+            dot<3>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
             break;
           case 4:
-            dot<4>(source, offsets, 1, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
+            dot<4>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
             break;
           case 5:
-            dot<5>(source, offsets, 1, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
+            dot<5>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
             break;
           default:
             dot<kTapsAtOnce>(
-                source, offsets, 1, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
+                source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
         }
         t += left < kTapsAtOnce ? left : kTapsAtOnce;
       }

@@ -59,12 +59,21 @@ int64_t rows_of_strip(int64_t rows, int64_t columns, int64_t bytes, int64_t elem
   return ceil_div(rows, ceil_div(rows, most));
 }
 
+// Elements from one plane of a strip to the next, for planes of that many: so that the same tile of many planes falls
+// into different sets of the first-level cache, which a multiple of its ways' 4096 bytes would not.
+int64_t plane_of(int64_t count, int64_t lanes, int64_t element) {
+  const int64_t way = 4096 / element, least = ceil_div(count, lanes) * lanes;
+  return least + ((kVectors * lanes - least) % way + way) % way;
+}
+
 } // namespace
 
 template <typename T>
 void cut(Mix<T>& a) {
-  a.strip_rows = rows_of_strip(a.rows, a.columns, (a.inputs + a.kernel + 6) * a.columns * sizeof(T), sizeof(T));
+  const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T)), halo = a.kernel == 9 ? 1 : 0;
+  a.strip_rows = rows_of_strip(a.rows, a.columns, (a.inputs + a.kernel) * a.columns * sizeof(T), sizeof(T));
   a.strips = ceil_div(a.rows, a.strip_rows);
+  a.plane = plane_of((a.strip_rows + 2 * halo) * (a.columns + 2 * halo) + lanes, lanes, sizeof(T));
   a.groups = std::max<int64_t>(1, std::min(a.outputs, ceil_div(kUnits, a.strips)));
   a.piece = std::max<int64_t>(1, kNear / (vector_bytes(capability()) * a.inputs * kVectors)) * kVectors;
 }
@@ -76,6 +85,8 @@ void cut(MixBack<T>& a) {
   const int64_t bytes = (2 * a.inputs + a.block * a.kernel + 6) * a.columns * sizeof(T);
   a.strip_rows = rows_of_strip(a.rows, a.columns, bytes, sizeof(T));
   a.strips = ceil_div(a.rows, a.strip_rows);
+  a.lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
+  a.plane = plane_of(a.strip_rows * a.columns, a.lanes, sizeof(T));
   a.slots = std::min(a.strips, kSlots);
   a.piece = std::max<int64_t>(kVectors, kNear / (vector_bytes(capability()) * a.inputs));
   a.lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));

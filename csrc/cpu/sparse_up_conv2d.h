@@ -23,11 +23,12 @@ struct Mix {
   int64_t kernel; // 9: 3 x 3 of the up-sampled image; 1: 1 x 1
   bool zeros; // beyond the edge lies zero, not the edge
   int64_t strip_rows, strips, groups; // groups of outputs that share the work of a strip
+  int64_t plane; // elements from one plane of a strip to the next
   int64_t piece; // vectors of pixels whose channels stay in the first-level cache
   PixelMap<T> map;
   const T* source; // [inputs, rows, columns]
   const int64_t* first; // [outputs * kernel + 1]: the weights of b[o, u, v]
-  const int32_t* channels; // that each weight reads
+  const int32_t* offsets; // channel that each weight reads, times plane
   const T* weights;
   T* out; // [outputs, 2 rows, 2 columns], or [outputs, rows, columns]
   double* moments; // [strips, outputs, 2]: mean and sum of squares about it; or nullptr
@@ -47,15 +48,15 @@ struct MixBack {
   const T* source;
   PixelGrad<T> grad; // of y
   const int64_t* first;
-  const int32_t* channels;
+  const int32_t* offsets;
   const int64_t* back_first; // [inputs * blocks + 1]: the weights that read an input, block of outputs by block
-  const int32_t* back_planes; // which b of the block each goes to
+  const int32_t* back_offsets; // which b of the block each goes to, times plane
   const T* back_weights;
   T* grad_source; // [inputs, rows, columns], gradient of the mapped input; or nullptr
   Leave leave;
   const T* mean; // [inputs]: of the input, or of the activated one for kSecondSums
   double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input or activated input - mean)
-  int64_t piece; // as above
+  int64_t plane, piece; // as above
   int64_t lanes; // of a vector
   T* sums; // [slots, weights, lanes]: gradient of the weights, still to be added up; or nullptr
 };

@@ -9,57 +9,53 @@ OES_HERE int64_t vectors_of(int64_t count) {
   return (count + kLanes<T> - 1) / kLanes<T>;
 }
 
-// Elements from one plane of a strip to the next, for planes of that many: so that the same tile of many planes falls
-// into different sets of the first-level cache, which a multiple of its 4096 bytes would not.
+// Elements of a row of columns with room for a vector on either side.
 template <typename T>
-OES_HERE int64_t plane_of(int64_t count) {
-  constexpr int64_t way = 4096 / sizeof(T), tile = kPiece * kLanes<T>;
-  const int64_t least = vectors_of<T>(count) * kLanes<T>;
-  return least + ((tile - least) % way + way) % way;
+OES_HERE int64_t line_of(int64_t columns) {
+  return (vectors_of<T>(columns) + 2) * kLanes<T>;
 }
 
-// out[p] (+)= sum over the taps of weights[t] * source[channels[t] * plane + p] for a number of vectors, at most 12.
+// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most 12.
 template <bool kAdd, typename T>
 OES_HERE void products(
     const T* source,
-    int64_t plane,
     const T* weights,
-    const int32_t* channels,
+    const int32_t* offsets,
     int64_t taps,
     int64_t vectors,
     T* out) {
   constexpr int64_t lanes = kLanes<T>;
   if (vectors == 12) {
-    tile<1, 12, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    tile<1, 12, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
     return;
   }
   if (vectors >= 8) {
-    tile<1, 8, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    tile<1, 8, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
     source += 8 * lanes;
     out += 8 * lanes;
     vectors -= 8;
   }
   if (vectors >= 4) {
-    tile<1, 4, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    tile<1, 4, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
     source += 4 * lanes;
     out += 4 * lanes;
     vectors -= 4;
   }
   if (vectors >= 2) {
-    tile<1, 2, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    tile<1, 2, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
     source += 2 * lanes;
     out += 2 * lanes;
     vectors -= 2;
   }
   if (vectors == 1) {
-    tile<1, 1, kAdd>(source, 0, weights, channels, plane, taps, out, 0, 0);
+    tile<1, 1, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
   }
 }
 
-// sums[t] += products of grad[p] and source[channels[t] * plane + p] over a number of vectors, lane by lane.
+// sums[t] += products of grad[p] and source[offsets[t] + p] over a number of vectors, lane by lane.
 template <int kTaps, typename T>
 OES_HERE void products_back(
-    const T* source, int64_t plane, const int32_t* channels, int64_t vectors, const T* grad, T* sums) {
+    const T* source, const int32_t* offsets, int64_t vectors, const T* grad, T* sums) {
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
   constexpr int kVectors = OES_LEVEL == 0 ? 1 : 2;
@@ -67,7 +63,7 @@ OES_HERE void products_back(
   const T* from[kTaps];
 #pragma GCC unroll 16
   for (int k = 0; k < kTaps; ++k) {
-    from[k] = source + channels[k] * plane;
+    from[k] = source + offsets[k];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       sum[k][v] = V::all(T(0));
@@ -106,36 +102,36 @@ OES_HERE void products_back(
 
 template <typename T>
 OES_HERE void products_back(
-    const T* source, int64_t plane, const int32_t* channels, int64_t taps, int64_t vectors, const T* grad, T* sums) {
+    const T* source, const int32_t* offsets, int64_t taps, int64_t vectors, const T* grad, T* sums) {
   constexpr int lanes = kLanes<T>;
   // Groups of about one size: the sums of a group of one or two would wait for each other.
   for (int64_t groups = (taps + 5) / 6, t = 0; groups > 0; --groups) {
     const int64_t count = (taps - t + groups - 1) / groups;
     switch (count) {
       case 6:
-        products_back<6>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        products_back<6>(source, offsets + t, vectors, grad, sums + t * lanes);
         break;
       case 5:
-        products_back<5>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        products_back<5>(source, offsets + t, vectors, grad, sums + t * lanes);
         break;
       case 4:
-        products_back<4>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        products_back<4>(source, offsets + t, vectors, grad, sums + t * lanes);
         break;
       case 3:
-        products_back<3>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        products_back<3>(source, offsets + t, vectors, grad, sums + t * lanes);
         break;
       case 2:
-        products_back<2>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        products_back<2>(source, offsets + t, vectors, grad, sums + t * lanes);
         break;
       default:
-        products_back<1>(source, plane, channels + t, vectors, grad, sums + t * lanes);
+        products_back<1>(source, offsets + t, vectors, grad, sums + t * lanes);
     }
     t += count;
   }
 }
 
-// Rows first .. first + count of all channels, mapped, into planes of the strip. Beyond the image the edge repeats, or
-// lies zero; zeros fill the last vector.
+// Rows first .. first + count of all channels, mapped, into planes of the strip. With `edge` 1 a row has a pixel more
+// on either side and may lie beyond the image: there the image's edge repeats, or lies zero. Zeros fill the last vector.
 template <typename T>
 OES_HERE void load_strip(
     const T* source,
@@ -146,81 +142,146 @@ OES_HERE void load_strip(
     bool zeros,
     int64_t first,
     int64_t count,
+    int64_t edge,
     int64_t plane,
     T* strip) {
+  const int64_t pitch = columns + 2 * edge, end = vectors_of<T>(count * pitch) * kLanes<T>;
   for (int64_t c = 0; c < inputs; ++c) {
-    T* to = strip + c * plane;
     const T* from = source + c * rows * columns;
     for (int64_t r = 0; r < count; ++r) {
+      T* to = strip + c * plane + r * pitch;
       const int64_t row = first + r;
       if (zeros && (row < 0 || row >= rows)) {
-        for (int64_t j = 0; j < columns; ++j) {
-          to[r * columns + j] = T(0);
+        for (int64_t j = 0; j < pitch; ++j) {
+          to[j] = T(0);
         }
         continue;
       }
       const int64_t inside = row < 0 ? 0 : row >= rows ? rows - 1 : row;
-      map_row(from + inside * columns, map, c, columns, to + r * columns);
+      map_row(from + inside * columns, map, c, columns, to + edge);
+      if (edge != 0) {
+        to[0] = zeros ? T(0) : to[1];
+        to[columns + 1] = zeros ? T(0) : to[columns];
+      }
     }
-    for (int64_t j = count * columns; j < vectors_of<T>(count * columns) * kLanes<T>; ++j) {
-      to[j] = T(0);
+    for (int64_t j = count * pitch; j < end; ++j) {
+      strip[c * plane + j] = T(0);
     }
   }
 }
 
-// Sums of b along the rows: what of them even and odd columns of y take.
+// Two rows of y from the nine b of an output, [9][plane], whose rows have an edge: `at` is where the row lies that
+// stands in the middle. The kernel's upper row adds to y from the row above and the middle one, its lower row from the
+// middle one and the one below.
 template <typename T>
-OES_HERE void combine_columns(
-    const T* __restrict left,
-    const T* __restrict middle,
-    const T* __restrict right,
-    int64_t columns,
-    bool zeros,
-    T* __restrict even,
-    T* __restrict odd) {
-  const int64_t last = columns - 1;
-  even[0] = (zeros ? T(0) : left[0]) + (middle[0] + right[0]);
-  for (int64_t j = 1; j < columns; ++j) {
-    even[j] = left[j - 1] + (middle[j] + right[j]);
-  }
-  for (int64_t j = 0; j < last; ++j) {
-    odd[j] = (left[j] + middle[j]) + right[j + 1];
-  }
-  odd[last] = (left[last] + middle[last]) + (zeros ? T(0) : right[last]);
-}
+struct Combined {
+  typename Vector<T>::Type even, odd;
+};
 
 template <typename T>
-OES_HERE void interleave_sums(
-    const T* __restrict even0,
-    const T* __restrict even1,
-    const T* __restrict even2,
-    const T* __restrict odd0,
-    const T* __restrict odd1,
-    const T* __restrict odd2,
-    int64_t columns,
-    T* __restrict out) {
-  for (int64_t j = 0; j < columns; ++j) {
-    out[2 * j] = even0[j] + (even1[j] + even2[j]);
-    out[2 * j + 1] = odd0[j] + (odd1[j] + odd2[j]);
+OES_HERE Combined<T> combine_columns(const T* b, int64_t plane) {
+  using V = Vector<T>;
+  const typename V::Type left = V::load(b + 1), middle = V::load(b + plane + 1), right = V::load(b + 2 * plane + 1);
+  return {V::load(b) + (middle + right), (left + middle) + V::load(b + 2 * plane + 2)};
+}
+
+// All rows of a strip of y, [2 rows, 2 columns], and the moments of it about its first pixel.
+template <typename T>
+OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, T* out, double* moments) {
+  using V = Vector<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t pitch = columns + 2, wide = 2 * columns;
+  if (columns < lanes) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t x = 0; x < 2 * wide; ++x) {
+        const int64_t odd_row = x / wide, odd = x % 2, j = x % wide / 2;
+        T sum = T(0);
+        for (int64_t u = 0; u < 3; ++u) {
+          const int64_t row = r + (u == 0 ? odd_row : u == 1 ? 1 : 1 + odd_row);
+          const T* of_row = b + 3 * u * plane + row * pitch + j;
+          sum += of_row[odd] + (of_row[plane + 1] + of_row[2 * plane + 1 + odd]);
+        }
+        out[r * 2 * wide + x] = sum;
+      }
+    }
+    if (moments != nullptr) {
+      Moments<T> all(out[0]);
+      all.add(out, 2 * rows * wide);
+      all.finish(2 * rows * wide, moments);
+    }
+    return;
+  }
+  alignas(64) T first_and_rest[2 * lanes];
+  for (int64_t k = 0; k < 2 * lanes; ++k) {
+    first_and_rest[k] = T(k < lanes ? 0 : 1);
+  }
+  const T* upper = b;
+  const T* centre = b + 3 * plane;
+  const T* lower = b + 6 * plane;
+  typename V::Type pivot = V::all(T(0)), sum = V::all(T(0)), square = V::all(T(0));
+  for (int64_t j = 0; j < columns; j += lanes) {
+    // The last piece starts where a whole vector still fits; its pixels that were counted before count for nothing.
+    const int64_t at = columns - j < lanes ? columns - lanes : j;
+    const typename V::Type counted = V::load(first_and_rest + lanes - (j - at));
+    Combined<T> above = combine_columns(upper + at, plane), here = combine_columns(lower + pitch + at, plane);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = (r + 1) * pitch + at;
+      const Combined<T> middle = combine_columns(centre + row, plane), next = combine_columns(upper + row, plane),
+                        below = combine_columns(lower + row + pitch, plane);
+      const typename V::Type pixels[4] = {
+          above.even + (middle.even + here.even), above.odd + (middle.odd + here.odd),
+          (next.even + middle.even) + below.even, (next.odd + middle.odd) + below.odd};
+      T* to = out + r * 2 * wide + 2 * at;
+      V::store_both(to, pixels[0], pixels[1]);
+      V::store_both(to + wide, pixels[2], pixels[3]);
+      if (moments != nullptr) {
+        if (j == 0 && r == 0) {
+          pivot = V::all(out[0]);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+          typename V::Type d = pixels[k] - pivot;
+          if (j != at) {
+            d = d * counted;
+          }
+          sum = sum + d;
+          square = V::fma(d, d, square);
+        }
+      }
+      above = next;
+      here = below;
+    }
+  }
+  if (moments != nullptr) {
+    alignas(64) T of_lanes[2 * lanes];
+    V::store(of_lanes, sum);
+    V::store(of_lanes + lanes, square);
+    double first = 0, second = 0;
+    for (int64_t k = 0; k < lanes; ++k) {
+      first += static_cast<double>(of_lanes[k]);
+      second += static_cast<double>(of_lanes[lanes + k]);
+    }
+    const auto n = static_cast<double>(2 * rows * wide);
+    moments[0] = static_cast<double>(out[0]) + first / n;
+    moments[1] = second - first * first / n;
   }
 }
 
 template <typename T>
 OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
   const bool up = a.kernel == 9;
-  const int64_t halo = up ? 1 : 0, columns = a.columns;
-  const int64_t plane = plane_of<T>((a.strip_rows + 2 * halo) * columns + kLanes<T>);
-  T* strip = scratch<T>((a.inputs + a.kernel + 6) * plane);
+  const int64_t halo = up ? 1 : 0, columns = a.columns, pitch = columns + 2 * halo;
+  const int64_t plane = a.plane;
+  T* strip = scratch<T>((a.inputs + a.kernel) * plane);
   T* b = strip + a.inputs * plane;
-  T* e = b + a.kernel * plane; // [row of the kernel][even, odd]
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit % a.groups, at = unit / a.groups;
     const int64_t first = at * a.strip_rows;
     const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
-    load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, plane, strip);
+    load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
+    const int64_t vectors = vectors_of<T>((rows + 2 * halo) * pitch);
     for (int64_t o = group * a.outputs / a.groups; o < (group + 1) * a.outputs / a.groups; ++o) {
       // Piece by piece, so that the pixels of all channels stay in the first-level cache for the nine sums.
-      const int64_t vectors = vectors_of<T>((rows + 2 * halo) * columns);
       for (int64_t piece = 0; piece < vectors; piece += a.piece) {
         const int64_t until = piece + a.piece < vectors ? piece + a.piece : vectors;
         for (int64_t k = 0; k < a.kernel; ++k) {
@@ -228,137 +289,140 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
           for (int64_t v = piece; v < until; v += kPiece) {
             const int64_t size = until - v < kPiece ? until - v : kPiece, from = v * kLanes<T>;
             // The upper row of the kernel reads no pixel of the strip's last row, the others none of its first.
-            if (up && (k < 3 ? from >= (rows + 1) * columns : from + size * kLanes<T> <= columns)) {
+            if (up && (k < 3 ? from >= (rows + 1) * pitch : from + size * kLanes<T> <= pitch)) {
               continue;
             }
-            products<false>(
-                strip + from, plane, a.weights + t, a.channels + t, taps, size, b + k * plane + from);
+            products<false>(strip + from, a.weights + t, a.offsets + t, taps, size, b + k * plane + from);
           }
         }
       }
       double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
-      if (!up) {
-        T* out = a.out + (o * a.rows + first) * columns;
-        for (int64_t j = 0; j < rows * columns; ++j) {
-          out[j] = b[j];
-        }
-        if (moments != nullptr) {
-          Moments<T> sums(b[0]);
-          sums.add(b, rows * columns);
-          sums.finish(rows * columns, moments);
-        }
+      if (up) {
+        combine(b, plane, rows, columns, a.out + (o * a.rows + first) * 4 * columns, moments);
         continue;
       }
-      for (int64_t u = 0; u < 3; ++u) {
-        const T* from = b + 3 * u * plane + (u == 0 ? 0 : columns);
-        for (int64_t r = 0; r < (u == 1 ? rows : rows + 1); ++r) {
-          const int64_t row = r * columns;
-          combine_columns(
-              from + row, from + plane + row, from + 2 * plane + row, columns, a.zeros, e + 2 * u * plane + row,
-              e + (2 * u + 1) * plane + row);
-        }
-      }
-      T* out = a.out + (o * a.rows + first) * 4 * columns;
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t row = r * columns, next = row + columns;
-        T* to = out + 4 * row;
-        interleave_sums(
-            e + row, e + 2 * plane + row, e + 4 * plane + row, e + plane + row, e + 3 * plane + row,
-            e + 5 * plane + row, columns, to);
-        interleave_sums(
-            e + 4 * plane + next, e + next, e + 2 * plane + row, e + 5 * plane + next, e + plane + next,
-            e + 3 * plane + row, columns, to + 2 * columns);
+      T* out = a.out + (o * a.rows + first) * columns;
+      for (int64_t j = 0; j < rows * columns; ++j) {
+        out[j] = b[j];
       }
       if (moments != nullptr) {
-        Moments<T> sums(out[0]);
-        sums.add(out, 4 * rows * columns);
-        sums.finish(4 * rows * columns, moments);
+        Moments<T> sums(b[0]);
+        sums.add(b, rows * columns);
+        sums.finish(rows * columns, moments);
       }
     }
   }
 }
 
-// The gradient of y along a row, summed for the three columns of the kernel: what the b of each takes of it. Its even
-// and odd columns are first parted; beyond them lies zero.
+// A row of the gradient of y, its even and odd columns apart, with a zero before the odd and one behind the even.
 template <typename T>
-OES_HERE void spread_columns(
-    const T* __restrict row,
-    int64_t columns,
-    bool zeros,
-    T* __restrict even,
-    T* __restrict odd,
-    T* __restrict left,
-    T* __restrict middle,
-    T* __restrict right) {
-  for (int64_t j = 0; j < columns; ++j) {
-    even[j] = row[2 * j];
-    odd[j] = row[2 * j + 1];
+OES_HERE void part_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int64_t columns, T* even, T* odd) {
+  using V = Vector<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  const T* grad = g.grad + at;
+  const T* y = g.y + at;
+  const T a = g.a[channel], b = g.b[channel], c = g.c[channel];
+  const typename V::Type all_a = V::all(a), all_b = V::all(b), all_c = V::all(c);
+  int64_t j = 0;
+  for (; j + lanes <= columns; j += lanes) {
+    const T *of_grad = grad + 2 * j, *of_y = y + 2 * j;
+    const typename V::Type x = V::fma(all_a, V::load(of_grad), V::fma(all_b, V::load(of_y), all_c));
+    const typename V::Type z = V::fma(all_a, V::load(of_grad + lanes), V::fma(all_b, V::load(of_y + lanes), all_c));
+    V::part(x, z, even + j, odd + j);
   }
-  even[columns] = odd[-1] = T(0);
-  for (int64_t j = 0; j < columns; ++j) {
-    left[j] = odd[j] + even[j + 1];
-    middle[j] = even[j] + odd[j];
-    right[j] = odd[j - 1] + even[j];
+  for (; j < columns; ++j) {
+    even[j] = a * grad[2 * j] + (b * y[2 * j] + c);
+    odd[j] = a * grad[2 * j + 1] + (b * y[2 * j + 1] + c);
   }
-  if (!zeros) {
-    left[0] += even[0];
-    right[columns - 1] += odd[columns - 1];
-  }
+  odd[-1] = even[columns] = T(0);
 }
 
+// Vectors as the derivative of the three columns of the kernel takes them from one row of the gradient of y.
 template <typename T>
-OES_HERE void add_rows(const T* __restrict x, const T* __restrict y, int64_t count, T* __restrict to) {
-  for (int64_t j = 0; j < count; ++j) {
-    to[j] = x[j] + y[j];
-  }
-}
+struct Spread {
+  typename Vector<T>::Type of[3];
+};
 
 template <typename T>
-OES_HERE void add_row(const T* __restrict x, int64_t count, T* __restrict to) {
-  for (int64_t j = 0; j < count; ++j) {
-    to[j] += x[j];
-  }
+OES_HERE Spread<T> spread_columns(const T* even, const T* odd) {
+  using V = Vector<T>;
+  const typename V::Type e = V::load(even), o = V::load(odd);
+  return {{o + V::load(even + 1), e + o, V::load(odd - 1) + e}};
 }
 
-// Gradients of the nine b of output o over a strip, [9][plane]; `sums` holds three rows for each row of y it needs.
+// Gradients of the nine b of output o over a strip, [9][plane]: sums of 2 x 2 pixels of the gradient of y, and at the
+// edge of the image of what its repetition took as well. `lines` holds the rows of it that the strip needs, parted.
 template <typename T>
-OES_HERE void grads_of_b(
-    const MixBack<T>& a, int64_t o, int64_t first, int64_t rows, int64_t plane, T* sums, T* line, T* to) {
-  const int64_t columns = a.columns, all = 2 * a.rows;
-  const int64_t high = 2 * rows + 2;
+OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t rows, int64_t plane, T* lines, T* to) {
+  using V = Vector<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t columns = a.columns, all = 2 * a.rows, high = 2 * rows + 2;
+  const int64_t line = line_of<T>(columns);
+  // Row t of the lines is row 2 first - 1 + t of y.
+  const auto even_of = [&](int64_t t) OES_LAMBDA { return lines + 2 * t * line; };
+  const auto odd_of = [&](int64_t t) OES_LAMBDA { return lines + (2 * t + 1) * line + lanes; };
   for (int64_t t = 0; t < high; ++t) {
     const int64_t row = 2 * first - 1 + t;
-    T* out = sums + t * columns;
     if (row < 0 || row >= all) {
-      for (int64_t v = 0; v < 3; ++v) {
-        for (int64_t j = 0; j < columns; ++j) {
-          out[v * high * columns + j] = T(0);
-        }
+      for (int64_t j = 0; j < 2 * line; ++j) {
+        lines[2 * t * line + j] = T(0);
       }
-      continue;
+    } else {
+      part_row(a.grad, o, (o * all + row) * 2 * columns, columns, even_of(t), odd_of(t));
     }
-    grad_row(a.grad, o, (o * all + row) * 2 * columns, 2 * columns, line);
-    spread_columns(
-        line, columns, a.zeros, line + 2 * columns, line + 3 * columns + 2, out, out + high * columns,
-        out + 2 * high * columns);
   }
-  for (int64_t u = 0; u < 3; ++u) {
-    for (int64_t v = 0; v < 3; ++v) {
-      const T* from = sums + v * high * columns;
-      T* out = to + (3 * u + v) * plane;
-      for (int64_t r = 0; r < rows; ++r) {
-        const T* row = from + (2 * r + 2 - u) * columns;
-        add_rows(row, row + columns, columns, out + r * columns);
+  const bool top = !a.zeros && first == 0, bottom = !a.zeros && first + rows == a.rows;
+  for (int64_t j = 0; j < columns && columns >= lanes; j += lanes) {
+    const int64_t at = columns - j < lanes ? columns - lanes : j;
+    Spread<T> before = spread_columns<T>(even_of(0) + at, odd_of(0) + at);
+    Spread<T> one = spread_columns<T>(even_of(1) + at, odd_of(1) + at);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Spread<T> two = spread_columns<T>(even_of(2 * r + 2) + at, odd_of(2 * r + 2) + at);
+      const Spread<T> three = spread_columns<T>(even_of(2 * r + 3) + at, odd_of(2 * r + 3) + at);
+      T* out = to + r * columns + at;
+#pragma GCC unroll 3
+      for (int v = 0; v < 3; ++v) {
+        typename V::Type upper = two.of[v] + three.of[v], lower = before.of[v] + one.of[v];
+        if (top && r == 0) {
+          upper = upper + one.of[v];
+        }
+        if (bottom && r + 1 == rows) {
+          lower = lower + two.of[v];
+        }
+        V::store(out + v * plane, upper);
+        V::store(out + (3 + v) * plane, one.of[v] + two.of[v]);
+        V::store(out + (6 + v) * plane, lower);
       }
-      if (!a.zeros && u == 0 && first == 0) { // the edge repeated above the image
-        add_row(from + columns, columns, out);
+      before = two;
+      one = three;
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t u = 0; u < 3; ++u) {
+      // Rows from .. until of the lines, of which b of the kernel's row u is the sum.
+      const int64_t from = top && r == 0 && u == 0 ? 1 : 2 * r + 2 - u;
+      const int64_t until = bottom && r + 1 == rows && u == 2 ? 2 * r + 2 : 2 * r + 3 - u;
+      T* out = to + 3 * u * plane + r * columns;
+      for (int64_t j = 0; j < columns && columns < lanes; ++j) {
+        T left = T(0), middle = T(0), right = T(0);
+        for (int64_t t = from; t <= until; ++t) {
+          left += odd_of(t)[j] + even_of(t)[j + 1];
+          middle += even_of(t)[j] + odd_of(t)[j];
+          right += odd_of(t)[j - 1] + even_of(t)[j];
+        }
+        out[j] = left;
+        out[plane + j] = middle;
+        out[2 * plane + j] = right;
       }
-      if (!a.zeros && u == 2 && first + rows == a.rows) { // and below it
-        add_row(from + 2 * rows * columns, columns, out + (rows - 1) * columns);
+      for (int64_t t = from; !a.zeros && t <= until; ++t) {
+        out[0] += even_of(t)[0];
+        out[2 * plane + columns - 1] += odd_of(t)[columns - 1];
       }
-      for (int64_t j = rows * columns; j < vectors_of<T>(rows * columns) * kLanes<T>; ++j) {
-        out[j] = T(0);
-      }
+    }
+  }
+  for (int64_t k = 0; k < 9; ++k) {
+    for (int64_t j = rows * columns; j < vectors_of<T>(rows * columns) * lanes; ++j) {
+      to[k * plane + j] = T(0);
     }
   }
 }
@@ -404,13 +468,12 @@ template <typename T>
 OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
   const bool up = a.kernel == 9;
   const int64_t columns = a.columns, kernel = a.kernel, weights = a.first[a.outputs * kernel];
-  const int64_t plane = plane_of<T>(a.strip_rows * columns);
-  const int64_t lines = up ? 3 * (2 * a.strip_rows + 2) * columns + 4 * columns + 2 : 0;
-  T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + lines);
+  const int64_t plane = a.plane;
+  const int64_t size_of_lines = up ? 2 * (2 * a.strip_rows + 2) * line_of<T>(columns) : 0;
+  T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + size_of_lines);
   T* mixed = strip + a.inputs * plane;
   T* grads = mixed + a.inputs * plane;
-  T* sums = grads + a.block * kernel * plane;
-  T* line = sums + (up ? 3 * (2 * a.strip_rows + 2) * columns : 0);
+  T* lines = grads + a.block * kernel * plane;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit % a.parts, slot = unit / a.parts;
     const int64_t own_from = part * a.outputs / a.parts, own_to = (part + 1) * a.outputs / a.parts;
@@ -426,7 +489,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
       const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
       const int64_t vectors = vectors_of<T>(rows * columns);
       if (of_slot != nullptr) {
-        load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first, rows, plane, strip);
+        load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first, rows, 0, plane, strip);
       }
       for (int64_t block = 0; block < a.blocks; ++block) {
         const int64_t from = block * a.block, to = from + a.block < a.outputs ? from + a.block : a.outputs;
@@ -437,7 +500,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
           }
           T* of_output = grads + (o - from) * kernel * plane;
           if (up) {
-            grads_of_b(a, o, first, rows, plane, sums, line, of_output);
+            grads_of_b(a, o, first, rows, plane, lines, of_output);
           } else {
             grad_row(a.grad, o, (o * a.rows + first) * columns, rows * columns, of_output);
             for (int64_t j = rows * columns; j < vectors * kLanes<T>; ++j) {
@@ -449,8 +512,8 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
             for (int64_t k = 0; k < kernel; ++k) {
               const int64_t t = a.first[o * kernel + k];
               products_back(
-                  strip + pixel, plane, a.channels + t, a.first[o * kernel + k + 1] - t, size,
-                  of_output + k * plane + pixel, of_slot + t * kLanes<T>);
+                  strip + pixel, a.offsets + t, a.first[o * kernel + k + 1] - t, size, of_output + k * plane + pixel,
+                  of_slot + t * kLanes<T>);
             }
           }
         }
@@ -460,9 +523,9 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
             const int64_t t = a.back_first[c * a.blocks + block], taps = a.back_first[c * a.blocks + block + 1] - t;
             T* out = mixed + c * plane + pixel;
             if (block == 0) {
-              products<false>(grads + pixel, plane, a.back_weights + t, a.back_planes + t, taps, size, out);
+              products<false>(grads + pixel, a.back_weights + t, a.back_offsets + t, taps, size, out);
             } else if (taps != 0) {
-              products<true>(grads + pixel, plane, a.back_weights + t, a.back_planes + t, taps, size, out);
+              products<true>(grads + pixel, a.back_weights + t, a.back_offsets + t, taps, size, out);
             }
           }
         }
