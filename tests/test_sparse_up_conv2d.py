@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_backends import KERNELS, device_of, dtypes_of, require
+from kernel_backends import KERNELS, device_of, dtypes_of, examples_of, require
 
 from oes_fast import BackendError, InputError, reference
 from oes_fast.functional import SparsePattern, sparse_up_conv2d
@@ -26,7 +26,7 @@ CASES = (
     (2, 2, 3, 2, 2, 1.0),
     (1, 3, 5, 6, 6, 0.0),
     (0, 2, 3, 4, 4, 0.5),
-    (1, 1, 40, 5, 5, 0.1),
+    (1, 1, 17, 5, 5, 0.1),
     (1, 1, 1, 33, 65, 1.0),
 )
 
@@ -72,14 +72,22 @@ def test_matches_the_reference(case, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=15, deadline=None)
-@given(st.data())
-def test_drawn_shapes_and_masks(backend, data):
+def test_drawn_shapes_and_masks(backend):
     require(backend)
+
+    @settings(max_examples=examples_of(backend, 20), deadline=None)
+    @given(st.data())
+    def drawn(data):
+        draw_and_check(data, backend)
+
+    drawn()
+
+
+def draw_and_check(data, backend):
     case = (
         data.draw(st.integers(1, 2)),
-        data.draw(st.integers(1, 4)),
-        data.draw(st.integers(1, 5)),
+        data.draw(st.integers(1, 3)),
+        data.draw(st.integers(1, 3)),
         data.draw(st.integers(1, 20)),
         data.draw(st.integers(1, 70)),
         data.draw(st.sampled_from((0.0, 0.05, 0.4, 1.0))),
@@ -115,7 +123,7 @@ def test_the_identity_the_kernels_use():
 def test_strided_and_expanded_inputs(backend):
     require(backend)
     device, dtype = device_of(backend), dtypes_of(backend)[-1]
-    pattern = SparsePattern.of(torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5)
+    pattern = SparsePattern.of(torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5)
     wide = torch.randn(2, 3, 10, 24, dtype=dtype).to(device)
     weights = torch.randn(2 * pattern.nnz, dtype=dtype).to(device)
     for x in (
@@ -132,7 +140,8 @@ def test_strided_and_expanded_inputs(backend):
             grad = torch.ones((), dtype=y.dtype, device=device).expand(y.shape)
             results.append((y, *torch.autograd.grad(y, (x, values), grad)))
         for ours, expected in zip(*results, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+            error = float((ours - expected).detach().abs().max())
+            assert error <= 1e-5 * float(expected.detach().abs().max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
