@@ -18,6 +18,7 @@ from oes_fast.errors import InputError
 from oes_fast.ops import _library
 
 HAS_CPU = False  # whether csrc/cpu has the operation
+MOST_OUTPUTS = 16  # a Triton program holds all outputs of its pixels
 
 
 def output_head(
@@ -38,7 +39,7 @@ def output_head(
         target: noisy image, shape [N, O, H', W'] with H' <= H and W' <= W; the output is cropped to it at
             the bottom and right.
         sigmoid: squash the output into (0, 1).
-        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
+        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only, O <= 16).
 
     Returns:
         (output of the target's shape, scalar loss mean((output - target)^2)); differentiable in ``x``,
@@ -60,7 +61,10 @@ def output_head(
             f"target: expected at most {tuple(x.shape[-2:])} pixels as the features have, "
             f"got {tuple(target.shape[-2:])}"
         )
-    chosen = resolve(backend, x.device, _library.candidates(x.dtype, cpu=HAS_CPU))
+    candidates = _library.candidates(x.dtype, cpu=HAS_CPU)
+    if weight.shape[0] > MOST_OUTPUTS:
+        candidates = tuple(name for name in candidates if name != "triton")
+    chosen = resolve(backend, x.device, candidates)
     if chosen == "reference":
         return reference.output_head(x, weight, bias, target, sigmoid=sigmoid)
     flat = weight.flatten(1).contiguous()
