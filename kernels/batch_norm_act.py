@@ -17,14 +17,14 @@ SUM_CONFIGS = (
     Config(block=1024, warps=4),
     Config(block=2048, warps=8),
     Config(block=512, warps=4),
-    Config(block=4096, warps=8),
 )
 MAP_CONFIGS = (
     Config(block=512, warps=4),
     Config(block=1024, warps=4),
     Config(block=2048, warps=8),
-    Config(block=256, warps=2),
 )
+# A padded gradient is folded from nine places: four pixels a thread take all registers there are.
+FOLD_CONFIGS = (Config(block=512, warps=4), Config(block=256, warps=4), Config(block=1024, warps=8))
 _PROGRAMS = 1024  # of the first pass, where there are pixels for them
 _MOST_SHARES = 64  # of a channel: every program of the second pass reads them all
 
@@ -446,7 +446,8 @@ def batch_norm_act_backward(
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     pixels = rows * columns
-    configs = for_interpreter(SUM_CONFIGS, pixels)
+    configs = for_interpreter(FOLD_CONFIGS if pad else SUM_CONFIGS, pixels)
+    maps = for_interpreter(FOLD_CONFIGS if pad else MAP_CONFIGS, pixels)
     most = max(_shares(config, images, channels, pixels)[0] for config in configs)
     partial, shares = x.new_empty(2 * channels * most), 0
     given = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
@@ -509,5 +510,5 @@ def batch_norm_act_backward(
     with on_device_of(x):
         problem = (*x.shape, pad, activation)
         run("batch_norm_act_sums", problem, configs, launch_sums)
-        run("batch_norm_act_backward", problem, for_interpreter(MAP_CONFIGS, pixels), launch)
+        run("batch_norm_act_backward", problem, maps, launch)
     return grad_x, grad_weight, grad_bias

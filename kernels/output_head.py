@@ -13,7 +13,6 @@ CONFIGS = (
     Config(block=256, warps=4),
     Config(block=512, warps=4),
     Config(block=128, warps=4),
-    Config(block=1024, warps=8),
 )
 
 

@@ -16,7 +16,7 @@ from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 
 # Copies of planes: four warps move 16 bytes a thread at the first.
-COPY_CONFIGS = (Config(block=512), Config(block=1024), Config(block=2048, warps=8), Config(block=256))
+COPY_CONFIGS = (Config(block=512), Config(block=1024))
 
 
 @triton.jit

@@ -15,8 +15,8 @@ from oes_fast.kernels.sparse_taps import CHUNK, dot, gather
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 
-ADD_CONFIGS = (Config(block=256), Config(block=512), Config(block=1024), Config(block=128))
-SPREAD_CONFIGS = (Config(block=128), Config(block=256), Config(block=512), Config(block=64, warps=2))
+ADD_CONFIGS = (Config(block=256), Config(block=512))
+SPREAD_CONFIGS = (Config(block=128), Config(block=256))
 
 
 @triton.jit

@@ -31,12 +31,14 @@ class Config(NamedTuple):
         inner: taps, channels or outputs it takes at a time.
         warps: of a program.
         stages: of the pipeline that loads ahead.
+        outer: outputs of one program.
     """
 
     block: int
     inner: int = 1
     warps: int = 4
     stages: int = 2
+    outer: int = 1
 
 
 _ROUNDS, _LAUNCHES = 3, 5
