@@ -7,7 +7,9 @@ from oes_fast.ops.mask_update import mask_update
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.ops.masked_conv2d import masked_conv2d
 from oes_fast.ops.output_head import output_head
+from oes_fast.ops.running_stats import running_stats
 from oes_fast.ops.sparse_conv2d import PhaseSplit, SparsePattern, phase_split, sparse_conv2d
+from oes_fast.ops.sparse_up_conv2d import sparse_up_conv2d
 
 __all__ = [
     "PhaseSplit",
@@ -20,5 +22,7 @@ __all__ = [
     "masked_conv2d",
     "output_head",
     "phase_split",
+    "running_stats",
     "sparse_conv2d",
+    "sparse_up_conv2d",
 ]

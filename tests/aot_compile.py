@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for GPUs that need not be there; prints registers and stack as JSON.
+"""Compiles every Triton kernel for GPUs that need not be there; prints what each needs as JSON.
 
 A program of its own, since one process either interprets or compiles.
 """
@@ -11,30 +11,35 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
-from oes_fast.kernels import gumbel_mask, mask_update, philox
+from aot_kernels import all_cases
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-BLOCK = 512
-NUM_WARPS = 4
-WORDS = {"seed_low": "i32", "seed_high": "i32", "step": "i32", "stream": "i32", "numel": "i64"}
-INT64 = ("words_ptr", "bits_ptr")
-DOUBLE = ("kl_ptr",)
+INT32 = ("offsets_ptr", "order_ptr", "starts_ptr", "chunk_segments_ptr", "chunk_starts_ptr")
+POINTERS = {
+    "words_ptr": "*i64", "bits_ptr": "*i64", "kl_ptr": "*fp64", "mask_ptr": "*i1", "keep_ptr": "*i1",
+    "channels_ptr": "*i64", **dict.fromkeys(INT32, "*i32"),
+}  # fmt: skip
+FLOATS = {
+    "scale", "kl", "kl_offset", "log_density", "log_rest", "beta1", "beta1_rest", "beta2", "beta2_rest",
+    "step_size", "second_scale", "eps", "slope", "momentum", "correction", "loss_scale",
+}  # fmt: skip
 
 
-def signature(kernel, constants):
+def signature(case):
     """Type of every argument by its name."""
     types = {}
-    for name in inspect.signature(kernel.fn).parameters:
-        if name in constants:
+    for name in inspect.signature(case.kernel.fn).parameters:
+        if name in case.constants:
             types[name] = "constexpr"
         elif name.endswith("_ptr"):
-            types[name] = "*i64" if name in INT64 else "*fp64" if name in DOUBLE else "*fp32"
+            types[name] = (POINTERS | (case.pointers or {})).get(name, "*fp32")
         else:
-            types[name] = WORDS.get(name, "fp32")
+            types[name] = "fp32" if name in FLOATS else "i64" if name == "numel" else "i32"
     return types
 
 
@@ -51,40 +56,37 @@ def resources(cubin):
     return int(found[1]), int(found[2])
 
 
-def main(capabilities):
-    """Compile all kernels for all compute capabilities."""
-    both = {"NEEDS_W0": True, "NEEDS_LOGITS": True}
-    kernels = {
-        "random_bits": (philox.random_bits_kernel, {}),
-        "logistic_from_bits": (philox.logistic_from_bits_kernel, {}),
-        "gumbel_mask": (gumbel_mask.forward_kernel, {}),
-        "gumbel_mask_backward": (gumbel_mask.backward_kernel, both),
-        "mask_update": (mask_update.update_kernel, {"HAS_GRADIENT": True, "HAS_VALUE": False}),
-        "mask_update_kl_value": (mask_update.update_kernel, {"HAS_GRADIENT": True, "HAS_VALUE": True}),
+def compiled(place, capability):
+    """What one case needs on one architecture."""
+    case = all_cases()[place]
+    types = signature(case)
+    pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    source = ASTSource(case.kernel, types, case.constants, attributes)
+    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=case.options)
+    ptx = done.asm["ptx"]
+    registers, stack = resources(done.asm["cubin"])
+    return {
+        "registers": registers,
+        "stack": stack,
+        "shared": done.metadata.shared,
+        "threads": case.options["num_warps"] * 32,
+        "fused": len(re.findall(r"\bfma\.rn\.f32", ptx)),
+        "inexact": len(re.findall(r"\bdiv\.full|\bdiv\.approx|\bsqrt\.approx", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global[.\w]*\.v4", ptx)),
     }
-    report = {}
-    for name, (kernel, flags) in kernels.items():
-        constants = {**flags, "BLOCK": BLOCK}
-        types = signature(kernel, constants)
-        pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
-        attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
-        for capability in capabilities:
-            source = ASTSource(kernel, types, constants, attributes)
-            compiled = triton.compile(
-                source,
-                target=GPUTarget("cuda", capability, 32),
-                options={"num_warps": NUM_WARPS, "enable_fp_fusion": False},
-            )
-            ptx = compiled.asm["ptx"]
-            registers, stack = resources(compiled.asm["cubin"])
-            report[f"{name} sm_{capability}"] = {
-                "registers": registers,
-                "stack": stack,
-                "shared": compiled.metadata.shared,
-                "fused": len(re.findall(r"\bfma\.rn\.f32", ptx)),
-                "inexact": len(re.findall(r"\bdiv\.full|\bdiv\.approx|\bsqrt\.approx", ptx)),
-                "wide_loads": len(re.findall(r"ld\.global[.\w]*\.v4", ptx)),
-            }
+
+
+def main(capabilities):
+    """Compile all kernels for all compute capabilities, two at a time."""
+    cases = all_cases()
+    jobs = [(place, capability) for place in range(len(cases)) for capability in capabilities]
+    with ProcessPoolExecutor(2) as pool:
+        found = pool.map(compiled, *zip(*jobs, strict=True))
+        report = {
+            f"{cases[place].name} sm_{capability}": result
+            for (place, capability), result in zip(jobs, found, strict=True)
+        }
     print(json.dumps(report))
 
 

@@ -12,6 +12,13 @@ import torch
 
 import oes_fast as oes
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+if INTERPRETED:  # its checks of every integer operation for overflow take two thirds of the time
+    from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
+
+    interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
+
 TESTS = Path(__file__).parent
 KERNELS = ("cpu", "triton")
 
@@ -25,13 +32,17 @@ def require(backend: str) -> None:
 
 def device_of(backend: str) -> str:
     """Where tensors for the backend lie: Triton under its interpreter takes those of the CPU."""
-    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
-    return "cuda" if backend == "triton" and not interpreted else "cpu"
+    return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
 
 
 def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
     """The dtypes the backend's kernels take."""
     return (torch.float32,) if backend == "triton" else (torch.float32, torch.float64)
+
+
+def examples_of(backend: str, usual: int) -> int:
+    """How many examples to draw: few under the interpreter, which is slow."""
+    return min(usual, 6) if backend == "triton" and INTERPRETED else usual
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

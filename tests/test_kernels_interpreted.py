@@ -7,7 +7,18 @@ import os
 import pytest
 from kernel_backends import run_python
 
-FILES = ("test_philox.py", "test_gumbel_mask.py", "test_mask_update.py")
+FILES = (
+    "test_philox.py",
+    "test_gumbel_mask.py",
+    "test_mask_update.py",
+    "test_sparse_conv2d.py",
+    "test_sparse_up_conv2d.py",
+    "test_masked_conv2d.py",
+    "test_batch_norm_act.py",
+    "test_running_stats.py",
+    "test_output_head.py",
+    "test_masked_adam.py",
+)
 
 
 def test_triton_kernels_on_cpu_tensors():

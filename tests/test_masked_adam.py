@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_backends import KERNELS, device_of, dtypes_of, require
 
 import oes_fast as oes
+from oes_fast import reference
 from oes_fast.functional import masked_adam
+from oes_fast.ops import _library
+from oes_fast.ops import masked_adam as op
+
+BACKENDS = [name for name in KERNELS if name != "cpu" or op.HAS_CPU]
 
 SETTINGS = [
     {},
@@ -128,3 +134,54 @@ def test_bad_arguments_are_named(name, changes):
     good = {"weights": V.clone(), "grad": V, "exp_avg": V.clone(), "exp_avg_sq": V.clone(), "step": 0}
     with pytest.raises(oes.InputError, match=f"^{name}: "):
         masked_adam(**(good | changes))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s.get("eps") != 0.0])
+@pytest.mark.parametrize("density", [None, 0.0, 0.3])
+@pytest.mark.parametrize("n", [0, 1, 513, 2048])
+def test_kernels_match_the_reference(backend, settings, density, n):
+    require(backend)
+    device = device_of(backend)
+    for dtype in dtypes_of(backend):
+        mask = (
+            None if density is None else torch.rand(n, generator=torch.Generator().manual_seed(1)) < density
+        )
+        start = draw(n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype)
+        ours = [t.clone().to(device) for t in start]
+        theirs = [t.double() for t in start]
+        for step in (0, 1, 2, 1000):
+            grad = draw(n, dtype=dtype, seed=step) * 10.0 ** (step % 5 - 3)
+            if mask is not None:
+                grad[~mask] = torch.nan
+            on_device = None if mask is None else mask.to(device)
+            weights, *moments = ours
+            masked_adam(
+                weights, grad.to(device), *moments, step=step, mask=on_device, backend=backend, **settings
+            )
+            weights, *moments = theirs
+            reference.masked_adam(weights, grad.double(), *moments, step=step, mask=mask, **settings)
+        for got, expected in zip(ours, theirs, strict=True):
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+            torch.testing.assert_close(got.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_refuse_strided_weights(backend):
+    require(backend)
+    zeros = torch.zeros(16, device=device_of(backend))
+    for name in ("weights", "exp_avg", "exp_avg_sq"):
+        given = {n: torch.zeros_like(zeros[:8]) for n in ("weights", "grad", "exp_avg", "exp_avg_sq")}
+        given[name] = zeros[::2]
+        with pytest.raises(oes.InputError, match=f"^{name}: expected a contiguous tensor"):
+            masked_adam(**given, step=0, backend=backend)
+        masked_adam(**given, step=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_registration(backend):
+    require(backend)
+    vectors = [torch.ones(8, device=device_of(backend)) for _ in range(4)]
+    mask = torch.arange(8, device=device_of(backend)) % 2 == 0
+    operator = _library.kernel("masked_adam", backend)
+    torch.library.opcheck(operator, (*vectors, mask, 3, 1e-2, 0.9, 0.999, 1e-8))

@@ -7,9 +7,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_backends import INTERPRETED, KERNELS, device_of, examples_of, require
 
 import oes_fast as oes
+from oes_fast import reference
 from oes_fast.functional import masked_conv2d
+from oes_fast.ops import _library
+from oes_fast.ops import masked_conv2d as op
+
+BACKENDS = [name for name in KERNELS if name != "cpu" or op.HAS_CPU]
+# Largest error of a product, relative to it, and of float32 sums of some tens of them.
+# The interpreter cuts where a device rounds to bf16, and its tf32 is float32.
+ROUNDING = {"float32": 3e-6, "tf32": 2.0**-9, "bf16": 2.0**-7 if INTERPRETED else 1.01 * 2.0**-8}
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
 
@@ -147,6 +156,7 @@ BAD = [
     ("padding", {"padding": (0, 7), "padding_mode": "circular"}),
     ("dilation", {"dilation": 1.5}),
     ("padding_mode", {"padding_mode": "mirror"}),
+    ("precision", {"precision": "half"}),
 ]
 
 
@@ -156,3 +166,125 @@ def test_bad_arguments_are_named(name, changes):
     arguments.setdefault("mask", torch.ones(arguments["weight"].shape, dtype=torch.bool))
     with pytest.raises(oes.InputError, match=f"^{name}: "):
         masked_conv2d(**arguments)
+
+
+def check(backend, shape, outputs, kernel, *, bias=True, density=0.5, precision="float32", **options):
+    """Result and gradients against the reference in float64; errors by the sum of the terms' magnitudes."""
+    device = device_of(backend)
+    x, weight = draw(*shape).float(), draw(outputs, shape[1], *kernel, seed=1).float()
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) < density
+    b = draw(outputs, seed=2).float() if bias else None
+    ours = [None if t is None else t.to(device).requires_grad_() for t in (x, weight, b)]
+    exact = [None if t is None else t.double().requires_grad_() for t in (x, weight, b)]
+    sizes = [None if t is None else t.double().abs().requires_grad_() for t in (x, weight, b)]
+    named = {"precision": precision, "backend": backend, **options}
+    torch.use_deterministic_algorithms(True)  # torch.empty is NaN then
+    try:
+        y = masked_conv2d(ours[0], ours[1], mask.to(device), ours[2], **named)
+        upstream = draw(*y.shape, seed=4).float()
+        grads = torch.autograd.grad(y, [t for t in ours if t is not None], upstream.to(device))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    pairs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)} | {
+        key: (value, value) if isinstance(value, int) else value
+        for key, value in options.items()
+        if key != "padding_mode"
+    }
+    pairs["padding_mode"] = options.get("padding_mode", "zeros")
+
+    def by_reference(leaves, direction):
+        value = reference.masked_conv2d(leaves[0], leaves[1], mask, leaves[2], **pairs)
+        return value, *torch.autograd.grad(value, [t for t in leaves if t is not None], direction)
+
+    expected = by_reference(exact, upstream.double())
+    magnitude = by_reference(sizes, upstream.double().abs())
+    for got, want, size in zip((y, *grads), expected, magnitude, strict=True):
+        assert got.dtype == torch.float32
+        assert got.shape == want.shape
+        assert torch.isfinite(got).all()
+        error = (got.detach().cpu().double() - want.detach()).abs()
+        assert (error <= ROUNDING[precision] * size.detach() + 1e-30).all()
+    assert (grads[1].cpu()[~mask] == 0).all()
+
+
+CASES = [
+    ((1, 3, 9, 13), 4, (3, 3), {"padding": 1}),
+    ((2, 17, 6, 7), 18, (3, 3), {"stride": 2, "padding": 1}),
+    ((1, 2, 9, 8), 3, (5, 5), {"stride": 2, "bias": False}),
+    ((1, 2, 7, 9), 2, (2, 3), {"stride": (1, 2), "dilation": (2, 1), "padding": (1, 2)}),
+    ((1, 2, 8, 8), 2, (3, 3), {"stride": 3, "dilation": 2, "padding": 2}),
+    ((1, 3, 40, 40), 2, (1, 1), {"density": 1.0}),
+    ((1, 3, 6, 6), 2, (3, 3), {"density": 0.0, "padding": 1, "padding_mode": "reflect"}),
+    ((1, 3, 6, 6), 2, (3, 3), {"padding": 1, "padding_mode": "circular"}),
+    ((1, 5, 8, 8), 3, (3, 3), {"padding": 1, "precision": "tf32"}),
+    ((1, 5, 8, 8), 3, (3, 3), {"padding": 1, "precision": "bf16"}),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), CASES, ids=str)
+def test_kernels_match_the_reference(backend, shape, outputs, kernel, options):
+    require(backend)
+    check(backend, shape, outputs, kernel, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_on_drawn_windows(backend):
+    require(backend)
+
+    @settings(max_examples=examples_of(backend, 40), deadline=None)
+    @given(
+        size=st.tuples(st.integers(6, 11), st.integers(6, 11)),
+        kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        bias=st.booleans(),
+        density=st.sampled_from([0.0, 0.3, 1.0]),
+    )
+    def drawn(size, kernel, **options):
+        check(backend, (1, 2, *size), 3, kernel, **options)
+
+    drawn()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_on_strided_inputs_and_masks_of_floats(backend):
+    require(backend)
+    device = device_of(backend)
+    x, weight = draw(2, 3, 6, 12).float().to(device), draw(4, 3, 3, 3, seed=1).float().to(device)
+    mask = draw(4, 3, 3, 3, seed=2).to(device) > 0
+    expected = masked_conv2d(x[..., ::2], weight, mask)
+    for other in (x[..., ::2], x[..., ::2].to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(
+            masked_conv2d(other, weight.mT.contiguous().mT, mask, backend=backend), expected
+        )
+    found = masked_conv2d(x[..., ::2], weight, mask.float(), backend=backend)
+    torch.testing.assert_close(found, expected)
+    halves = masked_conv2d(x[..., ::2], weight, mask.float() / 2, backend=backend)
+    torch.testing.assert_close(halves, expected / 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_registration(backend):
+    require(backend)
+    device = device_of(backend)
+    x, weight, bias = (
+        t.float().to(device).requires_grad_()
+        for t in (draw(1, 2, 5, 4), draw(2, 2, 3, 3, seed=1), draw(2, seed=2))
+    )
+    mask = torch.arange(36, device=device).view(2, 2, 3, 3) % 3 == 0
+    window = [2, 1, 1, 1, 1, 1]
+    torch.library.opcheck(_library.kernel("masked_conv2d", backend), (x, weight, mask, bias, window, 0))
+    grad = draw(1, 2, 3, 4, seed=3).float().to(device)
+    operator = _library.kernel("masked_conv2d_backward", backend)
+    torch.library.opcheck(operator, (grad, x.detach(), weight.detach(), mask, window, 0, True, True, True))
+
+
+def test_what_the_kernels_do_not_do_is_refused():
+    x, weight = torch.zeros(1, 4, 6, 6), torch.zeros(6, 2, 3, 3)
+    mask = torch.ones(6, 2, 3, 3, dtype=torch.bool)
+    with pytest.raises(oes.BackendError):
+        masked_conv2d(x, weight, mask, groups=2, backend="triton")
+    with pytest.raises(oes.InputError, match='precision: expected float32 without backend "triton"'):
+        masked_conv2d(x, weight, mask, groups=2, precision="tf32")

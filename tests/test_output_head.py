@@ -6,9 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_backends import KERNELS, device_of, dtypes_of, examples_of, require
 
 import oes_fast as oes
 from oes_fast.functional import output_head
+from oes_fast.ops import _library
+from oes_fast.ops import output_head as op
+
+BACKENDS = [name for name in KERNELS if name != "cpu" or op.HAS_CPU]
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
 
 
 def draw(*shape, dtype=torch.float64, seed=0):
@@ -117,3 +123,122 @@ BAD = [
 def test_bad_arguments_are_named(name, changes):
     with pytest.raises(oes.InputError, match=f"^{name}: "):
         output_head(**(GOOD | changes))
+
+
+def check(backend, dtype, shape, images, size, *, bias=True, sigmoid=True, of=("output", "loss")):
+    """Output, loss and gradients against the formula in float64."""
+    device = device_of(backend)
+    tensors = [
+        draw(*shape),
+        draw(images, shape[1], 1, 1, seed=1),
+        draw(images, seed=2) if bias else None,
+        draw(shape[0], images, *size, seed=3),
+    ]
+    rounded = [None if t is None else t.to(dtype) for t in tensors]
+    upstream = {
+        "output": draw(shape[0], images, *size, seed=4).to(dtype),
+        "loss": torch.tensor(1.5).to(dtype),
+    }
+    results = []
+    for kind, place in ((dtype, device), (torch.float64, "cpu")):
+        leaves = [None if t is None else t.to(kind).to(place).requires_grad_() for t in rounded[:3]]
+        target = rounded[3].to(kind).to(place)
+        torch.use_deterministic_algorithms(True)  # torch.empty is NaN then
+        try:
+            if place == "cpu" and kind == torch.float64 and results:
+                values = formula(*leaves, target, sigmoid)
+            else:
+                values = output_head(*leaves, target, sigmoid=sigmoid, backend=backend)
+            named = dict(zip(("output", "loss"), values, strict=True))
+            grads = torch.autograd.grad(
+                [named[name] for name in of],
+                [t for t in leaves if t is not None],
+                [upstream[name].to(kind).to(place) for name in of],
+            )
+        finally:
+            torch.use_deterministic_algorithms(False)
+        results.append([t.detach().cpu() for t in (*values, *grads)])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == dtype
+        assert ours.shape == expected.shape
+        assert torch.isfinite(ours).all()
+        error = float((ours.double() - expected).abs().max())
+        assert error <= TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
+
+
+CASES = [
+    ((1, 5, 9, 13), 3, (9, 13), {}),
+    ((2, 3, 9, 13), 3, (7, 10), {"of": ("loss",)}),
+    ((1, 1, 1, 1), 1, (1, 1), {"of": ("output",)}),
+    ((1, 4, 6, 70), 4, (6, 64), {"sigmoid": False, "bias": False}),
+    ((1, 2, 70, 70), 16, (70, 70), {}),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("shape", "images", "size", "options"), CASES, ids=str)
+def test_kernels_match_the_formula(backend, shape, images, size, options):
+    require(backend)
+    for dtype in dtypes_of(backend):
+        check(backend, dtype, shape, images, size, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_on_drawn_shapes(backend):
+    require(backend)
+
+    @settings(max_examples=examples_of(backend, 30), deadline=None)
+    @given(
+        shape=st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 9), st.integers(1, 70)),
+        images=st.sampled_from([1, 3, 4]),
+        cut=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        bias=st.booleans(),
+        sigmoid=st.booleans(),
+        dtype=st.sampled_from(dtypes_of(backend)),
+    )
+    def drawn(shape, images, cut, bias, sigmoid, dtype):
+        size = tuple(max(1, s - c) for s, c in zip(shape[2:], cut, strict=True))
+        check(backend, dtype, shape, images, size, bias=bias, sigmoid=sigmoid)
+
+    drawn()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_give_only_the_gradients_asked_for(backend):
+    require(backend)
+    device = device_of(backend)
+    leaves = [t.float().to(device) for t in (draw(1, 4, 5, 6), draw(3, 4, 1, 1, seed=1), draw(3, seed=2))]
+    target = draw(1, 3, 5, 6, seed=3).float().to(device)
+    all_of_them = [t.clone().requires_grad_() for t in leaves]
+    output_head(*all_of_them, target, backend=backend)[1].backward()
+    for index in range(3):
+        some = [t.clone().requires_grad_(i == index) for i, t in enumerate(leaves)]
+        output_head(*some, target, backend=backend)[1].backward()
+        torch.testing.assert_close(some[index].grad, all_of_them[index].grad)
+    saturated = torch.full_like(leaves[0], 1e30).requires_grad_()
+    output, loss = output_head(saturated, torch.ones_like(leaves[1]), None, target, backend=backend)
+    loss.backward()
+    assert (output == 1).all()
+    assert (saturated.grad == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_registration(backend):
+    require(backend)
+    device = device_of(backend)
+    x, weight, bias = (
+        t.float().to(device).requires_grad_() for t in (draw(1, 4, 5, 6), draw(3, 4, seed=1), draw(3, seed=2))
+    )
+    target = draw(1, 3, 4, 6, seed=3).float().to(device)
+    torch.library.opcheck(_library.kernel("output_head", backend), (x, weight, bias, target, True))
+    grads = (torch.ones_like(target), torch.ones((), device=device))
+    values = (x.detach(), weight.detach(), target.sigmoid(), target)
+    operator = _library.kernel("output_head_backward", backend)
+    torch.library.opcheck(operator, (*grads, *values, True, True, True, True))
+
+
+def test_more_outputs_than_a_triton_program_holds():
+    x, weight, target = torch.zeros(1, 2, 3, 3), torch.zeros(17, 2, 1, 1), torch.zeros(1, 17, 3, 3)
+    assert output_head(x, weight, None, target)[0].shape == target.shape
+    with pytest.raises(oes.BackendError):
+        output_head(x, weight, None, target, backend="triton")

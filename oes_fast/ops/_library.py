@@ -55,9 +55,26 @@ def define_backward(name: str, backward: Callable[..., Any], setup_context: Call
         )
 
 
-def candidates(dtype: torch.dtype) -> tuple[str, ...]:
-    """The backends that have the operations of the mask step in this dtype: Triton's are float32 only."""
-    return ("cpu", "triton", "reference") if dtype == torch.float32 else ("cpu", "reference")
+def define_once_differentiable(name: str) -> None:
+    """Refuse a second derivative of ``name``, whose first one is the operator ``name``_backward."""
+
+    def refuse(ctx: Any, backend: str, *grads: Any) -> None:
+        raise NotImplementedError(
+            f'{name}: backend "{backend}" has no second derivative; use backend="reference"'
+        )
+
+    define_backward(f"{name}_backward", refuse, lambda ctx, inputs, output: None)
+
+
+def candidates(dtype: torch.dtype, *, cpu: bool = True) -> tuple[str, ...]:
+    """The backends that have an operation in this dtype: Triton's are float32 only.
+
+    Args:
+        dtype: of the tensors.
+        cpu: whether the C++ extension has the operation.
+    """
+    kernels = ("cpu",) if cpu else ()
+    return (*kernels, "triton", "reference") if dtype == torch.float32 else (*kernels, "reference")
 
 
 def kernel(name: str, backend: str) -> Callable[..., Any]:

@@ -1,13 +1,22 @@
-"""Adam on a flat buffer of weights: checks and choice of backend."""
+"""Adam on a flat buffer of weights: checks and choice of backend.
+
+Operators: ``masked_adam_BACKEND``, which updates the weights and both moments; all contiguous.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from oes_fast import reference
 from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
+from oes_fast.ops import _library
+
+HAS_CPU = False  # whether csrc/cpu has the operation
 
 
 def masked_adam(
@@ -21,6 +30,7 @@ def masked_adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> None:
     """One step of Adam (Kingma and Ba 2015, algorithm 1), in place; as torch.optim.Adam.
 
@@ -34,9 +44,13 @@ def masked_adam(
         betas: decay of the two moments, in [0, 1).
         eps: added to the root of the second moment.
         mask: bool, shape [n]; the gradient of what it does not keep is taken as zero. None keeps all.
+        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only). The kernels
+            update contiguous tensors only; "auto" takes the reference for others.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or a number out of range.
+        InputError: shapes, dtypes or devices that do not fit, a number out of range, or a strided tensor to
+            update where a backend with kernels was named.
+        BackendError: the named backend cannot run here.
     """
     check_tensor("weights", weights, ndim=1)
     for name, value in {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():
@@ -50,7 +64,35 @@ def masked_adam(
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)
+    chosen = resolve(backend, weights.device, _library.candidates(weights.dtype, cpu=HAS_CPU))
+    updated = {"weights": weights, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    strided = [name for name, value in updated.items() if not value.is_contiguous()]
+    if strided and chosen != "reference":
+        if backend != AUTO:
+            raise InputError(
+                f"{strided[0]}: expected a contiguous tensor to update in place, got a strided view"
+            )
+        chosen = "reference"
     with torch.no_grad():
-        reference.masked_adam(
-            weights, grad, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps, mask=mask
+        if chosen == "reference":
+            reference.masked_adam(
+                weights, grad, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps, mask=mask
+            )
+            return
+        mask = None if mask is None else mask.contiguous()
+        _library.kernel("masked_adam", chosen)(
+            weights, grad.contiguous(), exp_avg, exp_avg_sq, mask, step, lr, *betas, eps
         )
+
+
+def _fake(*arguments: Any) -> None:
+    return None
+
+
+_library.define(
+    "masked_adam",
+    "(Tensor(a!) weights, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor? mask, SymInt step, "
+    "float lr, float beta1, float beta2, float eps) -> ()",
+    fake=_fake,
+    module="masked_adam",
+)

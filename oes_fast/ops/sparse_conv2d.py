@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from oes_fast._checks import check_integer, check_tensor
 from oes_fast.backends import resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
-
-CANDIDATES = ("cpu", "reference")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +29,7 @@ class SparsePattern:
     mask: Tensor
     taps: Tensor
     by_input: Tensor
+    _on_devices: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, mask: Tensor) -> SparsePattern:
@@ -51,6 +50,14 @@ class SparsePattern:
         key = (inputs * 2 + rows % 2) * 2 + columns % 2
         order = torch.sort(key, stable=True).indices
         return cls(mask, taps.to(torch.int32).contiguous(), order.to(torch.int32))
+
+    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(taps, by_input) on a device; the same tensors in every call, so that kernels can know them."""
+        if device.type == "cpu":
+            return self.taps, self.by_input
+        if device not in self._on_devices:
+            self._on_devices[device] = self.taps.to(device), self.by_input.to(device)
+        return self._on_devices[device]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -82,7 +89,7 @@ def phase_split(x: Tensor, *, backend: str = "auto") -> PhaseSplit:
 
     Args:
         x: float32 or float64, shape [N, C, H, W].
-        backend: "auto", "reference", "torch" (the same here) or "cpu".
+        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
 
     Returns:
         :class:`PhaseSplit`, differentiable in ``x``.
@@ -92,7 +99,7 @@ def phase_split(x: Tensor, *, backend: str = "auto") -> PhaseSplit:
         BackendError: the named backend cannot run here.
     """
     check_tensor("x", x, ndim=4)
-    chosen = resolve(backend, x.device, CANDIDATES)
+    chosen = resolve(backend, x.device, _library.candidates(x.dtype))
     height, width = x.shape[2:]
     if chosen == "reference":
         return PhaseSplit(reference.phase_split(x), (height, width))
@@ -119,7 +126,7 @@ def sparse_conv2d(
         values: the kept weights in order of (o, c, u, v), shape [pattern.nnz].
         pattern: which weights they are.
         stride: s, 1 or 2.
-        backend: "auto", "reference", "torch" (the same here) or "cpu".
+        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
 
     Returns:
         Tensor of shape [N, O, (H - kH) // s + 1, (W - kW) // s + 1]; differentiable in ``x`` and ``values``,
@@ -148,7 +155,7 @@ def sparse_conv2d(
         raise InputError(
             f"x: expected {kernel_rows} x {kernel_columns} pixels at least, got {height} x {width}"
         )
-    chosen = resolve(backend, data.device, CANDIDATES)
+    chosen = resolve(backend, data.device, _library.candidates(data.dtype))
     if chosen == "reference":
         image = reference.phase_merge(data, height, width) if isinstance(x, PhaseSplit) else x
         return reference.sparse_conv2d(image, values, pattern.mask.to(data.device), stride=stride)
@@ -161,8 +168,7 @@ def sparse_conv2d(
     return _library.kernel("sparse_conv2d", chosen)(
         planes,
         values.contiguous(),
-        pattern.taps,
-        pattern.by_input,
+        *pattern.index(planes.device),
         outputs,
         kernel_rows,
         kernel_columns,
@@ -219,12 +225,6 @@ def _nothing_kept(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
-def _refuse_second_derivative(ctx: Any, backend: str, *grads: Tensor) -> tuple[None, ...]:
-    raise NotImplementedError(
-        f'sparse_conv2d: backend "{backend}" has no second derivative; use backend="reference"'
-    )
-
-
 def _fake_split(x: Tensor) -> Tensor:
     n, c, height, width = x.shape
     return x.new_empty(n, c, 4, (height + 1) // 2, (width + 1) // 2)
@@ -268,6 +268,6 @@ _library.define(
     module="sparse_conv2d",
 )
 _library.define_backward("sparse_conv2d", _backward, _setup_context)
-_library.define_backward("sparse_conv2d_backward", _refuse_second_derivative, _nothing_kept)
+_library.define_once_differentiable("sparse_conv2d")
 _library.define_backward("phase_split", _split_backward, _keep_size)
 _library.define_backward("phase_merge", _merge_backward, _nothing_kept)

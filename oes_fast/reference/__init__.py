@@ -11,7 +11,9 @@ from oes_fast.reference.masked_adam import masked_adam
 from oes_fast.reference.masked_conv2d import PADDING_MODES, masked_conv2d
 from oes_fast.reference.output_head import output_head
 from oes_fast.reference.philox import logistic_from_bits, logistic_noise, philox4x32, random_bits
+from oes_fast.reference.running_stats import running_stats
 from oes_fast.reference.sparse_conv2d import phase_merge, phase_split, sparse_conv2d
+from oes_fast.reference.sparse_up_conv2d import sparse_up_conv2d
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,5 +34,7 @@ __all__ = [
     "philox4x32",
     "random_bits",
     "relaxed_mask",
+    "running_stats",
     "sparse_conv2d",
+    "sparse_up_conv2d",
 ]

@@ -20,6 +20,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     activation: str = "leaky_relu",
     slope: float = 0.2,
+    pad: int = 0,
 ) -> Tensor:
     """act((x - mean) / sqrt(var + eps) * weight + bias), channel by channel (Ioffe and Szegedy 2015).
 
@@ -34,12 +35,14 @@ def batch_norm_act(
         eps: added to the variance.
         activation: none, leaky_relu, elu or silu.
         slope: of leaky_relu below zero; alpha of elu.
+        pad: reflected pixels added on every side, less than H and W.
 
     Returns:
-        Tensor of the shape of ``x``; differentiable in ``x``, ``weight`` and ``bias``.
+        Tensor of shape [N, C, H + 2 pad, W + 2 pad]; differentiable in ``x``, ``weight`` and ``bias``.
     """
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return activate(y, activation, slope)
+    y = activate(y, activation, slope)
+    return F.pad(y, (pad, pad, pad, pad), mode="reflect") if pad else y
 
 
 def activate(x: Tensor, activation: str, slope: float) -> Tensor:

@@ -1,0 +1,83 @@
+"""running_stats: every backend against the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_backends import KERNELS, device_of, dtypes_of, require
+
+import oes_fast as oes
+from oes_fast.functional import running_stats
+from oes_fast.ops import _library
+from oes_fast.ops import running_stats as op
+
+BACKENDS = ["reference", *(name for name in KERNELS if name != "cpu" or op.HAS_CPU)]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("channels", [None, [4, 1, 2], []])
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_formula(backend, momentum, channels, with_offset):
+    require(backend)
+    count = 6 if channels is None else len(channels)
+    place = list(range(6)) if channels is None else channels
+    dtypes = (torch.float32, torch.float64) if backend == "reference" else dtypes_of(backend)
+    for dtype in dtypes:
+        device = device_of(backend)
+        mean, var, offset = draw(count), draw(count, seed=1).square(), draw(count, seed=2)
+        running = [draw(6, seed=3), draw(6, seed=4).square()]
+        expected = [r.clone() for r in running]
+        for i, c in enumerate(place):
+            new = float(mean[i] + offset[i]) if with_offset else float(mean[i])
+            expected[0][c] = (1 - momentum) * running[0][c] + momentum * new
+            expected[1][c] = (1 - momentum) * running[1][c] + momentum * float(var[i]) * 1.25
+        moved = [r.to(dtype).to(device) for r in running]
+        running_stats(
+            *moved,
+            mean.to(dtype).to(device),
+            var.to(dtype).to(device),
+            channels=None if channels is None else torch.tensor(channels, dtype=torch.int64, device=device),
+            offset=offset.to(dtype).to(device) if with_offset else None,
+            momentum=momentum,
+            correction=1.25,
+            backend=backend,
+        )
+        for ours, theirs in zip(moved, expected, strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs.to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_registration(backend):
+    require(backend)
+    vectors = [draw(3).float().to(device_of(backend)) for _ in range(4)]
+    place = torch.tensor([2, 0, 1], device=vectors[0].device)
+    operator = _library.kernel("running_stats", backend)
+    torch.library.opcheck(operator, (*vectors, place, None, 0.1, 1.0))
+
+
+V = torch.zeros(3)
+BAD = [
+    ("running_mean", {"running_mean": torch.zeros(3, 1)}),
+    ("running_mean", {"running_mean": torch.zeros(6)[::2]}),
+    ("running_var", {"running_var": torch.zeros(2)}),
+    ("mean", {"mean": torch.zeros(2)}),
+    ("mean", {"mean": V.double()}),
+    ("var", {"var": torch.zeros(2)}),
+    ("channels", {"channels": torch.zeros(3)}),
+    ("channels", {"channels": torch.zeros(2, dtype=torch.int64)}),
+    ("offset", {"offset": torch.zeros(2)}),
+    ("momentum", {"momentum": 1.5}),
+    ("correction", {"correction": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), BAD)
+def test_bad_arguments_are_named(name, changes):
+    good = {"running_mean": V.clone(), "running_var": V.clone(), "mean": V, "var": V}
+    with pytest.raises(oes.InputError, match=f"^{name}: "):
+        running_stats(**(good | changes))
