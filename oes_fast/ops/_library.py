@@ -55,8 +55,15 @@ def define_backward(name: str, backward: Callable[..., Any], setup_context: Call
         )
 
 
-def candidates(dtype: torch.dtype) -> tuple[str, ...]:
-    """The backends that have the operations of the mask step in this dtype: Triton's are float32 only."""
+def candidates(dtype: torch.dtype, *, levels: bool = False) -> tuple[str, ...]:
+    """The backends that have the operations of the mask step.
+
+    Args:
+        dtype: of the tensors; Triton's kernels are float32 only.
+        levels: whether the mask has more than two levels, which no kernel has.
+    """
+    if levels:
+        return ("reference",)
     return ("cpu", "triton", "reference") if dtype == torch.float32 else ("cpu", "reference")
 
 
