@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import RESULTS, files_of, result_of, run
+from cli_runs import NOISE, RESULTS, files_of, result_of, run
 
 import oes_fast as oes
 from oes_fast.cli.progress import duration
@@ -120,6 +120,20 @@ class TestOtherCommands:
         assert sum(layer["kept"] for layer in result["layers"]) == result["mask"]["kept"]
         assert sum(layer["count"] for layer in result["layers"]) == 3_008_867
         assert oes.Mask.load(cli_mask).settings["network_seed"] == 3
+
+    def test_mask_options(self, cli_images: Path, cli_mask: Path, tmp_path: Path) -> None:
+        out = tmp_path / "mask.safetensors"
+        args = ["search", cli_images / "rgb.png", "-o", out, *NOISE, "--density", "0.5", "--steps", "2"]
+        masks = {"topk": oes.Mask.load(cli_mask).flat}
+        for option in ("drawn", "mean"):
+            assert run(*args, "--threads", "1", "--no-plots", "--mask-option", option) == 0
+            mask = oes.Mask.load(out)
+            assert mask.settings["mask_option"] == option
+            assert result_of(out)["settings"]["search"]["mask_option"] == option
+            masks[option] = mask.flat
+        assert files_of(out) == {".safetensors", ".json"}
+        assert int(masks["mean"].sum()) == int(masks["topk"].sum()) != int(masks["drawn"].sum())
+        assert (masks["mean"] != masks["topk"]).any()
 
     def test_search_then_train_is_denoise(
         self, cli_images: Path, cli_mask: Path, cli_denoised: Path, tmp_path: Path
