@@ -60,6 +60,26 @@ def check_tensor(
     return value
 
 
+def check_logits(
+    logits: object, *, like: Tensor | None = None, numel: int | None = None, finite: bool = False
+) -> Tensor:
+    """``logits``, if they are of shape [numel], or of shape [q - 1, numel] with q > 2 levels.
+
+    Args:
+        logits: what came.
+        like: a tensor whose dtype and device they must share.
+        numel: elements expected, None for any number.
+        finite: refuse NaN and infinity.
+
+    Raises:
+        InputError: another shape, dtype or device.
+    """
+    tensor = check_tensor("logits", logits, like=like, finite=finite)
+    if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[0] == 1):  # one row: two levels, written flat
+        return check_tensor("logits", tensor, shape=(numel,))
+    return check_tensor("logits", tensor, shape=(None, numel))
+
+
 def _shape_matches(got: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(got) == len(wanted) and all(w is None or g == w for g, w in zip(got, wanted, strict=True))
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast._checks import check_integer, check_logits, check_number
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.files import load_tensors, save_tensors
 from oes_fast.flat import FlatLayout
 from oes_fast.models.published import read_published_mask
+from oes_fast.reference.level_mask import drawn_mask, expected_level
 from oes_fast.reference.philox import SHUFFLE, TIE_BREAK, random_bits, seeded_generator
 
 _FORMAT = "oes_fast mask 1"
@@ -78,13 +79,14 @@ class Mask:
     def from_logits(
         cls, net: nn.Module, logits: Tensor, density: float, *, seed: int = 0, **settings: Any
     ) -> Mask:
-        """Keep the int(density * n) largest logits over all parameters together.
+        """Keep the int(density * n) largest logits over all parameters together (published as "det").
 
-        Equal logits at the threshold are chosen among by the Philox stream ``TIE_BREAK`` of the seed.
+        Equal logits at the threshold are chosen among by the Philox stream ``TIE_BREAK`` of the seed. Where a
+        mask has q > 2 levels, the weights of the largest expected level are kept.
 
         Args:
             net: the network the mask is for.
-            logits: s, shape [n], finite.
+            logits: s, shape [n] or [q - 1, n], finite.
             density: share to keep, in (0, 1].
             seed: of the tie-break.
             **settings: kept with the mask.
@@ -93,7 +95,7 @@ class Mask:
             InputError: wrong length, NaN, or a density that keeps nothing.
         """
         layout = FlatLayout.of(net)
-        check_tensor("logits", logits, shape=(layout.numel,), finite=True)
+        check_logits(logits, numel=layout.numel, finite=True)
         check_number("density", density, above=0.0, maximum=1.0)
         keep = int(density * layout.numel)
         if keep == 0:
@@ -101,6 +103,8 @@ class Mask:
                 f"density: expected to keep one weight of {layout.numel} at least, got {density}"
             )
         logits = logits.detach().cpu()
+        if logits.ndim == 2:
+            logits = expected_level(logits)
         threshold = torch.topk(logits, keep).values[-1]
         flat = logits > threshold
         ties = torch.nonzero(logits == threshold).flatten()
@@ -114,6 +118,62 @@ class Mask:
         order = torch.argsort(bits[ties], stable=True)
         flat[ties[order[: keep - int(flat.sum())]]] = True
         return cls(flat, layout.fingerprint, {"density": density, "seed": seed, **settings})
+
+    @classmethod
+    def drawn(cls, net: nn.Module, logits: Tensor, *, seed: int = 0, draw: int = 0, **settings: Any) -> Mask:
+        """One mask drawn from the probabilities (published as "single", where the draw is a relaxed one).
+
+        Each weight is kept with probability sigmoid(s), whatever density that comes to; where a mask has
+        q > 2 levels, with that of a level above 0. See :func:`oes_fast.reference.drawn_mask`.
+
+        Args:
+            net: the network the mask is for.
+            logits: s, shape [n] or [q - 1, n], finite.
+            seed: of the draws.
+            draw: which of them, in [0, 2^32).
+            **settings: kept with the mask.
+
+        Raises:
+            InputError: wrong length, NaN, or a number out of range.
+        """
+        level = _draw(net, logits, seed, draw)
+        return cls.from_flat(net, level > 0, mask_option="drawn", seed=seed, draw=draw, **settings)
+
+    @classmethod
+    def from_draws(
+        cls,
+        net: nn.Module,
+        logits: Tensor,
+        density: float,
+        *,
+        seed: int = 0,
+        draws: int = 10,
+        **settings: Any,
+    ) -> Mask:
+        """Keep the int(density * n) weights whose mean over many drawn masks is largest.
+
+        The masks are those of :meth:`drawn`; weights kept equally often are chosen among as in
+        :meth:`from_logits`.
+
+        Args:
+            net: the network the mask is for.
+            logits: s, shape [n] or [q - 1, n], finite.
+            density: share to keep, in (0, 1].
+            seed: of the draws and the tie-break.
+            draws: how many, >= 1.
+            **settings: kept with the mask.
+
+        Raises:
+            InputError: wrong length, NaN, or a density that keeps nothing.
+        """
+        check_integer("draws", draws, minimum=1, below=2**32)
+        mean = _draw(net, logits, seed, 0)
+        for draw in range(1, draws):
+            mean += _draw(net, logits, seed, draw)
+        mean /= draws
+        return cls.from_logits(
+            net, mean, density, seed=seed, **{"mask_option": "mean", "draws": draws, **settings}
+        )
 
     @classmethod
     def from_published(cls, net: nn.Module, path: str | os.PathLike[str]) -> Mask:
@@ -195,6 +255,14 @@ class Mask:
             )
         flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
         return cls(flat, fingerprint, settings)
+
+
+def _draw(net: nn.Module, logits: Tensor, seed: int, draw: int) -> Tensor:
+    """Levels [n] of one drawn mask, on the CPU: on a GPU a logarithm may differ in its last bit."""
+    check_logits(logits, numel=FlatLayout.of(net).numel, finite=True)
+    check_integer("seed", seed, minimum=0, below=2**64)
+    check_integer("draw", draw, minimum=0, below=2**32)
+    return drawn_mask(logits.detach().cpu(), seed=seed, draw=draw)
 
 
 def _tensor_of(bools: Tensor | np.ndarray | Sequence[bool]) -> Tensor:

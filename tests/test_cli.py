@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import RESULTS, files_of, result_of, run
+from cli_runs import NOISE, RESULTS, files_of, result_of, run
 
 import oes_fast as oes
 from oes_fast.cli.progress import duration
 
 pytest_plugins = ("cli_fixtures",)
 pytestmark = pytest.mark.usefixtures("same_threads")
+
+
+def replace_all_but(ending: str) -> Callable[..., None]:
+    """os.replace on a disk that is full for files of one name."""
+    replace = os.replace
+
+    def call(source: Path, target: Path) -> None:
+        if str(target).endswith(ending):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    return call
 
 
 class TestDenoise:
@@ -120,6 +135,33 @@ class TestOtherCommands:
         assert sum(layer["kept"] for layer in result["layers"]) == result["mask"]["kept"]
         assert sum(layer["count"] for layer in result["layers"]) == 3_008_867
         assert oes.Mask.load(cli_mask).settings["network_seed"] == 3
+
+    def test_mask_options(self, cli_images: Path, cli_mask: Path, tmp_path: Path) -> None:
+        out = tmp_path / "mask.safetensors"
+        args = ["search", cli_images / "rgb.png", "-o", out, *NOISE, "--density", "0.5", "--steps", "2"]
+        masks = {"topk": oes.Mask.load(cli_mask).flat}
+        for option in ("drawn", "mean"):
+            assert run(*args, "--threads", "1", "--no-plots", "--mask-option", option) == 0
+            mask = oes.Mask.load(out)
+            assert mask.settings["mask_option"] == option
+            assert result_of(out)["settings"]["search"]["mask_option"] == option
+            masks[option] = mask.flat
+        assert files_of(out) == {".safetensors", ".json"}
+        assert int(masks["mean"].sum()) == int(masks["topk"].sum()) != int(masks["drawn"].sum())
+        assert (masks["mean"] != masks["topk"]).any()
+
+    def test_a_plot_that_fails_costs_nothing_else(
+        self, cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out, histogram = tmp_path / "mask.safetensors", tmp_path / "mask_probabilities.png"
+        histogram.write_bytes(b"an older one")
+        monkeypatch.setattr("oes_fast.files.os.replace", replace_all_but("_probabilities.png"))
+        args = ["search", cli_images / "rgb.png", "-o", out, *NOISE, "--density", "0.5", "--steps", "1"]
+        assert run(*args, "--plots", "--quiet") == 2
+        assert histogram.read_bytes() == b"an older one"
+        assert result_of(out)["not_written"].keys() == {"probabilities"}
+        assert files_of(out) >= {".safetensors", "_probabilities.png", "_layers.png", ".json"}
+        assert not list(tmp_path.glob(".oes-*"))
 
     def test_search_then_train_is_denoise(
         self, cli_images: Path, cli_mask: Path, cli_denoised: Path, tmp_path: Path

@@ -33,6 +33,7 @@ class TestBadInput:
             (["--train-lr", "inf"], "--train-lr"),
             (["--kl", "-1"], "--kl"),
             (["--temperature", "0"], "--temperature"),
+            (["--mask-option", "det"], "--mask-option"),
             (["--average", "1"], "--average"),
             (["--average", "often"], "--average: expected a decay in [0, 1) or off, got 'often'"),
             (["--seed", "-1"], "--seed"),

@@ -15,6 +15,7 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.files import load_tensors, save_tensors
+from oes_fast.functional import gumbel_mask
 
 
 @pytest.fixture(scope="module")
@@ -328,3 +329,82 @@ def test_bits_that_do_not_fit(mask_file, bits):
     save_tensors(mask_file, {"bits": bits}, load_tensors(mask_file)[1])
     with pytest.raises(oes.InputError, match=r"mask\.safetensors"):
         oes.Mask.load(mask_file)
+
+
+# drawn masks
+
+
+def test_drawn_masks_keep_each_weight_with_its_probability():
+    net = nn.ParameterList([nn.Parameter(torch.zeros(2000))])
+    logits = torch.linspace(-4, 4, 2000, dtype=torch.float64)
+    draws = 400
+    with unchanged(logits):
+        kept = torch.stack([oes.Mask.drawn(net, logits, seed=3, draw=d).flat for d in range(draws)]).double()
+    p = torch.sigmoid(logits)
+    spread = (kept.mean(0) - p) / (p * (1 - p) / draws).sqrt()
+    assert spread.abs().max() < 5
+    assert float((spread**2).mean()) == pytest.approx(1, abs=0.2)
+    rest = (kept - p) / (p * (1 - p)).sqrt()
+    for first, second in ((rest[1:], rest[:-1]), (rest[:, 1:], rest[:, :-1])):  # draws, neighbours
+        assert abs(float((first * second).mean())) < 4.5 / first.numel() ** 0.5
+
+
+def test_a_drawn_mask_is_a_function_of_seed_and_draw(net):
+    logits = torch.zeros(103)
+    first = oes.Mask.drawn(net, logits, seed=2**64 - 1, lr=0.1)
+    assert first.settings == {"mask_option": "drawn", "seed": 2**64 - 1, "draw": 0, "lr": 0.1}
+    assert torch.equal(first.flat, oes.Mask.drawn(net, logits.double(), seed=2**64 - 1).flat)
+    others = {"seed": 0}, {"seed": 2**64 - 1, "draw": 1}
+    assert all((oes.Mask.drawn(net, logits, **other).flat != first.flat).any() for other in others)
+    # Not the noise that a search with this seed has seen.
+    seen = gumbel_mask(torch.ones(103), logits, seed=2**64 - 1, step=0, temperature=1e-4) > 0.5
+    assert 20 < int((seen != first.flat).sum()) < 83
+    first.check(net)
+
+
+def test_from_draws_keeps_what_is_drawn_most_often(net):
+    logits = torch.linspace(-2, 2, 103)
+    mask = oes.Mask.from_draws(net, logits, 0.3, seed=5, draws=7, lr=0.1)
+    assert mask.kept == 30
+    assert mask.settings == {"mask_option": "mean", "density": 0.3, "seed": 5, "draws": 7, "lr": 0.1}
+    counts = sum(oes.Mask.drawn(net, logits, seed=5, draw=d).flat.long() for d in range(7))
+    assert counts[mask.flat].min() >= counts[~mask.flat].max()
+    many = oes.Mask.from_draws(net, logits, 0.3, seed=5, draws=3000)
+    assert (many.flat == oes.Mask.from_logits(net, logits, 0.3).flat).float().mean() > 0.95
+
+
+def test_masks_of_more_than_two_levels(net):
+    logits = torch.stack([torch.linspace(-3, 1, 103), torch.linspace(1, -4, 103)])
+    assert oes.Mask.from_logits(net, logits, 0.2).kept == 20
+    assert oes.Mask.from_draws(net, logits, 0.2, draws=3).kept == 20
+    drawn = torch.stack([oes.Mask.drawn(net, logits, draw=d).flat for d in range(400)]).float().mean(0)
+    p = torch.sigmoid(logits).sum(0).clamp(max=1)
+    assert (drawn - p).abs().max() < 5 * 0.5 / 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logits": torch.zeros(102)}, r"^logits: .*103.*102"),
+        ({"logits": torch.zeros(1, 103)}, r"^logits: "),
+        ({"logits": torch.zeros(2, 102)}, r"^logits: .*\(any, 103\)"),
+        ({"logits": torch.full((103,), torch.nan)}, r"^logits: .*NaN"),
+        ({"seed": -1}, r"^seed: "),
+    ],
+)
+def test_drawn_masks_refuse(net, changes, message):
+    arguments = {"logits": torch.zeros(103)} | changes
+    with pytest.raises(oes.InputError, match=message):
+        oes.Mask.drawn(net, **arguments)
+    with pytest.raises(oes.InputError, match=message):
+        oes.Mask.from_draws(net, **{"density": 0.5} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("draws", 0), ("draws", 1.5), ("density", 0.0), ("density", 1.1), ("density", 1e-3)]
+)
+def test_from_draws_refuses(net, name, value):
+    with pytest.raises(oes.InputError, match=f"^{name}: "):
+        oes.Mask.from_draws(net, torch.zeros(103), **{"density": 0.5, name: value})
+    with pytest.raises(oes.InputError, match=r"^draw: "):
+        oes.Mask.drawn(net, torch.zeros(103), draw=2**32)

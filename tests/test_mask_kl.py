@@ -83,7 +83,8 @@ def test_strides_of_memory_and_no_logits():
 @pytest.mark.parametrize(
     ("name", "logits", "density"),
     [
-        ("logits", torch.zeros(2, 2), 0.1),
+        ("logits", torch.zeros(2, 2, 2), 0.1),
+        ("logits", torch.zeros(1, 4), 0.1),
         ("logits", torch.zeros(2).int(), 0.1),
         ("logits", [0.0], 0.1),
         ("density", torch.zeros(2), 0.0),

@@ -8,10 +8,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transcription
 from conftest import assert_close, unchanged
 from torch import nn
 
 import oes_fast as oes
+from oes_fast import reference
 from oes_fast.files import load_tensors
 from oes_fast.flat import flatten
 
@@ -121,6 +123,43 @@ def test_average_is_the_recursion(problem, decay):
     assert_close(fit.average, average)
     assert torch.equal(fit.output, outputs[-1])
     assert start("train", problem).average is None
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+@pytest.mark.parametrize("option", ["topk", "drawn", "mean"])
+def test_mask_options_cut_the_same_search(problem, option, levels):
+    net, _, z, noisy, _ = problem
+    plain = start("search", problem, levels=levels)
+    found = start("search", problem, levels=levels, mask_option=option, draws=3, seed=0)
+    assert torch.equal(found.logits, plain.logits)
+    assert torch.equal(found.level > 0, found.mask.flat)
+    assert found.mask.settings.get("mask_option", "topk") == option
+    assert found.mask.settings["density"] == 0.3
+
+    def image(level):
+        _, output, _ = next(transcription.train(net, level, z, noisy, steps=0, lr=1e-2))
+        return output
+
+    levels_drawn = [reference.drawn_mask(plain.logits, seed=0, draw=draw) for draw in range(3)]
+    if option == "topk":
+        assert torch.equal(found.mask.flat, plain.mask.flat)
+        assert torch.equal(found.output, plain.output)
+        assert_close(found.output, image(found.level))
+    elif option == "drawn":
+        assert torch.equal(found.mask.flat, oes.Mask.drawn(net, plain.logits).flat)
+        assert torch.equal(found.level, levels_drawn[0])
+        assert_close(found.output, image(found.level))
+    else:
+        assert torch.equal(found.mask.flat, oes.Mask.from_draws(net, plain.logits, 0.3, draws=3).flat)
+        assert_close(found.output, sum(image(level) for level in levels_drawn) / 3)
+
+
+def test_a_resumed_search_may_have_another_mask_option(problem, tmp_path):
+    files = {"checkpoint": tmp_path / "a.ckpt", "checkpoint_seconds": 0.0}
+    first = start("search", problem, **files)
+    resumed = start("search", problem, mask_option="drawn", resume=True, **files)
+    assert torch.equal(resumed.logits, first.logits)
+    assert torch.equal(resumed.mask.flat, oes.Mask.drawn(problem.net, first.logits).flat)
 
 
 @BOTH
@@ -278,6 +317,9 @@ BAD_SEARCH = {
     "infinite kl": ("kl", lambda p: {"kl": torch.inf}),
     "negative seed": ("seed", lambda p: {"seed": -1}),
     "large seed": ("seed", lambda p: {"seed": 2**64}),
+    "unknown mask option": ("mask_option", lambda p: {"mask_option": "det"}),
+    "no draws": ("draws", lambda p: {"draws": 0}),
+    "one level": ("levels", lambda p: {"levels": 1}),
     "too many steps": ("steps", lambda p: {"steps": 2**32}),
 }
 BAD_TRAIN = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
+from oes_fast import plots
 from oes_fast.errors import InputError, OutputError
 from oes_fast.plots import FORMATS, MIN_PANEL, layer_density, probability_histogram, psnr_curve, side_by_side
 
@@ -150,6 +151,19 @@ def test_histograms_of_extreme_logits(tmp_path):
         probability_histogram(path, logits)
     with pytest.raises(InputError, match="logits: expected finite"):
         probability_histogram(path, torch.tensor([math.nan]))
+
+
+def test_bars_are_the_counts_and_the_shares(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    logits = 3 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    probability_histogram(tmp_path / "a.png", logits)
+    layer_density(tmp_path / "a.png", ["a", "b", "c"], [0.5, 0.0, 0.25], 0.3)
+    histogram, shares = (figure.axes[0].patches for figure in figures)
+    wanted, _ = np.histogram(torch.sigmoid(logits.double()).numpy(), bins=np.linspace(0, 1, 101))
+    assert [bar.get_height() for bar in histogram] == wanted.tolist()
+    assert [bar.get_width() for bar in shares] == [50, 0, 25]
+    assert [text.get_text() for text in figures[1].axes[0].get_yticklabels()] == ["a", "b", "c"]
 
 
 def test_densities_need_a_name_each(tmp_path):

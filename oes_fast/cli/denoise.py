@@ -33,6 +33,7 @@ def denoise(
     search_lr: o.SearchRate = None,
     kl: o.KL = None,
     temperature: o.Temperature = 0.2,
+    mask_option: o.MaskOption = "topk",
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,
     average: o.Average = o.DEFAULT_AVERAGE,
@@ -82,6 +83,7 @@ def denoise(
         lr=search_lr,
         kl=kl,
         temperature=temperature,
+        mask_option=mask_option,
         prefix="--search-",
     )
     return restore(

@@ -155,6 +155,17 @@ Temperature = Annotated[
         metavar="T", rich_help_panel=SEARCH, help="Temperature of the relaxed Bernoulli masks, above 0."
     ),
 ]
+MaskOption = Annotated[
+    str,
+    typer.Option(
+        "--mask-option",
+        metavar="NAME",
+        rich_help_panel=SEARCH,
+        help="How the mask is cut from the probabilities: topk keeps the share --density of most likely "
+        "weights; drawn draws one mask, whatever density that comes to; mean keeps the share --density that "
+        "ten drawn masks keep most often. Published as det, single and multiple.",
+    ),
+]
 TrainSteps = Annotated[
     int | None,
     typer.Option(

@@ -34,6 +34,7 @@ def search(
     lr: o.SearchRate = None,
     kl: o.KL = None,
     temperature: o.Temperature = 0.2,
+    mask_option: o.MaskOption = "topk",
     preset: o.PresetName = "paper",
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
@@ -57,7 +58,15 @@ def search(
     While it runs it keeps MASK.search.ckpt: a search that was stopped or killed goes on with --resume. Ctrl-C
     writes the mask as it is.
     """
-    settings = SearchSettings.of(preset, density=density, steps=steps, lr=lr, kl=kl, temperature=temperature)
+    settings = SearchSettings.of(
+        preset,
+        density=density,
+        steps=steps,
+        lr=lr,
+        kl=kl,
+        temperature=temperature,
+        mask_option=mask_option,
+    )
     run = RunSettings.of(
         device=device,
         backend=backend,

@@ -12,6 +12,7 @@ import torch
 from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
+from oes_fast.pipelines.cut import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 
 MAX_SEED = 2**63
@@ -26,6 +27,7 @@ class SearchSettings:
     lr: float
     kl: float
     temperature: float
+    mask_option: str
 
     @classmethod
     def of(
@@ -37,6 +39,7 @@ class SearchSettings:
         lr: float | None,
         kl: float | None,
         temperature: float,
+        mask_option: str,
         prefix: str = "--",
     ) -> SearchSettings:
         """The preset's settings, overridden by those that are not None.
@@ -48,6 +51,7 @@ class SearchSettings:
             lr: option ``prefix`` + lr.
             kl: option --kl.
             temperature: option --temperature.
+            mask_option: option --mask-option.
             prefix: of the options, for messages.
 
         Raises:
@@ -60,6 +64,7 @@ class SearchSettings:
             lr=check_number(f"{prefix}lr", _given(lr, base.search_lr), above=0.0),
             kl=check_number("--kl", _given(kl, base.search_kl), minimum=0.0),
             temperature=check_number("--temperature", temperature, above=0.0),
+            mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
         )
 
 

@@ -66,13 +66,16 @@ def define_once_differentiable(name: str) -> None:
     define_backward(f"{name}_backward", refuse, lambda ctx, inputs, output: None)
 
 
-def candidates(dtype: torch.dtype, *, cpu: bool = True) -> tuple[str, ...]:
+def candidates(dtype: torch.dtype, *, cpu: bool = True, levels: bool = False) -> tuple[str, ...]:
     """The backends that have an operation in this dtype: Triton's are float32 only.
 
     Args:
         dtype: of the tensors.
         cpu: whether the C++ extension has the operation.
+        levels: whether a mask has more than two levels, which no kernel has.
     """
+    if levels:
+        return ("reference",)
     kernels = ("cpu",) if cpu else ()
     return (*kernels, "triton", "reference") if dtype == torch.float32 else (*kernels, "reference")
 

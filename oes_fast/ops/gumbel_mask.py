@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oes_fast import reference
-from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast._checks import check_integer, check_logits, check_number, check_tensor
 from oes_fast.backends import resolve
 from oes_fast.ops import _library
 
@@ -28,9 +28,12 @@ def gumbel_mask(
     draws the same; nothing is stored of it, the derivative draws it again. The kernels' m is within 2e-6 of
     the float64 reference in float32 and within 1e-14 in float64.
 
+    Logits of shape [q - 1, n] make a mask of q > 2 levels, m = sum of v_k softmax((log p_k + g_k) / T) over
+    the levels v_k = 1, .., 1 / (q - 1), 0: see :mod:`oes_fast.reference.level_mask`, which alone has it.
+
     Args:
         w0: initial weights, float32 or float64, shape [n].
-        logits: s, shape [n], same dtype and device.
+        logits: s, shape [n] or [q - 1, n], same dtype and device.
         seed: key of the noise, in [0, 2^64).
         step: search step, in [0, 2^32).
         temperature: T > 0.
@@ -41,14 +44,14 @@ def gumbel_mask(
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or a number out of range.
-        BackendError: the named backend cannot run here.
+        BackendError: the named backend cannot run here, or has no more than two levels.
     """
     check_tensor("w0", w0, ndim=1)
-    check_tensor("logits", logits, shape=w0.shape, like=w0)
+    check_logits(logits, like=w0, numel=w0.numel())
     check_integer("seed", seed, minimum=0, below=2**64)
     check_integer("step", step, minimum=0, below=2**32)
     check_number("temperature", temperature, above=0.0)
-    chosen = resolve(backend, w0.device, _library.candidates(w0.dtype))
+    chosen = resolve(backend, w0.device, _library.candidates(w0.dtype, levels=logits.ndim == 2))
     if chosen == "reference":
         return reference.gumbel_mask(w0, logits, seed=seed, step=step, temperature=temperature)
     kernel = _library.kernel("gumbel_mask", chosen)

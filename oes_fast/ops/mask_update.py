@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oes_fast import reference
-from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast._checks import check_integer, check_logits, check_number, check_tensor
 from oes_fast.backends import resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
@@ -36,14 +36,15 @@ def mask_update(
 
     Minimises  loss(w0 * m) + kl * sum KL(Ber(sigmoid s) || Ber(density))  (Ghosh et al. 2024, equation 3):
     ds = grad * w0 * m (1 - m) / T + kl * dKL/ds, with m drawn again from (seed, step). The kernels do it in
-    one pass over memory; their bits do not depend on the number of threads.
+    one pass over memory; their bits do not depend on the number of threads. Logits of shape [q - 1, n],
+    of a mask of q > 2 levels, have a KL term each, as published.
 
     Args:
-        logits: s, float32 or float64, shape [n], contiguous, updated.
+        logits: s, float32 or float64, shape [n] or [q - 1, n], contiguous, updated.
         grad: gradient of the loss in the masked weights of :func:`gumbel_mask`, shape [n].
         w0: initial weights, shape [n].
-        exp_avg: Adam's first moment, shape [n], contiguous, updated; zeros before the first step.
-        exp_avg_sq: Adam's second moment, shape [n], contiguous, updated; zeros before the first step.
+        exp_avg: Adam's first moment, shape of ``logits``, contiguous, updated; at first zeros.
+        exp_avg_sq: Adam's second moment, shape of ``logits``, contiguous, updated; at first zeros.
         seed: key of the noise, in [0, 2^64).
         step: search step, from 0, in [0, 2^32); the same that drew the mask.
         temperature: T > 0.
@@ -61,12 +62,13 @@ def mask_update(
     Raises:
         InputError: shapes, dtypes or devices that do not fit, a number out of range, or an updated tensor
             that is not contiguous or shares memory with another argument.
-        BackendError: the named backend cannot run here.
+        BackendError: the named backend cannot run here, or has no more than two levels.
     """
-    check_tensor("logits", logits, ndim=1)
+    check_logits(logits)
     others = {"grad": grad, "w0": w0, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     for name, value in others.items():
-        check_tensor(name, value, shape=logits.shape, like=logits)
+        shape = logits.shape[-1:] if name in ("grad", "w0") else logits.shape
+        check_tensor(name, value, shape=shape, like=logits)
     _check_updated({"logits": logits, **others})
     check_integer("seed", seed, minimum=0, below=2**64)
     check_integer("step", step, minimum=0, below=2**32)
@@ -77,7 +79,7 @@ def mask_update(
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)
-    chosen = resolve(backend, logits.device, _library.candidates(logits.dtype))
+    chosen = resolve(backend, logits.device, _library.candidates(logits.dtype, levels=logits.ndim == 2))
     with torch.no_grad():
         if chosen == "reference":
             return reference.mask_update(

@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer, check_number
+from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
+from oes_fast.ops._library import candidates
 from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
+from oes_fast.pipelines.cut import MASK_OPTIONS, cut_mask
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
@@ -31,6 +34,7 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.reference.level_mask import initial_logit
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +42,14 @@ class SearchResult:
     """What :func:`search_mask` returns.
 
     Attributes:
-        mask: global top-k of the logits.
-        logits: s, shape [number of parameters]; sigmoid(s) is the probability of a weight to be kept.
-        output: image [1, C, H, W] of the initial weights under the mask, without any training.
+        mask: global top-k of the logits, or what ``mask_option`` asked for.
+        logits: s, shape [number of parameters]; sigmoid(s) is the probability of a weight to be kept. Of a
+            mask of q > 2 levels, shape [q - 1, number of parameters]: :mod:`oes_fast.reference.level_mask`.
+        level: of each weight under the mask, shape [number of parameters]: 1 where it is kept, 0 elsewhere;
+            with q > 2 levels, the likeliest level above 0 where it is kept. Training starts from the whole
+            weights all the same.
+        output: image [1, C, H, W] of the initial weights times ``level``, without any training; with
+            mask_option "mean" the mean of the images under the drawn masks.
         history: step, objective and PSNR of the recorded steps; the outputs are those of sampled masks.
         steps: updates made.
         interrupted: stopped before the last step.
@@ -51,6 +60,7 @@ class SearchResult:
 
     mask: Mask
     logits: Tensor
+    level: Tensor
     output: Tensor
     history: History
     steps: int
@@ -71,6 +81,9 @@ def search_mask(
     lr: float = 1e-2,
     kl: float = 1e-9,
     temperature: float = 0.2,
+    levels: int = 2,
+    mask_option: str = "topk",
+    draws: int = 10,
     seed: int = 0,
     clean: Tensor | None = None,
     backend: str = "auto",
@@ -88,6 +101,11 @@ def search_mask(
 
     s starts at 0. The mask keeps the int(density * n) largest s over all parameters together.
 
+    With more than two levels a weight has levels - 1 logits, and m lies between the levels
+    1, .., 1 / (levels - 1), 0; each logit has its KL term, as published. The mask then keeps the largest
+    expected levels: the published code does not say how to cut it. Such a mask is drawn and its logits are
+    updated by the reference, whatever backend runs the network.
+
     Args:
         net: generator with its initial weights w0; neither they nor its running statistics are changed.
         z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`.
@@ -97,7 +115,13 @@ def search_mask(
         lr: Adam's learning rate.
         kl: weight of the KL term.
         temperature: of the relaxation, > 0, fixed over the search.
-        seed: of the noise and the tie-break, in [0, 2^64).
+        levels: q >= 2 of the mask.
+        mask_option: how the mask is cut from the logits: "topk" (published as "det"), "drawn" (one mask drawn
+            from the probabilities, whatever density that comes to; published as "single") or "mean" (the
+            weights kept most often over many drawn masks; published as "multiple"). A resumed search may have
+            another.
+        draws: how many masks "mean" takes.
+        seed: of the noise, the tie-break and the draws, in [0, 2^64).
         clean: image to report the PSNR against; it does not enter the search.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         record_every: steps from one record of the history to the next.
@@ -112,7 +136,7 @@ def search_mask(
     Raises:
         InputError: an argument does not fit, with its name.
         CheckpointError: the checkpoint belongs to another run.
-        BackendError: the backend cannot run here.
+        BackendError: the backend cannot run here, or was named and has no mask of more than two levels.
         OESError: the loss became infinite or NaN.
     """
     check_run_inputs(net, z, noisy, clean)
@@ -127,6 +151,11 @@ def search_mask(
     check_number("kl", kl, minimum=0.0)
     check_number("temperature", temperature, above=0.0)
     check_integer("seed", seed, minimum=0, below=2**64)
+    check_integer("levels", levels, minimum=2, below=2**16)
+    check_choice("mask_option", mask_option, MASK_OPTIONS)
+    check_integer("draws", draws, minimum=1, below=2**32)
+    if levels > 2 and backend not in (AUTO, "reference", "torch"):
+        resolve(backend, z.device, candidates(z.dtype, levels=True))  # says what it lacks
     function, backend = make_function(net, z, None, backend)
     options: dict[str, Any] = {
         "density": density,
@@ -134,6 +163,7 @@ def search_mask(
         "kl": kl,
         "temperature": temperature,
         "seed": seed,
+        "levels": levels,
     }
     run = SearchRun(function, noisy, backend, **options)
     settings = {
@@ -157,13 +187,23 @@ def search_mask(
     )
     # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
     found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}
-    mask = Mask.from_logits(net, run.logits, density, seed=seed, **found)
-    with torch.no_grad():
-        kept = run.w0 * mask.flat.to(run.w0.device)
-        output = function(kept, update_stats=False)
+    if levels > 2:
+        found["levels"] = levels
+    mask, level, output = cut_mask(
+        net,
+        run.w0,
+        run.logits,
+        lambda weights: function(weights, update_stats=False),
+        option=mask_option,
+        density=density,
+        seed=seed,
+        draws=draws,
+        settings=found,
+    )
     return SearchResult(
         mask=mask,
         logits=run.logits,
+        level=level,
         output=output,
         history=finished.history,
         steps=finished.steps,
@@ -190,16 +230,19 @@ class SearchRun:
         kl: float,
         temperature: float,
         seed: int,
+        levels: int = 2,
     ) -> None:
         self._function = function
         self._noisy = noisy
-        self._backend = backend
+        self._backend = "reference" if levels > 2 else backend
         self._density, self._lr, self._kl = density, lr, kl
         self._temperature, self._seed = temperature, seed
         self.w0 = function.initial_weights()
-        self.logits = torch.zeros_like(self.w0)
-        self._exp_avg = torch.zeros_like(self.w0)
-        self._exp_avg_sq = torch.zeros_like(self.w0)
+        shape = (self.w0.numel(),) if levels == 2 else (levels - 1, self.w0.numel())
+        # All levels are equally likely at first.
+        self.logits = self.w0.new_full(shape, initial_logit(levels))
+        self._exp_avg = torch.zeros_like(self.logits)
+        self._exp_avg_sq = torch.zeros_like(self.logits)
         self._weights = self.w0
         self._loss = zero_scalar(noisy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oes_fast.reference.level_mask import level_mask_backward, relaxed_levels
 from oes_fast.reference.philox import logistic_noise
 
 
@@ -15,14 +16,17 @@ def relaxed_mask(logits: Tensor, *, seed: int, step: int, temperature: float = 0
     Logistic(0, 1), and log p - log(1 - p) = s.
 
     Args:
-        logits: s, float32 or float64, shape [n].
+        logits: s, float32 or float64, shape [n]; of shape [q - 1, n] for q > 2 levels, see
+            :mod:`oes_fast.reference.level_mask`.
         seed: key of the noise.
         step: search step; every step has noise of its own.
         temperature: T > 0.
 
     Returns:
-        m in [0, 1], same shape and dtype; differentiable in ``logits``.
+        m in [0, 1], shape [n], same dtype; differentiable in ``logits``.
     """
+    if logits.ndim == 2:
+        return relaxed_levels(logits, seed=seed, step=step, temperature=temperature)
     noise = logistic_noise(seed, step, logits.numel(), dtype=logits.dtype, device=logits.device)
     return torch.sigmoid((logits + noise) / temperature)
 
@@ -32,7 +36,7 @@ def gumbel_mask(w0: Tensor, logits: Tensor, *, seed: int, step: int, temperature
 
     Args:
         w0: initial weights, shape [n].
-        logits: s, shape [n], same dtype and device.
+        logits: s, shape [n] or [q - 1, n], same dtype and device.
         seed: key of the noise.
         step: search step.
         temperature: T > 0.
@@ -51,13 +55,15 @@ def gumbel_mask_backward(
     Args:
         grad: gradient of the masked weights, shape [n].
         w0: initial weights, shape [n].
-        logits: s, shape [n].
+        logits: s, shape [n] or [q - 1, n].
         seed: key of the noise.
         step: search step.
         temperature: T > 0.
 
     Returns:
-        (gradient of ``w0``, gradient of ``logits``), shape [n] each.
+        (gradient of ``w0``, gradient of ``logits``), of their shapes.
     """
+    if logits.ndim == 2:
+        return level_mask_backward(grad, w0, logits, seed=seed, step=step, temperature=temperature)
     m = relaxed_mask(logits, seed=seed, step=step, temperature=temperature)
     return grad * m, grad * w0 * m * (1 - m) / temperature

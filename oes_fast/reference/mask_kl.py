@@ -14,7 +14,7 @@ def mask_kl(logits: Tensor, *, density: float) -> Tensor:
     With p = sigmoid s:  p log((p + eps) / p0) + (1 - p) log((1 - p + eps) / (1 - p0)),  eps = 1e-6.
 
     Args:
-        logits: s, shape [n].
+        logits: s, shape [n], or [q - 1, n] for q > 2 levels.
         density: p0 in (0, 1), the wanted share of kept weights.
 
     Returns:
@@ -33,11 +33,11 @@ def mask_kl_backward(logits: Tensor, *, density: float) -> Tensor:
     p (1 - p) [log((p + eps) / p0) + p / (p + eps) - log((1 - p + eps) / (1 - p0)) - (1 - p) / (1 - p + eps)]
 
     Args:
-        logits: s, shape [n].
+        logits: s, shape [n] or [q - 1, n].
         density: p0 in (0, 1).
 
     Returns:
-        Tensor of shape [n].
+        Tensor of that shape.
     """
     p = torch.sigmoid(logits)
     q = torch.sigmoid(-logits)

@@ -32,11 +32,11 @@ def mask_update(
     ds = grad * w0 * m (1 - m) / T + kl * dKL/ds, with m drawn again from (seed, step).
 
     Args:
-        logits: s, shape [n], updated.
+        logits: s, shape [n], or [q - 1, n] for q > 2 levels, updated.
         grad: gradient of the loss in the masked weights w0 * m, shape [n].
         w0: initial weights, shape [n].
-        exp_avg: Adam's first moment, shape [n], updated.
-        exp_avg_sq: Adam's second moment, shape [n], updated.
+        exp_avg: Adam's first moment, shape of ``logits``, updated.
+        exp_avg_sq: Adam's second moment, shape of ``logits``, updated.
         seed: key of the noise.
         step: search step, from 0; the same that drew the mask.
         temperature: T > 0.

@@ -13,6 +13,7 @@ so it depends on neither device, thread count nor block size, and nothing needs 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ TIE_BREAK = 1  # stream: order of equal logits when the mask is cut
 INPUT_NOISE = 2  # stream: seed of the generator's input
 IMAGE_NOISE = 3  # stream: seed of noise added to an image
 SHUFFLE = 4  # stream: seed of shuffled masks
-NOISE_BITS = 23  # bits of a word that make the logistic noise
+MASK_DRAW = 5  # stream: masks drawn from the probabilities that a search found; the step is the draw
+LEVEL_NOISE = 6  # streams 6 + 256 k: Gumbel noise of level k of a mask of more than two levels
+DRAW_LEVEL = 7  # streams 7 + 256 k: the same of drawn masks
+LEVEL_STRIDE = 256
+NOISE_BITS = 23  # bits of a word that make the noise
 
 _ROUNDS = 10
 _PIECE = 2**18  # elements drawn at a time
@@ -134,14 +139,74 @@ def logistic_noise(
     return _last_noise(seed, step, numel, dtype, device).clone()
 
 
+def gumbel_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gumbel(0, 1) noise -log(-log U) of 32-bit words, with U as in :func:`logistic_from_bits`.
+
+    Every word gives a finite value, -2.82 <= g <= 16.64: computed in float64 and rounded once.
+
+    Args:
+        bits: integer tensor of any shape, values in [0, 2^32).
+        dtype: of the result.
+
+    Returns:
+        Tensor of that shape.
+    """
+    uniform = ((bits >> (32 - NOISE_BITS)).to(torch.float64) + 0.5) / 2.0**NOISE_BITS  # exact
+    return -torch.log(-torch.log(uniform)).to(dtype)
+
+
+def level_noise(
+    seed: int,
+    step: int,
+    numel: int,
+    levels: int,
+    *,
+    stream: int = LEVEL_NOISE,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Gumbel(0, 1) noise of ``levels`` levels of elements 0 .. numel-1 at one step.
+
+    Level k of an element draws from its word of the stream ``stream + 256 k``, so that adding a level leaves
+    the noise of the others as it is.
+
+    Returns:
+        ``dtype`` tensor of shape [levels, numel].
+    """
+    return _last_levels(seed, step, numel, levels, stream, dtype, device).clone()
+
+
 @functools.lru_cache(maxsize=1)
 def _last_noise(
     seed: int, step: int, numel: int, dtype: torch.dtype, device: torch.device | str | None
 ) -> Tensor:
-    # A step of the search asks twice, for its sample and for its update; drawing takes most of the time. In
-    # pieces that stay in a processor's cache it takes half as long.
+    # A step of the search asks twice, for its sample and for its update; drawing takes most of the time.
     noise = torch.empty(numel, dtype=dtype, device=device)
-    for first in range(0, numel, _PIECE):
-        last = min(first + _PIECE, numel)
-        noise[first:last] = logistic_from_bits(_words(seed, step, MASK_NOISE, first, last, device), dtype)
+    return _draw(noise, seed, step, MASK_NOISE, logistic_from_bits)
+
+
+@functools.lru_cache(maxsize=1)
+def _last_levels(
+    seed: int,
+    step: int,
+    numel: int,
+    levels: int,
+    stream: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> Tensor:
+    noise = torch.empty(levels, numel, dtype=dtype, device=device)
+    for level, row in enumerate(noise):
+        _draw(row, seed, step, stream + LEVEL_STRIDE * level, gumbel_from_bits)
+    return noise
+
+
+def _draw(
+    noise: Tensor, seed: int, step: int, stream: int, of_bits: Callable[[Tensor, torch.dtype], Tensor]
+) -> Tensor:
+    """Fill ``noise`` [n]: in pieces that stay in a processor's cache it takes half as long."""
+    for first in range(0, noise.numel(), _PIECE):
+        last = min(first + _PIECE, noise.numel())
+        words = _words(seed, step, stream, first, last, noise.device)
+        noise[first:last] = of_bits(words, noise.dtype)
     return noise
