@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "elementary.h"
 #include "tensors.h"
 
 namespace oes::batch_norm_act {
@@ -20,11 +19,6 @@ OES_INLINE void each_chunk(int64_t pixels, int64_t begin, int64_t end, const F& 
   }
 }
 
-template <typename T>
-OES_INLINE T activated(const PixelMap<T>& map, int64_t channel, T y) {
-  return leaky(map.scale[channel] * y + map.shift[channel], map.slope);
-}
-
 template <Capability, typename Arguments>
 OES_INLINE void statistics_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.y)>>;
@@ -37,16 +31,18 @@ OES_INLINE void statistics_body(const Arguments& a, int64_t begin, int64_t end) 
       return;
     }
     const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
-    Moments<T> moments(activated(a.map, c, y[0]));
-    alignas(64) T piece[kPiece];
-    for (int64_t at = 0; at < count; at += kPiece) {
-      const int64_t size = count - at < kPiece ? count - at : kPiece;
-      for (int64_t j = 0; j < size; ++j) {
-        piece[j] = leaky(scale * y[at + j] + shift, slope);
+    with_act(a.map.act, [&](auto act) OES_LAMBDA {
+      Moments<T> moments(activate<act.value>(scale * y[0] + shift, slope));
+      alignas(64) T piece[kPiece];
+      for (int64_t at = 0; at < count; at += kPiece) {
+        const int64_t size = count - at < kPiece ? count - at : kPiece;
+        for (int64_t j = 0; j < size; ++j) {
+          piece[j] = activate<act.value>(scale * y[at + j] + shift, slope);
+        }
+        moments.add(piece, size);
       }
-      moments.add(piece, size);
-    }
-    moments.finish(count, a.moments + 2 * chunk);
+      moments.finish(count, a.moments + 2 * chunk);
+    });
   });
 }
 
@@ -62,21 +58,16 @@ OES_INLINE void activation_grad_body(const Arguments& a, int64_t begin, int64_t 
       const int64_t size = count - at < kPiece ? count - at : kPiece;
       const T* __restrict y = a.y + c * a.pixels + first + at;
       T* __restrict grad = a.grad + c * a.pixels + first + at;
-      if (a.second) {
-        for (int64_t j = 0; j < size; ++j) {
+      with_act(a.map.act, [&](auto act) OES_LAMBDA {
+        for (int64_t j = 0; a.second && j < size; ++j) {
           const T n = scale * y[j] + shift;
-          const T g = factor * grad[j] + (of_value * leaky(n, slope) + plus);
-          grad[j] = n < T(0) ? g * slope : g;
+          grad[j] = factor * grad[j] + (of_value * activate<act.value>(n, slope) + plus);
+        }
+        for (int64_t j = 0; j < size; ++j) {
+          grad[j] = grad[j] * activate_grad<act.value>(scale * y[j] + shift, slope);
           centred[j] = y[j] - mean;
         }
-      } else {
-        for (int64_t j = 0; j < size; ++j) {
-          const T n = scale * y[j] + shift;
-          const T g = grad[j];
-          grad[j] = n < T(0) ? g * slope : g;
-          centred[j] = y[j] - mean;
-        }
-      }
+      });
       sums.add(grad, centred, size);
     }
     sums.finish(a.sums + 2 * chunk);
@@ -93,19 +84,15 @@ OES_INLINE void second_sums_body(const Arguments& a, int64_t begin, int64_t end)
     for (int64_t at = 0; at < count; at += kPiece) {
       const int64_t size = count - at < kPiece ? count - at : kPiece;
       const T* __restrict y = a.y + c * a.pixels + first + at;
-      for (int64_t j = 0; j < size; ++j) {
-        centred[j] = leaky(scale * y[j] + shift, slope) - mean;
-      }
+      with_act(a.map.act, [&](auto act) OES_LAMBDA {
+        for (int64_t j = 0; j < size; ++j) {
+          centred[j] = activate<act.value>(scale * y[j] + shift, slope) - mean;
+        }
+      });
       sums.add(a.grad + c * a.pixels + first + at, centred, size);
     }
     sums.finish(a.sums + 2 * chunk);
   });
-}
-
-template <typename T>
-OES_INLINE T sigmoid(T x) {
-  const auto pair = sigmoid_pair(x);
-  return x < T(0) ? pair.small : pair.large;
 }
 
 template <Capability, typename Arguments>
@@ -118,11 +105,13 @@ OES_INLINE void output_body(const Arguments& a, int64_t begin, int64_t end) {
     if (a.grad == nullptr) {
       if (a.act == Last::kSigmoid) {
         for (int64_t j = 0; j < count; ++j) {
-          out[j] = sigmoid(y[j] + shift);
+          const T x = y[j] + shift;
+          const auto pair = sigmoid_pair(x);
+          out[j] = x < T(0) ? pair.small : pair.large;
         }
       } else {
         for (int64_t j = 0; j < count; ++j) {
-          out[j] = leaky(y[j] + shift, slope);
+          out[j] = activate<Act::kLeaky>(y[j] + shift, slope);
         }
       }
       return;

@@ -14,7 +14,7 @@ inline int64_t chunks_of(int64_t pixels) {
   return (pixels + kChunk - 1) / kChunk;
 }
 
-// Mean, and sum of squares about it, of every chunk of y, or of leaky(scale * y + shift) if `mapped`.
+// Mean, and sum of squares about it, of every chunk of y, or of act(scale * y + shift) if `mapped`.
 template <typename T>
 struct Statistics {
   int64_t channels, pixels;
@@ -50,7 +50,7 @@ struct SecondSums {
 };
 
 // The image that leaves the network: act(y + shift), or its derivative in place of the gradient.
-enum class Last { kIdentity, kLeaky, kSigmoid };
+enum class Last { kLeaky, kSigmoid };
 
 template <typename T>
 struct Output {
@@ -63,7 +63,6 @@ struct Output {
   T* out;
 };
 
-// What the sums of the derivative come to.
 template <typename T>
 void statistics(const Statistics<T>& a);
 template <typename T>

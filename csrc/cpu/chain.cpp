@@ -13,6 +13,25 @@ int mode_of(const std::string& pad) {
   return pad == "reflect" ? 1 : pad == "replicate" ? 2 : pad == "circular" ? 3 : 0;
 }
 
+Act act_of(const std::string& name) {
+  return name == "elu" ? Act::kElu : name == "silu" ? Act::kSilu : Act::kLeaky;
+}
+
+// An activation and its derivative at one number: for channels that are constant.
+template <typename T>
+T activate_one(const NormSpec& spec, T x) {
+  T result;
+  with_act(act_of(spec.act), [&](auto act) { result = activate<act.value>(x, static_cast<T>(spec.slope)); });
+  return result;
+}
+
+template <typename T>
+T activate_grad_one(const NormSpec& spec, T x) {
+  T result;
+  with_act(act_of(spec.act), [&](auto act) { result = activate_grad<act.value>(x, static_cast<T>(spec.slope)); });
+  return result;
+}
+
 void expect(bool holds, const char* what) {
   if (!holds) {
     throw std::invalid_argument(what);
@@ -57,8 +76,6 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
             (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
         "taps: expected ascending indices inside the weight");
   }
-  link.weights.resize(spec.weights.size());
-  link.back_weights.resize(spec.weights.size());
   link.ones.assign(spec.outputs, T(1));
   link.zeros.assign(spec.outputs, T(0));
   link.offset.resize(spec.bias.size());
@@ -91,10 +108,8 @@ template <typename T>
 void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
   expect(!links_.empty(), "chain: expected a convolution");
   weights_ = weights;
-  act_ = act == "sigmoid"      ? batch_norm_act::Last::kSigmoid
-      : act == "leaky_relu" ? batch_norm_act::Last::kLeaky
-                            : batch_norm_act::Last::kIdentity;
-  slope_ = act_ == batch_norm_act::Last::kLeaky ? static_cast<T>(slope) : T(1);
+  act_ = act == "sigmoid" ? batch_norm_act::Last::kSigmoid : batch_norm_act::Last::kLeaky;
+  slope_ = static_cast<T>(slope);
   ends_in_norm_ = !links_.back().norms.empty();
   int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1;
   for (Link& link : links_) {
@@ -106,9 +121,9 @@ void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
       bordered = std::max(bordered, link.gather_back.source_image + link.bordered.left);
       partial = std::max(partial, link.dot.strips * taps);
     } else {
-      moments = std::max(moments, 2 * link.mix.strips * link.spec.outputs);
-      moments = std::max(moments, 2 * link.mix_back.strips * link.inputs);
-      partial = std::max(partial, link.mix_back.slots * taps * link.mix_back.lanes);
+      moments = std::max(moments, 2 * link.mixing.mix.strips * link.spec.outputs);
+      moments = std::max(moments, 2 * link.mixing.back.strips * link.inputs);
+      partial = std::max(partial, link.mixing.sums());
     }
   }
   for (Aligned<T>& buffer : grads_) {
@@ -162,6 +177,8 @@ void Chain<T>::bind_direct(Link& link) {
   const int64_t source_rows = f.plane_rows(), source_columns = f.plane_columns(), s = spec.stride;
   const int64_t phases = split ? 4 : 1, top = (spec.kernel_rows - 1) / s, left = (spec.kernel_columns - 1) / s;
   const auto taps = static_cast<int64_t>(spec.weights.size());
+  link.weights.resize(taps);
+  link.back_weights.resize(taps);
   link.offsets.resize(taps);
   link.first.assign(spec.outputs + 1, 0);
   link.back_first.assign(link.inputs * phases + 1, 0);
@@ -219,68 +236,7 @@ void Chain<T>::bind_mixing(Link& link) {
   expect(!(fixed_ && links_.size() == 1), "convolution: expected a direct one to read a fixed source");
   link.out_rows = link.rows * (up ? 2 : 1);
   link.out_columns = link.columns * (up ? 2 : 1);
-  mixing::MixBack<T>& back = link.mix_back;
-  back = {};
-  back.inputs = link.inputs;
-  back.outputs = spec.outputs;
-  back.rows = link.rows;
-  back.columns = link.columns;
-  back.kernel = kernel;
-  back.zeros = spec.pad == "zeros";
-  mixing::cut(back);
-  mixing::Mix<T>& mix = link.mix;
-  mix = {link.inputs, spec.outputs, link.rows, link.columns, kernel, back.zeros};
-  mixing::cut(mix);
-  // From the order (o, c, u, v) to (o, u, v, c), and for the derivative to (c, block of o, o, u, v).
-  const auto taps = static_cast<int64_t>(spec.weights.size());
-  Indices order(taps);
-  for (int64_t t = 0; t < taps; ++t) {
-    order[t] = t;
-  }
-  const auto b_of = [&](int64_t t) {
-    const int64_t* tap = &spec.taps[4 * t];
-    return tap[0] * kernel + tap[2] * spec.kernel_columns + tap[3];
-  };
-  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return b_of(x) < b_of(y); });
-  ConvSpec sorted = spec;
-  link.first.assign(spec.outputs * kernel + 1, 0);
-  for (int64_t t = 0; t < taps; ++t) {
-    std::copy_n(&spec.taps[4 * order[t]], 4, &sorted.taps[4 * t]);
-    sorted.weights[t] = spec.weights[order[t]];
-    link.strip_offsets.push_back(static_cast<int32_t>(spec.taps[4 * order[t] + 1] * mix.plane));
-    link.back_source_offsets.push_back(static_cast<int32_t>(spec.taps[4 * order[t] + 1] * back.plane));
-    ++link.first[b_of(order[t]) + 1];
-  }
-  link.spec = sorted;
-  for (int64_t b = 0; b < spec.outputs * kernel; ++b) {
-    link.first[b + 1] += link.first[b];
-  }
-  const auto back_of = [&](int64_t t) {
-    const int64_t* tap = &link.spec.taps[4 * t];
-    return tap[1] * back.blocks + tap[0] / back.block;
-  };
-  for (int64_t t = 0; t < taps; ++t) {
-    order[t] = t;
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return back_of(x) < back_of(y); });
-  link.back_first.assign(link.inputs * back.blocks + 1, 0);
-  for (const int64_t t : order) {
-    const int64_t* tap = &link.spec.taps[4 * t];
-    ++link.back_first[back_of(t) + 1];
-    link.back_strip_offsets.push_back(
-        static_cast<int32_t>((tap[0] % back.block * kernel + tap[2] * spec.kernel_columns + tap[3]) * back.plane));
-  }
-  for (size_t i = 1; i < link.back_first.size(); ++i) {
-    link.back_first[i] += link.back_first[i - 1];
-  }
-  link.back_order = order;
-  mix.first = back.first = link.first.data();
-  mix.offsets = link.strip_offsets.data();
-  back.offsets = link.back_source_offsets.data();
-  mix.weights = link.weights.data();
-  back.back_first = link.back_first.data();
-  back.back_offsets = link.back_strip_offsets.data();
-  back.back_weights = link.back_weights.data();
+  link.mixing.bind(link.inputs, spec.outputs, link.rows, link.columns, kernel, spec.pad == "zeros", spec.taps);
 }
 
 template <typename T>
@@ -288,7 +244,13 @@ PixelMap<T> Chain<T>::map_of(const Link& link) const {
   const Norm& one = link.norms[0];
   const Norm* two = link.norms.size() > 1 ? &link.norms[1] : nullptr;
   return {one.scale.data(), one.shift.data(), two == nullptr ? link.ones.data() : two->scale.data(),
-          two == nullptr ? link.zeros.data() : two->shift.data(), static_cast<T>(one.spec.slope)};
+          two == nullptr ? link.zeros.data() : two->shift.data(), static_cast<T>(one.spec.slope), act_of(one.spec.act)};
+}
+
+// The source as it is.
+template <typename T>
+PixelMap<T> Chain<T>::source_map() const {
+  return {identity_.data(), none_.data(), identity_.data(), none_.data(), T(1), Act::kLeaky};
 }
 
 template <typename T>
@@ -297,14 +259,15 @@ void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vec
   for (size_t l = 0; l < links_.size(); ++l) {
     Link& link = links_[l];
     const Link* before = l == 0 ? nullptr : &links_[l - 1];
-    const auto taps = static_cast<int64_t>(link.weights.size());
     const auto scale = static_cast<T>(link.spec.scale);
-    for (int64_t t = 0; t < taps; ++t) {
-      link.weights[t] = weights[link.spec.weights[t]] * scale;
+    if (link.direct()) {
+      for (size_t t = 0; t < link.weights.size(); ++t) {
+        link.weights[t] = weights[link.spec.weights[t]] * scale;
+      }
+    } else {
+      link.mixing.set(weights, link.spec.weights.data(), scale);
     }
-    const PixelMap<T> map = before == nullptr
-        ? PixelMap<T>{identity_.data(), none_.data(), identity_.data(), none_.data(), T(1)}
-        : map_of(*before);
+    const PixelMap<T> map = before == nullptr ? source_map() : map_of(*before);
     convolve(link, before == nullptr ? source : before->y.data(), map);
     offsets(link, before == nullptr ? nullptr : &before->norms.back(), weights);
     for (size_t which = 0; which < link.norms.size(); ++which) {
@@ -319,7 +282,7 @@ void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vec
       T* mean = running.empty() ? nullptr : running[statistics];
       T* var = running.empty() ? nullptr : running[statistics + 1];
       statistics += 2;
-      normalise(link, which, moments_.data(), strips ? link.mix.strips : chunks, !strips, weights, mean, var);
+      normalise(link, which, moments_.data(), strips ? link.mixing.mix.strips : chunks, !strips, weights, mean, var);
     }
   }
   Link& last = links_.back();
@@ -334,7 +297,7 @@ void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vec
 template <typename T>
 void Chain<T>::convolve(Link& link, const T* source, const PixelMap<T>& map) {
   if (!link.direct()) {
-    mixing::Mix<T> a = link.mix;
+    mixing::Mix<T> a = link.mixing.mix;
     a.map = map;
     a.source = source;
     a.out = link.y.data();
@@ -380,7 +343,7 @@ void Chain<T>::normalise(
     Merged all;
     for (int64_t part = 0; part < parts; ++part) {
       const double* of_part = moments + 2 * (chunks ? c * parts + part : part * channels + c);
-      const int64_t size = chunks ? batch_norm_act::kChunk : link.mix.strip_rows * (pixels / link.mix.rows);
+      const int64_t size = chunks ? batch_norm_act::kChunk : link.mixing.mix.strip_rows * (pixels / link.rows);
       all.add(static_cast<double>(std::min(size, pixels - part * size)), of_part[0], of_part[1]);
     }
     const double variance = all.squares / all.count;
@@ -410,7 +373,7 @@ void Chain<T>::normalise(
     v = static_cast<T>((1 - momentum) * v);
   }
   for (size_t i = 0; i < spec.constants.size(); ++i) {
-    norm.constants[i] = leaky(weights[spec.constants[i]], static_cast<T>(spec.slope));
+    norm.constants[i] = activate_one(spec, weights[spec.constants[i]]);
   }
 }
 
@@ -437,8 +400,7 @@ void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* gra
       of_result.c = norm.c.data();
     }
     if (l == 0) {
-      const PixelMap<T> map{identity_.data(), none_.data(), identity_.data(), none_.data(), T(1)};
-      conv_back(link, nullptr, source, map, of_result, grad_source, grad_weights);
+      conv_back(link, nullptr, source, source_map(), of_result, grad_source, grad_weights);
       break;
     }
     conv_back(
@@ -478,7 +440,7 @@ void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weight
   };
   const bool begun = reader != nullptr && !reader->direct();
   if (begun) {
-    derive(link.norms.back(), reader->mix_back.strips, channels, 1);
+    derive(link.norms.back(), reader->mixing.back.strips, channels, 1);
     if (link.norms.size() == 1) {
       return;
     }
@@ -512,12 +474,8 @@ void Chain<T>::conv_back(
     PixelGrad<T> grad,
     T* grad_source,
     T* grad_weights) {
-  const auto taps = static_cast<int64_t>(link.weights.size());
-  for (int64_t t = 0; grad_source != nullptr && t < taps; ++t) {
-    link.back_weights[t] = link.weights[link.back_order[t]];
-  }
   if (!link.direct()) {
-    mixing::MixBack<T> a = link.mix_back;
+    mixing::MixBack<T> a = link.mixing.back;
     a.map = map;
     a.source = source;
     a.grad = grad;
@@ -529,22 +487,26 @@ void Chain<T>::conv_back(
     }
     a.sums = partial_.data();
     mixing::mix_back(a);
-    add_sums(link, a.sums, a.slots, taps * a.lanes, a.lanes, grad_weights);
+    link.mixing.add_grads(a.sums, link.spec.weights.data(), static_cast<T>(link.spec.scale), grad_weights);
     return;
   }
   frame::Bordered<T> b = link.bordered;
   b.grad = grad;
   b.out = bordered_.data();
   frame::bordered(b);
+  const auto taps = static_cast<int64_t>(link.weights.size());
   const int64_t macs = taps * link.pixels();
   sparse_conv2d::Dot<T> d = link.dot;
   d.source = fixed_ && &link == &links_[0] ? source : link.planes.data();
   d.grad = bordered_.data() + b.top * b.pitch + b.left;
   d.partial = partial_.data();
   sparse_conv2d::run(d, 1, macs);
-  add_sums(link, d.partial, d.strips, taps, 1, grad_weights);
+  add_sums(link, d.partial, d.strips, grad_weights);
   if (grad_source == nullptr) {
     return;
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    link.back_weights[t] = link.weights[link.back_order[t]];
   }
   sparse_conv2d::Gather<T> g = link.gather_back;
   g.source = bordered_.data();
@@ -556,24 +518,21 @@ void Chain<T>::conv_back(
   frame::make_back(f);
 }
 
-// Adds up the parts of the gradient of every weight, `lanes` numbers each, `next` from one part to the next.
+// Adds up the parts of the gradient of every weight.
 template <typename T>
-void Chain<T>::add_sums(
-    const Link& link, const T* sums, int64_t parts, int64_t next, int64_t lanes, T* grad_weights) const {
+void Chain<T>::add_sums(const Link& link, const T* sums, int64_t parts, T* grad_weights) const {
   constexpr int64_t kGrain = 1024; // weights
   const auto scale = static_cast<T>(link.spec.scale);
-  torch::stable::parallel_for(
-      0, static_cast<int64_t>(link.weights.size()), kGrain, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) {
-          double sum = 0;
-          for (int64_t part = 0; part < parts; ++part) {
-            for (int64_t lane = 0; lane < lanes; ++lane) {
-              sum += static_cast<double>(sums[part * next + t * lanes + lane]);
-            }
-          }
-          grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
-        }
-      });
+  const auto taps = static_cast<int64_t>(link.weights.size());
+  torch::stable::parallel_for(0, taps, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      double sum = 0;
+      for (int64_t part = 0; part < parts; ++part) {
+        sum += static_cast<double>(sums[part * taps + t]);
+      }
+      grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
+    }
+  });
 }
 
 // Of a last convolution with no norm behind it: gradient of its bias and of what constant channels add.
@@ -601,7 +560,7 @@ void Chain<T>::offset_back(Link& link, const Norm* before, const T* grad, const 
   for (size_t i = 0; i < link.spec.constant_taps.size(); i += 3) {
     const int64_t* tap = &link.spec.constant_taps[i];
     const int64_t beta = before->spec.constants[tap[2]];
-    const double slope = weights[beta] < T(0) ? before->spec.slope : 1;
+    const auto slope = static_cast<double>(activate_grad_one(before->spec, weights[beta]));
     const double of_constant = sums[tap[0]] * factor * static_cast<double>(weights[tap[1]]);
     grad_weights[tap[1]] += static_cast<T>(sums[tap[0]] * factor * static_cast<double>(before->constants[tap[2]]));
     grad_weights[beta] += static_cast<T>(of_constant * slope);

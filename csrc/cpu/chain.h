@@ -45,6 +45,7 @@ struct NormSpec {
   bool tracks = false;
   Indices places; // of the channels in the running statistics
   Indices tracked, tracked_places; // constants, as the convolution or norm before counts them, -1 for zero
+  std::string act = "leaky_relu"; // or elu, silu; none is leaky_relu with a slope of 1
   double slope = 1;
   Indices constants; // indices of the beta of every constant channel
 };
@@ -57,7 +58,7 @@ class Chain {
 
   void add_conv(const ConvSpec& spec);
   void add_norm(const NormSpec& spec);
-  // The image leaves through an activation: identity, leaky_relu or sigmoid.
+  // The image leaves through an activation: leaky_relu or sigmoid.
   void finish(const std::string& act, double slope, int64_t weights);
 
   void forward(const T* weights, const T* source, T* out, const std::vector<T*>& running);
@@ -83,19 +84,14 @@ class Chain {
     ConvSpec spec;
     int64_t inputs, rows, columns; // of the input
     int64_t out_rows, out_columns;
-    std::vector<Norm> norms; // at most two
+    std::vector<Norm> norms; // at most two; the first has the activation
     Aligned<T> y;
-    // Weights, in the order of the taps and of the derivative.
-    std::vector<T> weights, back_weights;
-    Indices back_order;
     std::vector<T> ones, zeros; // [outputs]
     std::vector<T> offset; // bias and constants
-    // pointwise, up
-    mixing::Mix<T> mix;
-    mixing::MixBack<T> mix_back;
-    Indices first, back_first;
-    std::vector<int32_t> strip_offsets, back_source_offsets, back_strip_offsets;
+    mixing::Weights<T> mixing; // pointwise, up
     // direct
+    std::vector<T> weights, back_weights;
+    Indices back_order, first, back_first;
     frame::Border border;
     frame::Frame<T> frame;
     frame::Bordered<T> bordered;
@@ -115,6 +111,7 @@ class Chain {
   void bind_direct(Link& link);
   void bind_mixing(Link& link);
   PixelMap<T> map_of(const Link& link) const;
+  PixelMap<T> source_map() const;
   void convolve(Link& link, const T* planes_or_source, const PixelMap<T>& map);
   void offsets(Link& link, const Norm* before, const T* weights);
   void normalise(
@@ -124,13 +121,12 @@ class Chain {
   void conv_back(
       Link& link, const Link* before, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source,
       T* grad_weights);
-  void add_sums(
-      const Link& link, const T* sums, int64_t parts, int64_t next, int64_t lanes, T* grad_weights) const;
+  void add_sums(const Link& link, const T* sums, int64_t parts, T* grad_weights) const;
   void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
 
   bool fixed_;
   int64_t channels_, rows_, columns_, weights_ = 0;
-  batch_norm_act::Last act_ = batch_norm_act::Last::kIdentity;
+  batch_norm_act::Last act_ = batch_norm_act::Last::kLeaky;
   bool ends_in_norm_ = false;
   T slope_ = 1;
   std::deque<Link> links_; // whose elements stay where they are

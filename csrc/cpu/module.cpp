@@ -162,6 +162,7 @@ PYBIND11_MODULE(_C, module) {
       .def_readwrite("places", &NormSpec::places)
       .def_readwrite("tracked", &NormSpec::tracked)
       .def_readwrite("tracked_places", &NormSpec::tracked_places)
+      .def_readwrite("act", &NormSpec::act)
       .def_readwrite("slope", &NormSpec::slope)
       .def_readwrite("constants", &NormSpec::constants);
   oes::bind_chain<float>(module, "ChainFloat");

@@ -3,16 +3,66 @@
 
 #include <cstring>
 
-#include "simd.h"
+#include "elementary.h"
 
 namespace oes {
 
-// value = scale2 * leaky(scale * y + shift) + shift2, channel by channel: batch norm, activation, and the batch norm
-// that may follow.
+// The activations of oes_fast/reference/batch_norm_act.py. None is leaky with a slope of 1.
+enum class Act { kLeaky, kElu, kSilu };
+
+template <Act kAct, typename T>
+OES_INLINE T activate(T x, T slope) {
+  if constexpr (kAct == Act::kLeaky) {
+    return x < T(0) ? x * slope : x;
+  } else if constexpr (kAct == Act::kElu) {
+    const T below = slope * (exp_negative(absolute(x)) - T(1));
+    return x < T(0) ? below : x;
+  } else {
+    const auto pair = sigmoid_pair(x);
+    return x * (x < T(0) ? pair.small : pair.large);
+  }
+}
+
+// Derivative of the activation at x.
+template <Act kAct, typename T>
+OES_INLINE T activate_grad(T x, T slope) {
+  if constexpr (kAct == Act::kLeaky) {
+    return x < T(0) ? slope : T(1);
+  } else if constexpr (kAct == Act::kElu) {
+    const T below = slope * exp_negative(absolute(x));
+    return x < T(0) ? below : T(1);
+  } else {
+    const auto pair = sigmoid_pair(x);
+    const T at = x < T(0) ? pair.small : pair.large, rest = x < T(0) ? pair.large : pair.small;
+    return at * (T(1) + x * rest);
+  }
+}
+
+// Calls f with the activation as a constant of its own type.
+template <Act kAct>
+struct ActConstant {
+  static constexpr Act value = kAct;
+};
+
+template <typename F>
+OES_INLINE void with_act(Act act, const F& f) {
+  switch (act) {
+    case Act::kElu:
+      return f(ActConstant<Act::kElu>());
+    case Act::kSilu:
+      return f(ActConstant<Act::kSilu>());
+    default:
+      return f(ActConstant<Act::kLeaky>());
+  }
+}
+
+// value = scale2 * act(scale * y + shift) + shift2, channel by channel: batch norm, activation, and the batch norm that
+// may follow.
 template <typename T>
 struct PixelMap {
   const T *scale, *shift, *scale2, *shift2;
   T slope; // of the activation below zero; 1 for none
+  Act act;
 };
 
 // Gradient of a convolution's result y: a * grad + b * y + c, channel by channel, from the gradient of the normalised
@@ -23,17 +73,15 @@ struct PixelGrad {
 };
 
 template <typename T>
-OES_INLINE T leaky(T x, T slope) {
-  return x < T(0) ? x * slope : x;
-}
-
-template <typename T>
-OES_INLINE void map_row(const T* __restrict from, const PixelMap<T>& map, int64_t channel, int64_t count, T* __restrict to) {
+OES_INLINE void map_row(
+    const T* __restrict from, const PixelMap<T>& map, int64_t channel, int64_t count, T* __restrict to) {
   const T scale = map.scale[channel], shift = map.shift[channel], slope = map.slope;
   const T scale2 = map.scale2[channel], shift2 = map.shift2[channel];
-  for (int64_t j = 0; j < count; ++j) {
-    to[j] = scale2 * leaky(scale * from[j] + shift, slope) + shift2;
-  }
+  with_act(map.act, [&](auto act) OES_LAMBDA {
+    for (int64_t j = 0; j < count; ++j) {
+      to[j] = scale2 * activate<act.value>(scale * from[j] + shift, slope) + shift2;
+    }
+  });
 }
 
 template <typename T>

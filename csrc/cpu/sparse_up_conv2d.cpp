@@ -1,6 +1,7 @@
 #include "sparse_up_conv2d.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "scratch.h"
 #include "sparse_conv2d.h"
@@ -66,8 +67,6 @@ int64_t plane_of(int64_t count, int64_t lanes, int64_t element) {
   return least + ((kVectors * lanes - least) % way + way) % way;
 }
 
-} // namespace
-
 template <typename T>
 void cut(Mix<T>& a) {
   const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T)), halo = a.kernel == 9 ? 1 : 0;
@@ -91,6 +90,77 @@ void cut(MixBack<T>& a) {
   a.piece = std::max<int64_t>(kVectors, kNear / (vector_bytes(capability()) * a.inputs));
   a.lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
   a.parts = a.strips >= kUnits ? 1 : std::min<int64_t>(ceil_div(kUnits, a.strips), 4);
+}
+
+} // namespace
+
+template <typename T>
+void Weights<T>::bind(
+    int64_t inputs, int64_t outputs, int64_t rows, int64_t columns, int64_t kernel, bool zeros,
+    const std::vector<int64_t>& taps) {
+  mix = {inputs, outputs, rows, columns, kernel, zeros};
+  back = {inputs, outputs, rows, columns, kernel, zeros};
+  cut(mix);
+  cut(back);
+  const auto size = static_cast<int64_t>(taps.size()) / 4, side = kernel == 9 ? int64_t(3) : int64_t(1);
+  const auto b_of = [&](int64_t t) { return taps[4 * t] * kernel + taps[4 * t + 2] * side + taps[4 * t + 3]; };
+  const auto block_of = [&](int64_t t) { return taps[4 * t + 1] * back.blocks + taps[4 * t] / back.block; };
+  // (o, u, v, c), and for the derivative (c, block of o, o, u, v).
+  order_.resize(size);
+  std::iota(order_.begin(), order_.end(), int64_t(0));
+  std::stable_sort(order_.begin(), order_.end(), [&](int64_t x, int64_t y) { return b_of(x) < b_of(y); });
+  back_order_ = order_;
+  std::stable_sort(
+      back_order_.begin(), back_order_.end(), [&](int64_t x, int64_t y) { return block_of(x) < block_of(y); });
+  first_.assign(outputs * kernel + 1, 0);
+  back_first_.assign(inputs * back.blocks + 1, 0);
+  offsets_.clear();
+  source_offsets_.clear();
+  back_offsets_.clear();
+  for (const int64_t t : order_) {
+    ++first_[b_of(t) + 1];
+    offsets_.push_back(static_cast<int32_t>(taps[4 * t + 1] * mix.plane));
+    source_offsets_.push_back(static_cast<int32_t>(taps[4 * t + 1] * back.plane));
+  }
+  for (const int64_t t : back_order_) {
+    ++back_first_[block_of(t) + 1];
+    back_offsets_.push_back(static_cast<int32_t>(b_of(t) % (back.block * kernel) * back.plane));
+  }
+  std::partial_sum(first_.begin(), first_.end(), first_.begin());
+  std::partial_sum(back_first_.begin(), back_first_.end(), back_first_.begin());
+  weights_.resize(size);
+  back_weights_.resize(size);
+  mix.first = back.first = first_.data();
+  mix.offsets = offsets_.data();
+  mix.weights = weights_.data();
+  back.offsets = source_offsets_.data();
+  back.back_first = back_first_.data();
+  back.back_offsets = back_offsets_.data();
+  back.back_weights = back_weights_.data();
+}
+
+template <typename T>
+void Weights<T>::set(const T* from, const int64_t* indices, T scale) {
+  for (int64_t t = 0; t < count(); ++t) {
+    weights_[t] = from[indices[order_[t]]] * scale;
+    back_weights_[t] = from[indices[back_order_[t]]] * scale;
+  }
+}
+
+template <typename T>
+void Weights<T>::add_grads(const T* sums, const int64_t* indices, T scale, T* to) const {
+  constexpr int64_t kGrain = 1024; // weights
+  torch::stable::parallel_for(0, count(), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      double sum = 0;
+      for (int64_t slot = 0; slot < back.slots; ++slot) {
+        for (int64_t lane = 0; lane < back.lanes; ++lane) {
+          sum += static_cast<double>(sums[(slot * count() + t) * back.lanes + lane]);
+        }
+      }
+      to[indices[order_[t]]] += static_cast<T>(sum) * scale;
+    }
+  });
 }
 
 template <typename T>
@@ -127,9 +197,7 @@ template void mix(const Mix<float>&);
 template void mix(const Mix<double>&);
 template void mix_back(const MixBack<float>&);
 template void mix_back(const MixBack<double>&);
-template void cut(Mix<float>&);
-template void cut(Mix<double>&);
-template void cut(MixBack<float>&);
-template void cut(MixBack<double>&);
+template class Weights<float>;
+template class Weights<double>;
 
 } // namespace oes::mixing

@@ -13,6 +13,8 @@
 // and the two products follow.
 #pragma once
 
+#include <vector>
+
 #include "pixels.h"
 
 namespace oes::mixing {
@@ -67,10 +69,35 @@ void mix(const Mix<T>& a);
 template <typename T>
 void mix_back(const MixBack<T>& a);
 
-// How the work is cut: depends on sizes alone, so that results do not depend on the number of threads.
+// The lists of weights in the orders that the two read them, and how their work is cut: which depends on sizes alone,
+// so that results do not depend on the number of threads.
 template <typename T>
-void cut(Mix<T>& a);
-template <typename T>
-void cut(MixBack<T>& a);
+class Weights {
+ public:
+  // `taps` are (o, c, u, v) of every weight; values come and gradients go in that order.
+  void bind(
+      int64_t inputs, int64_t outputs, int64_t rows, int64_t columns, int64_t kernel, bool zeros,
+      const std::vector<int64_t>& taps);
+
+  // weight t = scale * from[indices[t]].
+  void set(const T* from, const int64_t* indices, T scale);
+  // Adds scale * gradient of weight t to to[indices[t]], from the sums that mix_back has left.
+  void add_grads(const T* sums, const int64_t* indices, T scale, T* to) const;
+
+  int64_t count() const {
+    return static_cast<int64_t>(order_.size());
+  }
+  int64_t sums() const { // elements of MixBack::sums
+    return back.slots * count() * back.lanes;
+  }
+
+  Mix<T> mix; // but for the map, the images and the sums
+  MixBack<T> back;
+
+ private:
+  std::vector<int64_t> order_, back_order_, first_, back_first_;
+  std::vector<int32_t> offsets_, source_offsets_, back_offsets_;
+  std::vector<T> weights_, back_weights_;
+};
 
 } // namespace oes::mixing

@@ -444,18 +444,19 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
   Sums<T> all;
   for (int64_t at = 0; at < count; at += kPixels) {
     const int64_t size = count - at < kPixels ? count - at : kPixels;
-    if (a.leave == Leave::kActivation) {
-      for (int64_t j = 0; j < size; ++j) {
-        const T n = scale * source[at + j] + shift;
-        result[j] = n < T(0) ? grad[at + j] * slope : grad[at + j];
-        centred[j] = source[at + j] - mean;
+    with_act(a.map.act, [&](auto act) OES_LAMBDA {
+      if (a.leave == Leave::kActivation) {
+        for (int64_t j = 0; j < size; ++j) {
+          result[j] = grad[at + j] * activate_grad<act.value>(scale * source[at + j] + shift, slope);
+          centred[j] = source[at + j] - mean;
+        }
+      } else {
+        for (int64_t j = 0; j < size; ++j) {
+          result[j] = grad[at + j];
+          centred[j] = activate<act.value>(scale * source[at + j] + shift, slope) - mean;
+        }
       }
-    } else {
-      for (int64_t j = 0; j < size; ++j) {
-        result[j] = grad[at + j];
-        centred[j] = leaky(scale * source[at + j] + shift, slope) - mean;
-      }
-    }
+    });
     for (int64_t j = 0; j < size; ++j) {
       out[at + j] = result[j];
     }

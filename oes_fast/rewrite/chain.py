@@ -19,7 +19,7 @@ from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.liveness import Alive
 
-_ACTIVATIONS = (None, "identity", "relu", "leaky_relu")
+_ACTIVATIONS = (None, "identity", "relu", "leaky_relu", "elu", "silu")
 _OUTPUTS = ("identity", "relu", "leaky_relu", "sigmoid")
 
 
@@ -271,7 +271,7 @@ class Program:
                 incoming = alive[id(node)].const
             before = alive[id(link.nodes[-1])]
         act = chain.links[-1].act
-        kind, slope = "identity", 1.0
+        kind, slope = "leaky_relu", 1.0
         if act is not None:
             assert isinstance(act.stage, s.Act)
             kind, slope = _activation(act.stage)
@@ -335,7 +335,8 @@ class Program:
         order = {channel: number for number, channel in enumerate(incoming.tolist())}
         spec.tracked = [order.get(channel, -1) for channel in alive.tracked.tolist()]
         spec.tracked_places = (alive.tracked + norm.first).tolist()
-        spec.slope = 1.0 if norm.act is None else _activation(norm.act)[1]
+        if norm.act is not None:
+            spec.act, spec.slope = _activation(norm.act)
         if len(alive.const):
             assert norm.bias is not None
             spec.constants = self._weights.places(norm.bias, alive.const + norm.first).tolist()
@@ -346,7 +347,9 @@ def _activation(act: s.Act) -> tuple[str, float]:
     """(name, slope below zero) of an activation as the kernels know it."""
     if act.kind == "relu":
         return "leaky_relu", 0.0
-    return act.kind, act.value if act.kind == "leaky_relu" else 1.0
+    if act.kind == "identity":
+        return "leaky_relu", 1.0
+    return act.kind, act.value
 
 
 class _Evaluate(torch.autograd.Function):
