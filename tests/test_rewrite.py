@@ -102,7 +102,7 @@ def test_published_network(published: dict[str, Tensor], name: str, backend: str
     fast = compare(net, Mask.from_flat(net, published[name]), z, backend)
     table = fast.explain((192, 192))
     assert "conv 3x3 of up-sampled x2" in table
-    assert ("sparse_conv2d" in table) == (backend == "cpu")
+    assert ("C++ chain" in table) == (backend == "cpu")
 
 
 def test_published_network_dense() -> None:

@@ -30,14 +30,14 @@ OES_INLINE void statistics_body(const Arguments& a, int64_t begin, int64_t end) 
       moments.finish(count, a.moments + 2 * chunk);
       return;
     }
-    const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
+    const T mean = a.map.mean[c], scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
     with_act(a.map.act, [&](auto act) OES_LAMBDA {
-      Moments<T> moments(activate<act.value>(scale * y[0] + shift, slope));
+      Moments<T> moments(activate<act.value>(scale * (y[0] - mean) + shift, slope));
       alignas(64) T piece[kPiece];
       for (int64_t at = 0; at < count; at += kPiece) {
         const int64_t size = count - at < kPiece ? count - at : kPiece;
         for (int64_t j = 0; j < size; ++j) {
-          piece[j] = activate<act.value>(scale * y[at + j] + shift, slope);
+          piece[j] = activate<act.value>(scale * (y[at + j] - mean) + shift, slope);
         }
         moments.add(piece, size);
       }
@@ -50,7 +50,8 @@ template <Capability, typename Arguments>
 OES_INLINE void activation_grad_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
   each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
-    const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
+    const T mean = a.map.mean[c], scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
+    const T mean2 = a.map.mean2[c];
     const T factor = a.second ? a.a[c] : T(1), of_value = a.second ? a.b[c] : T(0), plus = a.second ? a.c[c] : T(0);
     Sums<T> sums;
     alignas(64) T centred[kPiece];
@@ -60,12 +61,12 @@ OES_INLINE void activation_grad_body(const Arguments& a, int64_t begin, int64_t 
       T* __restrict grad = a.grad + c * a.pixels + first + at;
       with_act(a.map.act, [&](auto act) OES_LAMBDA {
         for (int64_t j = 0; a.second && j < size; ++j) {
-          const T n = scale * y[j] + shift;
-          grad[j] = factor * grad[j] + (of_value * activate<act.value>(n, slope) + plus);
+          const T n = scale * (y[j] - mean) + shift;
+          grad[j] = factor * grad[j] + (of_value * (activate<act.value>(n, slope) - mean2) + plus);
         }
         for (int64_t j = 0; j < size; ++j) {
-          grad[j] = grad[j] * activate_grad<act.value>(scale * y[j] + shift, slope);
           centred[j] = y[j] - mean;
+          grad[j] = grad[j] * activate_grad<act.value>(scale * centred[j] + shift, slope);
         }
       });
       sums.add(grad, centred, size);
@@ -78,7 +79,8 @@ template <Capability, typename Arguments>
 OES_INLINE void second_sums_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
   each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
-    const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
+    const T mean = a.map.mean[c], scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
+    const T mean2 = a.map.mean2[c];
     Sums<T> sums;
     alignas(64) T centred[kPiece];
     for (int64_t at = 0; at < count; at += kPiece) {
@@ -86,7 +88,7 @@ OES_INLINE void second_sums_body(const Arguments& a, int64_t begin, int64_t end)
       const T* __restrict y = a.y + c * a.pixels + first + at;
       with_act(a.map.act, [&](auto act) OES_LAMBDA {
         for (int64_t j = 0; j < size; ++j) {
-          centred[j] = activate<act.value>(scale * y[j] + shift, slope) - mean;
+          centred[j] = activate<act.value>(scale * (y[j] - mean) + shift, slope) - mean2;
         }
       });
       sums.add(a.grad + c * a.pixels + first + at, centred, size);

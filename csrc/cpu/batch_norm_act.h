@@ -14,7 +14,7 @@ inline int64_t chunks_of(int64_t pixels) {
   return (pixels + kChunk - 1) / kChunk;
 }
 
-// Mean, and sum of squares about it, of every chunk of y, or of act(scale * y + shift) if `mapped`.
+// Mean, and sum of squares about it, of every chunk of y, or of the activated pixels if `mapped`.
 template <typename T>
 struct Statistics {
   int64_t channels, pixels;
@@ -25,7 +25,7 @@ struct Statistics {
 };
 
 // In place: gradient of the mapped pixels to gradient of the normalised ones. With `second`, the batch norm after the
-// activation has been undone by a * grad + b * activated + c first.
+// activation has been undone by a * grad + b * (activated - mean2) + c first.
 template <typename T>
 struct ActivationGrad {
   int64_t channels, pixels;
@@ -33,7 +33,6 @@ struct ActivationGrad {
   PixelMap<T> map;
   bool second;
   const T *a, *b, *c;
-  const T* mean; // of y
   T* grad;
   double* sums; // [channels, chunks, 2]: of the result, and of the result times (y - mean)
 };
@@ -44,7 +43,6 @@ struct SecondSums {
   int64_t channels, pixels;
   const T* y;
   PixelMap<T> map;
-  const T* mean; // of the activated pixels
   const T* grad;
   double* sums;
 };

@@ -38,18 +38,6 @@ void expect(bool holds, const char* what) {
   }
 }
 
-// Mean and sum of squares about it of parts that have their own (Chan, Golub and LeVeque 1983).
-struct Merged {
-  double count = 0, mean = 0, squares = 0;
-
-  void add(double n, double part_mean, double part_squares) {
-    const double total = count + n, delta = part_mean - mean;
-    mean += delta * n / total;
-    squares += part_squares + delta * delta * count * n / total;
-    count = total;
-  }
-};
-
 } // namespace
 
 template <typename T>
@@ -98,7 +86,6 @@ void Chain<T>::add_norm(const NormSpec& spec) {
   for (std::vector<T>* each : {&norm.scale, &norm.shift, &norm.a, &norm.b, &norm.c, &norm.mean}) {
     each->resize(channels);
   }
-  norm.mean_exact.resize(channels);
   norm.rstd.resize(channels);
   norm.constants.resize(spec.constants.size());
   link.norms.push_back(std::move(norm));
@@ -243,14 +230,16 @@ template <typename T>
 PixelMap<T> Chain<T>::map_of(const Link& link) const {
   const Norm& one = link.norms[0];
   const Norm* two = link.norms.size() > 1 ? &link.norms[1] : nullptr;
-  return {one.scale.data(), one.shift.data(), two == nullptr ? link.ones.data() : two->scale.data(),
-          two == nullptr ? link.zeros.data() : two->shift.data(), static_cast<T>(one.spec.slope), act_of(one.spec.act)};
+  const T *zeros = link.zeros.data(), *ones = link.ones.data();
+  return {one.mean.data(), one.scale.data(), one.shift.data(),
+          two == nullptr ? zeros : two->mean.data(), two == nullptr ? ones : two->scale.data(),
+          two == nullptr ? zeros : two->shift.data(), static_cast<T>(one.spec.slope), act_of(one.spec.act)};
 }
 
 // The source as it is.
 template <typename T>
 PixelMap<T> Chain<T>::source_map() const {
-  return {identity_.data(), none_.data(), identity_.data(), none_.data(), T(1), Act::kLeaky};
+  return {none_.data(), identity_.data(), none_.data(), none_.data(), identity_.data(), none_.data(), T(1), Act::kLeaky};
 }
 
 template <typename T>
@@ -350,11 +339,10 @@ void Chain<T>::normalise(
     const double rstd = 1 / std::sqrt(variance + spec.eps);
     const double gamma = spec.gamma[c] < 0 ? 1 : static_cast<double>(weights[spec.gamma[c]]);
     const double beta = spec.beta[c] < 0 ? 0 : static_cast<double>(weights[spec.beta[c]]);
-    norm.mean_exact[c] = all.mean;
     norm.rstd[c] = rstd;
     norm.mean[c] = static_cast<T>(all.mean);
     norm.scale[c] = static_cast<T>(gamma * rstd);
-    norm.shift[c] = static_cast<T>(beta - all.mean * gamma * rstd);
+    norm.shift[c] = static_cast<T>(beta);
     if (mean != nullptr && spec.tracks) {
       const double count = all.count * static_cast<double>(spec.copies);
       const double offset = which == 0 ? static_cast<double>(link.offset[c]) : 0;
@@ -392,9 +380,10 @@ void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* gra
   }
   for (size_t l = links_.size(); l-- > 0;) {
     Link& link = links_[l];
-    PixelGrad<T> of_result{of_y, link.y.data(), link.ones.data(), link.zeros.data(), link.zeros.data()};
+    PixelGrad<T> of_result{of_y, link.y.data(), link.zeros.data(), link.ones.data(), link.zeros.data(), link.zeros.data()};
     if (!link.norms.empty()) {
       const Norm& norm = link.norms[0];
+      of_result.mean = norm.mean.data();
       of_result.a = norm.a.data();
       of_result.b = norm.b.data();
       of_result.c = norm.c.data();
@@ -415,7 +404,7 @@ void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weight
   const int64_t channels = link.spec.outputs, pixels = link.pixels(), chunks = batch_norm_act::chunks_of(pixels);
   Norm& one = link.norms[0];
   // Sums of a channel: of the gradient, and of it times the centred pixels; and what follows for the weights and for
-  // the gradient of the norm's input, a * grad + b * input + c.
+  // the gradient of the norm's input, a * grad + b * (input - mean) + c.
   const auto derive = [&](Norm& norm, int64_t parts, int64_t next_part, int64_t next_channel) {
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0, product = 0;
@@ -429,7 +418,7 @@ void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weight
       const double slope = -scale * rstd * rstd * product / n;
       norm.a[c] = norm.scale[c];
       norm.b[c] = static_cast<T>(slope);
-      norm.c[c] = static_cast<T>(-scale * sum / n - slope * norm.mean_exact[c]);
+      norm.c[c] = static_cast<T>(-scale * sum / n);
       if (norm.spec.gamma[c] >= 0) {
         grad_weights[norm.spec.gamma[c]] += static_cast<T>(product * rstd);
       }
@@ -450,7 +439,7 @@ void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weight
     Norm& two = link.norms[1];
     if (!begun) {
       batch_norm_act::second_sums(batch_norm_act::SecondSums<T>{
-          channels, pixels, link.y.data(), map_of(link), two.mean.data(), grad, moments_.data()});
+          channels, pixels, link.y.data(), map_of(link), grad, moments_.data()});
       derive(two, chunks, 1, chunks);
     }
     a.second = true;
@@ -458,7 +447,6 @@ void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weight
     a.b = two.b.data();
     a.c = two.c.data();
   }
-  a.mean = one.mean.data();
   a.grad = grad;
   a.sums = moments_.data();
   batch_norm_act::activation_grad(a);
@@ -482,7 +470,6 @@ void Chain<T>::conv_back(
     a.grad_source = grad_source;
     if (before != nullptr) {
       a.leave = before->norms.size() > 1 ? mixing::Leave::kSecondSums : mixing::Leave::kActivation;
-      a.mean = before->norms.back().mean.data();
       a.leave_sums = moments_.data();
     }
     a.sums = partial_.data();

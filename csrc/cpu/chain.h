@@ -76,7 +76,7 @@ class Chain {
   struct Norm {
     NormSpec spec;
     std::vector<T> scale, shift, a, b, c, mean;
-    std::vector<double> mean_exact, rstd;
+    std::vector<double> rstd;
     std::vector<T> constants; // values
   };
 

@@ -56,30 +56,30 @@ OES_INLINE void with_act(Act act, const F& f) {
   }
 }
 
-// value = scale2 * act(scale * y + shift) + shift2, channel by channel: batch norm, activation, and the batch norm that
-// may follow.
+// value = scale2 * (act(scale * (y - mean) + shift) - mean2) + shift2, channel by channel: batch norm, activation, and
+// the batch norm that may follow. The mean goes first: where it is far from zero, nothing cancels after a rounding.
 template <typename T>
 struct PixelMap {
-  const T *scale, *shift, *scale2, *shift2;
+  const T *mean, *scale, *shift, *mean2, *scale2, *shift2;
   T slope; // of the activation below zero; 1 for none
   Act act;
 };
 
-// Gradient of a convolution's result y: a * grad + b * y + c, channel by channel, from the gradient of the normalised
+// Gradient of a convolution's result y: a * grad + b * (y - mean) + c, channel by channel, from the gradient of the normalised
 // result: what a batch norm's derivative comes to once its two sums are known.
 template <typename T>
 struct PixelGrad {
-  const T *grad, *y, *a, *b, *c;
+  const T *grad, *y, *mean, *a, *b, *c;
 };
 
 template <typename T>
 OES_INLINE void map_row(
     const T* __restrict from, const PixelMap<T>& map, int64_t channel, int64_t count, T* __restrict to) {
-  const T scale = map.scale[channel], shift = map.shift[channel], slope = map.slope;
-  const T scale2 = map.scale2[channel], shift2 = map.shift2[channel];
+  const T mean = map.mean[channel], scale = map.scale[channel], shift = map.shift[channel], slope = map.slope;
+  const T mean2 = map.mean2[channel], scale2 = map.scale2[channel], shift2 = map.shift2[channel];
   with_act(map.act, [&](auto act) OES_LAMBDA {
     for (int64_t j = 0; j < count; ++j) {
-      to[j] = scale2 * activate<act.value>(scale * from[j] + shift, slope) + shift2;
+      to[j] = scale2 * (activate<act.value>(scale * (from[j] - mean) + shift, slope) - mean2) + shift2;
     }
   });
 }
@@ -88,9 +88,9 @@ template <typename T>
 OES_INLINE void grad_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int64_t count, T* __restrict to) {
   const T* __restrict grad = g.grad + at;
   const T* __restrict y = g.y + at;
-  const T a = g.a[channel], b = g.b[channel], c = g.c[channel];
+  const T mean = g.mean[channel], a = g.a[channel], b = g.b[channel], c = g.c[channel];
   for (int64_t j = 0; j < count; ++j) {
-    to[j] = a * grad[j] + (b * y[j] + c);
+    to[j] = a * grad[j] + (b * (y[j] - mean) + c);
   }
 }
 
@@ -148,6 +148,18 @@ struct Moments {
     const auto n = static_cast<double>(count);
     result[0] = static_cast<double>(pivot) + first / n;
     result[1] = second - first * first / n;
+  }
+};
+
+// Mean and sum of squares about it of parts that have their own (Chan, Golub and LeVeque 1983).
+struct Merged {
+  double count = 0, mean = 0, squares = 0;
+
+  void add(double n, double part_mean, double part_squares) {
+    const double total = count + n, delta = part_mean - mean;
+    mean += delta * n / total;
+    squares += part_squares + delta * delta * count * n / total;
+    count = total;
   }
 };
 

@@ -56,8 +56,7 @@ struct MixBack {
   const T* back_weights;
   T* grad_source; // [inputs, rows, columns], gradient of the mapped input; or nullptr
   Leave leave;
-  const T* mean; // [inputs]: of the input, or of the activated one for kSecondSums
-  double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input or activated input - mean)
+  double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
   int64_t plane, piece; // as above
   int64_t lanes; // of a vector
   T* sums; // [slots, weights, lanes]: gradient of the weights, still to be added up; or nullptr

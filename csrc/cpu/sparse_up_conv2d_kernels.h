@@ -321,18 +321,18 @@ OES_HERE void part_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int64
   constexpr int64_t lanes = kLanes<T>;
   const T* grad = g.grad + at;
   const T* y = g.y + at;
-  const T a = g.a[channel], b = g.b[channel], c = g.c[channel];
-  const typename V::Type all_a = V::all(a), all_b = V::all(b), all_c = V::all(c);
+  const T mean = g.mean[channel], a = g.a[channel], b = g.b[channel], c = g.c[channel];
+  const typename V::Type all_mean = V::all(mean), all_a = V::all(a), all_b = V::all(b), all_c = V::all(c);
   int64_t j = 0;
   for (; j + lanes <= columns; j += lanes) {
     const T *of_grad = grad + 2 * j, *of_y = y + 2 * j;
-    const typename V::Type x = V::fma(all_a, V::load(of_grad), V::fma(all_b, V::load(of_y), all_c));
-    const typename V::Type z = V::fma(all_a, V::load(of_grad + lanes), V::fma(all_b, V::load(of_y + lanes), all_c));
+    const typename V::Type x = V::fma(all_a, V::load(of_grad), V::fma(all_b, V::load(of_y) - all_mean, all_c));
+    const typename V::Type z = V::fma(all_a, V::load(of_grad + lanes), V::fma(all_b, V::load(of_y + lanes) - all_mean, all_c));
     V::part(x, z, even + j, odd + j);
   }
   for (; j < columns; ++j) {
-    even[j] = a * grad[2 * j] + (b * y[2 * j] + c);
-    odd[j] = a * grad[2 * j + 1] + (b * y[2 * j + 1] + c);
+    even[j] = a * grad[2 * j] + (b * (y[2 * j] - mean) + c);
+    odd[j] = a * grad[2 * j + 1] + (b * (y[2 * j + 1] - mean) + c);
   }
   odd[-1] = even[columns] = T(0);
 }
@@ -439,7 +439,8 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
     }
     return;
   }
-  const T scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope, mean = a.mean[c];
+  const T mean = a.map.mean[c], scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
+  const T mean2 = a.map.mean2[c];
   alignas(64) T result[kPixels], centred[kPixels];
   Sums<T> all;
   for (int64_t at = 0; at < count; at += kPixels) {
@@ -447,13 +448,13 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
     with_act(a.map.act, [&](auto act) OES_LAMBDA {
       if (a.leave == Leave::kActivation) {
         for (int64_t j = 0; j < size; ++j) {
-          result[j] = grad[at + j] * activate_grad<act.value>(scale * source[at + j] + shift, slope);
           centred[j] = source[at + j] - mean;
+          result[j] = grad[at + j] * activate_grad<act.value>(scale * centred[j] + shift, slope);
         }
       } else {
         for (int64_t j = 0; j < size; ++j) {
           result[j] = grad[at + j];
-          centred[j] = activate<act.value>(scale * source[at + j] + shift, slope) - mean;
+          centred[j] = activate<act.value>(scale * (source[at + j] - mean) + shift, slope) - mean2;
         }
       }
     });

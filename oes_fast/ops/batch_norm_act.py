@@ -20,8 +20,6 @@ from oes_fast.errors import InputError
 from oes_fast.ops import _library
 from oes_fast.ops.running_stats import running_stats
 
-HAS_CPU = False  # whether csrc/cpu has the operation
-
 
 def batch_norm_act(
     x: Tensor,
@@ -80,7 +78,7 @@ def batch_norm_act(
         raise InputError("running_mean, running_var: expected both or none, got one")
     if not training and running_mean is None:
         raise InputError("running_mean, running_var: expected both where training is False, got None")
-    chosen = resolve(backend, x.device, _library.candidates(x.dtype, cpu=HAS_CPU))
+    chosen = resolve(backend, x.device, _library.candidates(x.dtype))
     if chosen == "reference":
         return reference.batch_norm_act(
             x,

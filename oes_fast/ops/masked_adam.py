@@ -16,8 +16,6 @@ from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
 
-HAS_CPU = False  # whether csrc/cpu has the operation
-
 
 def masked_adam(
     weights: Tensor,
@@ -64,7 +62,7 @@ def masked_adam(
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)
-    chosen = resolve(backend, weights.device, _library.candidates(weights.dtype, cpu=HAS_CPU))
+    chosen = resolve(backend, weights.device, _library.candidates(weights.dtype))
     updated = {"weights": weights, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     strided = [name for name, value in updated.items() if not value.is_contiguous()]
     if strided and chosen != "reference":

@@ -21,7 +21,6 @@ from oes_fast.ops import _library
 
 Pair = int | tuple[int, int]
 PRECISIONS = ("float32", "tf32", "bf16")
-HAS_CPU = False  # whether csrc/cpu has the operation
 
 
 def masked_conv2d(
@@ -87,7 +86,7 @@ def masked_conv2d(
             raise InputError(f"padding: expected less for {padding_mode} padding of {size} pixels, got {pad}")
     check_choice("precision", precision, PRECISIONS)
     has_kernel = backend != AUTO and groups == 1 and not mask.requires_grad
-    candidates = _library.candidates(x.dtype, cpu=HAS_CPU) if has_kernel else ("reference",)
+    candidates = _library.candidates(x.dtype, cpu=False) if has_kernel else ("reference",)
     chosen = resolve(backend, x.device, candidates)
     if chosen == "reference":
         if precision != "float32":

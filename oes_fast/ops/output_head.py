@@ -17,7 +17,6 @@ from oes_fast.backends import resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
 
-HAS_CPU = False  # whether csrc/cpu has the operation
 MOST_OUTPUTS = 16  # a Triton program holds all outputs of its pixels
 
 
@@ -61,7 +60,7 @@ def output_head(
             f"target: expected at most {tuple(x.shape[-2:])} pixels as the features have, "
             f"got {tuple(target.shape[-2:])}"
         )
-    candidates = _library.candidates(x.dtype, cpu=HAS_CPU)
+    candidates = _library.candidates(x.dtype)
     if weight.shape[0] > MOST_OUTPUTS:
         candidates = tuple(name for name in candidates if name != "triton")
     chosen = resolve(backend, x.device, candidates)

@@ -16,8 +16,6 @@ from oes_fast.backends import resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
 
-HAS_CPU = False  # whether csrc/cpu has the operation
-
 
 def running_stats(
     running_mean: Tensor,
@@ -64,7 +62,7 @@ def running_stats(
             raise InputError(f"{name}: expected a contiguous tensor to update in place, got a strided view")
     check_number("momentum", momentum, minimum=0.0, maximum=1.0)
     check_number("correction", correction, above=0.0)
-    chosen = resolve(backend, mean.device, _library.candidates(mean.dtype, cpu=HAS_CPU))
+    chosen = resolve(backend, mean.device, _library.candidates(mean.dtype))
     with torch.no_grad():
         if chosen == "reference":
             reference.running_stats(

@@ -18,8 +18,6 @@ from oes_fast.errors import InputError
 from oes_fast.ops import _library
 from oes_fast.ops.sparse_conv2d import SparsePattern
 
-HAS_CPU = False  # whether csrc/cpu has the operation
-
 
 def sparse_up_conv2d(x: Tensor, values: Tensor, pattern: SparsePattern, *, backend: str = "auto") -> Tensor:
     """conv3x3(reflect_pad1(nearest_up2(x))) with the kept weights alone, never at the high resolution.
@@ -50,7 +48,7 @@ def sparse_up_conv2d(x: Tensor, values: Tensor, pattern: SparsePattern, *, backe
     if 0 in x.shape[2:]:
         raise InputError(f"x: expected a pixel at least, got shape {tuple(x.shape)}")
     check_tensor("values", values, shape=(pattern.nnz,), like=x)
-    chosen = resolve(backend, x.device, _library.candidates(x.dtype, cpu=HAS_CPU))
+    chosen = resolve(backend, x.device, _library.candidates(x.dtype))
     if chosen == "reference":
         return reference.sparse_up_conv2d(x, values, pattern.mask.to(x.device))
     operator = _library.kernel("sparse_up_conv2d", chosen)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
@@ -120,7 +119,9 @@ def _link(graph: s.Graph, alive: dict[int, Alive], node: s.Node) -> Link | None:
         return None
     link = Link([*nodes, reader], pad, box, reader)
     following = graph.sole_user(reader)
-    while following is not None and len(link.norms) < 2 and _normalises(following, alive, channels, link.norms):
+    while (
+        following is not None and len(link.norms) < 2 and _normalises(following, alive, channels, link.norms)
+    ):
         link.norms.append(following)
         link.nodes.append(following)
         following = graph.sole_user(following)
@@ -277,6 +278,40 @@ class Program:
             kind, slope = _activation(act.stage)
         self.kernels.finish(kind, slope, weights.numel)
 
+    def forward(self, weights: Tensor, source: Tensor, running: list[Tensor | None]) -> Tensor:
+        """The result [1, C, H, W]; its intermediate results stay in the buffers.
+
+        Args:
+            weights: kept weights, flat.
+            source: as the first convolution reads it where it is fixed, else the image.
+            running: mean and variance of every norm, updated; None where they stay as they are.
+        """
+        weights, source = weights.contiguous(), source.contiguous()
+        channels, height, width = self.kernels.shape
+        output = weights.new_empty(1, channels, height, width)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in running]
+        self.evaluation += 1
+        self.kernels.forward(weights.data_ptr(), source.data_ptr(), output.data_ptr(), addresses)
+        return output
+
+    def backward(
+        self, weights: Tensor, source: Tensor, grad: Tensor, evaluation: int, *, needs_source: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of weights and source; that of the source has no elements where it is not needed."""
+        weights, source, grad = weights.contiguous(), source.contiguous(), grad.contiguous()
+        if self.evaluation != evaluation:  # another evaluation has used the buffers since
+            self.forward(weights, source, [])
+        grad_weights = torch.zeros_like(weights)
+        grad_source = torch.empty_like(source) if needs_source else source.new_empty(0)
+        self.kernels.backward(
+            weights.data_ptr(),
+            source.data_ptr(),
+            grad.data_ptr(),
+            grad_weights.data_ptr(),
+            grad_source.data_ptr() if needs_source else 0,
+        )
+        return grad_weights, grad_source
+
     def _conv_spec(self, link: Link, source: Alive, *, fixed: bool) -> Any:
         from oes_fast import _C
 
@@ -356,40 +391,41 @@ class _Evaluate(torch.autograd.Function):
     """The chain as a function of weights and source. Its intermediate results lie in buffers of the program."""
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, source: Tensor, program: Program, running: list[Tensor | None]
-    ) -> Tensor:
-        weights, source = weights.contiguous(), source.contiguous()
+    def forward(weights: Tensor, source: Tensor, program: Program, running: list[Tensor | None]) -> Tensor:
         for tensor in running:
             if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
                 raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")
-        channels, height, width = program.kernels.shape
-        output = weights.new_empty(1, channels, height, width)
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in running]
-        program.evaluation += 1
-        program.kernels.forward(weights.data_ptr(), source.data_ptr(), output.data_ptr(), addresses)
-        ctx.save_for_backward(weights, source)
-        ctx.program, ctx.evaluation = program, program.evaluation
-        return output
+        return program.forward(weights, source, running)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights, source, ctx.program, _ = inputs
+        ctx.save_for_backward(weights, source)
+        ctx.evaluation = ctx.program.evaluation
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         weights, source = ctx.saved_tensors
-        program = ctx.program
-        if program.evaluation != ctx.evaluation:  # another evaluation has used the buffers since
-            again = weights.new_empty(grad.shape)
-            program.evaluation += 1
-            ctx.evaluation = program.evaluation
-            program.kernels.forward(weights.data_ptr(), source.data_ptr(), again.data_ptr(), [])
-        grad = grad.contiguous()
-        grad_weights = torch.zeros_like(weights)
-        grad_source = torch.empty_like(source) if ctx.needs_input_grad[1] else None
-        program.kernels.backward(
-            weights.data_ptr(),
-            source.data_ptr(),
-            grad.data_ptr(),
-            grad_weights.data_ptr(),
-            0 if grad_source is None else grad_source.data_ptr(),
+        needs_weights, needs_source = ctx.needs_input_grad[:2]
+        grad_weights, grad_source = _Differentiate.apply(
+            weights, source, grad, ctx.program, ctx.evaluation, needs_source
         )
-        return grad_weights if ctx.needs_input_grad[0] else None, grad_source, None, None
+        return grad_weights if needs_weights else None, grad_source if needs_source else None, None, None
+
+
+class _Differentiate(torch.autograd.Function):
+    """The chain's derivative; it has none itself."""
+
+    @staticmethod
+    def forward(
+        weights: Tensor, source: Tensor, grad: Tensor, program: Program, evaluation: int, needs_source: bool
+    ) -> tuple[Tensor, Tensor]:
+        return program.backward(weights, source, grad, evaluation, needs_source=needs_source)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError('backend "cpu" has no second derivative; use backend="torch"')

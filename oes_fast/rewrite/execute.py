@@ -72,6 +72,7 @@ class Builder:
         weights: where blocks of weights are asked for.
         device: of the weights.
         fixed: ids of the nodes that depend on the input alone.
+        chained: ids of the nodes that run as part of a chain.
         kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
 
     Attributes:
@@ -87,9 +88,11 @@ class Builder:
         device: torch.device,
         *,
         fixed: set[int],
+        chained: set[int],
         kernels: str,
     ) -> None:
         self._fixed = fixed
+        self._chained = chained
         self._patterns: dict[int, SparsePattern | None] = {}
         self._kernels = kernels
         self._graph = graph
@@ -251,7 +254,7 @@ class Builder:
         left, right, top, bottom = node.stage.amount
         same = torch.equal(self._alive[id(node)].vary, self._alive[id(node.inputs[0])].vary)
         reader = self._graph.sole_user(node)
-        if left != right or top != bottom or not same or reader is None:
+        if left != right or top != bottom or not same or reader is None or id(reader) in self._chained:
             return False
         if isinstance(reader.stage, s.UpConv):
             crop, factor = reader.stage.crop, reader.stage.factor

@@ -61,9 +61,18 @@ class Plan:
         self.weights = CompactWeights(layout, mask)
         self.fixed = self._fixed_nodes()
         kernels = kernels if device.type == "cpu" else "torch"
-        builder = Builder(graph, net, self.alive, self.weights, device, fixed=self.fixed, kernels=kernels)
         chains = find_chains(graph, self.alive, self.fixed) if kernels == BACKEND and mask is not None else []
         self.chained = {id(node) for chain in chains for node in chain.nodes}
+        builder = Builder(
+            graph,
+            net,
+            self.alive,
+            self.weights,
+            device,
+            fixed=self.fixed,
+            chained=self.chained,
+            kernels=kernels,
+        )
         ends = {id(chain.end): chain for chain in chains}
         self._steps: list[_Step] = []
         for node in graph.nodes:
