@@ -1,8 +1,8 @@
 """Rows of convolutions and batch norms that the C++ kernels run as one.
 
-A chain is a part of the graph without branches: convolutions with batch norm and activation behind them. Inside
-it nothing but the convolutions' own results is kept: each convolution normalises and activates what it reads,
-forward and backward (csrc/cpu/chain.h). What does not fit ends the chain and runs stage by stage.
+A chain is a part of the graph without branches: convolutions with batch norm and activation behind them.
+Inside it nothing but the convolutions' own results is kept: each convolution normalises and activates what it
+reads, forward and backward (csrc/cpu/chain.h). What does not fit ends the chain and runs stage by stage.
 """
 
 from __future__ import annotations
@@ -152,7 +152,12 @@ def _convolves(node: s.Node, pad: s.Node | None, box: s.Node | None) -> bool:
 
 def _normalises(node: s.Node, alive: dict[int, Alive], channels: Tensor, before: list[s.Node]) -> bool:
     norm = node.stage
-    if not isinstance(norm, s.Norm) or not norm.of_batch or (norm.tracks and norm.momentum is None):
+    if (
+        len(before) == 2
+        or not isinstance(norm, s.Norm)
+        or not norm.of_batch
+        or (norm.tracks and norm.momentum is None)
+    ):
         return False
     kind = None if norm.act is None else norm.act.kind
     if kind not in (_ACTIVATIONS if not before else (None, "identity")):
@@ -388,7 +393,7 @@ def _activation(act: s.Act) -> tuple[str, float]:
 
 
 class _Evaluate(torch.autograd.Function):
-    """The chain as a function of weights and source. Its intermediate results lie in buffers of the program."""
+    """The chain as a function of weights and source."""
 
     @staticmethod
     def forward(weights: Tensor, source: Tensor, program: Program, running: list[Tensor | None]) -> Tensor:
