@@ -40,6 +40,19 @@ class Value:
     offset: Tensor | None = None
 
 
+@dataclass
+class Head:
+    """The loss to take along with the last layer.
+
+    Attributes:
+        target: image to compare the output with.
+        loss: mean squared error, where the last layer took it along; else None.
+    """
+
+    target: Tensor
+    loss: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Context:
     """What one pass of a plan shares.
@@ -49,12 +62,14 @@ class Context:
         blocks: weights, as :class:`CompactWeights` gives them.
         buffers: running statistics by name.
         update_stats: update them in place.
+        head: the loss to take along, if one is asked for.
     """
 
     z: Tensor
     blocks: list[Tensor]
     buffers: Mapping[str, Tensor]
     update_stats: bool
+    head: Head | None = None
 
 
 Run = Callable[[Context, list[Value]], Value]
@@ -70,7 +85,8 @@ class Builder:
         weights: where blocks of weights are asked for.
         device: of the weights.
         fixed: ids of the nodes that depend on the input alone.
-        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
+        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice (for "triton" there is
+            :class:`oes_fast.rewrite.execute_triton.TritonBuilder`).
 
     Attributes:
         sparse: ids of the convolutions that run on their kept weights alone, once they are built.

@@ -112,6 +112,8 @@ def _kernel(node: s.Node, plan: Plan) -> str:
     if not len(plan.alive[id(node)].vary) and len(node.shape) == 4:
         return "none: no channel is alive"
     stage = node.stage
+    if id(node) in plan.kernel_names:
+        return plan.kernel_names[id(node)]
     if isinstance(stage, s.UpConv):
         return "torch conv_transpose2d: dense over live channels"
     if id(node) in plan.sparse:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
-from oes_fast.rewrite.execute import Builder, Context, Run, Value
+from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value
+from oes_fast.rewrite.execute_triton import TritonBuilder
 from oes_fast.rewrite.liveness import alive_channels
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
@@ -25,10 +26,11 @@ class Plan:
         net: the traced network, for modules that run as they are.
         mask: flat bool mask of its parameters, or None.
         device: of the weights.
-        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
+        kernels: "torch", or "cpu" or "triton" for kernels where they are the better choice.
 
     Attributes:
         sparse: ids of the convolutions that run on their kept weights alone.
+        kernel_names: what runs a stage and why, by id, where that is a Triton kernel.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Plan:
         self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
         self.fixed = self._fixed_nodes()
-        kernels = kernels if device.type == "cpu" else "torch"
-        builder = Builder(graph, net, self.alive, self.weights, device, fixed=self.fixed, kernels=kernels)
+        kernels = "torch" if kernels == "cpu" and device.type != "cpu" else kernels
+        make = TritonBuilder if kernels == "triton" else Builder
+        builder = make(graph, net, self.alive, self.weights, device, fixed=self.fixed, kernels=kernels)
         self._runs: list[tuple[s.Node, Run]] = [(node, builder.build(node)) for node in graph.nodes]
         self._finish = builder.output()
         self.sparse = builder.sparse
+        self.kernel_names = builder.kernel_names if isinstance(builder, TritonBuilder) else {}
         self.weights.finish(device)
         self._last = self._last_readers()
 
@@ -73,6 +77,7 @@ class Plan:
         prepared: dict[int, Value],
         *,
         update_stats: bool,
+        head: Head | None = None,
     ) -> Tensor:
         """The image.
 
@@ -82,11 +87,12 @@ class Plan:
             z: input [N, C, H, W].
             prepared: what :meth:`prepare` gave for ``z``.
             update_stats: update the running statistics (in training only).
+            head: a loss that the last layer may take along.
 
         Returns:
             Tensor [N, C', H', W'], differentiable in ``weights``.
         """
-        context = Context(z, self.weights.blocks(weights), buffers, update_stats)
+        context = Context(z, self.weights.blocks(weights), buffers, update_stats, head)
         values = dict(prepared)
         for node, run in self._runs:
             if id(node) in self.fixed:
