@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test setup clean
+.PHONY: demo test gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -12,6 +12,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PYTHON) -m benchmarks.gpu
 
 setup: $(VENV)/.ready
 

@@ -23,6 +23,7 @@ from benchmarks.interleave import environment, interleave, ratios, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
 from oes_fast.models import Generator
 from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
 
@@ -43,8 +44,8 @@ def training_steps(
         "published": PublishedTraining(net, mask.flat.to(z.device), z, noisy).step
     }
     for backend in backends:
-        function, _ = make_function(net, z, mask, backend)
-        steps[backend] = _stepper(TrainRun(function, noisy, 1e-2, None))
+        function, chosen = make_function(net, z, mask, backend)
+        steps[backend] = _stepper(graphed(TrainRun(function, noisy, 1e-2, None, chosen), chosen, z.device))
     return steps
 
 
@@ -56,7 +57,7 @@ def search_steps(
     for backend in backends:
         function, chosen = make_function(net, z, None, backend)
         run = SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
-        steps[backend] = _stepper(run)
+        steps[backend] = _stepper(graphed(run, chosen, z.device))
     return steps
 
 

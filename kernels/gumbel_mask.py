@@ -31,10 +31,22 @@ def _forward(
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "step"])
 def forward_kernel(
-    masked_ptr, w0_ptr, logits_ptr, numel, seed_low, seed_high, step, scale, BLOCK: tl.constexpr
+    masked_ptr,
+    w0_ptr,
+    logits_ptr,
+    ticks_ptr,
+    numel,
+    seed_low,
+    seed_high,
+    step,
+    scale,
+    HAS_CLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """w0 * sigmoid((s + L) * scale)."""
+    """w0 * sigmoid((s + L) * scale); the step is read from ticks where there is a clock."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
+    if HAS_CLOCK:
+        step = tl.load(ticks_ptr).to(tl.int32)
     noise = logistic_noise(start, seed_low, seed_high, step, BLOCK)
     if start + BLOCK <= numel:
         _forward(masked_ptr, w0_ptr, logits_ptr, start, numel, noise, scale, True, BLOCK)
@@ -98,15 +110,26 @@ def backward_kernel(
     # fmt: on
 
 
-def gumbel_mask(w0: Tensor, logits: Tensor, seed: int, step: int, temperature: float) -> Tensor:
-    """Masked weights, float32, shape [n], contiguous arguments."""
+def gumbel_mask(
+    w0: Tensor, logits: Tensor, seed: int, step: int, temperature: float, ticks: Tensor | None = None
+) -> Tensor:
+    """Masked weights, float32, shape [n], contiguous arguments; ``ticks``, int64 [1], stands for the step."""
     masked = torch.empty_like(w0)
     numel = w0.numel()
     if numel:
         block = block_size(numel)
         with on_device_of(w0):
             forward_kernel[(triton.cdiv(numel, block),)](
-                masked, w0, logits, numel, *as_words(seed, step), 1 / temperature, BLOCK=block, **LAUNCH
+                masked,
+                w0,
+                logits,
+                ticks,
+                numel,
+                *as_words(seed, step),
+                1 / temperature,
+                HAS_CLOCK=ticks is not None,
+                BLOCK=block,
+                **LAUNCH,
             )
     return masked
 

@@ -114,6 +114,8 @@ def update_kernel(
     kl_ptr,
     grad_ptr,
     w0_ptr,
+    ticks_ptr,
+    corrections_ptr,
     numel,
     seed_low,
     seed_high,
@@ -129,12 +131,22 @@ def update_kernel(
     step_size,
     second_scale,
     eps,
+    rows,
     HAS_GRADIENT: tl.constexpr,
     HAS_VALUE: tl.constexpr,
+    HAS_CLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Chain rule, KL gradient and Adam on one block; its KL sum goes to kl_ptr."""
+    """Chain rule, KL gradient and Adam on one block; its KL sum goes to kl_ptr.
+
+    Where there is a clock, the step and what depends on it are read from ticks and corrections.
+    """
     start = tl.program_id(0).to(tl.int64) * BLOCK
+    if HAS_CLOCK:
+        ticks = tl.load(ticks_ptr)
+        step = ticks.to(tl.int32)
+        step_size = tl.load(corrections_ptr + ticks % rows * 2)
+        second_scale = tl.load(corrections_ptr + ticks % rows * 2 + 1)
     noise = logistic_noise(start, seed_low, seed_high, step, BLOCK)
     # fmt: off
     numbers = (scale, kl, kl_offset, log_density, log_rest, beta1_rest, beta2, beta2_rest, step_size,
@@ -164,8 +176,13 @@ def mask_update(
     beta2: float,
     eps: float,
     kl_value: bool,
+    ticks: Tensor | None = None,
+    corrections: Tensor | None = None,
 ) -> Tensor:
-    """Update in place, float32, shape [n], contiguous arguments; the KL sum, or 0 without ``kl_value``."""
+    """Update in place, float32, shape [n], contiguous arguments; the KL sum, or 0 without ``kl_value``.
+
+    ``ticks``, int64 [1], stands for the step; ``corrections`` [rows, 2] holds Adam's in row step mod rows.
+    """
     numel = logits.numel()
     block = block_size(numel)
     programs = triton.cdiv(numel, block)
@@ -179,6 +196,8 @@ def mask_update(
                 kl_of_block,
                 grad,
                 w0,
+                ticks,
+                corrections,
                 numel,
                 *as_words(seed, step),
                 1 / temperature,
@@ -192,8 +211,10 @@ def mask_update(
                 lr / (1 - beta1 ** (step + 1)),
                 1 / math.sqrt(1 - beta2 ** (step + 1)),
                 eps,
+                0 if corrections is None else len(corrections),
                 HAS_GRADIENT=kl != 0 or kl_value,
                 HAS_VALUE=kl_value,
+                HAS_CLOCK=ticks is not None,
                 BLOCK=block,
                 **LAUNCH,
             )

@@ -49,6 +49,8 @@ def update_kernel(
     exp_avg_ptr,
     exp_avg_sq_ptr,
     mask_ptr,
+    ticks_ptr,
+    corrections_ptr,
     numel,
     beta1,
     beta1_rest,
@@ -57,11 +59,17 @@ def update_kernel(
     step_size,
     second_scale,
     eps,
+    rows,
     HAS_MASK: tl.constexpr,
+    HAS_CLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One step of Adam on one block."""
+    """One step of Adam on one block; where there is a clock, what depends on the step is read from memory."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
+    if HAS_CLOCK:
+        ticks = tl.load(ticks_ptr)
+        step_size = tl.load(corrections_ptr + ticks % rows * 2)
+        second_scale = tl.load(corrections_ptr + ticks % rows * 2 + 1)
     # fmt: off
     numbers = (beta1, beta1_rest, beta2, beta2_rest, step_size, second_scale, eps)
     if start + BLOCK <= numel:
@@ -84,8 +92,13 @@ def masked_adam(
     beta1: float,
     beta2: float,
     eps: float,
+    ticks: Tensor | None = None,
+    corrections: Tensor | None = None,
 ) -> None:
-    """Update in place, float32, shape [n], contiguous arguments."""
+    """Update in place, float32, shape [n], contiguous arguments.
+
+    ``ticks``, int64 [1], stands for the step; ``corrections`` [rows, 2] holds Adam's in row step mod rows.
+    """
     numel = weights.numel()
     if numel == 0:
         return
@@ -97,6 +110,8 @@ def masked_adam(
             exp_avg,
             exp_avg_sq,
             mask,
+            ticks,
+            corrections,
             numel,
             beta1,
             1 - beta1,
@@ -105,7 +120,9 @@ def masked_adam(
             lr / (1 - beta1 ** (step + 1)),
             1 / math.sqrt(1 - beta2 ** (step + 1)),
             eps,
+            0 if corrections is None else len(corrections),
             HAS_MASK=mask is not None,
+            HAS_CLOCK=ticks is not None,
             BLOCK=block,
             **LAUNCH,
         )

@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 INT32 = ("offsets_ptr", "order_ptr", "starts_ptr", "chunk_segments_ptr", "chunk_starts_ptr")
 POINTERS = {
     "words_ptr": "*i64", "bits_ptr": "*i64", "kl_ptr": "*fp64", "mask_ptr": "*i1", "keep_ptr": "*i1",
-    "channels_ptr": "*i64", **dict.fromkeys(INT32, "*i32"),
+    "channels_ptr": "*i64", "ticks_ptr": "*i64", **dict.fromkeys(INT32, "*i32"),
 }  # fmt: skip
 FLOATS = {
     "scale", "kl", "kl_offset", "log_density", "log_rest", "beta1", "beta1_rest", "beta2", "beta2_rest",

@@ -54,12 +54,23 @@ def all_cases() -> list[Case]:
     cases = [
         _exact("random_bits", philox.random_bits_kernel),
         _exact("logistic_from_bits", philox.logistic_from_bits_kernel),
-        _exact("gumbel_mask", gumbel_mask.forward_kernel),
+        _exact("gumbel_mask", gumbel_mask.forward_kernel, HAS_CLOCK=False),
+        _exact("gumbel_mask_clock", gumbel_mask.forward_kernel, HAS_CLOCK=True),
         _exact("gumbel_mask_backward", gumbel_mask.backward_kernel, **both),
-        _exact("mask_update", mask_update.update_kernel, HAS_GRADIENT=True, HAS_VALUE=False),
-        _exact("mask_update_kl_value", mask_update.update_kernel, HAS_GRADIENT=True, HAS_VALUE=True),
-        _exact("masked_adam", masked_adam.update_kernel, HAS_MASK=False),
-        _exact("masked_adam_mask", masked_adam.update_kernel, HAS_MASK=True),
+        _exact("mask_update", mask_update.update_kernel, HAS_GRADIENT=True, HAS_VALUE=False, HAS_CLOCK=False),
+        _exact(
+            "mask_update_clock", mask_update.update_kernel, HAS_GRADIENT=True, HAS_VALUE=False, HAS_CLOCK=True
+        ),
+        _exact(
+            "mask_update_kl_value",
+            mask_update.update_kernel,
+            HAS_GRADIENT=True,
+            HAS_VALUE=True,
+            HAS_CLOCK=False,
+        ),
+        _exact("masked_adam", masked_adam.update_kernel, HAS_MASK=False, HAS_CLOCK=False),
+        _exact("masked_adam_mask", masked_adam.update_kernel, HAS_MASK=True, HAS_CLOCK=False),
+        _exact("masked_adam_clock", masked_adam.update_kernel, HAS_MASK=False, HAS_CLOCK=True),
     ]
     gather, dot = sparse_taps.gather_kernel, sparse_taps.dot_kernel
     cases += _cases("gather", gather, sparse_taps.GATHER_CONFIGS, "TAPS", ORDERED=True)

@@ -17,11 +17,14 @@ BUDGET = {
     "random_bits": (32, 1024),
     "logistic_from_bits": (40, 0),
     "gumbel_mask": (48, 0),
+    "gumbel_mask_clock": (48, 0),
     "gumbel_mask_backward": (48, 0),
     "mask_update": (96, 0),
+    "mask_update_clock": (96, 0),
     "mask_update_kl_value": (128, 64),
     "masked_adam": (48, 0),
     "masked_adam_mask": (48, 0),
+    "masked_adam_clock": (48, 0),
     "gather": (80, 0),
     "gather_64_bit": (56, 0),
     "dot": (128, 256),
@@ -57,8 +60,9 @@ BUDGET = {
     "dense_weight_bf16": (192, 28672),
 }
 # Kernels whose results are those of the CPU's to the last bit: no fused and no approximate arithmetic.
-EXACT = ("random_bits", "logistic_from_bits", "gumbel_mask", "gumbel_mask_backward", "mask_update",
-         "mask_update_kl_value", "masked_adam", "masked_adam_mask")  # fmt: skip
+EXACT = ("random_bits", "logistic_from_bits", "gumbel_mask", "gumbel_mask_clock", "gumbel_mask_backward",
+         "mask_update", "mask_update_clock", "mask_update_kl_value", "masked_adam", "masked_adam_mask",
+         "masked_adam_clock")  # fmt: skip
 STREAMS_READ = {
     "gumbel_mask": 2, "gumbel_mask_backward": 3, "mask_update": 5, "mask_update_kl_value": 5,
     "masked_adam": 4,

@@ -18,6 +18,8 @@ FILES = (
     "test_running_stats.py",
     "test_output_head.py",
     "test_masked_adam.py",
+    "test_clock.py",
+    "test_rewrite_triton.py",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -83,6 +84,11 @@ def candidates(dtype: torch.dtype, *, cpu: bool = True, levels: bool = False) ->
 def kernel(name: str, backend: str) -> Callable[..., Any]:
     """The operator of one operation and backend."""
     return getattr(torch.ops.oes_fast, f"{name}_{backend}").default
+
+
+def measuring() -> AbstractContextManager[None]:
+    """Inside, Triton kernels look for the best configuration of problems that they do not know yet."""
+    return importlib.import_module("oes_fast.kernels.tuning").measuring()
 
 
 def as_signed(value: int) -> int:

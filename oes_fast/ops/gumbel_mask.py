@@ -11,6 +11,7 @@ from oes_fast import reference
 from oes_fast._checks import check_integer, check_logits, check_number, check_tensor
 from oes_fast.backends import resolve
 from oes_fast.ops import _library
+from oes_fast.ops._clock import Clock, clocked
 
 
 def gumbel_mask(
@@ -18,7 +19,7 @@ def gumbel_mask(
     logits: Tensor,
     *,
     seed: int,
-    step: int,
+    step: int | Clock,
     temperature: float = 0.2,
     backend: str = "auto",
 ) -> Tensor:
@@ -35,7 +36,8 @@ def gumbel_mask(
         w0: initial weights, float32 or float64, shape [n].
         logits: s, shape [n] or [q - 1, n], same dtype and device.
         seed: key of the noise, in [0, 2^64).
-        step: search step, in [0, 2^32).
+        step: search step, in [0, 2^32); or a clock, for launches that are recorded, with "triton" alone and
+            without a derivative.
         temperature: T > 0.
         backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
 
@@ -49,9 +51,14 @@ def gumbel_mask(
     check_tensor("w0", w0, ndim=1)
     check_logits(logits, like=w0, numel=w0.numel())
     check_integer("seed", seed, minimum=0, below=2**64)
-    check_integer("step", step, minimum=0, below=2**32)
+    if not isinstance(step, Clock):
+        check_integer("step", step, minimum=0, below=2**32)
     check_number("temperature", temperature, above=0.0)
     chosen = resolve(backend, w0.device, _library.candidates(w0.dtype, levels=logits.ndim == 2))
+    if isinstance(step, Clock):
+        step.check(chosen)
+        launch = clocked("gumbel_mask", "gumbel_mask")
+        return launch(w0.contiguous(), logits.contiguous(), seed, 0, temperature, step.ticks)
     if chosen == "reference":
         return reference.gumbel_mask(w0, logits, seed=seed, step=step, temperature=temperature)
     kernel = _library.kernel("gumbel_mask", chosen)

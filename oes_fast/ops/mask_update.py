@@ -12,6 +12,7 @@ from oes_fast._checks import check_integer, check_logits, check_number, check_te
 from oes_fast.backends import resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
+from oes_fast.ops._clock import Clock, clocked
 
 
 def mask_update(
@@ -22,7 +23,7 @@ def mask_update(
     exp_avg_sq: Tensor,
     *,
     seed: int,
-    step: int,
+    step: int | Clock,
     temperature: float = 0.2,
     kl: float = 1e-9,
     density: float = 0.05,
@@ -46,7 +47,8 @@ def mask_update(
         exp_avg: Adam's first moment, shape of ``logits``, contiguous, updated; at first zeros.
         exp_avg_sq: Adam's second moment, shape of ``logits``, contiguous, updated; at first zeros.
         seed: key of the noise, in [0, 2^64).
-        step: search step, from 0, in [0, 2^32); the same that drew the mask.
+        step: search step, from 0, in [0, 2^32), the same that drew the mask; or a clock of this ``lr`` and
+            these ``betas``, for launches that are recorded, with "triton" alone.
         temperature: T > 0.
         kl: weight of the KL term, >= 0.
         density: p0 in (0, 1).
@@ -71,7 +73,8 @@ def mask_update(
         check_tensor(name, value, shape=shape, like=logits)
     _check_updated({"logits": logits, **others})
     check_integer("seed", seed, minimum=0, below=2**64)
-    check_integer("step", step, minimum=0, below=2**32)
+    if not isinstance(step, Clock):
+        check_integer("step", step, minimum=0, below=2**32)
     check_number("temperature", temperature, above=0.0)
     check_number("kl", kl, minimum=0.0)
     check_number("density", density, above=0.0, below=1.0)
@@ -81,6 +84,21 @@ def mask_update(
     check_number("eps", eps, minimum=0.0)
     chosen = resolve(backend, logits.device, _library.candidates(logits.dtype, levels=logits.ndim == 2))
     with torch.no_grad():
+        if isinstance(step, Clock):
+            step.check(chosen)
+            numbers = (seed, 0, temperature, kl, density, lr, *betas, eps, kl_value)
+            launch = clocked("mask_update", "mask_update")
+            value = launch(
+                logits,
+                grad.contiguous(),
+                w0.contiguous(),
+                exp_avg,
+                exp_avg_sq,
+                *numbers,
+                ticks=step.ticks,
+                corrections=step.corrections,
+            )
+            return value if kl_value else None
         if chosen == "reference":
             return reference.mask_update(
                 logits,

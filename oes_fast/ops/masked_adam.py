@@ -15,6 +15,7 @@ from oes_fast._checks import check_integer, check_number, check_tensor
 from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
+from oes_fast.ops._clock import Clock, clocked
 
 
 def masked_adam(
@@ -23,7 +24,7 @@ def masked_adam(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     *,
-    step: int,
+    step: int | Clock,
     lr: float = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -37,7 +38,8 @@ def masked_adam(
         grad: gradient of the loss in ``weights``, shape [n].
         exp_avg: first moment, shape [n], updated; zeros before the first step.
         exp_avg_sq: second moment, shape [n], updated; zeros before the first step.
-        step: number of steps taken before this one (0 for the first).
+        step: number of steps taken before this one (0 for the first); or a clock of this ``lr`` and these
+            ``betas``, for launches that are recorded, with "triton" alone.
         lr: learning rate, > 0.
         betas: decay of the two moments, in [0, 1).
         eps: added to the root of the second moment.
@@ -55,7 +57,8 @@ def masked_adam(
         check_tensor(name, value, shape=weights.shape, like=weights)
     if mask is not None:
         check_tensor("mask", mask, shape=weights.shape, dtypes=(torch.bool,), device=weights.device)
-    check_integer("step", step, minimum=0)
+    if not isinstance(step, Clock):
+        check_integer("step", step, minimum=0)
     check_number("lr", lr, above=0.0)
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise InputError(f"betas: expected two numbers, got {betas!r}")
@@ -72,6 +75,24 @@ def masked_adam(
             )
         chosen = "reference"
     with torch.no_grad():
+        if isinstance(step, Clock):
+            step.check(chosen)
+            mask = None if mask is None else mask.contiguous()
+            launch = clocked("masked_adam", "masked_adam")
+            launch(
+                weights,
+                grad.contiguous(),
+                exp_avg,
+                exp_avg_sq,
+                mask,
+                0,
+                lr,
+                *betas,
+                eps,
+                ticks=step.ticks,
+                corrections=step.corrections,
+            )
+            return
         if chosen == "reference":
             reference.masked_adam(
                 weights, grad, exp_avg, exp_avg_sq, step=step, lr=lr, betas=betas, eps=eps, mask=mask

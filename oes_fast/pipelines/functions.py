@@ -7,6 +7,7 @@ import warnings
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -14,7 +15,10 @@ from oes_fast.backends import resolve
 from oes_fast.errors import OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
+from oes_fast.pipelines.inputs import check_output
 from oes_fast.rewrite import TraceError, sparsify
+from oes_fast.rewrite.execute import Head
+from oes_fast.rewrite.sparsify import candidates
 
 
 class GeneratorFunction(Protocol):
@@ -34,6 +38,9 @@ class GeneratorFunction(Protocol):
 
     def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
         """Image [1, C, H, W], differentiable in ``weights``."""
+
+    def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
+        """(image, mean squared error to ``target``); the error may be taken along with the last layer."""
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """The dense network with these weights and statistics in place."""
@@ -70,6 +77,11 @@ class DenseFunction:
         if not update_stats:
             buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         return functional_call(self._net, {**self._layout.views(weights), **buffers}, (self._z,))
+
+    def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
+        """(image, mean squared error to ``target``)."""
+        output = check_output(self(weights, update_stats=update_stats), target)
+        return output, F.mse_loss(output, target)
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the network with these weights and the statistics collected."""
@@ -108,15 +120,18 @@ class RewrittenFunction:
         """Image [1, C, H, W], differentiable in ``weights`` [kept]."""
         return self._module.evaluate(weights, self._z, self.buffers, update_stats=update_stats)
 
+    def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
+        """(image, mean squared error to ``target``), which the last layer takes along where it can."""
+        head = Head(target)
+        output = self._module.evaluate(weights, self._z, self.buffers, update_stats=update_stats, head=head)
+        check_output(output, target)
+        return output, F.mse_loss(output, target) if head.loss is None else head.loss
+
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the dense network with these weights and the statistics collected."""
         with torch.no_grad():
             self._module.weights.copy_(weights)
         return self._module.to_dense()
-
-
-# What a pipeline can run on. Where a backend has no kernel for an operation, plain PyTorch does it.
-CANDIDATES = ("cpu", "triton", "torch")
 
 
 def make_function(
@@ -132,16 +147,17 @@ def make_function(
             is, all others rewrite it.
 
     Raises:
-        BackendError: the backend cannot run here.
+        BackendError: the backend cannot run here, or not in the network's dtype.
         TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
             network as it is.
     """
     dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device))
     if backend == "reference":
         return dense, backend
-    chosen = resolve(backend, z.device, CANDIDATES)
+    # Where a backend has no kernel for a stage, plain PyTorch runs it.
+    chosen = resolve(backend, z.device, candidates(z.dtype))
     try:
-        return RewrittenFunction(net, z, mask, "cpu" if chosen == "cpu" else "torch"), chosen
+        return RewrittenFunction(net, z, mask, chosen), chosen
     except TraceError as error:
         if backend != "auto":
             raise

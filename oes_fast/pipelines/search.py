@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oes_fast._checks import check_choice, check_integer, check_number
@@ -18,6 +17,7 @@ from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
+from oes_fast.ops._clock import Clock
 from oes_fast.ops._library import candidates
 from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_kl import mask_kl
@@ -25,9 +25,9 @@ from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.cut import MASK_OPTIONS, cut_mask
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
+from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
-    check_output,
     check_run_inputs,
     detect_collapse,
     ordinary,
@@ -178,7 +178,7 @@ def search_mask(
         "clean": None if clean is None else digest(clean),
     }
     finished = run_steps(
-        run,
+        graphed(run, backend, z.device),
         steps=steps,
         record_every=record_every,
         clean=clean,
@@ -248,6 +248,17 @@ class SearchRun:
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Draw the mask of this step and run the generator under it."""
+        return self.forward(step, final=final)
+
+    def accumulate(self, output: Tensor) -> None:
+        """Nothing: the outputs of a search are samples."""
+
+    def clock(self) -> Clock:
+        """For recorded steps."""
+        return Clock(self.w0.device, lr=self._lr)
+
+    def forward(self, step: int | Clock, *, final: bool) -> Tensor:
+        """:meth:`evaluate` of a step that may be recorded."""
         with torch.no_grad():
             self._weights = gumbel_mask(
                 self.w0,
@@ -259,15 +270,14 @@ class SearchRun:
             )
         self._weights.requires_grad_(not final)
         with torch.set_grad_enabled(not final):
-            output = check_output(self._function(self._weights, update_stats=False), self._noisy)
-            self._loss = F.mse_loss(output, self._noisy)
+            output, self._loss = self._function.with_loss(self._weights, self._noisy, update_stats=False)
         return output.detach()
 
     def objective(self) -> Tensor:
         """Data term plus the weighted KL term."""
         return self._loss.detach() + self._kl * mask_kl(self.logits, density=self._density)
 
-    def update(self, step: int) -> None:
+    def update(self, step: int | Clock) -> None:
         """Gradient of the masked weights, then the fused update of the logits."""
         (grad,) = torch.autograd.grad(self._loss, self._weights)
         mask_update(

@@ -6,19 +6,19 @@ import os
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
+from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
+from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
-    check_output,
     check_run_inputs,
     detect_collapse,
     ordinary,
@@ -114,7 +114,7 @@ def train_sparse(
     if average is not None:
         check_number("average", average, minimum=0.0, below=1.0)
     function, backend = make_function(net, z, mask, backend)
-    run = TrainRun(function, noisy, lr, average)
+    run = TrainRun(function, noisy, lr, average, backend)
     settings = {
         "phase": run.phase,
         "backend": backend,
@@ -129,7 +129,7 @@ def train_sparse(
         "clean": None if clean is None else digest(clean),
     }
     finished = run_steps(
-        run,
+        graphed(run, backend, z.device),
         steps=steps,
         record_every=record_every,
         clean=clean,
@@ -155,8 +155,17 @@ class TrainRun:
 
     phase = "train"
 
-    def __init__(self, function: GeneratorFunction, noisy: Tensor, lr: float, decay: float | None) -> None:
+    def __init__(
+        self,
+        function: GeneratorFunction,
+        noisy: Tensor,
+        lr: float,
+        decay: float | None,
+        backend: str = "auto",
+    ) -> None:
         self._function = function
+        # "cpu" has no kernel of its own for every operation: what "auto" comes to on its tensors is best.
+        self._backend = "auto" if backend == "cpu" else backend
         self._noisy = noisy
         self._lr = lr
         self._decay = decay
@@ -169,22 +178,33 @@ class TrainRun:
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Run the generator and take the loss."""
+        output = self.forward(step, final=final)
+        self.accumulate(output)
+        return output
+
+    def clock(self) -> Clock:
+        """For recorded steps."""
+        return Clock(self.weights.device, lr=self._lr)
+
+    def forward(self, step: int | Clock, *, final: bool) -> Tensor:
+        """:meth:`evaluate` of a step that may be recorded, without the average."""
         with torch.set_grad_enabled(not final):
-            output = check_output(self._function(self.weights, update_stats=not final), self._noisy)
-            self._loss = F.mse_loss(output, self._noisy)
+            output, self._loss = self._function.with_loss(self.weights, self._noisy, update_stats=not final)
         # In one layout, whatever the backend's: the PSNR sums in its order, also after a resume.
-        output = output.detach().contiguous()
+        return output.detach().contiguous()
+
+    def accumulate(self, output: Tensor) -> None:
+        """Take the output into the running average."""
         if self._decay is not None:
             self._average = (
                 output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
             )
-        return output
 
     def objective(self) -> Tensor:
         """Mean squared error to the noisy image."""
         return self._loss.detach()
 
-    def update(self, step: int) -> None:
+    def update(self, step: int | Clock) -> None:
         """Gradient and one step of Adam."""
         (grad,) = torch.autograd.grad(self._loss, self.weights)
         with torch.no_grad():
@@ -196,6 +216,7 @@ class TrainRun:
                 step=step,
                 lr=self._lr,
                 mask=self._update_mask,
+                backend=self._backend,
             )
 
     def average(self) -> Tensor | None:

@@ -7,6 +7,7 @@ reads, forward and backward (csrc/cpu/chain.h). What does not fit ends the chain
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,9 +261,8 @@ class Program:
     def __init__(
         self, chain: Chain, alive: dict[int, Alive], weights: CompactWeights, source: Tensor, *, fixed: bool
     ) -> None:
-        from oes_fast import _C
-
-        cls = {torch.float32: _C.ChainFloat, torch.float64: _C.ChainDouble}[source.dtype]
+        extension = _extension()
+        cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[source.dtype]
         _, channels, height, width = source.shape
         self._alive = alive
         self._weights = weights
@@ -318,15 +318,13 @@ class Program:
         return grad_weights, grad_source
 
     def _conv_spec(self, link: Link, source: Alive, *, fixed: bool) -> Any:
-        from oes_fast import _C
-
         conv = link.conv.stage
         up = isinstance(conv, s.UpConv)
         if isinstance(conv, s.UpConv):
             conv = conv.conv
         assert isinstance(conv, s.Conv)
         outputs = self._alive[id(link.conv)]
-        spec = _C.ConvSpec()
+        spec = _extension().ConvSpec()
         pointwise = conv.kernel == (1, 1) and conv.stride == (1, 1) and link.pad is None and link.box is None
         spec.kind = "up" if up else "pointwise" if pointwise and not fixed else "direct"
         spec.border = [0, 0, 0, 0]
@@ -357,12 +355,10 @@ class Program:
 
     def _norm_spec(self, node: s.Node, incoming: Tensor) -> Any:
         """Of a norm whose constant input channels are ``incoming``."""
-        from oes_fast import _C
-
         norm = node.stage
         assert isinstance(norm, s.Norm)
         alive = self._alive[id(node)]
-        spec = _C.NormSpec()
+        spec = _extension().NormSpec()
         none = [-1] * len(alive.vary)
         vary = alive.vary + norm.first
         spec.gamma = none if norm.weight is None else self._weights.places(norm.weight, vary).tolist()
@@ -381,6 +377,11 @@ class Program:
             assert norm.bias is not None
             spec.constants = self._weights.places(norm.bias, alive.const + norm.first).tolist()
         return spec
+
+
+def _extension() -> Any:
+    """The C++ extension, which is there when a chain is made."""
+    return importlib.import_module("oes_fast._C")
 
 
 def _activation(act: s.Act) -> tuple[str, float]:

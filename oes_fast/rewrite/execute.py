@@ -40,6 +40,19 @@ class Value:
     offset: Tensor | None = None
 
 
+@dataclass
+class Head:
+    """The loss to take along with the last layer.
+
+    Attributes:
+        target: image to compare the output with.
+        loss: mean squared error, where the last layer took it along; else None.
+    """
+
+    target: Tensor
+    loss: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Context:
     """What one pass of a plan shares.
@@ -50,6 +63,7 @@ class Context:
         blocks: weights, as :class:`CompactWeights` gives them.
         buffers: running statistics by name.
         update_stats: update them in place.
+        head: the loss to take along, if one is asked for.
     """
 
     z: Tensor
@@ -57,6 +71,7 @@ class Context:
     blocks: list[Tensor]
     buffers: Mapping[str, Tensor]
     update_stats: bool
+    head: Head | None = None
 
 
 Run = Callable[[Context, list[Value]], Value]
@@ -73,7 +88,8 @@ class Builder:
         device: of the weights.
         fixed: ids of the nodes that depend on the input alone.
         chained: ids of the nodes that run as part of a chain.
-        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
+        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice (for "triton" there is
+            :class:`oes_fast.rewrite.execute_triton.TritonBuilder`).
 
     Attributes:
         sparse: ids of the convolutions that run on their kept weights alone, once they are built.

@@ -114,6 +114,8 @@ def _kernel(node: s.Node, plan: Plan) -> str:
     if id(node) in plan.chained:
         return "C++ chain"
     stage = node.stage
+    if id(node) in plan.kernel_names:
+        return plan.kernel_names[id(node)]
     if isinstance(stage, s.UpConv):
         return "torch conv_transpose2d: dense over live channels"
     if id(node) in plan.sparse:

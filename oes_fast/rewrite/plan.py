@@ -12,8 +12,9 @@ from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.chain import Chain, ChainRun, find_chains
 from oes_fast.rewrite.compact import CompactWeights
-from oes_fast.rewrite.execute import Builder, Context, Run, Value, activate
+from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value, activate
 from oes_fast.rewrite.execute_sparse import BACKEND
+from oes_fast.rewrite.execute_triton import TritonBuilder
 from oes_fast.rewrite.liveness import alive_channels
 
 
@@ -38,11 +39,12 @@ class Plan:
         net: the traced network, for modules that run as they are.
         mask: flat bool mask of its parameters, or None.
         device: of the weights.
-        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice.
+        kernels: "torch", or "cpu" or "triton" for kernels where they are the better choice.
 
     Attributes:
         sparse: ids of the convolutions that run on their kept weights alone, outside chains.
         chained: ids of the nodes that chains run.
+        kernel_names: what runs a stage and why, by id, where that is a Triton kernel.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Plan:
         self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
         self.fixed = self._fixed_nodes()
-        kernels = kernels if device.type == "cpu" else "torch"
+        kernels = "torch" if kernels == "cpu" and device.type != "cpu" else kernels
         chains = find_chains(graph, self.alive, self.fixed) if kernels == BACKEND and mask is not None else []
         self.chained = {id(node) for chain in chains for node in chain.nodes}
-        builder = Builder(
+        make = TritonBuilder if kernels == "triton" else Builder
+        builder = make(
             graph,
             net,
             self.alive,
@@ -83,6 +86,7 @@ class Plan:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
         self.sparse = builder.sparse
+        self.kernel_names = builder.kernel_names if isinstance(builder, TritonBuilder) else {}
         self.weights.finish(device)
         self._last = self._last_readers()
 
@@ -105,6 +109,7 @@ class Plan:
         prepared: dict[int, Value],
         *,
         update_stats: bool,
+        head: Head | None = None,
     ) -> Tensor:
         """The image.
 
@@ -114,11 +119,12 @@ class Plan:
             z: input [N, C, H, W].
             prepared: what :meth:`prepare` gave for ``z``.
             update_stats: update the running statistics (in training only).
+            head: a loss that the last layer may take along.
 
         Returns:
             Tensor [N, C', H', W'], differentiable in ``weights``.
         """
-        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats)
+        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats, head)
         values = dict(prepared)
         for step in self._steps:
             if id(step.node) in self.fixed:

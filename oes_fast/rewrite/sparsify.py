@@ -22,7 +22,7 @@ from oes_fast.rewrite import (
     pool_before_conv,
     split_concat,
 )
-from oes_fast.rewrite.execute import Value
+from oes_fast.rewrite.execute import Head, Value
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.side_effects import refuse_gradient_hooks
@@ -95,7 +95,13 @@ class SparseGenerator(nn.Module):
         return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
 
     def evaluate(
-        self, weights: Tensor, z: Tensor, buffers: dict[str, Tensor], *, update_stats: bool
+        self,
+        weights: Tensor,
+        z: Tensor,
+        buffers: dict[str, Tensor],
+        *,
+        update_stats: bool,
+        head: Head | None = None,
     ) -> Tensor:
         """:meth:`forward` with other weights and running statistics.
 
@@ -104,10 +110,11 @@ class SparseGenerator(nn.Module):
             z: input [N, C, H, W].
             buffers: of the dense network by name, updated in place if ``update_stats``.
             update_stats: update them.
+            head: a loss that the last layer may take along.
         """
         check_tensor("z", z, ndim=4, like=self.weights)
         plan = self.plan(z)
-        return plan.run(weights, buffers, z, self._prepare(plan, z), update_stats=update_stats)
+        return plan.run(weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, head=head)
 
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
@@ -213,8 +220,9 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         net: any generator of standard layers; copied, and left alone. What the rules do not know runs
             as it is.
         mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
-        backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels where they are faster; "auto" for
-            "cpu" where it can run. The C++ kernels have no second derivative.
+        backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels and "triton" for Triton kernels
+            (float32 only) where they are faster; "auto" for the one of them that can run here. The kernels
+            have no second derivative.
 
     Returns:
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
@@ -226,10 +234,15 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
             module is first called, since a trace needs the shape of the input.)
     """
-    chosen = resolve(backend, _device(net), ("cpu", "torch"))
+    chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
     if mask is not None:
         mask.check(net)
     return SparseGenerator(net, mask, kernels=chosen)
+
+
+def candidates(dtype: torch.dtype) -> tuple[str, ...]:
+    """What a rewritten network of this dtype can run on: the Triton kernels are float32 only."""
+    return ("cpu", "triton", "torch") if dtype == torch.float32 else ("cpu", "torch")
 
 
 def rewritten(net: nn.Module, z: Tensor) -> Graph:

@@ -1,0 +1,224 @@
+"""The parts of benchmarks.gpu that measure; the last line each prints is its result as JSON.
+
+python -m benchmarks.gpu_parts ceilings | kernels | steps | compiled | training
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import oes_fast as oes
+from benchmarks.gpu_kernels import kernel_rows
+from benchmarks.interleave import interleave, ratios
+from benchmarks.published import PublishedTraining
+from benchmarks.steps import load_mask, search_steps, training_steps
+
+SIZE = 512
+
+
+def measure(call: Callable[[], object], *, device: str, calls: int = 10, rounds: int = 7) -> dict[str, float]:
+    """Minimum and median of one call in milliseconds, on a GPU as part of a recorded row of calls."""
+
+    def row() -> None:
+        for _ in range(calls):
+            call()
+
+    if device == "cpu":
+        call()
+        times = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            row()
+            times.append((time.perf_counter() - begin) / calls * 1e3)
+        return {"min": min(times), "median": statistics.median(times)}
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        row()
+    times = []
+    for _ in range(rounds):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        graph.replay()
+        last.record()
+        last.synchronize()
+        times.append(first.elapsed_time(last) / calls)
+    return {"min": min(times), "median": statistics.median(times)}
+
+
+def ceilings(device: str = "cuda", *, elements: int = 1 << 28, side: int = 8192) -> dict[str, float]:
+    """What the device does at best: GB/s of a copy, multiply-adds a second of matrix products in G."""
+    source = torch.ones(elements, device=device)
+    target = torch.empty_like(source)
+    copy = measure(lambda: target.copy_(source), device=device, calls=3)
+    found = {"copy GB/s": 8 * elements / copy["min"] / 1e6}
+    small = torch.ones(3_000_000, device=device)
+    into = torch.empty_like(small)
+    in_cache = measure(lambda: into.copy_(small), device=device)
+    found["copy of 12 MB GB/s"] = 8 * small.numel() / in_cache["min"] / 1e6
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for name, dtype, tf32 in (
+            ("float32", torch.float32, False),
+            ("tf32", torch.float32, True),
+            ("bfloat16", torch.bfloat16, False),
+        ):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            a = torch.ones(side, side, dtype=dtype, device=device)
+            took = measure(lambda a=a: a @ a, device=device, calls=2, rounds=3)  # type: ignore[misc]
+            found[f"{name} GMAC/s"] = side**3 / took["min"] / 1e6
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    return found
+
+
+def drawn_mask(net: nn.Module) -> oes.Mask:
+    """About the published masks' shares: half the channels dead, 12 and 40 % of the others' weights kept."""
+    generator = torch.Generator().manual_seed(0)
+    bits = []
+    for parameter in net.parameters():
+        share = {25: 0.12, 9: 0.4}.get(parameter[0][0].numel() if parameter.ndim == 4 else 0, 0.72)
+        bits.append(torch.rand(parameter.numel(), generator=generator) < share)
+    bits[-2:] = [torch.ones_like(bit) for bit in bits[-2:]]  # the last layer, or colours would be missing
+    return oes.Mask.from_flat(net, torch.cat(bits))
+
+
+def problem(
+    mask: str | None, size: int, device: str, channels: tuple[int, ...] | None = None
+) -> tuple[oes.models.Generator, oes.Mask, Tensor, Tensor]:
+    """(network, mask, input, noisy image); the published network, or a smaller one of these channels."""
+    made = (
+        oes.models.skip(seed=0) if channels is None else oes.models.skip(num_channels_down=channels, seed=0)
+    )
+    net = made.to(device)
+    z = oes.noise_input(32, (size, size), seed=0, device=device)
+    clean = oes.load_image("skimage:astronaut", size=size).pixels
+    noisy = oes.add_noise(clean, 0.1, 0).to(device)
+    return net, drawn_mask(net) if mask is None else load_mask(net, mask), z, noisy
+
+
+def steps(
+    mask: str | None = None,
+    device: str = "cuda",
+    *,
+    size: int = SIZE,
+    rounds: int = 20,
+    fast: str = "triton",
+    channels: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """Whole steps against the published way, in turn."""
+    net, kept, z, noisy = problem(mask, size, device, channels)
+    rows = {}
+    for case, contestants in (
+        ("training", training_steps(net, kept, z, noisy, ["torch", fast])),
+        ("search", search_steps(net, z, noisy, ["torch", fast])),
+    ):
+        times = interleave(contestants, rounds=rounds, warmup=min(3, rounds))
+        rows[case] = {"ms": times, "times faster": ratios(times, "published"), "size": size}
+        if device == "cuda":
+            rows[case]["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
+    return rows
+
+
+def compiled(
+    mask: str | None = None,
+    device: str = "cuda",
+    *,
+    size: int = SIZE,
+    rounds: int = 20,
+    fast: str = "triton",
+    mode: str = "max-autotune",
+) -> dict[str, Any]:
+    """The training step against the published one whose network torch.compile compiled."""
+    net, kept, z, noisy = problem(mask, size, device)
+    baseline = PublishedTraining(net, kept.flat.to(device), z, noisy)
+    baseline.net.compile(mode=mode)
+    contestants = {"compiled": baseline.step, **training_steps(net, kept, z, noisy, [fast])}
+    times = interleave(contestants, rounds=rounds, warmup=min(3, rounds))
+    return {"ms": times, "times faster": ratios(times, "compiled"), "mode": mode, "size": size}
+
+
+def training(
+    mask: str | None = None,
+    device: str = "cuda",
+    *,
+    size: int = 128,
+    count: int = 2000,
+    fast: str = "triton",
+    beside: str = "auto",
+    channels: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """A training on the device held against the same one on the CPU.
+
+    Raises:
+        SystemExit: the losses of the first two steps, or their mean over the last tenth, differ.
+    """
+    net, kept, z, noisy = problem(mask, size, "cpu", channels)
+    fits = []
+    for place, backend in ((device, fast), ("cpu", beside)):
+        fits.append(
+            oes.train_sparse(
+                net.to(place),
+                kept,
+                z.to(place),
+                noisy.to(place),
+                steps=count,
+                record_every=1,
+                backend=backend,
+            )
+        )
+        net = net.to("cpu")
+    ours, theirs = (fit.history.loss for fit in fits)
+    last = max(1, count // 10)
+    # Adam makes full steps of gradients that are rounding alone: the first losses agree, later ones on the
+    # average.
+    first, second = (abs(ours[step] / theirs[step] - 1) for step in (0, 1))
+    late = statistics.fmean(ours[-last:]) / statistics.fmean(theirs[-last:]) - 1
+    found = {
+        "size": size,
+        "steps": count,
+        "seconds": [fit.seconds for fit in fits],
+        "backends": [fit.backend for fit in fits],
+        "first differences": [first, second],
+        "late difference": late,
+        "loss": [
+            [column[step] for step in range(0, count + 1, max(1, count // 50))] for column in (ours, theirs)
+        ],
+    }
+    if first > 1e-4 or second > 1e-2 or abs(late) > 0.1:
+        print(json.dumps(found))
+        raise SystemExit(1)
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=["ceilings", "kernels", "steps", "compiled", "training"])
+    parser.add_argument("--mask")
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True  # the baselines at their best
+    parts: dict[str, Callable[[], Any]] = {
+        "ceilings": ceilings,
+        "kernels": lambda: {"ceilings": ceilings(), "rows": kernel_rows(measure)},
+        "steps": lambda: steps(options.mask),
+        "compiled": lambda: compiled(options.mask),
+        "training": lambda: training(options.mask),
+    }
+    print(json.dumps(parts[options.part]()))
+
+
+if __name__ == "__main__":
+    main()
