@@ -1,0 +1,242 @@
+"""Chains of the C++ kernels against the same network in plain PyTorch operations, on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from kernel_backends import require, run_python
+
+import oes_fast as oes
+from oes_fast.flat import FlatLayout
+from oes_fast.rewrite.chain import find_chains
+
+DTYPES = (torch.float32, torch.float64)
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
+# Options of the generator, size of the image, density: every kind of convolution, border and activation; images
+# narrower than a vector and wider than a tile, odd sizes, strips of one row and of several.
+CASES = (
+    ({}, (64, 64), 0.8),
+    ({"num_channels_down": (6, 9, 7), "filter_size_down": 5}, (56, 200), 0.6),
+    ({"pad": "zero"}, (40, 72), 0.8),
+    ({"act_fun": "ELU", "need1x1_up": True}, (32, 48), 0.8),
+    ({"act_fun": "SiLU", "downsample_mode": "stride"}, (37, 41), 0.8),
+    ({"act_fun": "none", "need_bias": False}, (32, 32), 0.9),
+    ({"num_channels_down": (20, 24), "need_sigmoid": False}, (48, 16), 0.3),
+    ({"num_channels_down": (4,), "filter_size_down": 3}, (8, 600), 1.0),
+    ({"num_channels_skip": 2}, (32, 64), 0.7),
+)
+# Where a constant channel meets a border of zeros, and where a skip connection goes by, PyTorch runs a part, whose
+# bits depend on the number of threads.
+BROKEN_UP = (CASES[2], CASES[8])
+
+
+def networks(case, dtype, seed=0):
+    """(plain PyTorch, C++ kernels, input) of one case."""
+    options, size, density = case
+    options = {"num_channels_down": (8, 12), "filter_size_down": 3, "seed": seed} | options
+    net = oes.models.skip(4, 3, **options).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():  # betas start at 0, where activations have their kink
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(dtype)
+    mask = torch.rand(FlatLayout.of(net).numel, generator=generator) < density
+    mask = oes.Mask.from_flat(net, mask)
+    plain, fast = (oes.sparsify(net, mask, backend=backend).train() for backend in ("torch", "cpu"))
+    return plain, fast, oes.noise_input(4, size, seed=seed, dtype=dtype)
+
+
+def differentiate(net, z, seed=1):
+    """Output, gradient of the weights, running statistics."""
+    output = net(z)
+    direction = torch.randn(
+        output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(output.dtype)
+    (grad,) = torch.autograd.grad((output * direction).sum(), net.weights)
+    return [output.detach(), grad, *(buffer.clone() for _, buffer in net.dense_buffers())]
+
+
+def agree(actual, expected, tolerance):
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.isfinite(ours).all()
+        scale = 1 + float(theirs.double().abs().max()) if theirs.numel() else 1.0
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)
+
+
+def check(case, dtype, seed=0):
+    """Two steps, the kernels against PyTorch in float64."""
+    _, fast, z = networks(case, dtype, seed)
+    plain, _, exact = networks(case, torch.float64, seed)
+    with torch.no_grad():  # the same numbers, also after they were rounded
+        plain.weights.copy_(fast.weights)
+    for _ in range(2):
+        ours, theirs = differentiate(fast, z), differentiate(plain, z.double())
+        agree([t.double() if t.is_floating_point() else t for t in ours], theirs, TOLERANCE[dtype])
+    return ours
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_plain_pytorch(case, dtype):
+    require("cpu")
+    check(case, dtype)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_drawn_networks(data):
+    require("cpu")
+    depth = data.draw(st.integers(1, 3))
+    channels = st.lists(st.integers(1, 9), min_size=depth, max_size=depth)
+    options = {
+        "num_channels_down": data.draw(channels),
+        "num_channels_up": data.draw(channels),
+        "filter_size_down": data.draw(st.sampled_from((1, 3, 5))),
+        "pad": data.draw(st.sampled_from(("reflection", "zero"))),
+        "act_fun": data.draw(st.sampled_from(("LeakyReLU", "ELU", "SiLU", "none"))),
+        "need1x1_up": data.draw(st.booleans()),
+        "need_bias": data.draw(st.booleans()),
+        "need_sigmoid": data.draw(st.booleans()),
+        "downsample_mode": data.draw(st.sampled_from(("avg", "stride"))),
+    }
+    size = data.draw(st.integers(24, 70)), data.draw(st.integers(24, 70))
+    case = options, size, data.draw(st.sampled_from((0.3, 0.7, 1.0)))
+    seed = data.draw(st.integers(0, 1000))
+    # Statistics of few pixels that hardly vary amplify rounding without bound.
+    assume(min(size) // 2**depth >= 4)
+    check(case, torch.float64, seed)
+
+
+EVERYTHING = """
+import hashlib, sys, torch
+sys.path.insert(0, ".")
+from test_chain import BROKEN_UP, CASES, DTYPES, check
+from oes_fast import _C
+print(_C.capability())
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    digest = hashlib.sha256()
+    for case in CASES:
+        for dtype in DTYPES:
+            for tensor in check(case, dtype):
+                if case not in BROKEN_UP:
+                    digest.update(tensor.numpy().tobytes())
+    print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_capability_with_one_and_two_threads(capability):
+    require("cpu")
+    done = run_python("-c", EVERYTHING, OES_FAST_CPU_CAPABILITY=capability, OMP_NUM_THREADS="2")
+    if "supports no more than" in done.stderr:
+        pytest.skip(f"this processor does not have {capability}")
+    assert done.returncode == 0, done.stderr
+    chosen, one, two = done.stdout.split()
+    assert chosen == capability
+    assert one == two
+
+
+def test_the_published_network_is_one_chain():
+    require("cpu")
+    _, fast, z = networks(({}, (64, 64), 0.8), torch.float32)
+    plan = fast.plan(z)
+    (chain,) = find_chains(plan.graph, plan.alive, plan.fixed)
+    assert chain.end is plan.graph.output
+    outside = [node for node in plan.graph.nodes if id(node) not in plan.chained]
+    assert all(id(node) in plan.fixed for node in outside)
+
+
+def test_gradcheck():
+    require("cpu")
+    _, fast, z = networks(({"num_channels_down": (3, 2), "act_fun": "SiLU"}, (16, 12), 0.6), torch.float64)
+    buffers = dict(fast.dense_buffers())
+    z = z.requires_grad_()
+
+    def function(weights, z):
+        return fast.evaluate(weights, z, buffers, update_stats=False)
+
+    assert torch.autograd.gradcheck(function, (fast.weights.detach().requires_grad_(), z), atol=1e-6)
+
+
+def test_gradient_of_the_input():
+    require("cpu")
+    plain, fast, z = networks(CASES[0], torch.float64)
+    grads = []
+    for net in (plain, fast):
+        source = z.clone().requires_grad_()
+        grads.append(torch.autograd.grad(net(source).square().sum(), (source, net.weights)))
+    agree(grads[1], grads[0], 1e-11)
+
+
+def test_an_evaluation_in_between():
+    """The buffers of a chain hold the last evaluation; the gradient of an earlier one is still right."""
+    require("cpu")
+    _, fast, z = networks(CASES[0], torch.float64)
+    buffers = {name: buffer.clone() for name, buffer in fast.dense_buffers()}
+    weights = [fast.weights.detach().clone().requires_grad_() for _ in range(2)]
+    with torch.no_grad():
+        weights[1] += 0.1
+
+    def evaluate(w):
+        return fast.evaluate(w, z, buffers, update_stats=False).square().sum()
+
+    wanted = [torch.autograd.grad(evaluate(w), w)[0] for w in weights]
+    losses = [evaluate(w) for w in weights]
+    got = [
+        torch.autograd.grad(loss, w, retain_graph=True)[0] for loss, w in zip(losses, weights, strict=True)
+    ]
+    again = [torch.autograd.grad(loss, w)[0] for loss, w in zip(losses, weights, strict=True)]
+    for ours in (got, again):
+        assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
+def test_constant_channels_reach_the_output():
+    """Channels of the last batch norm whose gamma is dropped and whose beta is kept: a bias of the last layer."""
+    require("cpu")
+    net = oes.models.skip(4, 3, num_channels_down=(6, 8), filter_size_down=3, seed=0).double()
+    layout = FlatLayout.of(net)
+    mask = torch.rand(layout.numel, generator=torch.Generator().manual_seed(3)) < 0.8
+    views = layout.views(mask)
+    gamma, beta = [name for name, p in net.named_parameters() if p.shape == (6,) and name.startswith("4.")]
+    views[gamma][:3], views[beta][:] = False, True
+    with torch.no_grad():
+        dict(net.named_parameters())[beta].normal_()
+    mask = oes.Mask.from_flat(net, mask)
+    z = oes.noise_input(4, (32, 32), dtype=torch.float64)
+    plain, fast = (oes.sparsify(net, mask, backend=backend).train() for backend in ("torch", "cpu"))
+    agree(differentiate(fast, z), differentiate(plain, z), 1e-12)
+    plan = fast.plan(z)
+    assert len(plan.alive[id(plan.graph.output.inputs[0].inputs[0])].const) >= 3
+    assert id(plan.graph.output) in plan.chained
+
+
+def test_no_second_derivative():
+    require("cpu")
+    _, fast, z = networks(CASES[0], torch.float64)
+    (grad,) = torch.autograd.grad(fast(z).square().sum(), fast.weights, create_graph=True)
+    with pytest.raises(NotImplementedError, match='use backend="torch"'):
+        grad.sum().backward()
+
+
+def test_several_images_run_stage_by_stage():
+    require("cpu")
+    plain, fast, z = networks(CASES[0], torch.float64)
+    z = torch.cat([z, 0.5 * z])
+    agree(differentiate(fast, z), differentiate(plain, z), 1e-11)
+    assert not fast.plan(z).chained
+
+
+def test_wrong_specs_are_refused():
+    require("cpu")
+    from oes_fast import _C
+
+    spec = _C.ConvSpec()
+    spec.kind, spec.outputs, spec.border = "direct", 1, [0, 0, 0, 0]
+    spec.taps, spec.weights, spec.bias = [0, 5, 0, 0], [0], [-1]
+    with pytest.raises(ValueError, match="taps: expected"):
+        _C.ChainFloat(2, 4, 4, False).add_conv(spec)
+    spec.taps = [0, 0, 0]
+    with pytest.raises(ValueError, match="taps: expected four"):
+        _C.ChainFloat(2, 4, 4, False).add_conv(spec)
