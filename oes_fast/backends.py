@@ -140,11 +140,11 @@ def _probe_cpu() -> BackendStatus:
             "pip install --no-build-isolation -v on the source folder again and read why",
         )
     except ImportError as error:
+        if "OES_FAST_CPU_CAPABILITY" in str(error):
+            raise InputError(str(error)) from None
         return BackendStatus(
             False, f"the C++ extension does not load ({error}); build it again against this torch"
         )
-    except ValueError as error:  # OES_FAST_CPU_CAPABILITY
-        raise InputError(str(error)) from None
     return BackendStatus(True)
 
 

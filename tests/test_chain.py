@@ -1,4 +1,4 @@
-"""Chains of the C++ kernels against the same network in plain PyTorch operations, on every instruction set."""
+"""Chains of the C++ kernels against the same network in plain PyTorch, on every instruction set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oes_fast.rewrite.chain import find_chains
 
 DTYPES = (torch.float32, torch.float64)
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
-# Options of the generator, size of the image, density: every kind of convolution, border and activation; images
+# Options of the generator, size of the image, density: every kind of convolution, border, activation; images
 # narrower than a vector and wider than a tile, odd sizes, strips of one row and of several.
 CASES = (
     ({}, (64, 64), 0.8),
@@ -27,7 +27,7 @@ CASES = (
     ({"num_channels_down": (4,), "filter_size_down": 3}, (8, 600), 1.0),
     ({"num_channels_skip": 2}, (32, 64), 0.7),
 )
-# Where a constant channel meets a border of zeros, and where a skip connection goes by, PyTorch runs a part, whose
+# Where a constant channel meets a border of zeros, and where a skip goes by, PyTorch runs a part, whose
 # bits depend on the number of threads.
 BROKEN_UP = (CASES[2], CASES[8])
 
@@ -67,7 +67,7 @@ def agree(actual, expected, tolerance):
 def check(case, dtype, seed=0):
     """Two steps, the kernels against PyTorch in float64."""
     _, fast, z = networks(case, dtype, seed)
-    plain, _, exact = networks(case, torch.float64, seed)
+    plain, _, _ = networks(case, torch.float64, seed)
     with torch.no_grad():  # the same numbers, also after they were rounded
         plain.weights.copy_(fast.weights)
     for _ in range(2):
@@ -193,7 +193,7 @@ def test_an_evaluation_in_between():
 
 
 def test_constant_channels_reach_the_output():
-    """Channels of the last batch norm whose gamma is dropped and whose beta is kept: a bias of the last layer."""
+    """Channels of the last norm whose gamma is dropped and whose beta is kept: a bias of the last layer."""
     require("cpu")
     net = oes.models.skip(4, 3, num_channels_down=(6, 8), filter_size_down=3, seed=0).double()
     layout = FlatLayout.of(net)

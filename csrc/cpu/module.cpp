@@ -128,7 +128,7 @@ const char* initialise_capability() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "C++ kernels of oes_fast.";
   if (const char* error = oes::initialise_capability()) {
-    throw py::value_error(error);
+    throw std::runtime_error(error); // an ImportError that says so
   }
   module.def(
       "capability", [] { return std::string(oes::name_of(oes::capability())); },

@@ -116,47 +116,55 @@ constexpr Capability kCapability = static_cast<Capability>(OES_LEVEL);
 template <typename T>
 constexpr int kLanes = vector_bytes(kCapability) / static_cast<int>(sizeof(T));
 
-// A tile of kHigh rows of kVectors vectors: its sums stay in registers over all taps. Tap t reads at
-// source + offsets[t]. With kAdd the sums start from what the tile holds, else from zero.
-template <int kHigh, int kVectors, bool kAdd = false, typename T, typename Offset>
-OES_HERE void tile(
-    const T* source,
-    int64_t pitch,
-    const T* weights,
-    const Offset* offsets,
-    int64_t taps,
-    T* out,
-    int64_t out_pitch,
-    int64_t skip) {
-  using V = Vector<T>;
-  typename V::Type sum[kHigh][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kHigh; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = kAdd ? V::load(out + r * out_pitch + v * kLanes<T>) : V::all(T(0));
+// One line for each tap to come from memory while the taps of a tile are summed: `left` lines of a plane, then those of
+// the next, `jump` further on.
+template <typename T>
+struct Fetch {
+  const T* at;
+  int64_t lines, left, jump;
+
+  // `count` pixels of every plane, `wide` from one plane to the next.
+  OES_HERE static Fetch of(const T* at, int64_t count, int64_t wide) {
+    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+    const int64_t lines = (count + line - 1) / line + 1;
+    return {at, lines, lines, wide - lines * line};
+  }
+
+  OES_HERE void one() {
+    __builtin_prefetch(at);
+    at += 64 / sizeof(T);
+    if (--left == 0) {
+      left = lines;
+      at += jump;
     }
+  }
+};
+
+// A tile of kVectors vectors: its sums stay in registers over all taps. Tap t reads at source + offsets[t]. With kAdd
+// the sums start from what the tile holds, else from zero; with kFetch every tap fetches a line.
+template <int kVectors, bool kAdd = false, bool kFetch = false, typename T, typename Offset>
+OES_HERE void tile(
+    const T* source, const T* weights, const Offset* offsets, int64_t taps, T* out, Fetch<T>* fetch = nullptr) {
+  using V = Vector<T>;
+  typename V::Type sum[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    sum[v] = kAdd ? V::load(out + v * kLanes<T>) : V::all(T(0));
   }
   for (int64_t t = 0; t < taps; ++t) {
     const T* row = source + offsets[t];
     const typename V::Type weight = V::all(weights[t]);
+    if constexpr (kFetch) {
+      fetch->one();
+    }
 #pragma GCC unroll 16
-    for (int r = 0; r < kHigh; ++r) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        sum[r][v] = V::fma(weight, V::load(row + v * kLanes<T>), sum[r][v]);
-      }
-      row += pitch;
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = V::fma(weight, V::load(row + v * kLanes<T>), sum[v]);
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kHigh; ++r) {
-    if (r >= skip) { // rows above belong to the strip before
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        V::store(out + r * out_pitch + v * kLanes<T>, sum[r][v]);
-      }
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    V::store(out + v * kLanes<T>, sum[v]);
   }
 }
 

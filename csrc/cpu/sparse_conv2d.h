@@ -4,7 +4,7 @@
 // and odd rows and columns, so that either way a tap reads its plane at a fixed distance from the output pixel:
 // output (i, j) needs source[offset + i * pitch + j].
 //
-// Narrow images are taken as one long row: pixels beyond the right edge are computed and left out, which costs less
+// Images are taken as one long row: pixels beyond the right edge are computed and left out, which costs less
 // than vectors that are not full. Sums run over the taps in one fixed order, whatever the split of the work.
 #pragma once
 
@@ -17,11 +17,6 @@ namespace oes::sparse_conv2d {
 constexpr int kWide = 4; // vectors across a tile of a wide image
 constexpr int kFlat = 12; // vectors in a strip of a narrow image, taken as one row
 constexpr int kTapsAtOnce = 6; // weight gradients computed in one pass over an output's gradient
-
-// Rows of a tile: 24 sums of the 32 registers of AVX-512, 12 of the 16 of the others.
-constexpr int tile_rows(Capability capability) {
-  return capability == Capability::kAvx512 ? 6 : 3;
-}
 
 // out[p][i][j] = sum over the taps t of p of weights[t] * source[offsets[t] + i * pitch + j]. A unit of work is one
 // strip of one image for one group of planes p.

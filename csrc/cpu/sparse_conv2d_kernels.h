@@ -23,14 +23,8 @@ OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int6
     const int64_t at = a.columns - column < vectors * lanes ? a.columns - vectors * lanes : column;
     for (int64_t row = first; row < first + rows; ++row) {
       const T* source = a.source + image * a.source_image + row * a.pitch + at;
-      if (row + 1 < a.rows) {
-        for (int64_t p = 0; p < a.planes_of_row; ++p) {
-          const T* next = source + a.ahead * a.pitch + p * wide;
-          for (int64_t j = 0; j < vectors * lanes; j += 64 / static_cast<int64_t>(sizeof(T))) {
-            __builtin_prefetch(next + j);
-          }
-        }
-      }
+      // The part of the row to come that this tile's columns will read; the last row fetches its own again.
+      Fetch<T> fetch = Fetch<T>::of(source + (row + 1 < a.rows ? a.ahead * a.pitch : 0), vectors * lanes, wide);
       for (int64_t plane = begin; plane < end; ++plane) {
         const int64_t t = a.first[plane], taps = a.first[plane + 1] - t;
         T* out = a.out + ((image * a.planes + plane) * a.rows + row) * a.columns + at;
@@ -38,20 +32,20 @@ OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int6
         const int64_t* offsets = a.offsets + t;
         switch (vectors) {
           case 12:
-            tile<1, 12>(source, 0, weights, offsets, taps, out, 0, 0);
+            tile<12, false, true>(source, weights, offsets, taps, out, &fetch);
             break;
           case 8:
-            tile<1, 8>(source, 0, weights, offsets, taps, out, 0, 0);
+            tile<8, false, true>(source, weights, offsets, taps, out, &fetch);
             break;
           case 4:
-            tile<1, 4>(source, 0, weights, offsets, taps, out, 0, 0);
+            tile<4>(source, weights, offsets, taps, out);
             break;
           case 2:
-            tile<1, 2>(source, 0, weights, offsets, taps, out, 0, 0);
+            tile<2>(source, weights, offsets, taps, out);
             break;
           default:
             if (a.columns >= lanes) {
-              tile<1, 1>(source, 0, weights, offsets, taps, out, 0, 0);
+              tile<1>(source, weights, offsets, taps, out);
               break;
             }
             for (int64_t j = 0; j < a.columns; ++j) {
@@ -112,15 +106,15 @@ OES_HERE void gather_flat(const Gather<T>& a, int64_t image, int64_t strip, int6
           buffer[k] = sum;
         }
       } else if (vectors == 12) {
-        tile<1, 12>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
+        tile<12>(source + at, weights, offsets, taps, buffer);
       } else if (vectors == 8) {
-        tile<1, 8>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
+        tile<8>(source + at, weights, offsets, taps, buffer);
       } else if (vectors == 4) {
-        tile<1, 4>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
+        tile<4>(source + at, weights, offsets, taps, buffer);
       } else if (vectors == 2) {
-        tile<1, 2>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
+        tile<2>(source + at, weights, offsets, taps, buffer);
       } else {
-        tile<1, 1>(source + at, 0, weights, offsets, taps, buffer, 0, 0);
+        tile<1>(source + at, weights, offsets, taps, buffer);
       }
       const int64_t until = at + vectors * lanes < to ? at + vectors * lanes : to;
       store_flat(buffer, at, p, until, a.pitch, out, a.columns);

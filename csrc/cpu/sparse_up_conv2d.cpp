@@ -50,7 +50,8 @@ constexpr int64_t kCache = 320 << 10; // bytes of a strip with all that is made 
 constexpr int64_t kNear = 20 << 10; // bytes in the first-level cache
 constexpr int64_t kUnits = 8; // of work at least, where it can be cut
 constexpr int64_t kBlock = 8; // outputs whose gradients lie in the cache together
-constexpr int64_t kSlots = 16;
+constexpr int64_t kSlotPixels = 2048; // of a slot at least: adding up many slots takes longer than filling them
+constexpr int64_t kFewSlots = 4, kSlots = 16;
 constexpr int64_t kVectors = 12; // of a tile: fewer pixels than that leave registers empty
 
 // Rows of a strip of which each row takes `bytes`, about equal strips.
@@ -86,7 +87,7 @@ void cut(MixBack<T>& a) {
   a.strips = ceil_div(a.rows, a.strip_rows);
   a.lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
   a.plane = plane_of(a.strip_rows * a.columns, a.lanes, sizeof(T));
-  a.slots = std::min(a.strips, kSlots);
+  a.slots = std::min(a.strips, std::clamp(a.rows * a.columns / kSlotPixels, kFewSlots, kSlots));
   a.piece = std::max<int64_t>(kVectors, kNear / (vector_bytes(capability()) * a.inputs));
   a.lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
   a.parts = a.strips >= kUnits ? 1 : std::min<int64_t>(ceil_div(kUnits, a.strips), 4);

@@ -26,29 +26,29 @@ OES_HERE void products(
     T* out) {
   constexpr int64_t lanes = kLanes<T>;
   if (vectors == 12) {
-    tile<1, 12, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
+    tile<12, kAdd>(source, weights, offsets, taps, out);
     return;
   }
   if (vectors >= 8) {
-    tile<1, 8, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
+    tile<8, kAdd>(source, weights, offsets, taps, out);
     source += 8 * lanes;
     out += 8 * lanes;
     vectors -= 8;
   }
   if (vectors >= 4) {
-    tile<1, 4, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
+    tile<4, kAdd>(source, weights, offsets, taps, out);
     source += 4 * lanes;
     out += 4 * lanes;
     vectors -= 4;
   }
   if (vectors >= 2) {
-    tile<1, 2, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
+    tile<2, kAdd>(source, weights, offsets, taps, out);
     source += 2 * lanes;
     out += 2 * lanes;
     vectors -= 2;
   }
   if (vectors == 1) {
-    tile<1, 1, kAdd>(source, 0, weights, offsets, taps, out, 0, 0);
+    tile<1, kAdd>(source, weights, offsets, taps, out);
   }
 }
 
