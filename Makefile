@@ -10,8 +10,9 @@ demo: setup
 	mkdir -p $(DEMO)
 	$(BIN)/oes-fast denoise skimage:astronaut --size 256 --sigma 0.1 --seed 0 --preset quick --restart -o $(DEMO)/astronaut.png
 
+# Two workers of one thread each: several threads in each would wait for one another's cores.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
 gpu:

@@ -35,7 +35,8 @@ LAYERS = (
 MATRIX = 1024
 
 
-def _median(operation: Callable[[], object], rounds: int = 10) -> float:
+def median_time(operation: Callable[[], object], rounds: int = 10) -> float:
+    """Seconds of the median of some calls."""
     operation()
     times = []
     for _ in range(rounds):
@@ -86,7 +87,7 @@ def test_sparse_conv2d(
     torch.set_num_threads(threads)
     try:
         benchmark.pedantic(sparse, rounds=20, warmup_rounds=3)
-        dense_time, ceiling = _median(dense), MATRIX**3 / _median(lambda: matrix @ matrix)
+        dense_time, ceiling = median_time(dense), MATRIX**3 / median_time(lambda: matrix @ matrix)
     finally:
         torch.set_num_threads(before)
     median = benchmark.stats.stats.median

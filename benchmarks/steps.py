@@ -27,6 +27,8 @@ from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
 
+COMPILED = "compiled"  # among the backends: the published training through torch.compile
+
 
 def load_mask(net: Generator, path: str) -> oes.Mask:
     """A mask from an npz file of packed bits, or one that oes_fast saved."""
@@ -44,6 +46,11 @@ def training_steps(
         "published": PublishedTraining(net, mask.flat.to(z.device), z, noisy).step
     }
     for backend in backends:
+        if backend == COMPILED:
+            compiled = PublishedTraining(net, mask.flat.to(z.device), z, noisy)
+            compiled.net.compile()
+            steps[backend] = compiled.step
+            continue
         function, chosen = make_function(net, z, mask, backend)
         steps[backend] = _stepper(graphed(TrainRun(function, noisy, 1e-2, None, chosen), chosen, z.device))
     return steps
@@ -55,6 +62,8 @@ def search_steps(
     """One search step for each backend, and the published one."""
     steps: dict[str, Callable[[], object]] = {"published": PublishedSearch(net, z, noisy).step}
     for backend in backends:
+        if backend == COMPILED:
+            continue  # it draws its masks into a new copy of the network at every step
         function, chosen = make_function(net, z, None, backend)
         run = SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
         steps[backend] = _stepper(graphed(run, chosen, z.device))
