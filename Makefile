@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test gpu setup clean
+.PHONY: demo test sanitize gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -13,6 +13,16 @@ demo: setup
 # Two workers of one thread each: several threads in each would wait for one another's cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The kernels' tests with the extension built for AddressSanitizer and UBSan; then the usual build again.
+SANITIZED := tests/test_chain.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
+	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
+sanitize: setup
+	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" LDFLAGS="-fsanitize=address,undefined" \
+		$(BIN)/python setup.py -q build_ext --inplace --force
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" $(SANITIZED); \
+		status=$$?; $(BIN)/python setup.py -q build_ext --inplace --force && exit $$status
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
 gpu:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -190,6 +192,24 @@ def test_an_evaluation_in_between():
     again = [torch.autograd.grad(loss, w)[0] for loss, w in zip(losses, weights, strict=True)]
     for ours in (got, again):
         assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
+def test_threads_share_a_module():
+    """Each gets the gradient of its own evaluation, whoever used the buffers in between."""
+    require("cpu")
+    _, fast, z = networks(CASES[0], torch.float64)
+    buffers = {name: buffer.clone() for name, buffer in fast.dense_buffers()}
+
+    def gradient(shift):
+        weights = (fast.weights.detach() + shift).requires_grad_()
+        output = fast.evaluate(weights, z, buffers, update_stats=False)
+        return torch.autograd.grad(output.square().sum(), weights)[0]
+
+    shifts = [0.01 * i for i in range(8)] * 4
+    wanted = [gradient(shift) for shift in shifts]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(gradient, shifts))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def test_constant_channels_reach_the_output():

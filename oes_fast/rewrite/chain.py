@@ -8,6 +8,7 @@ reads, forward and backward (csrc/cpu/chain.h). What does not fit ends the chain
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -266,7 +267,10 @@ class Program:
         _, channels, height, width = source.shape
         self._alive = alive
         self._weights = weights
-        self.evaluation = 0
+        # Several threads may run one module: who evaluates has the buffers until the next one does.
+        self._lock = threading.Lock()
+        self._of_thread = threading.local()
+        self._evaluations = self._held = 0
         self.kernels = cls(channels, height, width, fixed)
         before = alive[id(chain.source)]
         for link in chain.links:
@@ -283,6 +287,11 @@ class Program:
             kind, slope = _activation(act.stage)
         self.kernels.finish(kind, slope, weights.numel)
 
+    @property
+    def evaluation(self) -> int:
+        """Number of the last evaluation that this thread asked for."""
+        return self._of_thread.evaluation
+
     def forward(self, weights: Tensor, source: Tensor, running: list[Tensor | None]) -> Tensor:
         """The result [1, C, H, W]; its intermediate results stay in the buffers.
 
@@ -291,12 +300,10 @@ class Program:
             source: as the first convolution reads it where it is fixed, else the image.
             running: mean and variance of every norm, updated; None where they stay as they are.
         """
-        weights, source = weights.contiguous(), source.contiguous()
-        channels, height, width = self.kernels.shape
-        output = weights.new_empty(1, channels, height, width)
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in running]
-        self.evaluation += 1
-        self.kernels.forward(weights.data_ptr(), source.data_ptr(), output.data_ptr(), addresses)
+        with self._lock:
+            output = self._evaluate(weights, source, running)
+            self._evaluations += 1
+            self._held = self._of_thread.evaluation = self._evaluations
         return output
 
     def backward(
@@ -304,18 +311,28 @@ class Program:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of weights and source; that of the source has no elements where it is not needed."""
         weights, source, grad = weights.contiguous(), source.contiguous(), grad.contiguous()
-        if self.evaluation != evaluation:  # another evaluation has used the buffers since
-            self.forward(weights, source, [])
         grad_weights = torch.zeros_like(weights)
         grad_source = torch.empty_like(source) if needs_source else source.new_empty(0)
-        self.kernels.backward(
-            weights.data_ptr(),
-            source.data_ptr(),
-            grad.data_ptr(),
-            grad_weights.data_ptr(),
-            grad_source.data_ptr() if needs_source else 0,
-        )
+        with self._lock:
+            if self._held != evaluation:  # another evaluation has used the buffers since
+                self._evaluate(weights, source, [])
+                self._held = evaluation
+            self.kernels.backward(
+                weights.data_ptr(),
+                source.data_ptr(),
+                grad.data_ptr(),
+                grad_weights.data_ptr(),
+                grad_source.data_ptr() if needs_source else 0,
+            )
         return grad_weights, grad_source
+
+    def _evaluate(self, weights: Tensor, source: Tensor, running: list[Tensor | None]) -> Tensor:
+        weights, source = weights.contiguous(), source.contiguous()
+        channels, height, width = self.kernels.shape
+        output = weights.new_empty(1, channels, height, width)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in running]
+        self.kernels.forward(weights.data_ptr(), source.data_ptr(), output.data_ptr(), addresses)
+        return output
 
     def _conv_spec(self, link: Link, source: Alive, *, fixed: bool) -> Any:
         conv = link.conv.stage
