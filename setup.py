@@ -26,6 +26,11 @@ COMPILE_FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
 ]
+LINK_FLAGS = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,--as-needed"]
+if os.environ.get("OES_SANITIZE", "0") not in ("", "0"):  # for `make sanitize`
+    SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    COMPILE_FLAGS = [*(flag for flag in COMPILE_FLAGS if flag != "-O3"), "-O1", "-g", *SANITIZERS]
+    LINK_FLAGS += SANITIZERS
 
 
 def skip_extension(reason: object) -> None:
@@ -78,9 +83,7 @@ def extension_arguments() -> dict[str, Any]:
         depends=[str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/cpu/*.h"))],
         define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000")],
         extra_compile_args=COMPILE_FLAGS,
-        extra_link_args=["-Wl,-undefined,dynamic_lookup"]
-        if sys.platform == "darwin"
-        else ["-Wl,--as-needed"],
+        extra_link_args=LINK_FLAGS,
         optional=not REQUIRED,
     )
     return {
