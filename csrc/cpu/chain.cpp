@@ -92,9 +92,8 @@ void Chain<T>::add_norm(const NormSpec& spec) {
 }
 
 template <typename T>
-void Chain<T>::finish(const std::string& act, double slope, int64_t weights) {
+void Chain<T>::finish(const std::string& act, double slope) {
   expect(!links_.empty(), "chain: expected a convolution");
-  weights_ = weights;
   act_ = act == "sigmoid" ? batch_norm_act::Last::kSigmoid : batch_norm_act::Last::kLeaky;
   slope_ = static_cast<T>(slope);
   ends_in_norm_ = !links_.back().norms.empty();
@@ -126,18 +125,6 @@ template <typename T>
 std::vector<int64_t> Chain<T>::shape() const {
   const Link& last = links_.back();
   return {last.spec.outputs, last.out_rows, last.out_columns};
-}
-
-template <typename T>
-int64_t Chain<T>::bytes() const {
-  int64_t count = 0;
-  for (const Link& link : links_) {
-    count += link.spec.outputs * link.pixels();
-    if (link.direct() && !(fixed_ && &link == &links_[0])) {
-      count += link.inputs * link.frame.plane_size();
-    }
-  }
-  return count * static_cast<int64_t>(sizeof(T));
 }
 
 template <typename T>

@@ -59,7 +59,7 @@ class Chain {
   void add_conv(const ConvSpec& spec);
   void add_norm(const NormSpec& spec);
   // The image leaves through an activation: leaky_relu or sigmoid.
-  void finish(const std::string& act, double slope, int64_t weights);
+  void finish(const std::string& act, double slope);
 
   void forward(const T* weights, const T* source, T* out, const std::vector<T*>& running);
   // After a forward with the same weights and source: adds to grad_weights. grad_source is written, or nullptr.
@@ -67,7 +67,6 @@ class Chain {
 
   // Of the result: channels, rows, columns.
   std::vector<int64_t> shape() const;
-  int64_t bytes() const;
   std::mutex& mutex() {
     return mutex_;
   }
@@ -125,7 +124,7 @@ class Chain {
   void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
 
   bool fixed_;
-  int64_t channels_, rows_, columns_, weights_ = 0;
+  int64_t channels_, rows_, columns_;
   batch_norm_act::Last act_ = batch_norm_act::Last::kLeaky;
   bool ends_in_norm_ = false;
   T slope_ = 1;

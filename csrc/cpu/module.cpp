@@ -50,9 +50,8 @@ void bind_chain(py::module_& module, const char* name) {
       .def(py::init<int64_t, int64_t, int64_t, bool>(), py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("fixed"))
       .def("add_conv", &Chain::add_conv)
       .def("add_norm", &Chain::add_norm)
-      .def("finish", &Chain::finish, py::arg("act"), py::arg("slope"), py::arg("weights"))
+      .def("finish", &Chain::finish, py::arg("act"), py::arg("slope"))
       .def_property_readonly("shape", &Chain::shape)
-      .def_property_readonly("bytes", &Chain::bytes)
       .def(
           "forward",
           [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t out, const std::vector<uintptr_t>& running) {

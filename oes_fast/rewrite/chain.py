@@ -285,7 +285,7 @@ class Program:
         if act is not None:
             assert isinstance(act.stage, s.Act)
             kind, slope = _activation(act.stage)
-        self.kernels.finish(kind, slope, weights.numel)
+        self.kernels.finish(kind, slope)
 
     @property
     def evaluation(self) -> int:

@@ -69,11 +69,6 @@ class CompactWeights:
             self._places = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
         return _cut(self._places[name], channels)
 
-    @property
-    def numel(self) -> int:
-        """Elements of the flat vector."""
-        return self._layout.numel if self._mask is None else int(self._mask.sum())
-
     def finish(self, device: torch.device) -> None:
         """Fix the blocks asked for; to be called once, before :meth:`blocks`."""
         if self._mask is None:
