@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 #include "tensors.h"
@@ -31,6 +32,9 @@ T activate_grad_one(const NormSpec& spec, T x) {
   with_act(act_of(spec.act), [&](auto act) { result = activate_grad<act.value>(x, static_cast<T>(spec.slope)); });
   return result;
 }
+
+// Share of the weights from which on a dense convolution is faster; measured by benchmarks/bench_dense_conv2d.py.
+constexpr double kDenseFrom = 0.6;
 
 void expect(bool holds, const char* what) {
   if (!holds) {
@@ -64,6 +68,7 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
             (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
         "taps: expected ascending indices inside the weight");
   }
+  choose(link);
   link.ones.assign(spec.outputs, T(1));
   link.zeros.assign(spec.outputs, T(0));
   link.offset.resize(spec.bias.size());
@@ -73,6 +78,39 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
     bind_mixing(link);
   }
   link.y.reserve(spec.outputs * link.pixels());
+}
+
+// Between the sparse and the dense form of a convolution.
+template <typename T>
+void Chain<T>::choose(Link& link) {
+  ConvSpec& spec = link.spec;
+  const bool all = spec.first_weight >= 0;
+  const auto kept = static_cast<double>(all ? link.places() : static_cast<int64_t>(spec.weights.size()));
+  link.dense = kept >= kDenseFrom * static_cast<double>(link.places());
+  if (link.direct()) {
+    const int64_t* b = spec.border.data();
+    const int64_t rows = (link.rows + b[2] + b[3] - (spec.box ? 1 : 0) - spec.kernel_rows) / spec.stride + 1;
+    const int64_t columns = (link.columns + b[0] + b[1] - (spec.box ? 1 : 0) - spec.kernel_columns) / spec.stride + 1;
+    link.dense = link.dense && rows > 0 && dense_conv2d::Conv<T>::fits(!fixed(link), rows, columns, columns);
+  }
+  if (all && !link.dense) {
+    for (int64_t t = 0; t < link.places(); ++t) {
+      const int64_t uv = t % (spec.kernel_rows * spec.kernel_columns), oc = t / (spec.kernel_rows * spec.kernel_columns);
+      spec.taps.insert(
+          spec.taps.end(),
+          {oc / link.inputs, oc % link.inputs, uv / spec.kernel_columns, uv % spec.kernel_columns});
+      spec.weights.push_back(spec.first_weight + t);
+    }
+  }
+  if (link.dense && !all) {
+    link.all_weights.assign(link.places(), T(0));
+    link.all_grads.resize(link.places());
+    for (size_t t = 0; t < spec.weights.size(); ++t) {
+      const int64_t* tap = &spec.taps[4 * t];
+      link.positions.push_back(
+          ((tap[0] * link.inputs + tap[1]) * spec.kernel_rows + tap[2]) * spec.kernel_columns + tap[3]);
+    }
+  }
 }
 
 template <typename T>
@@ -99,13 +137,13 @@ void Chain<T>::finish(const std::string& act, double slope) {
   ends_in_norm_ = !links_.back().norms.empty();
   int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1;
   for (Link& link : links_) {
-    const int64_t taps = link.spec.weights.size();
     grads = std::max(grads, link.spec.outputs * link.pixels());
     moments = std::max(moments, 2 * link.spec.outputs * batch_norm_act::chunks_of(link.pixels()));
     if (link.direct()) {
       planes = std::max(planes, link.inputs * link.frame.plane_size());
       bordered = std::max(bordered, link.gather_back.source_image + link.bordered.left);
-      partial = std::max(partial, link.dot.strips * taps);
+      const auto taps = static_cast<int64_t>(link.spec.weights.size());
+      partial = std::max(partial, link.dense ? link.dense_conv.sums() : link.dot.strips * taps);
     } else {
       moments = std::max(moments, 2 * link.mixing.mix.strips * link.spec.outputs);
       moments = std::max(moments, 2 * link.mixing.back.strips * link.inputs);
@@ -144,12 +182,58 @@ void Chain<T>::bind_direct(Link& link) {
   link.out_rows = (f.high() - spec.kernel_rows) / spec.stride + 1;
   link.out_columns = (f.wide() - spec.kernel_columns) / spec.stride + 1;
   expect(f.high() >= spec.kernel_rows && f.wide() >= spec.kernel_columns, "image: expected the size of the kernel");
-  const bool fixed = fixed_ && links_.size() == 1;
-  if (!fixed) {
+  if (!fixed(link)) {
     f.planes = link.planes.reserve(link.inputs * f.plane_size());
   }
   const int64_t source_rows = f.plane_rows(), source_columns = f.plane_columns(), s = spec.stride;
   const int64_t phases = split ? 4 : 1, top = (spec.kernel_rows - 1) / s, left = (spec.kernel_columns - 1) / s;
+  link.bordered = {spec.outputs, link.out_rows, link.out_columns, top, left, source_rows + top, source_columns};
+  const int64_t bordered_plane = (source_rows + top) * source_columns;
+  // A fixed source has the rows of all planes side by side.
+  const int64_t pitch = fixed(link) ? link.inputs * phases * source_columns : source_columns;
+  link.gather = {nullptr, nullptr, nullptr, nullptr, nullptr, spec.outputs, link.out_rows, link.out_columns, pitch,
+                 link.inputs * f.plane_size()};
+  link.gather.planes_of_row = fixed(link) ? link.inputs * phases : 0;
+  link.gather.ahead = (spec.kernel_rows - 1) / s + 1;
+  link.gather_back = {nullptr, nullptr, nullptr, nullptr, nullptr, link.inputs * phases, source_rows, source_columns,
+                      source_columns, spec.outputs * bordered_plane};
+  sparse_conv2d::Dot<T>& d = link.dot;
+  d = {nullptr, nullptr, nullptr, nullptr, nullptr, spec.outputs};
+  d.rows = link.out_rows;
+  d.columns = link.out_columns;
+  d.pitch = pitch;
+  d.grad_pitch = source_columns;
+  d.source_image = link.gather.source_image;
+  d.grad_plane = bordered_plane;
+  sparse_conv2d::cut(d, !fixed(link), 1);
+  bind_taps(link, bordered_plane);
+}
+
+// Where the taps of a direct convolution read, forward and backward.
+template <typename T>
+void Chain<T>::bind_taps(Link& link, int64_t bordered_plane) {
+  const ConvSpec& spec = link.spec;
+  const int64_t s = spec.stride, phases = s * s, top = link.bordered.top, left = link.bordered.left;
+  const int64_t source_rows = link.frame.plane_rows(), source_columns = link.frame.plane_columns();
+  const auto plane_of = [&](int64_t c, int64_t u, int64_t v) { return c * phases + u % s * s + v % s; };
+  const auto offset_of = [&](int64_t c, int64_t u, int64_t v) {
+    const int64_t plane = plane_of(c, u, v);
+    return fixed(link) ? (u / s * link.inputs * phases + plane) * source_columns + v / s
+                       : (plane * source_rows + u / s) * source_columns + v / s;
+  };
+  if (link.dense) {
+    for (int64_t c = 0; c < link.inputs; ++c) {
+      for (int64_t u = 0; u < spec.kernel_rows; ++u) {
+        for (int64_t v = 0; v < spec.kernel_columns; ++v) {
+          link.offsets.push_back(offset_of(c, u, v));
+        }
+      }
+    }
+    link.dense_conv.bind(
+        link.inputs, spec.kernel_rows, spec.kernel_columns, s, !fixed(link), link.gather, link.gather_back, link.dot,
+        link.offsets, top, left, bordered_plane);
+    return;
+  }
   const auto taps = static_cast<int64_t>(spec.weights.size());
   link.weights.resize(taps);
   link.back_weights.resize(taps);
@@ -157,24 +241,16 @@ void Chain<T>::bind_direct(Link& link) {
   link.first.assign(spec.outputs + 1, 0);
   link.back_first.assign(link.inputs * phases + 1, 0);
   std::vector<int64_t> plane(taps);
-  link.bordered = {spec.outputs, link.out_rows, link.out_columns, top, left, source_rows + top, source_columns};
-  const int64_t bordered_plane = (source_rows + top) * source_columns;
   for (int64_t t = 0; t < taps; ++t) {
     const int64_t* tap = &spec.taps[4 * t];
-    plane[t] = tap[1] * phases + tap[2] % s * s + tap[3] % s;
-    // A fixed source has the rows of all planes side by side.
-    link.offsets[t] = fixed ? (tap[2] / s * link.inputs * phases + plane[t]) * source_columns + tap[3] / s
-                            : (plane[t] * source_rows + tap[2] / s) * source_columns + tap[3] / s;
+    plane[t] = plane_of(tap[1], tap[2], tap[3]);
+    link.offsets[t] = offset_of(tap[1], tap[2], tap[3]);
     ++link.first[tap[0] + 1];
     ++link.back_first[plane[t] + 1];
     link.back_order.push_back(t);
   }
-  for (int64_t o = 0; o < spec.outputs; ++o) {
-    link.first[o + 1] += link.first[o];
-  }
-  for (int64_t p = 0; p < link.inputs * phases; ++p) {
-    link.back_first[p + 1] += link.back_first[p];
-  }
+  std::partial_sum(link.first.begin(), link.first.end(), link.first.begin());
+  std::partial_sum(link.back_first.begin(), link.back_first.end(), link.back_first.begin());
   std::stable_sort(
       link.back_order.begin(), link.back_order.end(), [&](int64_t a, int64_t b) { return plane[a] < plane[b]; });
   for (const int64_t t : link.back_order) {
@@ -182,23 +258,16 @@ void Chain<T>::bind_direct(Link& link) {
     link.back_offsets.push_back(
         tap[0] * bordered_plane + (top - tap[2] / s) * source_columns + left - tap[3] / s);
   }
-  const int64_t pitch = fixed ? link.inputs * phases * source_columns : source_columns;
-  link.gather = {nullptr, nullptr, link.weights.data(), link.offsets.data(), link.first.data(), spec.outputs,
-                 link.out_rows, link.out_columns, pitch, link.inputs * f.plane_size()};
-  link.gather.planes_of_row = fixed ? link.inputs * phases : 0;
-  link.gather.ahead = (spec.kernel_rows - 1) / s + 1;
-  link.gather_back = {nullptr, nullptr, link.back_weights.data(), link.back_offsets.data(), link.back_first.data(),
-                      link.inputs * phases, source_rows, source_columns, source_columns,
-                      spec.outputs * bordered_plane};
-  sparse_conv2d::Dot<T>& d = link.dot;
-  d = {nullptr, nullptr, nullptr, link.offsets.data(), link.first.data(), spec.outputs, taps};
-  d.rows = link.out_rows;
-  d.columns = link.out_columns;
-  d.pitch = pitch;
-  d.grad_pitch = source_columns;
-  d.source_image = link.gather.source_image;
-  d.grad_plane = bordered_plane;
-  sparse_conv2d::cut(d, !fixed, 1);
+  const auto set = [](sparse_conv2d::Gather<T>& g, const std::vector<T>& weights, const Indices& offsets, const Indices& first) {
+    g.weights = weights.data();
+    g.offsets = offsets.data();
+    g.first = first.data();
+  };
+  set(link.gather, link.weights, link.offsets, link.first);
+  set(link.gather_back, link.back_weights, link.back_offsets, link.back_first);
+  link.dot.offsets = link.offsets.data();
+  link.dot.first = link.first.data();
+  link.dot.taps = taps;
 }
 
 template <typename T>
@@ -207,10 +276,12 @@ void Chain<T>::bind_mixing(Link& link) {
   const bool up = spec.kind == "up";
   const int64_t kernel = up ? 9 : 1;
   expect(spec.kernel_rows * spec.kernel_columns == kernel, "convolution: expected a 3 x 3 or 1 x 1 kernel");
-  expect(!(fixed_ && links_.size() == 1), "convolution: expected a direct one to read a fixed source");
+  expect(!fixed(link), "convolution: expected a direct one to read a fixed source");
   link.out_rows = link.rows * (up ? 2 : 1);
   link.out_columns = link.columns * (up ? 2 : 1);
-  link.mixing.bind(link.inputs, spec.outputs, link.rows, link.columns, kernel, spec.pad == "zeros", spec.taps);
+  link.mixing.bind(
+      link.inputs, spec.outputs, link.rows, link.columns, kernel, spec.pad == "zeros",
+      link.dense ? nullptr : &spec.taps);
 }
 
 template <typename T>
@@ -235,14 +306,7 @@ void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vec
   for (size_t l = 0; l < links_.size(); ++l) {
     Link& link = links_[l];
     const Link* before = l == 0 ? nullptr : &links_[l - 1];
-    const auto scale = static_cast<T>(link.spec.scale);
-    if (link.direct()) {
-      for (size_t t = 0; t < link.weights.size(); ++t) {
-        link.weights[t] = weights[link.spec.weights[t]] * scale;
-      }
-    } else {
-      link.mixing.set(weights, link.spec.weights.data(), scale);
-    }
+    set_weights(link, weights);
     const PixelMap<T> map = before == nullptr ? source_map() : map_of(*before);
     convolve(link, before == nullptr ? source : before->y.data(), map);
     offsets(link, before == nullptr ? nullptr : &before->norms.back(), weights);
@@ -271,6 +335,32 @@ void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vec
 }
 
 template <typename T>
+void Chain<T>::set_weights(Link& link, const T* weights) {
+  const auto scale = static_cast<T>(link.spec.scale);
+  const int64_t* indices = link.spec.weights.data();
+  if (link.dense) {
+    const T* all = weights + link.spec.first_weight;
+    if (link.spec.first_weight < 0) {
+      for (size_t t = 0; t < link.positions.size(); ++t) {
+        link.all_weights[link.positions[t]] = weights[indices[t]];
+      }
+      all = link.all_weights.data();
+    }
+    if (link.direct()) {
+      link.dense_conv.set(all, scale, !fixed(link));
+    } else {
+      link.mixing.set_dense(all, scale);
+    }
+  } else if (link.direct()) {
+    for (size_t t = 0; t < link.weights.size(); ++t) {
+      link.weights[t] = weights[indices[t]] * scale;
+    }
+  } else {
+    link.mixing.set(weights, indices, scale);
+  }
+}
+
+template <typename T>
 void Chain<T>::convolve(Link& link, const T* source, const PixelMap<T>& map) {
   if (!link.direct()) {
     mixing::Mix<T> a = link.mixing.mix;
@@ -281,16 +371,23 @@ void Chain<T>::convolve(Link& link, const T* source, const PixelMap<T>& map) {
     mixing::mix(a);
     return;
   }
-  const bool fixed = fixed_ && &link == &links_[0];
-  if (!fixed) {
+  if (!fixed(link)) {
     frame::Frame<T> f = link.frame;
     f.border = &link.border;
     f.map = map;
     f.image = source;
     frame::make(f);
   }
+  const T* planes = fixed(link) ? source : link.planes.data();
+  if (link.dense) {
+    dense_conv2d::Gather<T> g = link.dense_conv.forward;
+    g.source = planes;
+    g.out = link.y.data();
+    dense_conv2d::run(g);
+    return;
+  }
   sparse_conv2d::Gather<T> g = link.gather;
-  g.source = fixed ? source : link.planes.data();
+  g.source = planes;
   g.out = link.y.data();
   sparse_conv2d::run(g, 1, static_cast<int64_t>(link.weights.size()) * link.pixels());
 }
@@ -461,31 +558,48 @@ void Chain<T>::conv_back(
     }
     a.sums = partial_.data();
     mixing::mix_back(a);
-    link.mixing.add_grads(a.sums, link.spec.weights.data(), static_cast<T>(link.spec.scale), grad_weights);
+    add_grads(link, a.sums, grad_weights);
     return;
   }
   frame::Bordered<T> b = link.bordered;
   b.grad = grad;
   b.out = bordered_.data();
   frame::bordered(b);
+  const T* planes = fixed(link) ? source : link.planes.data();
+  const T* centre = bordered_.data() + b.top * b.pitch + b.left;
   const auto taps = static_cast<int64_t>(link.weights.size());
   const int64_t macs = taps * link.pixels();
-  sparse_conv2d::Dot<T> d = link.dot;
-  d.source = fixed_ && &link == &links_[0] ? source : link.planes.data();
-  d.grad = bordered_.data() + b.top * b.pitch + b.left;
-  d.partial = partial_.data();
-  sparse_conv2d::run(d, 1, macs);
-  add_sums(link, d.partial, d.strips, grad_weights);
+  if (link.dense) {
+    dense_conv2d::Dot<T> d = link.dense_conv.dot;
+    d.source = planes;
+    d.grad = centre;
+    d.partial = partial_.data();
+    dense_conv2d::run(d);
+  } else {
+    sparse_conv2d::Dot<T> d = link.dot;
+    d.source = planes;
+    d.grad = centre;
+    d.partial = partial_.data();
+    sparse_conv2d::run(d, 1, macs);
+  }
+  add_grads(link, partial_.data(), grad_weights);
   if (grad_source == nullptr) {
     return;
   }
-  for (int64_t t = 0; t < taps; ++t) {
-    link.back_weights[t] = link.weights[link.back_order[t]];
+  if (link.dense) {
+    dense_conv2d::Gather<T> g = link.dense_conv.backward;
+    g.source = bordered_.data();
+    g.out = grad_planes_.data();
+    dense_conv2d::run(g);
+  } else {
+    for (int64_t t = 0; t < taps; ++t) {
+      link.back_weights[t] = link.weights[link.back_order[t]];
+    }
+    sparse_conv2d::Gather<T> g = link.gather_back;
+    g.source = bordered_.data();
+    g.out = grad_planes_.data();
+    sparse_conv2d::run(g, 1, macs);
   }
-  sparse_conv2d::Gather<T> g = link.gather_back;
-  g.source = bordered_.data();
-  g.out = grad_planes_.data();
-  sparse_conv2d::run(g, 1, macs);
   frame::Frame<T> f = link.frame;
   f.grad_planes = grad_planes_.data();
   f.grad_image = grad_source;
@@ -494,19 +608,28 @@ void Chain<T>::conv_back(
 
 // Adds up the parts of the gradient of every weight.
 template <typename T>
-void Chain<T>::add_sums(const Link& link, const T* sums, int64_t parts, T* grad_weights) const {
-  constexpr int64_t kGrain = 1024; // weights
+void Chain<T>::add_grads(Link& link, const T* sums, T* grad_weights) {
   const auto scale = static_cast<T>(link.spec.scale);
-  const auto taps = static_cast<int64_t>(link.weights.size());
-  torch::stable::parallel_for(0, taps, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      double sum = 0;
-      for (int64_t part = 0; part < parts; ++part) {
-        sum += static_cast<double>(sums[part * taps + t]);
-      }
-      grad_weights[link.spec.weights[t]] += static_cast<T>(sum) * scale;
+  const int64_t* indices = link.spec.weights.data();
+  if (link.dense) {
+    T* all = grad_weights + link.spec.first_weight;
+    if (link.spec.first_weight < 0) {
+      std::fill(link.all_grads.begin(), link.all_grads.end(), T(0));
+      all = link.all_grads.data();
     }
-  });
+    if (link.direct()) {
+      link.dense_conv.add_grads(sums, scale, all);
+    } else {
+      link.mixing.add_dense_grads(sums, scale, all);
+    }
+    for (size_t t = 0; t < link.positions.size(); ++t) {
+      grad_weights[indices[t]] += all[link.positions[t]];
+    }
+  } else if (link.direct()) {
+    sparse_conv2d::add_grads(link.dot, sums, indices, scale, grad_weights);
+  } else {
+    link.mixing.add_grads(sums, indices, scale, grad_weights);
+  }
 }
 
 // Of a last convolution with no norm behind it: gradient of its bias and of what constant channels add.

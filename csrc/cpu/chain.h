@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "batch_norm_act.h"
+#include "dense_conv2d.h"
 #include "frame.h"
 #include "scratch.h"
 #include "sparse_conv2d.h"
@@ -31,6 +32,7 @@ struct ConvSpec {
   int64_t outputs = 0;
   Indices taps; // (o, c, u, v) of every kept weight, in that order
   Indices weights; // their indices
+  int64_t first_weight = -1; // or: all weights are kept, and lie from this index on; taps and weights are empty
   double scale = 1; // of the weights
   // What is the same for all pixels: a bias, and what constant input channels add. Outputs that vary come first, then
   // the constant ones whose running statistics are kept.
@@ -87,8 +89,13 @@ class Chain {
     Aligned<T> y;
     std::vector<T> ones, zeros; // [outputs]
     std::vector<T> offset; // bias and constants
+    // All weights take part, those that the mask drops as zeros: faster from a certain share on.
+    bool dense;
+    std::vector<T> all_weights, all_grads; // [outputs, inputs, kernel rows, kernel columns], unless they are all kept
+    Indices positions; // of the kept ones in there
     mixing::Weights<T> mixing; // pointwise, up
     // direct
+    dense_conv2d::Conv<T> dense_conv;
     std::vector<T> weights, back_weights;
     Indices back_order, first, back_first;
     frame::Border border;
@@ -105,10 +112,19 @@ class Chain {
     bool direct() const {
       return spec.kind == "direct";
     }
+    int64_t places() const { // of weights
+      return spec.outputs * inputs * spec.kernel_rows * spec.kernel_columns;
+    }
   };
 
+  void choose(Link& link);
   void bind_direct(Link& link);
+  void bind_taps(Link& link, int64_t bordered_plane);
   void bind_mixing(Link& link);
+  bool fixed(const Link& link) const {
+    return fixed_ && &link == &links_[0];
+  }
+  void set_weights(Link& link, const T* weights);
   PixelMap<T> map_of(const Link& link) const;
   PixelMap<T> source_map() const;
   void convolve(Link& link, const T* planes_or_source, const PixelMap<T>& map);
@@ -120,7 +136,7 @@ class Chain {
   void conv_back(
       Link& link, const Link* before, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source,
       T* grad_weights);
-  void add_sums(const Link& link, const T* sums, int64_t parts, T* grad_weights) const;
+  void add_grads(Link& link, const T* sums, T* grad_weights);
   void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
 
   bool fixed_;

@@ -147,6 +147,7 @@ PYBIND11_MODULE(_C, module) {
       .def_readwrite("outputs", &ConvSpec::outputs)
       .def_readwrite("taps", &ConvSpec::taps)
       .def_readwrite("weights", &ConvSpec::weights)
+      .def_readwrite("first_weight", &ConvSpec::first_weight)
       .def_readwrite("scale", &ConvSpec::scale)
       .def_readwrite("bias", &ConvSpec::bias)
       .def_readwrite("constant_taps", &ConvSpec::constant_taps);

@@ -2,7 +2,8 @@
 // OES_LEVEL and OES_HERE defined: intrinsics and vector types need the target attribute on every function that
 // touches them, so OES_CAPABILITIES does not serve here. There is no include guard, on purpose.
 
-// store_both: one, then the other, by turns. part: the even and the odd ones of x and y.
+// store_both: one, then the other, by turns. part: the even and the odd ones of x and y. sums: of the lanes of each of
+// four vectors.
 template <typename T>
 struct Vector;
 
@@ -26,6 +27,12 @@ struct Vector<float> {
     store(even, _mm512_permutex2var_ps(x, first, y));
     store(odd, _mm512_permutex2var_ps(x, second, y));
   }
+  OES_HERE static __m256 half(Type x) { return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)); }
+  OES_HERE static void sums(const Type (&x)[4], float* p) {
+    const __m256 pair = _mm256_hadd_ps(half(x[0]), half(x[1])), other = _mm256_hadd_ps(half(x[2]), half(x[3]));
+    const __m256 both = _mm256_hadd_ps(pair, other);
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+  }
 };
 template <>
 struct Vector<double> {
@@ -41,6 +48,13 @@ struct Vector<double> {
   OES_HERE static void part(Type x, Type y, double* even, double* odd) {
     store(even, _mm512_permutex2var_pd(x, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), y));
     store(odd, _mm512_permutex2var_pd(x, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), y));
+  }
+  OES_HERE static __m256d half(Type x) {
+    return _mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd(x, 1));
+  }
+  OES_HERE static void sums(const Type (&x)[4], double* p) {
+    const __m256d pair = _mm256_hadd_pd(half(x[0]), half(x[1])), other = _mm256_hadd_pd(half(x[2]), half(x[3]));
+    _mm256_storeu_pd(p, _mm256_add_pd(_mm256_permute2f128_pd(pair, other, 0x20), _mm256_permute2f128_pd(pair, other, 0x31)));
   }
 };
 #elif OES_LEVEL == 1
@@ -62,6 +76,10 @@ struct Vector<float> {
     store(even, first);
     store(odd, second);
   }
+  OES_HERE static void sums(const Type (&x)[4], float* p) {
+    const Type both = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+  }
 };
 template <>
 struct Vector<double> {
@@ -79,6 +97,10 @@ struct Vector<double> {
     const Type low = _mm256_permute2f128_pd(x, y, 0x20), high = _mm256_permute2f128_pd(x, y, 0x31);
     store(even, _mm256_unpacklo_pd(low, high));
     store(odd, _mm256_unpackhi_pd(low, high));
+  }
+  OES_HERE static void sums(const Type (&x)[4], double* p) {
+    const Type pair = _mm256_hadd_pd(x[0], x[1]), other = _mm256_hadd_pd(x[2], x[3]);
+    store(p, _mm256_permute2f128_pd(pair, other, 0x20) + _mm256_permute2f128_pd(pair, other, 0x31));
   }
 };
 #else
@@ -106,6 +128,14 @@ struct Vector {
       even[k + half] = y[2 * k];
       odd[k] = x[2 * k + 1];
       odd[k + half] = y[2 * k + 1];
+    }
+  }
+  OES_HERE static void sums(const Type (&x)[4], T* p) {
+    for (int i = 0; i < 4; ++i) {
+      p[i] = x[i][0];
+      for (size_t k = 1; k < 16 / sizeof(T); ++k) {
+        p[i] += x[i][k];
+      }
     }
   }
 };

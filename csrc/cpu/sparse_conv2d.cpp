@@ -123,6 +123,22 @@ void run(const Dot<T>& a, int64_t images, int64_t macs) {
       0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { dots(a, begin, end); });
 }
 
+template <typename T>
+void add_grads(const Dot<T>& a, const T* partial, const int64_t* indices, T scale, T* to) {
+  constexpr int64_t kSums = 1024; // weights that one thread adds up at least
+  torch::stable::parallel_for(0, a.taps, kSums, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      double sum = 0;
+      for (int64_t strip = 0; strip < a.strips; ++strip) {
+        sum += static_cast<double>(partial[strip * a.taps + t]);
+      }
+      to[indices[t]] += static_cast<T>(sum) * scale;
+    }
+  });
+}
+
+template void add_grads(const Dot<float>&, const float*, const int64_t*, float, float*);
+template void add_grads(const Dot<double>&, const double*, const int64_t*, double, double*);
 template void run(Gather<float>, int64_t, int64_t);
 template void run(Gather<double>, int64_t, int64_t);
 template void cut(Dot<float>&, bool, int64_t);

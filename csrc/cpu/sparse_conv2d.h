@@ -60,4 +60,8 @@ void cut(Dot<T>& a, bool flat, int64_t images);
 template <typename T>
 void run(const Dot<T>& a, int64_t images, int64_t macs);
 
+// Adds scale * gradient of weight t to to[indices[t]], from the sums that the strips of one image have left.
+template <typename T>
+void add_grads(const Dot<T>& a, const T* partial, const int64_t* indices, T scale, T* to);
+
 } // namespace oes::sparse_conv2d

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "block.h"
 #include "scratch.h"
 #include "sparse_conv2d.h"
 #include "tensors.h"
@@ -53,6 +54,8 @@ constexpr int64_t kBlock = 8; // outputs whose gradients lie in the cache togeth
 constexpr int64_t kSlotPixels = 2048; // of a slot at least: adding up many slots takes longer than filling them
 constexpr int64_t kFewSlots = 4, kSlots = 16;
 constexpr int64_t kVectors = 12; // of a tile: fewer pixels than that leave registers empty
+constexpr int64_t kBlockVectors = 3; // of a tile of several outputs
+constexpr int64_t kGrain = 1 << 15; // weights that one thread orders at least
 
 // Rows of a strip of which each row takes `bytes`, about equal strips.
 int64_t rows_of_strip(int64_t rows, int64_t columns, int64_t bytes, int64_t element) {
@@ -71,11 +74,14 @@ int64_t plane_of(int64_t count, int64_t lanes, int64_t element) {
 template <typename T>
 void cut(Mix<T>& a) {
   const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T)), halo = a.kernel == 9 ? 1 : 0;
-  a.strip_rows = rows_of_strip(a.rows, a.columns, (a.inputs + a.kernel) * a.columns * sizeof(T), sizeof(T));
+  const int64_t together = a.dense ? block_rows(capability()) : 1; // outputs
+  const int64_t bytes = (a.inputs + a.kernel * together) * a.columns * static_cast<int64_t>(sizeof(T));
+  a.strip_rows = rows_of_strip(a.rows, a.columns, bytes, sizeof(T));
   a.strips = ceil_div(a.rows, a.strip_rows);
   a.plane = plane_of((a.strip_rows + 2 * halo) * (a.columns + 2 * halo) + lanes, lanes, sizeof(T));
-  a.groups = std::max<int64_t>(1, std::min(a.outputs, ceil_div(kUnits, a.strips)));
-  a.piece = std::max<int64_t>(1, kNear / (vector_bytes(capability()) * a.inputs * kVectors)) * kVectors;
+  a.groups = std::clamp<int64_t>(ceil_div(kUnits, a.strips), 1, ceil_div(a.outputs, together));
+  const int64_t vectors = a.dense ? kBlockVectors : kVectors;
+  a.piece = std::max<int64_t>(1, kNear / (vector_bytes(capability()) * a.inputs * vectors)) * vectors;
 }
 
 template <typename T>
@@ -98,11 +104,17 @@ void cut(MixBack<T>& a) {
 template <typename T>
 void Weights<T>::bind(
     int64_t inputs, int64_t outputs, int64_t rows, int64_t columns, int64_t kernel, bool zeros,
-    const std::vector<int64_t>& taps) {
+    const std::vector<int64_t>* all_taps) {
   mix = {inputs, outputs, rows, columns, kernel, zeros};
   back = {inputs, outputs, rows, columns, kernel, zeros};
+  mix.dense = back.dense = all_taps == nullptr;
   cut(mix);
   cut(back);
+  if (mix.dense) {
+    bind_dense();
+    return;
+  }
+  const std::vector<int64_t>& taps = *all_taps;
   const auto size = static_cast<int64_t>(taps.size()) / 4, side = kernel == 9 ? int64_t(3) : int64_t(1);
   const auto b_of = [&](int64_t t) { return taps[4 * t] * kernel + taps[4 * t + 2] * side + taps[4 * t + 3]; };
   const auto block_of = [&](int64_t t) { return taps[4 * t + 1] * back.blocks + taps[4 * t] / back.block; };
@@ -141,6 +153,79 @@ void Weights<T>::bind(
 }
 
 template <typename T>
+void Weights<T>::bind_dense() {
+  weights_.resize(mix.outputs * mix.kernel * mix.inputs);
+  back_weights_.resize(weights_.size());
+  for (int64_t c = 0; c < mix.inputs; ++c) {
+    offsets_.push_back(static_cast<int32_t>(c * mix.plane));
+    source_offsets_.push_back(static_cast<int32_t>(c * back.plane));
+  }
+  for (int64_t k = 0; k < back.block * back.kernel; ++k) {
+    back_offsets_.push_back(static_cast<int32_t>(k * back.plane));
+  }
+  mix.offsets = offsets_.data();
+  mix.weights = weights_.data();
+  back.offsets = source_offsets_.data();
+  back.back_offsets = back_offsets_.data();
+  back.back_weights = back_weights_.data();
+}
+
+// Calls f(block of outputs) for all of them, on several threads.
+template <typename F>
+void each_output_block(int64_t outputs, int64_t weights_of_output, const F& f) {
+  const int most = block_rows(capability());
+  const int64_t grain = std::max<int64_t>(1, kGrain / (most * weights_of_output));
+  torch::stable::parallel_for(0, ceil_div(outputs, most), grain, [&](int64_t begin, int64_t end) {
+    each_block(begin * most, std::min(end * most, outputs), f);
+  });
+}
+
+template <typename T>
+void Weights<T>::set_dense(const T* from, T scale) {
+  const int64_t inputs = mix.inputs, kernel = mix.kernel, size = inputs * kernel;
+  each_output_block(mix.outputs, size, [&](int64_t o, int rows) {
+    T* to = weights_.data() + o * size;
+    for (int64_t c = 0; c < inputs; ++c) {
+      for (int64_t k = 0; k < kernel; ++k) {
+        for (int r = 0; r < rows; ++r) {
+          to[(k * inputs + c) * rows + r] = from[(o + r) * size + c * kernel + k] * scale;
+        }
+      }
+    }
+  });
+  each_output_block(inputs, mix.outputs * kernel, [&](int64_t c, int rows) {
+    for (int64_t o = 0; o < mix.outputs; ++o) {
+      const int64_t first = o / back.block * back.block, of_block = std::min(back.block, mix.outputs - first);
+      T* to = back_weights_.data() + first * size + c * of_block * kernel + (o - first) * kernel * rows;
+      for (int64_t k = 0; k < kernel; ++k) {
+        for (int r = 0; r < rows; ++r) {
+          to[k * rows + r] = from[o * size + (c + r) * kernel + k] * scale;
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+void Weights<T>::add_dense_grads(const T* sums, T scale, T* to) const {
+  const int64_t inputs = mix.inputs, kernel = mix.kernel, size = inputs * kernel;
+  each_output_block(mix.outputs, size * back.slots, [&](int64_t o, int rows) {
+    const T* from = sums + o * size;
+    for (int64_t c = 0; c < inputs; ++c) {
+      for (int64_t k = 0; k < kernel; ++k) {
+        for (int r = 0; r < rows; ++r) {
+          double sum = 0;
+          for (int64_t slot = 0; slot < back.slots; ++slot) {
+            sum += static_cast<double>(from[slot * mix.outputs * size + (k * inputs + c) * rows + r]);
+          }
+          to[(o + r) * size + c * kernel + k] += static_cast<T>(sum) * scale;
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
 void Weights<T>::set(const T* from, const int64_t* indices, T scale) {
   for (int64_t t = 0; t < count(); ++t) {
     weights_[t] = from[indices[order_[t]]] * scale;
@@ -150,8 +235,8 @@ void Weights<T>::set(const T* from, const int64_t* indices, T scale) {
 
 template <typename T>
 void Weights<T>::add_grads(const T* sums, const int64_t* indices, T scale, T* to) const {
-  constexpr int64_t kGrain = 1024; // weights
-  torch::stable::parallel_for(0, count(), kGrain, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kSums = 1024; // weights that one thread adds up at least
+  torch::stable::parallel_for(0, count(), kSums, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       double sum = 0;
       for (int64_t slot = 0; slot < back.slots; ++slot) {

@@ -27,11 +27,12 @@ struct Mix {
   int64_t strip_rows, strips, groups; // groups of outputs that share the work of a strip
   int64_t plane; // elements from one plane of a strip to the next
   int64_t piece; // vectors of pixels whose channels stay in the first-level cache
+  bool dense; // all weights are there
   PixelMap<T> map;
   const T* source; // [inputs, rows, columns]
   const int64_t* first; // [outputs * kernel + 1]: the weights of b[o, u, v]
   const int32_t* offsets; // channel that each weight reads, times plane
-  const T* weights;
+  const T* weights; // dense: [blocks of outputs, kernel, inputs, outputs of the block]
   T* out; // [outputs, 2 rows, 2 columns], or [outputs, rows, columns]
   double* moments; // [strips, outputs, 2]: mean and sum of squares about it; or nullptr
 };
@@ -46,6 +47,7 @@ struct MixBack {
   bool zeros;
   int64_t strip_rows, strips, slots, parts; // slots of strips, summed apart; parts share the work of a slot
   int64_t block, blocks; // outputs whose gradients lie in the cache together
+  bool dense;
   PixelMap<T> map;
   const T* source;
   PixelGrad<T> grad; // of y
@@ -53,13 +55,15 @@ struct MixBack {
   const int32_t* offsets;
   const int64_t* back_first; // [inputs * blocks + 1]: the weights that read an input, block of outputs by block
   const int32_t* back_offsets; // which b of the block each goes to, times plane
-  const T* back_weights;
+  const T* back_weights; // dense: [blocks, blocks of inputs, outputs and kernel, inputs of the block]
   T* grad_source; // [inputs, rows, columns], gradient of the mapped input; or nullptr
   Leave leave;
   double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
   int64_t plane, piece; // as above
   int64_t lanes; // of a vector
-  T* sums; // [slots, weights, lanes]: gradient of the weights, still to be added up; or nullptr
+  // [slots, weights, lanes]: gradient of the weights, still to be added up; dense: [slots, weights], in the order of
+  // Mix::weights; or nullptr.
+  T* sums;
 };
 
 template <typename T>
@@ -73,27 +77,32 @@ void mix_back(const MixBack<T>& a);
 template <typename T>
 class Weights {
  public:
-  // `taps` are (o, c, u, v) of every weight; values come and gradients go in that order.
+  // `taps` are (o, c, u, v) of every weight; values come and gradients go in that order. nullptr: all are there.
   void bind(
       int64_t inputs, int64_t outputs, int64_t rows, int64_t columns, int64_t kernel, bool zeros,
-      const std::vector<int64_t>& taps);
+      const std::vector<int64_t>* taps);
 
   // weight t = scale * from[indices[t]].
   void set(const T* from, const int64_t* indices, T scale);
   // Adds scale * gradient of weight t to to[indices[t]], from the sums that mix_back has left.
   void add_grads(const T* sums, const int64_t* indices, T scale, T* to) const;
+  // The same of all weights [outputs, inputs, kernel].
+  void set_dense(const T* from, T scale);
+  void add_dense_grads(const T* sums, T scale, T* to) const;
 
   int64_t count() const {
-    return static_cast<int64_t>(order_.size());
+    return static_cast<int64_t>(weights_.size());
   }
   int64_t sums() const { // elements of MixBack::sums
-    return back.slots * count() * back.lanes;
+    return back.slots * count() * (back.dense ? 1 : back.lanes);
   }
 
   Mix<T> mix; // but for the map, the images and the sums
   MixBack<T> back;
 
  private:
+  void bind_dense();
+
   std::vector<int64_t> order_, back_order_, first_, back_first_;
   std::vector<int32_t> offsets_, source_offsets_, back_offsets_;
   std::vector<T> weights_, back_weights_;

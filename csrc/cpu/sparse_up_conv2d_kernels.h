@@ -1,6 +1,7 @@
 // The loops of sparse_up_conv2d over a strip, included once per capability: see products_kernels.h.
 
 #include "products_kernels.h"
+#include "block_kernels.h"
 
 constexpr int64_t kPiece = 12; // vectors of a tile
 
@@ -215,29 +216,28 @@ OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, 
   for (int64_t k = 0; k < 2 * lanes; ++k) {
     first_and_rest[k] = T(k < lanes ? 0 : 1);
   }
-  const T* upper = b;
-  const T* centre = b + 3 * plane;
-  const T* lower = b + 6 * plane;
   typename V::Type pivot = V::all(T(0)), sum = V::all(T(0)), square = V::all(T(0));
-  for (int64_t j = 0; j < columns; j += lanes) {
-    // The last piece starts where a whole vector still fits; its pixels that were counted before count for nothing.
-    const int64_t at = columns - j < lanes ? columns - lanes : j;
-    const typename V::Type counted = V::load(first_and_rest + lanes - (j - at));
-    Combined<T> above = combine_columns(upper + at, plane), here = combine_columns(lower + pitch + at, plane);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = (r + 1) * pitch + at;
-      const Combined<T> middle = combine_columns(centre + row, plane), next = combine_columns(upper + row, plane),
-                        below = combine_columns(lower + row + pitch, plane);
+  for (int64_t r = 0; r < rows; ++r) {
+    T* to_row = out + r * 2 * wide;
+    const int64_t row = (r + 1) * pitch;
+    for (int64_t j = 0; j < columns; j += lanes) {
+      // The last piece starts where a whole vector still fits; its pixels that were counted before count for nothing.
+      const int64_t at = columns - j < lanes ? columns - lanes : j;
+      const T* from = b + row + at;
+      const Combined<T> above = combine_columns(from - pitch, plane), next = combine_columns(from, plane);
+      const Combined<T> middle = combine_columns(from + 3 * plane, plane);
+      const Combined<T> here = combine_columns(from + 6 * plane, plane), below = combine_columns(from + 6 * plane + pitch, plane);
       const typename V::Type pixels[4] = {
           above.even + (middle.even + here.even), above.odd + (middle.odd + here.odd),
           (next.even + middle.even) + below.even, (next.odd + middle.odd) + below.odd};
-      T* to = out + r * 2 * wide + 2 * at;
+      T* to = to_row + 2 * at;
       V::store_both(to, pixels[0], pixels[1]);
       V::store_both(to + wide, pixels[2], pixels[3]);
       if (moments != nullptr) {
         if (j == 0 && r == 0) {
           pivot = V::all(out[0]);
         }
+        const typename V::Type counted = V::load(first_and_rest + lanes - (j - at));
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
           typename V::Type d = pixels[k] - pivot;
@@ -248,8 +248,6 @@ OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, 
           square = V::fma(d, d, square);
         }
       }
-      above = next;
-      here = below;
     }
   }
   if (moments != nullptr) {
@@ -272,7 +270,7 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
   const bool up = a.kernel == 9;
   const int64_t halo = up ? 1 : 0, columns = a.columns, pitch = columns + 2 * halo;
   const int64_t plane = a.plane;
-  T* strip = scratch<T>((a.inputs + a.kernel) * plane);
+  T* strip = scratch<T>((a.inputs + a.kernel * (a.dense ? kBlockRows : 1)) * plane);
   T* b = strip + a.inputs * plane;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit % a.groups, at = unit / a.groups;
@@ -280,36 +278,63 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
     const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
     load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
     const int64_t vectors = vectors_of<T>((rows + 2 * halo) * pitch);
+    const auto finish = [&](int64_t o, const T* of_output) OES_TARGET OES_LAMBDA {
+      double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
+      if (up) {
+        combine(of_output, plane, rows, columns, a.out + (o * a.rows + first) * 4 * columns, moments);
+        return;
+      }
+      T* out = a.out + (o * a.rows + first) * columns;
+      for (int64_t j = 0; j < rows * columns; ++j) {
+        out[j] = of_output[j];
+      }
+      if (moments != nullptr) {
+        Moments<T> sums(of_output[0]);
+        sums.add(of_output, rows * columns);
+        sums.finish(rows * columns, moments);
+      }
+    };
+    // The upper row of the kernel reads no pixel of the strip's last row, the others none of its first.
+    const auto unread = [&](int64_t k, int64_t from, int64_t size) OES_LAMBDA {
+      return up && (k < 3 ? from >= (rows + 1) * pitch : from + size * kLanes<T> <= pitch);
+    };
+    // Piece by piece, so that the pixels of all channels stay in the first-level cache for the nine sums.
+    if (a.dense) {
+      const int64_t blocks_of_outputs = (a.outputs + kBlockRows - 1) / kBlockRows;
+      const int64_t from_output = group * blocks_of_outputs / a.groups * kBlockRows;
+      const int64_t end_output = (group + 1) * blocks_of_outputs / a.groups * kBlockRows;
+      for_blocks(from_output, end_output < a.outputs ? end_output : a.outputs, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
+        constexpr int kRows = block_rows.value;
+        for (int64_t piece = 0; piece < vectors; piece += a.piece) {
+          const int64_t size = vectors - piece < a.piece ? vectors - piece : a.piece, from = piece * kLanes<T>;
+          for (int64_t k = 0; k < a.kernel; ++k) {
+            if (!unread(k, from, size)) {
+              blocks<kRows, false>(
+                  strip + from, a.weights + o * a.kernel * a.inputs + k * a.inputs * kRows, a.offsets, a.inputs, size,
+                  b + k * plane + from, a.kernel * plane);
+            }
+          }
+        }
+        for (int r = 0; r < kRows; ++r) {
+          finish(o + r, b + r * a.kernel * plane);
+        }
+      });
+      continue;
+    }
     for (int64_t o = group * a.outputs / a.groups; o < (group + 1) * a.outputs / a.groups; ++o) {
-      // Piece by piece, so that the pixels of all channels stay in the first-level cache for the nine sums.
       for (int64_t piece = 0; piece < vectors; piece += a.piece) {
         const int64_t until = piece + a.piece < vectors ? piece + a.piece : vectors;
         for (int64_t k = 0; k < a.kernel; ++k) {
           const int64_t t = a.first[o * a.kernel + k], taps = a.first[o * a.kernel + k + 1] - t;
           for (int64_t v = piece; v < until; v += kPiece) {
             const int64_t size = until - v < kPiece ? until - v : kPiece, from = v * kLanes<T>;
-            // The upper row of the kernel reads no pixel of the strip's last row, the others none of its first.
-            if (up && (k < 3 ? from >= (rows + 1) * pitch : from + size * kLanes<T> <= pitch)) {
-              continue;
+            if (!unread(k, from, size)) {
+              products<false>(strip + from, a.weights + t, a.offsets + t, taps, size, b + k * plane + from);
             }
-            products<false>(strip + from, a.weights + t, a.offsets + t, taps, size, b + k * plane + from);
           }
         }
       }
-      double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
-      if (up) {
-        combine(b, plane, rows, columns, a.out + (o * a.rows + first) * 4 * columns, moments);
-        continue;
-      }
-      T* out = a.out + (o * a.rows + first) * columns;
-      for (int64_t j = 0; j < rows * columns; ++j) {
-        out[j] = b[j];
-      }
-      if (moments != nullptr) {
-        Moments<T> sums(b[0]);
-        sums.add(b, rows * columns);
-        sums.finish(rows * columns, moments);
-      }
+      finish(o, b);
     }
   }
 }
@@ -466,10 +491,52 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
   all.finish(sums);
 }
 
+// Where part `part` of `parts` starts in `all` channels; dense ones are not cut inside a block.
+OES_HERE int64_t part_of(int64_t part, int64_t parts, int64_t all, bool dense) {
+  if (!dense) {
+    return part * all / parts;
+  }
+  const int64_t from = part * ((all + kBlockRows - 1) / kBlockRows) / parts * kBlockRows;
+  return from < all ? from : all;
+}
+
+// The two products of outputs from .. to, whose gradients lie in `grads`.
+template <typename T>
+OES_HERE void dense_block_back(
+    const MixBack<T>& a, int64_t from, int64_t to, int64_t own_from, int64_t own_to, int64_t in_from, int64_t in_to,
+    int64_t vectors, const T* strip, const T* grads, T* of_slot, T* mixed) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t kernel = a.kernel, size = kernel * a.inputs, plane = a.plane, taps = (to - from) * kernel;
+  if (of_slot != nullptr) {
+    for_blocks(from > own_from ? from : own_from, to < own_to ? to : own_to, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
+      constexpr int kRows = block_rows.value;
+      for (int64_t k = 0; k < kernel; ++k) {
+        // The last vectors of both hold zeros beyond the strip.
+        dot_blocks<kRows, true>(
+            strip, a.offsets, a.inputs, 0, grads + ((o - from) * kernel + k) * plane, kernel * plane, 0, 1,
+            vectors * lanes, strip, of_slot + o * size + k * a.inputs * kRows);
+      }
+    });
+  }
+  for (int64_t v = 0; a.grad_source != nullptr && v < vectors; v += kBlockVectors) {
+    const int64_t count = vectors - v < kBlockVectors ? vectors - v : kBlockVectors, pixel = v * lanes;
+    for_blocks(in_from, in_to, [&](auto block_rows, int64_t c) OES_TARGET OES_LAMBDA {
+      const T* weights = a.back_weights + from * size + c * taps;
+      T* out = mixed + c * plane + pixel;
+      if (from == 0) {
+        blocks<block_rows.value, false>(grads + pixel, weights, a.back_offsets, taps, count, out, plane);
+      } else {
+        blocks<block_rows.value, true>(grads + pixel, weights, a.back_offsets, taps, count, out, plane);
+      }
+    });
+  }
+}
+
 template <typename T>
 OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
   const bool up = a.kernel == 9;
-  const int64_t columns = a.columns, kernel = a.kernel, weights = a.first[a.outputs * kernel];
+  const int64_t columns = a.columns, kernel = a.kernel;
+  const int64_t weights = a.dense ? a.outputs * kernel * a.inputs : a.first[a.outputs * kernel];
   const int64_t plane = a.plane;
   const int64_t size_of_lines = up ? 2 * (2 * a.strip_rows + 2) * line_of<T>(columns) : 0;
   T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + size_of_lines);
@@ -478,11 +545,14 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
   T* lines = grads + a.block * kernel * plane;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit % a.parts, slot = unit / a.parts;
-    const int64_t own_from = part * a.outputs / a.parts, own_to = (part + 1) * a.outputs / a.parts;
-    const int64_t in_from = part * a.inputs / a.parts, in_to = (part + 1) * a.inputs / a.parts;
-    T* of_slot = a.sums == nullptr ? nullptr : a.sums + slot * weights * kLanes<T>;
+    const int64_t own_from = part_of(part, a.parts, a.outputs, a.dense), own_to = part_of(part + 1, a.parts, a.outputs, a.dense);
+    const int64_t in_from = part_of(part, a.parts, a.inputs, a.dense), in_to = part_of(part + 1, a.parts, a.inputs, a.dense);
+    T* of_slot = a.sums == nullptr ? nullptr : a.sums + slot * weights * (a.dense ? 1 : kLanes<T>);
     if (of_slot != nullptr) {
-      for (int64_t t = a.first[own_from * kernel] * kLanes<T>; t < a.first[own_to * kernel] * kLanes<T>; ++t) {
+      const auto sums_before = [&](int64_t o) OES_LAMBDA {
+        return a.dense ? o * kernel * a.inputs : a.first[o * kernel] * kLanes<T>;
+      };
+      for (int64_t t = sums_before(own_from); t < sums_before(own_to); ++t) {
         of_slot[t] = T(0);
       }
     }
@@ -509,7 +579,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
               of_output[j] = T(0);
             }
           }
-          for (int64_t v = 0; own && v < vectors; v += a.piece) {
+          for (int64_t v = 0; own && !a.dense && v < vectors; v += a.piece) {
             const int64_t size = vectors - v < a.piece ? vectors - v : a.piece, pixel = v * kLanes<T>;
             for (int64_t k = 0; k < kernel; ++k) {
               const int64_t t = a.first[o * kernel + k];
@@ -518,6 +588,10 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
                   of_slot + t * kLanes<T>);
             }
           }
+        }
+        if (a.dense) {
+          dense_block_back(a, from, to, own_from, own_to, in_from, in_to, vectors, strip, grads, of_slot, mixed);
+          continue;
         }
         for (int64_t v = 0; a.grad_source != nullptr && v < vectors; v += kPiece) {
           const int64_t size = vectors - v < kPiece ? vectors - v : kPiece, pixel = v * kLanes<T>;

@@ -355,8 +355,12 @@ class Program:
         spec.outputs = len(outputs.vary)
         spec.scale = conv.scale
         places = self._weights.places(conv.weight, outputs.vary, source.vary + conv.first)
-        spec.taps = torch.nonzero(places >= 0).flatten().tolist()
-        spec.weights = places[places >= 0].tolist()
+        first = int(places.flatten()[0])
+        if first >= 0 and torch.equal(places.flatten(), torch.arange(first, first + places.numel())):
+            spec.first_weight = first
+        else:
+            spec.taps = torch.nonzero(places >= 0).flatten().tolist()
+            spec.weights = places[places >= 0].tolist()
         all_outputs = torch.cat([outputs.vary, outputs.const])
         bias = torch.full_like(all_outputs, -1)
         if conv.bias is not None:

@@ -63,7 +63,7 @@ class Plan:
         self.weights = CompactWeights(layout, mask)
         self.fixed = self._fixed_nodes()
         kernels = "torch" if kernels == "cpu" and device.type != "cpu" else kernels
-        chains = find_chains(graph, self.alive, self.fixed) if kernels == BACKEND and mask is not None else []
+        chains = find_chains(graph, self.alive, self.fixed) if kernels == BACKEND else []
         self.chained = {id(node) for chain in chains for node in chain.nodes}
         make = TritonBuilder if kernels == "triton" else Builder
         builder = make(
