@@ -132,6 +132,43 @@ OES_INLINE void output_body(const Arguments& a, int64_t begin, int64_t end) {
   });
 }
 
+template <Capability, typename Arguments>
+OES_INLINE void output_loss_body(const Arguments& a, int64_t begin, int64_t end) {
+  using T = std::remove_reference_t<decltype(*a.out)>;
+  each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
+    const T shift = a.shift[c], slope = a.slope;
+    const T factor = static_cast<T>(2 / static_cast<double>(a.channels * a.pixels));
+    Sums<T> sums;
+    alignas(64) T error[kPiece];
+    for (int64_t at = 0; at < count; at += kPiece) {
+      const int64_t size = count - at < kPiece ? count - at : kPiece, from = c * a.pixels + first + at;
+      T* __restrict y = a.y + from;
+      T* __restrict out = a.out + from;
+      const T* __restrict target = a.target + from;
+      if (a.act == Last::kSigmoid) {
+        for (int64_t j = 0; j < size; ++j) {
+          const T x = y[j] + shift;
+          const auto pair = sigmoid_pair(x);
+          out[j] = x < T(0) ? pair.small : pair.large;
+          error[j] = out[j] - target[j];
+          y[j] = error[j] * factor * (pair.large * pair.small);
+        }
+      } else {
+        for (int64_t j = 0; j < size; ++j) {
+          const T x = y[j] + shift;
+          out[j] = activate<Act::kLeaky>(x, slope);
+          error[j] = out[j] - target[j];
+          y[j] = error[j] * factor * (x < T(0) ? slope : T(1));
+        }
+      }
+      sums.add(error, error, size);
+    }
+    double both[2];
+    sums.finish(both);
+    a.sums[chunk] = both[1];
+  });
+}
+
 template <typename T>
 struct MapImage {
   int64_t pixels;
@@ -151,6 +188,7 @@ OES_CAPABILITIES(statistics)
 OES_CAPABILITIES(activation_grad)
 OES_CAPABILITIES(second_sums)
 OES_CAPABILITIES(output)
+OES_CAPABILITIES(output_loss)
 OES_CAPABILITIES(map_image)
 
 // Chunks one thread takes at least.
@@ -186,6 +224,18 @@ void output(const Output<T>& a) {
 }
 
 template <typename T>
+double output_loss(const OutputLoss<T>& a) {
+  const int64_t chunks = a.channels * chunks_of(a.pixels);
+  torch::stable::parallel_for(
+      0, chunks, grain(a.pixels), [&](int64_t begin, int64_t end) { output_loss(a, begin, end); });
+  double sum = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    sum += a.sums[chunk];
+  }
+  return sum / static_cast<double>(a.channels * a.pixels);
+}
+
+template <typename T>
 void map_image(const T* y, const PixelMap<T>& map, int64_t channels, int64_t pixels, T* out) {
   const MapImage<T> a{pixels, y, map, out};
   torch::stable::parallel_for(
@@ -197,6 +247,7 @@ void map_image(const T* y, const PixelMap<T>& map, int64_t channels, int64_t pix
   template void activation_grad(const ActivationGrad<T>&); \
   template void second_sums(const SecondSums<T>&);    \
   template void output(const Output<T>&);             \
+  template double output_loss(const OutputLoss<T>&);  \
   template void map_image(const T*, const PixelMap<T>&, int64_t, int64_t, T*);
 OES_INSTANTIATE(float)
 OES_INSTANTIATE(double)

@@ -61,6 +61,19 @@ struct Output {
   T* out;
 };
 
+// The output with its loss, the mean squared error to a target, and the gradient of that in place of y.
+template <typename T>
+struct OutputLoss {
+  int64_t channels, pixels;
+  Last act;
+  T slope;
+  T* y;
+  const T* shift; // [channels]
+  const T* target;
+  T* out;
+  double* sums; // [channels, chunks]: of the squared errors
+};
+
 template <typename T>
 void statistics(const Statistics<T>& a);
 template <typename T>
@@ -69,6 +82,8 @@ template <typename T>
 void second_sums(const SecondSums<T>& a);
 template <typename T>
 void output(const Output<T>& a);
+template <typename T>
+double output_loss(const OutputLoss<T>& a);
 template <typename T>
 void map_image(const T* y, const PixelMap<T>& map, int64_t channels, int64_t pixels, T* out);
 

@@ -33,9 +33,6 @@ T activate_grad_one(const NormSpec& spec, T x) {
   return result;
 }
 
-// Share of the weights from which on a dense convolution is faster; measured by benchmarks/bench_dense_conv2d.py.
-constexpr double kDenseFrom = 0.6;
-
 void expect(bool holds, const char* what) {
   if (!holds) {
     throw std::invalid_argument(what);
@@ -68,7 +65,7 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
             (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
         "taps: expected ascending indices inside the weight");
   }
-  choose(link);
+  bind_form(link);
   link.ones.assign(spec.outputs, T(1));
   link.zeros.assign(spec.outputs, T(0));
   link.offset.resize(spec.bias.size());
@@ -80,13 +77,12 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
   link.y.reserve(spec.outputs * link.pixels());
 }
 
-// Between the sparse and the dense form of a convolution.
+// The weights as the sparse or the dense form of a convolution takes them.
 template <typename T>
-void Chain<T>::choose(Link& link) {
+void Chain<T>::bind_form(Link& link) {
   ConvSpec& spec = link.spec;
   const bool all = spec.first_weight >= 0;
-  const auto kept = static_cast<double>(all ? link.places() : static_cast<int64_t>(spec.weights.size()));
-  link.dense = kept >= kDenseFrom * static_cast<double>(link.places());
+  link.dense = spec.dense;
   if (link.direct()) {
     const int64_t* b = spec.border.data();
     const int64_t rows = (link.rows + b[2] + b[3] - (spec.box ? 1 : 0) - spec.kernel_rows) / spec.stride + 1;
@@ -301,7 +297,8 @@ PixelMap<T> Chain<T>::source_map() const {
 }
 
 template <typename T>
-void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vector<T*>& running) {
+double Chain<T>::forward(
+    const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target) {
   size_t statistics = 0;
   for (size_t l = 0; l < links_.size(); ++l) {
     Link& link = links_[l];
@@ -328,10 +325,16 @@ void Chain<T>::forward(const T* weights, const T* source, T* out, const std::vec
   Link& last = links_.back();
   if (ends_in_norm_) {
     batch_norm_act::map_image(last.y.data(), map_of(last), last.spec.outputs, last.pixels(), out);
-  } else {
-    batch_norm_act::output(batch_norm_act::Output<T>{
-        last.spec.outputs, last.pixels(), act_, slope_, last.y.data(), last.offset.data(), nullptr, out});
+    return 0;
   }
+  if (target != nullptr) {
+    return batch_norm_act::output_loss(batch_norm_act::OutputLoss<T>{
+        last.spec.outputs, last.pixels(), act_, slope_, last.y.data(), last.offset.data(), target, out,
+        moments_.data()});
+  }
+  batch_norm_act::output(batch_norm_act::Output<T>{
+      last.spec.outputs, last.pixels(), act_, slope_, last.y.data(), last.offset.data(), nullptr, out});
+  return 0;
 }
 
 template <typename T>
@@ -452,35 +455,74 @@ void Chain<T>::normalise(
 template <typename T>
 void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source) {
   Link& end = links_.back();
-  T* of_y = grads_[0].data();
+  T* of_y = grad == nullptr ? end.y.data() : grads_[0].data(); // output_loss has left it there
   T* of_source = grads_[1].data();
+  T* spare = grads_[0].data();
   if (ends_in_norm_) {
     std::copy_n(grad, end.spec.outputs * end.pixels(), of_y);
     norm_back(end, nullptr, of_y, grad_weights);
   } else {
-    batch_norm_act::output(batch_norm_act::Output<T>{
-        end.spec.outputs, end.pixels(), act_, slope_, end.y.data(), end.offset.data(), grad, of_y});
+    if (grad != nullptr) {
+      batch_norm_act::output(batch_norm_act::Output<T>{
+          end.spec.outputs, end.pixels(), act_, slope_, end.y.data(), end.offset.data(), grad, of_y});
+    }
     offset_back(end, links_.size() == 1 ? nullptr : &links_[links_.size() - 2].norms.back(), of_y, weights, grad_weights);
   }
   for (size_t l = links_.size(); l-- > 0;) {
     Link& link = links_[l];
-    PixelGrad<T> of_result{of_y, link.y.data(), link.zeros.data(), link.ones.data(), link.zeros.data(), link.zeros.data()};
-    if (!link.norms.empty()) {
-      const Norm& norm = link.norms[0];
-      of_result.mean = norm.mean.data();
-      of_result.a = norm.a.data();
-      of_result.b = norm.b.data();
-      of_result.c = norm.c.data();
-    }
+    const PixelGrad<T> of_result = behind(link) ? grad_behind(link, of_y, weights) : grad_of(link, of_y);
     if (l == 0) {
       conv_back(link, nullptr, source, source_map(), of_result, grad_source, grad_weights);
       break;
     }
+    Link& before = links_[l - 1];
+    const bool stored = !behind(before);
     conv_back(
-        link, &links_[l - 1], links_[l - 1].y.data(), map_of(links_[l - 1]), of_result, of_source, grad_weights);
-    norm_back(links_[l - 1], &link, of_source, grad_weights);
-    std::swap(of_y, of_source);
+        link, &before, before.y.data(), map_of(before), of_result, stored ? of_source : nullptr, grad_weights);
+    norm_back(before, &link, of_source, grad_weights);
+    if (stored) {
+      of_y = of_source;
+      std::swap(of_source, spare);
+    }
   }
+}
+
+template <typename T>
+PixelGrad<T> Chain<T>::grad_of(const Link& link, const T* grad) const {
+  const T* zeros = link.zeros.data();
+  if (link.norms.empty()) {
+    return {grad, link.y.data(), zeros, link.ones.data(), zeros, zeros};
+  }
+  const Norm& norm = link.norms[0];
+  return {grad, link.y.data(), norm.mean.data(), norm.a.data(), norm.b.data(), norm.c.data()};
+}
+
+template <typename T>
+bool Chain<T>::behind(const Link& link) const {
+  const Link& last = links_.back();
+  return links_.size() > 1 && &link == &links_[links_.size() - 2] && link.norms.size() == 1 && last.norms.empty() &&
+      last.spec.kind == "pointwise" && last.spec.outputs <= kMostBehind;
+}
+
+template <typename T>
+PixelGrad<T> Chain<T>::grad_behind(const Link& link, const T* grad, const T* weights) {
+  const Link& last = links_.back();
+  const int64_t outputs = last.spec.outputs, channels = link.spec.outputs;
+  const auto scale = static_cast<T>(last.spec.scale);
+  behind_weights_.assign(channels * outputs, T(0));
+  for (int64_t t = 0; last.spec.first_weight >= 0 && t < channels * outputs; ++t) {
+    behind_weights_[t % channels * outputs + t / channels] = weights[last.spec.first_weight + t] * scale;
+  }
+  for (size_t t = 0; t < last.spec.weights.size(); ++t) {
+    const int64_t* tap = &last.spec.taps[4 * t];
+    behind_weights_[tap[1] * outputs + tap[0]] = weights[last.spec.weights[t]] * scale;
+  }
+  PixelGrad<T> result = grad_of(link, grad);
+  result.outputs = outputs;
+  result.pixels = link.pixels();
+  result.weights = behind_weights_.data();
+  result.map = map_of(link);
+  return result;
 }
 
 template <typename T>

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,6 +32,7 @@ struct ConvSpec {
   Indices taps; // (o, c, u, v) of every kept weight, in that order
   Indices weights; // their indices
   int64_t first_weight = -1; // or: all weights are kept, and lie from this index on; taps and weights are empty
+  bool dense = false; // compute with all weights, those that the mask drops being zero, where the image is wide enough
   double scale = 1; // of the weights
   // What is the same for all pixels: a bias, and what constant input channels add. Outputs that vary come first, then
   // the constant ones whose running statistics are kept.
@@ -63,15 +63,15 @@ class Chain {
   // The image leaves through an activation: leaky_relu or sigmoid.
   void finish(const std::string& act, double slope);
 
-  void forward(const T* weights, const T* source, T* out, const std::vector<T*>& running);
-  // After a forward with the same weights and source: adds to grad_weights. grad_source is written, or nullptr.
+  // Returns the mean squared error of the image to the target; zero where that is nullptr. An image that comes from a
+  // norm has none.
+  double forward(const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target);
+  // After a forward with the same weights and source: adds to grad_weights. `grad` is of the image; nullptr: the forward
+  // had a target, and the gradient is that of the error. grad_source is written, or nullptr.
   void backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source);
 
   // Of the result: channels, rows, columns.
   std::vector<int64_t> shape() const;
-  std::mutex& mutex() {
-    return mutex_;
-  }
 
  private:
   struct Norm {
@@ -89,7 +89,6 @@ class Chain {
     Aligned<T> y;
     std::vector<T> ones, zeros; // [outputs]
     std::vector<T> offset; // bias and constants
-    // All weights take part, those that the mask drops as zeros: faster from a certain share on.
     bool dense;
     std::vector<T> all_weights, all_grads; // [outputs, inputs, kernel rows, kernel columns], unless they are all kept
     Indices positions; // of the kept ones in there
@@ -117,7 +116,7 @@ class Chain {
     }
   };
 
-  void choose(Link& link);
+  void bind_form(Link& link);
   void bind_direct(Link& link);
   void bind_taps(Link& link, int64_t bordered_plane);
   void bind_mixing(Link& link);
@@ -133,6 +132,10 @@ class Chain {
       Link& link, size_t which, const double* moments, int64_t parts, bool chunks, const T* weights, T* mean, T* var);
   // `reader` read the link's result, and has done what it could of this; nullptr: nobody has.
   void norm_back(Link& link, const Link* reader, T* grad, T* grad_weights);
+  PixelGrad<T> grad_of(const Link& link, const T* grad) const;
+  // Whether the gradient of the link's result is computed from that of the image wherever it is read.
+  bool behind(const Link& link) const;
+  PixelGrad<T> grad_behind(const Link& link, const T* grad, const T* weights);
   void conv_back(
       Link& link, const Link* before, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source,
       T* grad_weights);
@@ -146,9 +149,9 @@ class Chain {
   T slope_ = 1;
   std::deque<Link> links_; // whose elements stay where they are
   std::vector<T> identity_, none_; // of the source: scale 1, shift 0
+  std::vector<T> behind_weights_; // [channels, outputs] of the last convolution
   Aligned<T> grads_[2], grad_planes_, bordered_, partial_;
   Aligned<double> moments_;
-  std::mutex mutex_;
 };
 
 extern template class Chain<float>;

@@ -46,7 +46,7 @@ T* pointer(uintptr_t address) {
 template <typename T>
 void bind_chain(py::module_& module, const char* name) {
   using Chain = chain::Chain<T>;
-  py::class_<Chain>(module, name, "Convolutions and batch norms run as one; see oes_fast/rewrite/chain.py.")
+  py::class_<Chain>(module, name, "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain.py.")
       .def(py::init<int64_t, int64_t, int64_t, bool>(), py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("fixed"))
       .def("add_conv", &Chain::add_conv)
       .def("add_norm", &Chain::add_norm)
@@ -54,26 +54,29 @@ void bind_chain(py::module_& module, const char* name) {
       .def_property_readonly("shape", &Chain::shape)
       .def(
           "forward",
-          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t out, const std::vector<uintptr_t>& running) {
+          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t out, const std::vector<uintptr_t>& running,
+             uintptr_t target) {
             const py::gil_scoped_release release;
-            const std::lock_guard<std::mutex> lock(self.mutex());
             std::vector<T*> pointers;
             for (const uintptr_t address : running) {
               pointers.push_back(pointer<T>(address));
             }
-            self.forward(pointer<const T>(weights), pointer<const T>(source), pointer<T>(out), pointers);
+            return self.forward(
+                pointer<const T>(weights), pointer<const T>(source), pointer<T>(out), pointers,
+                pointer<const T>(target));
           },
-          "From addresses of weights, source, output and [mean, variance] of every norm, 0 for none.")
+          "From addresses of weights, source, output, [mean, variance] of every norm and target, 0 for none; returns "
+          "the mean squared error.")
       .def(
           "backward",
-          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t grad, uintptr_t grad_weights, uintptr_t grad_source) {
+          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t grad, uintptr_t grad_weights,
+             uintptr_t grad_source) {
             const py::gil_scoped_release release;
-            const std::lock_guard<std::mutex> lock(self.mutex());
             self.backward(
-                pointer<const T>(weights), pointer<const T>(source), pointer<const T>(grad), pointer<T>(grad_weights),
-                pointer<T>(grad_source));
+                pointer<const T>(weights), pointer<const T>(source), pointer<const T>(grad),
+                pointer<T>(grad_weights), pointer<T>(grad_source));
           },
-          "Adds to grad_weights, writes grad_source unless it is 0.");
+          "Adds to grad_weights, writes grad_source unless it is 0. grad 0: of the error to the target.");
 }
 
 } // namespace
@@ -148,6 +151,7 @@ PYBIND11_MODULE(_C, module) {
       .def_readwrite("taps", &ConvSpec::taps)
       .def_readwrite("weights", &ConvSpec::weights)
       .def_readwrite("first_weight", &ConvSpec::first_weight)
+      .def_readwrite("dense", &ConvSpec::dense)
       .def_readwrite("scale", &ConvSpec::scale)
       .def_readwrite("bias", &ConvSpec::bias)
       .def_readwrite("constant_taps", &ConvSpec::constant_taps);

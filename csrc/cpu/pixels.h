@@ -65,11 +65,18 @@ struct PixelMap {
   Act act;
 };
 
+constexpr int64_t kMostBehind = 4; // with more, reading the gradient costs less than computing it
+
 // Gradient of a convolution's result y: a * grad + b * (y - mean) + c, channel by channel, from the gradient of the normalised
 // result: what a batch norm's derivative comes to once its two sums are known.
 template <typename T>
 struct PixelGrad {
   const T *grad, *y, *mean, *a, *b, *c;
+  // Where the layer behind is a 1 x 1 convolution of few outputs, `grad` is the gradient of those, and that of the
+  // normalised result is computed from it whenever it is read: weights * grad, through the activation of `map`.
+  int64_t outputs = 0, pixels = 0; // of that layer, at most kMostBehind; 0: `grad` is what it says
+  const T* weights = nullptr; // [channels, outputs]
+  PixelMap<T> map = {};
 };
 
 template <typename T>
@@ -86,12 +93,32 @@ OES_INLINE void map_row(
 
 template <typename T>
 OES_INLINE void grad_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int64_t count, T* __restrict to) {
-  const T* __restrict grad = g.grad + at;
   const T* __restrict y = g.y + at;
   const T mean = g.mean[channel], a = g.a[channel], b = g.b[channel], c = g.c[channel];
-  for (int64_t j = 0; j < count; ++j) {
-    to[j] = a * grad[j] + (b * (y[j] - mean) + c);
+  if (g.outputs == 0) {
+    const T* __restrict grad = g.grad + at;
+    for (int64_t j = 0; j < count; ++j) {
+      to[j] = a * grad[j] + (b * (y[j] - mean) + c);
+    }
+    return;
   }
+  // Up to four outputs; those that are not there have the weight zero.
+  const int64_t pixel = at - channel * g.pixels, last = g.outputs - 1;
+  const T* __restrict grads[kMostBehind];
+  T w[kMostBehind];
+  for (int64_t o = 0; o < kMostBehind; ++o) {
+    grads[o] = g.grad + (o < last ? o : last) * g.pixels + pixel;
+    w[o] = o <= last ? g.weights[channel * g.outputs + o] : T(0);
+  }
+  const T *__restrict g0 = grads[0], *__restrict g1 = grads[1], *__restrict g2 = grads[2], *__restrict g3 = grads[3];
+  const T scale = g.map.scale[channel], shift = g.map.shift[channel], slope = g.map.slope;
+  with_act(g.map.act, [&](auto act) OES_LAMBDA {
+    for (int64_t j = 0; j < count; ++j) {
+      const T centred = y[j] - mean;
+      const T sum = (w[0] * g0[j] + w[1] * g1[j]) + (w[2] * g2[j] + w[3] * g3[j]);
+      to[j] = a * (sum * activate_grad<act.value>(scale * centred + shift, slope)) + (b * centred + c);
+    }
+  });
 }
 
 // Numbers added side by side, in an order that every instruction set keeps. Vectors of 32 bytes: wider ones go through

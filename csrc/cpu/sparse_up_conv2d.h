@@ -56,7 +56,7 @@ struct MixBack {
   const int64_t* back_first; // [inputs * blocks + 1]: the weights that read an input, block of outputs by block
   const int32_t* back_offsets; // which b of the block each goes to, times plane
   const T* back_weights; // dense: [blocks, blocks of inputs, outputs and kernel, inputs of the block]
-  T* grad_source; // [inputs, rows, columns], gradient of the mapped input; or nullptr
+  T* grad_source; // [inputs, rows, columns], gradient of the mapped input; nullptr: only what `leave` says
   Leave leave;
   double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
   int64_t plane, piece; // as above

@@ -340,10 +340,25 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
 }
 
 // A row of the gradient of y, its even and odd columns apart, with a zero before the odd and one behind the even.
+// `line` is for a row of it.
 template <typename T>
-OES_HERE void part_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int64_t columns, T* even, T* odd) {
+OES_HERE void part_row(
+    const PixelGrad<T>& g, int64_t channel, int64_t at, int64_t columns, T* line, T* even, T* odd) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
+  if (g.outputs != 0) {
+    grad_row(g, channel, at, 2 * columns, line);
+    int64_t j = 0;
+    for (; j + lanes <= columns; j += lanes) {
+      V::part(V::load(line + 2 * j), V::load(line + 2 * j + lanes), even + j, odd + j);
+    }
+    for (; j < columns; ++j) {
+      even[j] = line[2 * j];
+      odd[j] = line[2 * j + 1];
+    }
+    odd[-1] = even[columns] = T(0);
+    return;
+  }
   const T* grad = g.grad + at;
   const T* y = g.y + at;
   const T mean = g.mean[channel], a = g.a[channel], b = g.b[channel], c = g.c[channel];
@@ -393,7 +408,7 @@ OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t 
         lines[2 * t * line + j] = T(0);
       }
     } else {
-      part_row(a.grad, o, (o * all + row) * 2 * columns, columns, even_of(t), odd_of(t));
+      part_row(a.grad, o, (o * all + row) * 2 * columns, columns, lines + 2 * high * line, even_of(t), odd_of(t));
     }
   }
   const bool top = !a.zeros && first == 0, bottom = !a.zeros && first + rows == a.rows;
@@ -456,7 +471,7 @@ OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t 
 template <typename T>
 OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
   constexpr int64_t kPixels = 256; // between two loops over them
-  T* __restrict out = a.grad_source + c * a.rows * a.columns + first;
+  T* __restrict out = a.grad_source == nullptr ? nullptr : a.grad_source + c * a.rows * a.columns + first;
   const T* __restrict source = a.source + c * a.rows * a.columns + first;
   if (a.leave == Leave::kPlain) {
     for (int64_t j = 0; j < count; ++j) {
@@ -483,7 +498,7 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
         }
       }
     });
-    for (int64_t j = 0; j < size; ++j) {
+    for (int64_t j = 0; out != nullptr && j < size; ++j) {
       out[at + j] = result[j];
     }
     all.add(result, centred, size);
@@ -518,7 +533,8 @@ OES_HERE void dense_block_back(
       }
     });
   }
-  for (int64_t v = 0; a.grad_source != nullptr && v < vectors; v += kBlockVectors) {
+  const bool of_source = a.grad_source != nullptr || a.leave != Leave::kPlain;
+  for (int64_t v = 0; of_source && v < vectors; v += kBlockVectors) {
     const int64_t count = vectors - v < kBlockVectors ? vectors - v : kBlockVectors, pixel = v * lanes;
     for_blocks(in_from, in_to, [&](auto block_rows, int64_t c) OES_TARGET OES_LAMBDA {
       const T* weights = a.back_weights + from * size + c * taps;
@@ -538,7 +554,8 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
   const int64_t columns = a.columns, kernel = a.kernel;
   const int64_t weights = a.dense ? a.outputs * kernel * a.inputs : a.first[a.outputs * kernel];
   const int64_t plane = a.plane;
-  const int64_t size_of_lines = up ? 2 * (2 * a.strip_rows + 2) * line_of<T>(columns) : 0;
+  const int64_t size_of_lines = up ? 2 * (2 * a.strip_rows + 3) * line_of<T>(columns) : 0;
+  const bool of_source = a.grad_source != nullptr || a.leave != Leave::kPlain;
   T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + size_of_lines);
   T* mixed = strip + a.inputs * plane;
   T* grads = mixed + a.inputs * plane;
@@ -552,9 +569,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
       const auto sums_before = [&](int64_t o) OES_LAMBDA {
         return a.dense ? o * kernel * a.inputs : a.first[o * kernel] * kLanes<T>;
       };
-      for (int64_t t = sums_before(own_from); t < sums_before(own_to); ++t) {
-        of_slot[t] = T(0);
-      }
+      std::memset(of_slot + sums_before(own_from), 0, (sums_before(own_to) - sums_before(own_from)) * sizeof(T));
     }
     for (int64_t at = slot * a.strips / a.slots; at < (slot + 1) * a.strips / a.slots; ++at) {
       const int64_t first = at * a.strip_rows;
@@ -567,7 +582,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
         const int64_t from = block * a.block, to = from + a.block < a.outputs ? from + a.block : a.outputs;
         for (int64_t o = from; o < to; ++o) {
           const bool own = of_slot != nullptr && o >= own_from && o < own_to;
-          if (!own && a.grad_source == nullptr) {
+          if (!own && !of_source) {
             continue;
           }
           T* of_output = grads + (o - from) * kernel * plane;
@@ -593,7 +608,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
           dense_block_back(a, from, to, own_from, own_to, in_from, in_to, vectors, strip, grads, of_slot, mixed);
           continue;
         }
-        for (int64_t v = 0; a.grad_source != nullptr && v < vectors; v += kPiece) {
+        for (int64_t v = 0; of_source && v < vectors; v += kPiece) {
           const int64_t size = vectors - v < kPiece ? vectors - v : kPiece, pixel = v * kLanes<T>;
           for (int64_t c = in_from; c < in_to; ++c) {
             const int64_t t = a.back_first[c * a.blocks + block], taps = a.back_first[c * a.blocks + block + 1] - t;
@@ -606,7 +621,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
           }
         }
       }
-      for (int64_t c = in_from; a.grad_source != nullptr && c < in_to; ++c) {
+      for (int64_t c = in_from; of_source && c < in_to; ++c) {
         leave(a, c, first * columns, rows * columns, mixed + c * plane, a.leave_sums + 2 * (at * a.inputs + c));
       }
     }

@@ -209,15 +209,22 @@ class ChainRun:
         return beta if end.act is None else activate(beta, end.act)
 
     def __call__(
-        self, weights: Tensor, source: Tensor, buffers: Mapping[str, Tensor], *, update_stats: bool
-    ) -> Tensor:
-        """The chain's result [1, C, H, W].
+        self,
+        weights: Tensor,
+        source: Tensor,
+        buffers: Mapping[str, Tensor],
+        *,
+        update_stats: bool,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The chain's result [1, C, H, W], and its mean squared error to the target.
 
         Args:
             weights: kept weights, flat.
             source: channels that vary of the source [1, C, H, W].
             buffers: running statistics by name, updated in place if ``update_stats``.
             update_stats: update them.
+            target: [1, C, H, W], or None; a chain that ends in a batch norm takes none.
         """
         fixed = self._fixed and not source.requires_grad
         program = self._program(source, fixed)
@@ -233,7 +240,10 @@ class ChainRun:
                     buffers[norm.count].add_(1)
             else:
                 running += [None, None]
-        return _Evaluate.apply(weights, self._read(source) if fixed else source, program, running)
+        source = self._read(source) if fixed else source
+        if target is None or self.chain.links[-1].norms:
+            return _Evaluate.apply(weights, source, program, running), None
+        return _EvaluateLoss.apply(weights, source, target.detach(), program, running)
 
     def _program(self, source: Tensor, fixed: bool) -> Program:
         key = source.dtype, fixed
@@ -258,6 +268,8 @@ class ChainRun:
 
 class Program:
     """The C++ object of a chain for one dtype, and which evaluation its buffers hold."""
+
+    NONE = 0  # number of no evaluation
 
     def __init__(
         self, chain: Chain, alive: dict[int, Alive], weights: CompactWeights, source: Tensor, *, fixed: bool
@@ -292,47 +304,76 @@ class Program:
         """Number of the last evaluation that this thread asked for."""
         return self._of_thread.evaluation
 
-    def forward(self, weights: Tensor, source: Tensor, running: list[Tensor | None]) -> Tensor:
-        """The result [1, C, H, W]; its intermediate results stay in the buffers.
+    def forward(
+        self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """The result [1, C, H, W] and its error to the target; intermediate results stay in the buffers.
 
         Args:
             weights: kept weights, flat.
             source: as the first convolution reads it where it is fixed, else the image.
             running: mean and variance of every norm, updated; None where they stay as they are.
+            target: [1, C, H, W], or None.
         """
         with self._lock:
-            output = self._evaluate(weights, source, running)
+            result = self._evaluate(weights, source, running, target)
             self._evaluations += 1
             self._held = self._of_thread.evaluation = self._evaluations
-        return output
+        return result
 
     def backward(
-        self, weights: Tensor, source: Tensor, grad: Tensor, evaluation: int, *, needs_source: bool
+        self,
+        weights: Tensor,
+        source: Tensor,
+        grad: Tensor | None,
+        evaluation: int,
+        *,
+        needs_source: bool,
+        target: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of weights and source; that of the source has no elements where it is not needed."""
-        weights, source, grad = weights.contiguous(), source.contiguous(), grad.contiguous()
+        """Gradients of weights and source; that of the source has no elements where it is not needed.
+
+        Args:
+            weights: as in the evaluation.
+            source: as in the evaluation.
+            grad: of the result; None for that of the error to the target.
+            evaluation: its number.
+            needs_source: whether the gradient of the source is needed.
+            target: as in the evaluation if ``grad`` is None, else None.
+        """
+        weights, source = weights.contiguous(), source.contiguous()
+        grad = None if grad is None else grad.contiguous()
         grad_weights = torch.zeros_like(weights)
         grad_source = torch.empty_like(source) if needs_source else source.new_empty(0)
         with self._lock:
             if self._held != evaluation:  # another evaluation has used the buffers since
-                self._evaluate(weights, source, [])
+                self._evaluate(weights, source, [], target)
                 self._held = evaluation
             self.kernels.backward(
                 weights.data_ptr(),
                 source.data_ptr(),
-                grad.data_ptr(),
+                0 if grad is None else grad.data_ptr(),
                 grad_weights.data_ptr(),
                 grad_source.data_ptr() if needs_source else 0,
             )
         return grad_weights, grad_source
 
-    def _evaluate(self, weights: Tensor, source: Tensor, running: list[Tensor | None]) -> Tensor:
+    def _evaluate(
+        self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
+    ) -> tuple[Tensor, float]:
         weights, source = weights.contiguous(), source.contiguous()
+        target = None if target is None else target.contiguous()
         channels, height, width = self.kernels.shape
         output = weights.new_empty(1, channels, height, width)
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in running]
-        self.kernels.forward(weights.data_ptr(), source.data_ptr(), output.data_ptr(), addresses)
-        return output
+        loss = self.kernels.forward(
+            weights.data_ptr(),
+            source.data_ptr(),
+            output.data_ptr(),
+            addresses,
+            0 if target is None else target.data_ptr(),
+        )
+        return output, loss
 
     def _conv_spec(self, link: Link, source: Alive, *, fixed: bool) -> Any:
         conv = link.conv.stage
@@ -358,6 +399,7 @@ class Program:
         first = int(places.flatten()[0])
         if first >= 0 and torch.equal(places.flatten(), torch.arange(first, first + places.numel())):
             spec.first_weight = first
+            spec.dense = True
         else:
             spec.taps = torch.nonzero(places >= 0).flatten().tolist()
             spec.weights = places[places >= 0].tolist()
@@ -419,10 +461,8 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor, source: Tensor, program: Program, running: list[Tensor | None]) -> Tensor:
-        for tensor in running:
-            if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
-                raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")
-        return program.forward(weights, source, running)
+        _check_statistics(running, weights)
+        return program.forward(weights, source, running)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -435,9 +475,61 @@ class _Evaluate(torch.autograd.Function):
         weights, source = ctx.saved_tensors
         needs_weights, needs_source = ctx.needs_input_grad[:2]
         grad_weights, grad_source = _Differentiate.apply(
-            weights, source, grad, ctx.program, ctx.evaluation, needs_source
+            weights, source, grad, ctx.program, ctx.evaluation, needs_source, None
         )
         return grad_weights if needs_weights else None, grad_source if needs_source else None, None, None
+
+
+class _EvaluateLoss(torch.autograd.Function):
+    """The chain with the error of its result to a target, as a function of weights and source."""
+
+    @staticmethod
+    def forward(
+        weights: Tensor, source: Tensor, target: Tensor, program: Program, running: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        _check_statistics(running, weights)
+        output, loss = program.forward(weights, source, running, target)
+        return output, weights.new_tensor(loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        weights, source, target, ctx.program, _ = inputs
+        ctx.save_for_backward(weights, source, target, output[0])
+        ctx.evaluation = ctx.program.evaluation
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_loss: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        weights, source, target, output = ctx.saved_tensors
+        needs_weights, needs_source = ctx.needs_input_grad[:2]
+        evaluation, factor = ctx.evaluation, grad_loss
+        if grad is not None:  # of the image as well: all of it from there, the buffers hold another gradient
+            evaluation, factor = ctx.program.NONE, None
+            if grad_loss is not None:
+                grad = grad + grad_loss * (2 / target.numel()) * (output - target)
+            target = None
+        elif grad_loss is None:
+            return None, None, None, None, None
+        grad_weights, grad_source = _Differentiate.apply(
+            weights, source, grad, ctx.program, evaluation, needs_source, target
+        )
+        if factor is not None and float(factor) != 1.0:
+            grad_weights, grad_source = grad_weights * factor, grad_source * factor
+        return (
+            grad_weights if needs_weights else None,
+            grad_source if needs_source else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _check_statistics(running: list[Tensor | None], weights: Tensor) -> None:
+    for tensor in running:
+        if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
+            raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")
 
 
 class _Differentiate(torch.autograd.Function):
@@ -445,9 +537,17 @@ class _Differentiate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weights: Tensor, source: Tensor, grad: Tensor, program: Program, evaluation: int, needs_source: bool
+        weights: Tensor,
+        source: Tensor,
+        grad: Tensor | None,
+        program: Program,
+        evaluation: int,
+        needs_source: bool,
+        target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        return program.backward(weights, source, grad, evaluation, needs_source=needs_source)
+        return program.backward(
+            weights, source, grad, evaluation, needs_source=needs_source, target=target
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -141,7 +141,13 @@ class Plan:
         run = ChainRun(chain, self.alive, self.weights, fixed=id(chain.source) in self.fixed)
 
         def result(context: Context, values: list[Value]) -> Value:
-            x = run(context.weights, values[0].x, context.buffers, update_stats=context.update_stats)
+            head = context.head if chain.end is self.graph.output else None
+            target = None if head is None or head.target.shape != chain.end.shape else head.target
+            x, loss = run(
+                context.weights, values[0].x, context.buffers, update_stats=context.update_stats, target=target
+            )
+            if head is not None:
+                head.loss = loss
             return Value(x, run.constants(context.blocks, activate))
 
         return result
