@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import oes_fast
+from oes_fast.choices import processor
 
 
 def interleave(
@@ -62,15 +63,6 @@ def environment() -> dict[str, Any]:
         "gpu": gpu,
         "backends": {name: str(status) for name, status in oes_fast.backends().items()},
     }
-
-
-def processor() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def write_result(path: str, result: Mapping[str, Any]) -> None:

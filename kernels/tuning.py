@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
-import re
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +18,8 @@ from typing import NamedTuple
 import torch
 import triton
 from triton.runtime.errors import OutOfResources
+
+from oes_fast.choices import choices_file, read_choices, store_choices
 
 
 class Config(NamedTuple):
@@ -129,39 +128,19 @@ def _time(config: Config, launch: Callable[[Config], None]) -> float:
 
 def cache_file() -> Path:
     """Where the choices for the present device are kept."""
-    folder = os.environ.get("OES_FAST_CACHE_DIR")
-    if not folder:
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oes_fast")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return Path(folder) / re.sub(r"[^A-Za-z0-9.]+", "-", f"kernels-{device}-triton-{triton.__version__}.json")
+    return choices_file("kernels", device, "triton", triton.__version__)
 
 
 @functools.cache
 def _stored() -> dict[str, Config]:
-    return _read(cache_file())
-
-
-def _read(path: Path) -> dict[str, Config]:
-    """What a file holds; nothing where it is missing, unreadable or not of this form."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): Config(*(int(number) for number in row)) for key, row in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    found = {}
+    for key, row in read_choices(cache_file()).items():
+        with contextlib.suppress(TypeError, ValueError):
+            found[key] = Config(*(int(number) for number in row))
+    return found
 
 
 def _store(key: str, config: Config) -> None:
-    """Add a choice to the file, beside what other processes added; a disk that refuses is no error."""
     _stored()[key] = config
-    path = cache_file()
-    rows = _read(path) | _stored()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({k: list(c) for k, c in sorted(rows.items())}, file, indent=0)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    store_choices(cache_file(), {k: list(c) for k, c in _stored().items()})

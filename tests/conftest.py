@@ -49,6 +49,14 @@ def build_problem(
     return Problem(net, mask, oes.noise_input(4, size, seed=seed, dtype=dtype), noisy, clean)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def choices_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what is measured here out of the user's files, and theirs out of here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OES_FAST_CACHE_DIR", str(tmp_path_factory.mktemp("choices")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_problem() -> Callable[..., Problem]:
     """:func:`build_problem`."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kernel_backends import require, run_python
 
 import oes_fast as oes
+import oes_fast.rewrite.chain
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.chain import find_chains
 
@@ -78,9 +79,15 @@ def check(case, dtype, seed=0):
     return ours
 
 
+@pytest.fixture(params=[False, True], ids=["sparse", "dense"])
+def form(request, monkeypatch):
+    """Every masked convolution in one form, whatever is faster here."""
+    monkeypatch.setattr(oes_fast.rewrite.chain, "dense_is_faster", lambda *_, **__: request.param)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_plain_pytorch(case, dtype):
+def test_both_forms(case, dtype, form):
     require("cpu")
     check(case, dtype)
 
@@ -114,16 +121,19 @@ EVERYTHING = """
 import hashlib, sys, torch
 sys.path.insert(0, ".")
 from test_chain import BROKEN_UP, CASES, DTYPES, check
+import oes_fast.rewrite.chain as chain
 from oes_fast import _C
 print(_C.capability())
 for threads in (1, 2):
     torch.set_num_threads(threads)
     digest = hashlib.sha256()
-    for case in CASES:
-        for dtype in DTYPES:
-            for tensor in check(case, dtype):
-                if case not in BROKEN_UP:
-                    digest.update(tensor.numpy().tobytes())
+    for dense in (False, True):
+        chain.dense_is_faster = lambda *_, **__: dense
+        for case in CASES:
+            for dtype in DTYPES:
+                for tensor in check(case, dtype):
+                    if case not in BROKEN_UP:
+                        digest.update(tensor.numpy().tobytes())
     print(digest.hexdigest())
 """
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
+from oes_fast.rewrite.forms import dense_is_faster
 from oes_fast.rewrite.liveness import Alive
 
 _ACTIVATIONS = (None, "identity", "relu", "leaky_relu", "elu", "silu")
@@ -286,7 +287,9 @@ class Program:
         self.kernels = cls(channels, height, width, fixed)
         before = alive[id(chain.source)]
         for link in chain.links:
-            self.kernels.add_conv(self._conv_spec(link, before, fixed=fixed and link is chain.links[0]))
+            self.kernels.add_conv(
+                self._conv_spec(link, before, source.dtype, fixed=fixed and link is chain.links[0])
+            )
             incoming = alive[id(link.conv)].const
             for node in link.norms:
                 self.kernels.add_norm(self._norm_spec(node, incoming))
@@ -375,7 +378,7 @@ class Program:
         )
         return output, loss
 
-    def _conv_spec(self, link: Link, source: Alive, *, fixed: bool) -> Any:
+    def _conv_spec(self, link: Link, source: Alive, dtype: torch.dtype, *, fixed: bool) -> Any:
         conv = link.conv.stage
         up = isinstance(conv, s.UpConv)
         if isinstance(conv, s.UpConv):
@@ -403,6 +406,9 @@ class Program:
         else:
             spec.taps = torch.nonzero(places >= 0).flatten().tolist()
             spec.weights = places[places >= 0].tolist()
+            rows, columns = link.nodes[0].inputs[0].shape[2:]
+            image = len(source.vary), rows, columns
+            spec.dense = dense_is_faster(_extension(), dtype, spec, image, fixed=fixed)
         all_outputs = torch.cat([outputs.vary, outputs.const])
         bias = torch.full_like(all_outputs, -1)
         if conv.bias is not None:
@@ -545,9 +551,7 @@ class _Differentiate(torch.autograd.Function):
         needs_source: bool,
         target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        return program.backward(
-            weights, source, grad, evaluation, needs_source=needs_source, target=target
-        )
+        return program.backward(weights, source, grad, evaluation, needs_source=needs_source, target=target)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

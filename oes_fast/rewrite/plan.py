@@ -144,7 +144,11 @@ class Plan:
             head = context.head if chain.end is self.graph.output else None
             target = None if head is None or head.target.shape != chain.end.shape else head.target
             x, loss = run(
-                context.weights, values[0].x, context.buffers, update_stats=context.update_stats, target=target
+                context.weights,
+                values[0].x,
+                context.buffers,
+                update_stats=context.update_stats,
+                target=target,
             )
             if head is not None:
                 head.loss = loss

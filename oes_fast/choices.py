@@ -1,0 +1,58 @@
+"""Choices between ways to compute the same, measured on this machine once and kept on disk.
+
+A file holds one kind of choice for one device. A disk that refuses, or a file that cannot be read, is no
+error: what it would have held is measured again. OES_FAST_CACHE_DIR names another folder than
+~/.cache/oes_fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def choices_file(*name: str) -> Path:
+    """Where choices are kept that depend on what ``name`` tells: the kind, the device, versions."""
+    folder = os.environ.get("OES_FAST_CACHE_DIR")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oes_fast")
+    return Path(folder) / (re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(name)) + ".json")
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def read_choices(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where it is missing, unreadable or not of this form."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return rows if isinstance(rows, dict) else {}
+
+
+def store_choices(path: Path, choices: dict[str, Any]) -> None:
+    """Add choices to a file, beside what other processes added."""
+    rows = read_choices(path) | choices
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(dict(sorted(rows.items())), file, indent=0)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise

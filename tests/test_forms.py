@@ -1,0 +1,77 @@
+"""The choice between the sparse and the dense form: timed once, kept on disk, never a crash."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_backends import require
+
+from oes_fast.choices import read_choices
+from oes_fast.rewrite import forms
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    """A folder of its own, nothing known."""
+    monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
+    forms._known.cache_clear()
+    yield
+    forms._known.cache_clear()
+
+
+def spec(share, kind="direct", stride=1):
+    """A convolution of 6 outputs and 4 inputs that keeps a share of its weights."""
+    from oes_fast import _C
+
+    side = 3 if kind == "up" else 1 if kind == "pointwise" else 5
+    made = _C.ConvSpec()
+    made.kind, made.outputs, made.kernel_rows, made.kernel_columns = kind, 6, side, side
+    made.pad, made.border, made.stride = "replicate", [side // 2] * 4, stride
+    keep = torch.rand(6, 4, side, side, generator=torch.Generator().manual_seed(0)) < share
+    made.taps = torch.nonzero(keep).flatten().tolist()
+    made.weights = list(range(int(keep.sum())))
+    return made
+
+
+def choose(made, fixed=False, image=(4, 40, 44)):
+    from oes_fast import _C
+
+    return forms.dense_is_faster(_C, torch.float32, made, image, fixed=fixed)
+
+
+def test_clear_cases_are_not_timed(monkeypatch, tmp_path):
+    require("cpu")
+    monkeypatch.setattr(forms, "_time", None)
+    assert not choose(spec(0.1))
+    assert choose(spec(1.0))
+    assert not (tmp_path / "choices").exists()
+
+
+def test_the_faster_form_is_kept(monkeypatch, tmp_path):
+    require("cpu")
+    monkeypatch.setattr(forms, "_time", lambda *args: 1.0 if args[4] else 2.0)
+    assert choose(spec(0.5))
+    (file,) = (tmp_path / "choices").iterdir()
+    assert list(read_choices(file).values()) == [True]
+    forms._known.cache_clear()  # as another process
+    monkeypatch.setattr(forms, "_time", None)
+    assert choose(spec(0.5))
+    file.write_text("not JSON")
+    forms._known.cache_clear()
+    monkeypatch.setattr(forms, "_time", lambda *args: 2.0 if args[4] else 1.0)
+    assert not choose(spec(0.5))
+
+
+@pytest.mark.parametrize("kind", ["direct", "pointwise", "up"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_both_are_timed(kind, stride):
+    require("cpu")
+    from oes_fast import _C
+
+    if kind != "direct" and stride == 2:
+        pytest.skip("only direct ones have a stride")
+    made = spec(0.5, kind, stride)
+    for dense in (False, True):
+        for fixed in (False, True) if kind == "direct" else (False,):
+            for dtype in (torch.float32, torch.float64):
+                assert forms._time(_C, dtype, made, (4, 41, 44), dense, fixed) > 0
