@@ -159,6 +159,10 @@ OES_HERE void load_strip(
         continue;
       }
       const int64_t inside = row < 0 ? 0 : row >= rows ? rows - 1 : row;
+      // The same row of the next channel lies elsewhere, where nothing but this fetches it ahead.
+      for (int64_t j = 0; c + 1 < inputs && j < columns; j += 64 / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(from + (rows + inside) * columns + j, 0, 2);
+      }
       map_row(from + inside * columns, map, c, columns, to + edge);
       if (edge != 0) {
         to[0] = zeros ? T(0) : to[1];
@@ -498,8 +502,8 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
         }
       }
     });
-    for (int64_t j = 0; out != nullptr && j < size; ++j) {
-      out[at + j] = result[j];
+    if (out != nullptr) {
+      std::memcpy(out + at, result, size * sizeof(T));
     }
     all.add(result, centred, size);
   }
