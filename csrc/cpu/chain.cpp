@@ -201,6 +201,7 @@ void Chain<T>::bind_direct(Link& link) {
   d.grad_pitch = source_columns;
   d.source_image = link.gather.source_image;
   d.grad_plane = bordered_plane;
+  d.ahead = fixed(link) ? (spec.kernel_rows - 1) / s : 0;
   sparse_conv2d::cut(d, !fixed(link), 1);
   bind_taps(link, bordered_plane);
 }

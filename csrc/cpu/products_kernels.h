@@ -146,27 +146,14 @@ constexpr Capability kCapability = static_cast<Capability>(OES_LEVEL);
 template <typename T>
 constexpr int kLanes = vector_bytes(kCapability) / static_cast<int>(sizeof(T));
 
-// One line for each tap to come from memory while the taps of a tile are summed: `left` lines of a plane, then those of
-// the next, `jump` further on.
+// One line of memory to come for each tap while the taps of a tile are summed.
 template <typename T>
 struct Fetch {
   const T* at;
-  int64_t lines, left, jump;
-
-  // `count` pixels of every plane, `wide` from one plane to the next.
-  OES_HERE static Fetch of(const T* at, int64_t count, int64_t wide) {
-    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-    const int64_t lines = (count + line - 1) / line + 1;
-    return {at, lines, lines, wide - lines * line};
-  }
 
   OES_HERE void one() {
     __builtin_prefetch(at);
     at += 64 / sizeof(T);
-    if (--left == 0) {
-      left = lines;
-      at += jump;
-    }
   }
 };
 
@@ -213,7 +200,8 @@ OES_HERE T sum_of_lanes(typename Vector<T>::Type x) {
 
 // kTaps products of one output's gradient, over a number of rows. The last, partial vector of a row is read from
 // the row's end backwards, the pixels already counted multiplied by zero.
-template <int kTaps, typename T, typename Offset>
+// With kFetch every step along a row fetches a line.
+template <int kTaps, bool kFetch, typename T, typename Offset>
 OES_HERE void dot(
     const T* source,
     const Offset* offsets,
@@ -223,7 +211,8 @@ OES_HERE void dot(
     int64_t pitch,
     int64_t grad_pitch,
     const T* zeros_then_ones,
-    T* result) {
+    T* result,
+    Fetch<T>& fetch) {
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
   constexpr int kVectors = OES_LEVEL == 2 ? 4 : OES_LEVEL == 1 ? 2 : 1; // 24 or 12 sums in registers, or 6
@@ -246,6 +235,9 @@ OES_HERE void dot(
     int64_t j = 0;
     for (; j + kVectors * lanes <= length; j += kVectors * lanes) {
       typename V::Type factor[kVectors];
+      if constexpr (kFetch) {
+        fetch.one();
+      }
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
         factor[v] = V::load(g + j + v * lanes);

@@ -81,7 +81,7 @@ constexpr int64_t kUnits = 32; // of work at least, where the outputs can be cut
 constexpr int64_t kGrainMacs = 1 << 18; // that one thread takes at least: below, waking another costs more
 constexpr int64_t kRowsOfStrip = 16; // whose rows lie side by side
 constexpr int64_t kStripPixels = 4096; // whose products are summed in the element type
-constexpr int64_t kRowsPixels = 1024; // the same of rows that lie side by side: few, so that all planes stay in the cache
+constexpr int64_t kRowsPixels = 512; // the same of rows that lie side by side: few, so that all planes stay in the cache
 
 int64_t groups_of(int64_t strips, int64_t planes) {
   return std::max<int64_t>(1, std::min(planes, ceil_div(kUnits, std::max<int64_t>(1, strips))));

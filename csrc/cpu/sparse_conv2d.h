@@ -48,6 +48,7 @@ struct Dot {
   int64_t source_image, grad_plane;
   int64_t strips, strip_rows, groups; // a flat image has one row, and strip_rows is elements
   bool flat;
+  int64_t ahead = 0; // where the rows of all planes lie side by side: how far a tap reaches; those behind are fetched
 };
 
 // Cuts the work and does it; `macs` are the multiply-accumulates of all of it.

@@ -12,19 +12,18 @@ OES_HERE int64_t row_piece(int64_t left, int64_t columns) {
   return vectors;
 }
 
-// A strip of rows of an image whose planes lie side by side, column by column of tiles: what a tile reads stays in the
-// second-level cache from row to row, and the row to come is fetched while this one is summed.
+// A strip of rows of an image whose planes lie side by side: a row of all planes is one piece of memory, and the row to
+// come is fetched, from its start to its end, while this one is summed.
 template <typename T>
 OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int64_t rows, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t wide = a.pitch / a.planes_of_row;
-  for (int64_t column = 0; column < a.columns;) {
-    const int64_t vectors = row_piece<T>(a.columns - column, a.columns);
-    const int64_t at = a.columns - column < vectors * lanes ? a.columns - vectors * lanes : column;
-    for (int64_t row = first; row < first + rows; ++row) {
-      const T* source = a.source + image * a.source_image + row * a.pitch + at;
-      // The part of the row to come that this tile's columns will read; the last row fetches its own again.
-      Fetch<T> fetch = Fetch<T>::of(source + (row + 1 < a.rows ? a.ahead * a.pitch : 0), vectors * lanes, wide);
+  for (int64_t row = first; row < first + rows; ++row) {
+    const T* of_row = a.source + image * a.source_image + row * a.pitch;
+    Fetch<T> fetch{row + 1 < a.rows ? of_row + a.ahead * a.pitch : of_row}; // the last row fetches its own again
+    for (int64_t column = 0; column < a.columns;) {
+      const int64_t vectors = row_piece<T>(a.columns - column, a.columns);
+      const int64_t at = a.columns - column < vectors * lanes ? a.columns - vectors * lanes : column;
+      const T* source = of_row + at;
       for (int64_t plane = begin; plane < end; ++plane) {
         const int64_t t = a.first[plane], taps = a.first[plane + 1] - t;
         T* out = a.out + ((image * a.planes + plane) * a.rows + row) * a.columns + at;
@@ -57,8 +56,8 @@ OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int6
             }
         }
       }
+      column = at + vectors * lanes;
     }
-    column = at + vectors * lanes;
   }
 }
 
@@ -137,6 +136,31 @@ OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
   }
 }
 
+// Products of one output with all of its taps.
+template <bool kFetch, typename T>
+OES_HERE void dots_of_output(
+    const T* source, const int64_t* offsets, int64_t taps, const T* grad, int64_t rows, int64_t length, int64_t pitch,
+    int64_t grad_pitch, const T* zeros_then_ones, T* result, Fetch<T>& fetch) {
+  for (; taps >= kTapsAtOnce; taps -= kTapsAtOnce, offsets += kTapsAtOnce, result += kTapsAtOnce) {
+    dot<kTapsAtOnce, kFetch>(
+        source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+  }
+  switch (taps) {
+    case 5:
+      return dot<5, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+    case 4:
+      return dot<4, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+    case 3:
+      return dot<3, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+    case 2:
+      return dot<2, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+    case 1:
+      return dot<1, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+    default:
+      return;
+  }
+}
+
 template <typename T>
 OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
   constexpr int lanes = kLanes<T>;
@@ -152,40 +176,25 @@ OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
     const int64_t rows = a.flat ? 1 : size, length = a.flat ? size : a.columns;
     const T* source = a.source + image * a.source_image + at * (a.flat ? 1 : a.pitch);
     T* partial = a.partial + (image * a.strips + strip) * a.taps;
+    // The rows that the next strip will read, as far as this one has not.
+    Fetch<T> fetch{source + (size + a.ahead) * a.pitch};
     for (int64_t output = from; output < to; ++output) {
       const T* grad = a.grad + (image * a.outputs + output) * a.grad_plane + at * (a.flat ? 1 : a.grad_pitch);
-      for (int64_t t = a.first[output]; t < a.first[output + 1];) {
-        const int64_t left = a.first[output + 1] - t;
-        const int64_t* offsets = a.offsets + t;
-        if (a.columns < lanes) { // flat images of less than a vector
+      const int64_t t = a.first[output], taps = a.first[output + 1] - t;
+      if (a.columns < lanes) { // flat images of less than a vector
+        for (int64_t tap = t; tap < t + taps; ++tap) {
           T sum = T(0);
           for (int64_t k = 0; k < length; ++k) {
-            sum += grad[k] * source[*offsets + k];
+            sum += grad[k] * source[a.offsets[tap] + k];
           }
-          partial[t++] = sum;
-          continue;
+          partial[tap] = sum;
         }
-        switch (left) {
-          case 1:
-            dot<1>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
-            break;
-          case 2:
-            dot<2>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
-            break;
-          case 3:
-            dot<3>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
-            break;
-          case 4:
-            dot<4>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
-            break;
-          case 5:
-            dot<5>(source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
-            break;
-          default:
-            dot<kTapsAtOnce>(
-                source, offsets, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t);
-        }
-        t += left < kTapsAtOnce ? left : kTapsAtOnce;
+      } else if (a.ahead != 0) {
+        dots_of_output<true>(
+            source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t, fetch);
+      } else {
+        dots_of_output<false>(
+            source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t, fetch);
       }
     }
   }
