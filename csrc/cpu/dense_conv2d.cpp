@@ -128,13 +128,31 @@ void Conv<T>::bind(
   dot.rows_at_once = flat ? 1 : std::max<int64_t>(1, kPixelsOfRows / dot.columns);
   dot.taps_at_once = at_once(kCache, flat ? std::min(dot.columns, dot.strip_rows) : (dot.rows_at_once + top) * dot.columns);
   dot.groups = std::clamp<int64_t>(ceil_div(kUnits, dot.strips), 1, ceil_div(outputs, block_rows(capability())));
+  if (!flat || kernel_rows != kernel_columns) {
+    return;
+  }
+  using Winograd = winograd_conv2d::Conv<T>;
+  const typename Winograd::Shape ahead{
+      false, inputs, outputs, kernel_rows, stride, forward.rows, forward.columns, forward.pitch,
+      of_inputs.rows * of_inputs.columns};
+  const typename Winograd::Shape back{
+      true, inputs, outputs, kernel_rows, stride, backward.rows, backward.columns, backward.pitch, bordered_plane};
+  if (Winograd::fits(ahead)) {
+    winograd_.bind(ahead);
+  }
+  if (Winograd::fits(back)) {
+    back_winograd_.bind(back);
+  }
 }
 
 template <typename T>
 void Conv<T>::set(const T* weights, T scale, bool backward_too) {
   const int64_t taps = dot.taps, places = taps / inputs_;
   const int most = block_rows(capability());
-  torch::stable::parallel_for(
+  if (winograd_.bound()) {
+    winograd_.set(weights, scale);
+  } else {
+    torch::stable::parallel_for(
       0, ceil_div(dot.outputs, most), std::max<int64_t>(1, kGrain / (most * taps)), [&](int64_t begin, int64_t end) {
         each_block(begin * most, std::min(end * most, dot.outputs), [&](int64_t o, int rows) {
           T* to = weights_.data() + o * taps;
@@ -145,7 +163,12 @@ void Conv<T>::set(const T* weights, T scale, bool backward_too) {
           }
         });
       });
+  }
   if (!backward_too) {
+    return;
+  }
+  if (back_winograd_.bound()) {
+    back_winograd_.set(weights, scale);
     return;
   }
   torch::stable::parallel_for(
@@ -164,6 +187,28 @@ void Conv<T>::set(const T* weights, T scale, bool backward_too) {
           }
         });
       });
+}
+
+template <typename T>
+void Conv<T>::run_forward(const T* source, T* out) const {
+  if (winograd_.bound()) {
+    return winograd_.run(source, out);
+  }
+  Gather<T> a = forward;
+  a.source = source;
+  a.out = out;
+  run(a);
+}
+
+template <typename T>
+void Conv<T>::run_backward(const T* source, T* out) const {
+  if (back_winograd_.bound()) {
+    return back_winograd_.run(source, out);
+  }
+  Gather<T> a = backward;
+  a.source = source;
+  a.out = out;
+  run(a);
 }
 
 template <typename T>

@@ -1,0 +1,74 @@
+// Dense convolutions with fewer products (Winograd's): a tile of outputs comes from the products of transformed pixels
+// and transformed weights at `points` x `points` frequencies, instead of one for every output and tap.
+//
+// A convolution on the planes of dense_conv2d.h and the gradient of those planes are both one sum of windows:
+//
+//   out[p * classes + k][i][j] = sum over source planes q, a, b of weight * source[q][i + a][j + b], a, b < window.
+//
+// With stride 2 the planes of the source (backward: of the result) come in four classes, the even and odd rows and
+// columns. Where a class has fewer taps than the window some of its transformed weights are zero, and left out.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace oes::winograd_conv2d {
+
+constexpr int64_t kSlack = 64; // elements that may be read, and are not used, behind the last plane of a source
+
+// A unit of work is one strip of tiles for one group of result planes; tiles are counted along the rows of tiles.
+template <typename T>
+struct Sum {
+  const T* source; // [source_planes, source_classes], source_plane elements each, rows of `pitch`
+  T* out; // [planes, classes, rows, columns]
+  const T* weights; // see Conv::set
+  int64_t planes, classes, rows, columns;
+  int64_t source_planes, source_classes, source_plane, pitch;
+  int tile, points; // a tile is tile x tile outputs, from points x points pixels
+  // Sums of class k at frequency f take taps[k * points * points + f + 1] - taps[...f] planes of the source; those of
+  // frequency f start at places[f], each class of the source that has it slots[f][class] times source_planes further on.
+  const int64_t *taps, *places, *slots;
+  const int64_t* offsets; // of the pixels of a frequency's planes
+  int64_t strips, groups;
+};
+
+template <typename T>
+void run(const Sum<T>& a);
+
+// One direction of a convolution, bound to its shape.
+template <typename T>
+class Conv {
+ public:
+  struct Shape {
+    bool backward; // from the gradient of the result to that of the planes
+    int64_t inputs, outputs, kernel, stride;
+    int64_t rows, columns; // of the result, here the planes' if backward
+    int64_t pitch, source_plane;
+  };
+
+  // Whether it is faster than the direct sum.
+  static bool fits(const Shape& shape);
+
+  void bind(const Shape& shape);
+
+  bool bound() const {
+    return !weights_.empty();
+  }
+
+  // weights [outputs, inputs, kernel, kernel], times scale. They are kept by classes of the result, in each by parts of
+  // planes, in those by frequency, in those by blocks (see block.h).
+  void set(const T* weights, T scale);
+
+  void run(const T* source, T* out) const;
+
+ private:
+  void bind_frequencies(int64_t window);
+
+  Shape shape_{};
+  Sum<T> sum_{};
+  std::vector<int64_t> kernel_taps_; // [class of the result, class of the source, window, window], -1: none
+  std::vector<int64_t> taps_, places_, slots_, offsets_;
+  std::vector<T> to_points_, weights_; // [points, window]
+};
+
+} // namespace oes::winograd_conv2d
