@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "block.h"
-#include "scratch.h"
 #include "tensors.h"
 
 #if OES_HAS_X86
@@ -55,6 +54,8 @@ namespace level_avx512 {
 constexpr int64_t kUnits = 4; // of work at least, where the planes can be cut into groups for it
 constexpr int64_t kGrain = 1 << 13; // weights that one thread transforms at least
 constexpr int64_t kWeights = level_default::kWeights;
+constexpr int64_t kMostRows = 8; // of a block
+constexpr int64_t kMostPlaces = 36; // of a kernel
 
 // Calls f with what is compiled for this processor.
 #if OES_HAS_X86
@@ -71,6 +72,11 @@ template <typename T>
 int64_t strip() {
   return (capability() == Capability::kDefault ? 2 : 3) * vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
 }
+
+// What the choice between the two forms goes by, measured with AVX2.
+constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
+constexpr double kPixelsOfWeight = 25;
+constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel that is transformed
 
 // Rows of the window: taps of the even rows, where there are two classes.
 int64_t window_of(int64_t kernel, int64_t stride) {
@@ -99,12 +105,43 @@ std::vector<T> values(const double* points, int64_t count, int64_t window) {
 
 } // namespace
 
+// Side of the tile that takes least time, 0: the direct sum does. Times in products of a block.
+template <typename T>
+int best_tile(const typename Conv<T>::Shape& s) {
+  const int64_t window = window_of(s.kernel, s.stride), phases = s.stride * s.stride;
+  if (!(window == 3 && s.kernel <= 6) && !(window == 5 && s.stride == 1)) {
+    return 0;
+  }
+  const auto planes = static_cast<double>(s.backward ? s.inputs : s.outputs);
+  const auto sources = static_cast<double>(s.backward ? s.outputs : s.inputs);
+  const auto taps = static_cast<double>(s.kernel * s.kernel);
+  // A weight that is packed or transformed and written costs as much as some pixels.
+  double least = kWorthwhile * planes * sources * taps * (static_cast<double>(s.rows * s.columns) + kPixelsOfWeight);
+  int best = 0;
+  for (const int tile : {2, 4}) {
+    if (s.rows < tile || s.columns < tile || (tile == 4 && s.stride == 1)) {
+      continue;
+    }
+    const int64_t points = tile + window - 1, lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
+    const int64_t fewer = s.kernel % s.stride == 0 ? points : points - 1; // frequencies of the odd rows or columns
+    const int64_t frequencies = phases == 1 ? points * points : (points + fewer) * (points + fewer);
+    const auto tiles =
+        static_cast<double>(ceil_div(ceil_div(s.rows, tile) * ceil_div(s.columns, tile), lanes) * lanes);
+    const double transforms = tiles * static_cast<double>(points * points) *
+        (kOfSource * sources * static_cast<double>(s.backward ? 1 : phases) +
+         kOfResult * planes * static_cast<double>(s.backward ? phases : 1));
+    const double time = planes * sources * static_cast<double>(frequencies) * (tiles + kPixelsOfWeight) + transforms;
+    if (time < least) {
+      least = time;
+      best = tile;
+    }
+  }
+  return best;
+}
+
 template <typename T>
 bool Conv<T>::fits(const Shape& s) {
-  const int64_t window = window_of(s.kernel, s.stride);
-  const int tile = s.stride == 2 ? 4 : 2;
-  return (s.stride == 1 || s.stride == 2) && (window == 3 || (window == 5 && s.stride == 1)) && s.rows >= tile &&
-      s.columns >= tile;
+  return best_tile<T>(s) > 0;
 }
 
 template <typename T>
@@ -112,7 +149,7 @@ void Conv<T>::bind(const Shape& s) {
   shape_ = s;
   const int64_t window = window_of(s.kernel, s.stride), phases = s.stride * s.stride;
   sum_ = {};
-  sum_.tile = s.stride == 2 ? 4 : 2;
+  sum_.tile = best_tile<T>(s);
   sum_.points = static_cast<int>(sum_.tile + window - 1);
   sum_.rows = s.rows;
   sum_.columns = s.columns;
@@ -128,13 +165,12 @@ void Conv<T>::bind(const Shape& s) {
       const int64_t a = i / window, b = i % window;
       const int64_t u = (s.backward ? window - 1 - a : a) * s.stride + phase / s.stride;
       const int64_t v = (s.backward ? window - 1 - b : b) * s.stride + phase % s.stride;
-      kernel_taps_.push_back(u < s.kernel && v < s.kernel ? u * s.kernel + v : -1);
+      kernel_taps_.push_back(u < s.kernel && v < s.kernel ? u * s.kernel + v : kMostPlaces);
     }
   }
   to_points_ = sum_.points == 4 ? values<T>(kPoints4, 3, window) : values<T>(kPoints6, 5, window);
   bind_frequencies(window);
-  weights_.resize(sum_.planes * taps_.back());
-  sum_.weights = weights_.data();
+  sum_.weights = weights_.reserve(sum_.planes * taps_.back());
   sum_.taps = taps_.data();
   sum_.places = places_.data();
   sum_.slots = slots_.data();
@@ -155,7 +191,7 @@ void Conv<T>::bind_frequencies(int64_t window) {
     const int64_t* taps = kernel_taps_.data() + phase * window * window;
     const int64_t row = f / points == point ? end : shape_.backward ? window - 1 : 0;
     const int64_t column = f % points == point ? end : shape_.backward ? window - 1 : 0;
-    return taps[row * window + column] >= 0;
+    return taps[row * window + column] < kMostPlaces;
   };
   taps_ = {0};
   places_ = {0};
@@ -184,49 +220,54 @@ void Conv<T>::bind_frequencies(int64_t window) {
 
 template <typename T>
 void Conv<T>::set(const T* weights, T scale) {
+  const int64_t places = shape_.kernel * shape_.kernel, most = kBlocksOfPart * block_rows(capability());
+  torch::stable::parallel_for(
+      0, ceil_div(sum_.planes, most), std::max<int64_t>(1, kGrain / (most * sum_.source_planes * places)),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) {
+          const int64_t from = part * most, to = std::min(from + most, sum_.planes);
+          each_block(from, to, [&](int64_t p, int rows) { set_block(weights, scale, from, to, p, rows); });
+        }
+      });
+}
+
+// The weights of `rows` planes from p on, which belong to the part from .. to.
+template <typename T>
+void Conv<T>::set_block(const T* weights, T scale, int64_t from, int64_t to, int64_t p, int64_t rows) {
   const int64_t window = window_of(shape_.kernel, shape_.stride), places = shape_.kernel * shape_.kernel;
-  const int64_t points = sum_.points, all = points * points, most = kBlocksOfPart * block_rows(capability());
+  const int64_t all = sum_.points * sum_.points, size = kWeights * rows;
   const int64_t of_plane = shape_.backward ? places : shape_.inputs * places;
   const int64_t of_source = shape_.backward ? shape_.inputs * places : places;
-  const int64_t parts = ceil_div(sum_.planes, most);
-  const auto transform_block = [&](int64_t k, int64_t from, int64_t to, int64_t p, int64_t rows) {
-    const int64_t* taps = taps_.data() + k * all;
-    T* of_part = weights_.data() + sum_.planes * taps[0] + from * (taps[all] - taps[0]);
-    alignas(64) T natural[25 * kWeights * 8], result[36 * kWeights * 8];
-    for (int64_t q_class = 0; q_class < sum_.source_classes; ++q_class) {
-      const int64_t* kernel_taps = kernel_taps_.data() + (k + q_class) * window * window;
-      for (int64_t q = 0; q < sum_.source_planes; q += kWeights) {
-        const int64_t some = std::min(kWeights, sum_.source_planes - q);
-        const T* each = weights + p * of_plane + q * of_source;
-        for (int64_t t = 0; t < window * window; ++t) {
-          T* at = natural + t * kWeights * rows;
-          for (int64_t i = 0; i < kWeights; ++i) {
-            for (int64_t r = 0; r < rows; ++r) {
-              const bool any = i < some && kernel_taps[t] >= 0;
-              at[i * rows + r] = any ? each[i * of_source + r * of_plane + kernel_taps[t]] * scale : T(0);
-            }
-          }
+  // Tap by tap, [kWeights][rows], and zeros for the taps that there are not.
+  alignas(64) T natural[(kMostPlaces + 1) * kWeights * kMostRows] = {}, result[36 * kWeights * kMostRows];
+  for (int64_t q = 0; q < sum_.source_planes; q += kWeights) {
+    const int64_t some = std::min(kWeights, sum_.source_planes - q);
+    for (int64_t i = 0; i < some; ++i) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* kernel = weights + (p + r) * of_plane + (q + i) * of_source;
+        T* at = natural + i * rows + r;
+        for (int64_t t = 0; t < places; ++t) {
+          at[t * size] = kernel[t];
         }
-        OES_WINOGRAD_CALL(transform_weights, natural, to_points_.data(), window, points, rows, result);
+      }
+    }
+    for (int64_t k = 0; k < sum_.classes; ++k) {
+      const int64_t* taps = taps_.data() + k * all;
+      T* of_part = weights_.data() + sum_.planes * taps[0] + from * (taps[all] - taps[0]);
+      for (int64_t of_class = 0; of_class < sum_.source_classes; ++of_class) {
+        const int64_t* kernel_taps = kernel_taps_.data() + (k + of_class) * window * window;
+        OES_WINOGRAD_CALL(
+            transform_weights, natural, kernel_taps, to_points_.data(), scale, sum_.tile, sum_.points, rows, result);
         for (int64_t f = 0; f < all; ++f) {
-          const int64_t slot = slots_[f * sum_.source_classes + q_class], sources = taps[f + 1] - taps[f];
+          const int64_t slot = slots_[f * sum_.source_classes + of_class], sources = taps[f + 1] - taps[f];
           if (slot >= 0 && sources > 0) {
             T* to_block = of_part + (taps[f] - taps[0]) * (to - from) + (p - from) * sources;
-            std::copy_n(
-                result + f * kWeights * rows, some * rows, to_block + (slot * sum_.source_planes + q) * rows);
+            std::copy_n(result + f * size, some * rows, to_block + (slot * sum_.source_planes + q) * rows);
           }
         }
       }
     }
-  };
-  torch::stable::parallel_for(
-      0, sum_.classes * parts, std::max<int64_t>(1, kGrain / (most * sum_.source_planes * places)),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
-          const int64_t k = part / parts, from = part % parts * most, to = std::min(from + most, sum_.planes);
-          each_block(from, to, [&](int64_t p, int rows) { transform_block(k, from, to, p, rows); });
-        }
-      });
+  }
 }
 
 template <typename T>

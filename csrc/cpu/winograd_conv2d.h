@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "scratch.h"
+
 namespace oes::winograd_conv2d {
 
 constexpr int64_t kSlack = 64; // elements that may be read, and are not used, behind the last plane of a source
@@ -52,7 +54,7 @@ class Conv {
   void bind(const Shape& shape);
 
   bool bound() const {
-    return !weights_.empty();
+    return sum_.weights != nullptr;
   }
 
   // weights [outputs, inputs, kernel, kernel], times scale. They are kept by classes of the result, in each by parts of
@@ -63,12 +65,14 @@ class Conv {
 
  private:
   void bind_frequencies(int64_t window);
+  void set_block(const T* weights, T scale, int64_t from, int64_t to, int64_t p, int64_t rows);
 
   Shape shape_{};
   Sum<T> sum_{};
-  std::vector<int64_t> kernel_taps_; // [class of the result, class of the source, window, window], -1: none
+  std::vector<int64_t> kernel_taps_; // [classes, window, window]: place in the kernel
   std::vector<int64_t> taps_, places_, slots_, offsets_;
-  std::vector<T> to_points_, weights_; // [points, window]
+  std::vector<T> to_points_; // [points, window]
+  Aligned<T> weights_;
 };
 
 } // namespace oes::winograd_conv2d

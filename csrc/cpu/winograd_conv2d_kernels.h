@@ -295,33 +295,53 @@ OES_TARGET void sum(const Sum<T>& a, int64_t begin, int64_t end) {
 // Weights that are transformed at once.
 constexpr int64_t kWeights = 16;
 
-// For each of kWeights * rows weights: result = to_points * weights * transposed to_points.
+// result = scale * to_points * window * transposed to_points, for each of `size` kernels; tap t of the window is at
+// weights + taps[t] * size.
+template <int kWindow, int kPoints, typename T>
+OES_HERE void transform_windows(
+    const T* weights, const int64_t* taps, const T* to_points, T scale, int64_t size, T* result) {
+  using V = Vector<T>;
+  for (int64_t at = 0; at < size; at += kLanes<T>) {
+    typename V::Type of_columns[kPoints][kWindow];
+#pragma GCC unroll 16
+    for (int v = 0; v < kWindow; ++v) {
+      typename V::Type x[kWindow];
+#pragma GCC unroll 16
+      for (int u = 0; u < kWindow; ++u) {
+        x[u] = V::all(scale) * V::load(weights + taps[u * kWindow + v] * size + at);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kPoints; ++i) {
+        typename V::Type sum = V::all(to_points[i * kWindow]) * x[0];
+#pragma GCC unroll 16
+        for (int u = 1; u < kWindow; ++u) {
+          sum = V::fma(V::all(to_points[i * kWindow + u]), x[u], sum);
+        }
+        of_columns[i][v] = sum;
+      }
+    }
+    for (int i = 0; i < kPoints; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kPoints; ++j) {
+        typename V::Type sum = V::all(to_points[j * kWindow]) * of_columns[i][0];
+#pragma GCC unroll 16
+        for (int v = 1; v < kWindow; ++v) {
+          sum = V::fma(V::all(to_points[j * kWindow + v]), of_columns[i][v], sum);
+        }
+        V::store(result + (i * kPoints + j) * size + at, sum);
+      }
+    }
+  }
+}
+
 template <typename T>
 OES_TARGET void transform_weights(
-    const T* weights, const T* to_points, int64_t window, int64_t points, int64_t rows, T* result) {
-  using V = Vector<T>;
-  constexpr int64_t lanes = kLanes<T>;
-  constexpr int64_t most = 6;
-  const int64_t size = kWeights * rows;
-  for (int64_t at = 0; at < size; at += lanes) {
-    typename V::Type of_columns[most * most];
-    for (int64_t i = 0; i < points; ++i) {
-      for (int64_t v = 0; v < window; ++v) {
-        typename V::Type sum = V::all(T(0));
-        for (int64_t u = 0; u < window; ++u) {
-          sum = V::fma(V::all(to_points[i * window + u]), V::load(weights + (u * window + v) * size + at), sum);
-        }
-        of_columns[i * window + v] = sum;
-      }
-    }
-    for (int64_t i = 0; i < points; ++i) {
-      for (int64_t j = 0; j < points; ++j) {
-        typename V::Type sum = V::all(T(0));
-        for (int64_t v = 0; v < window; ++v) {
-          sum = V::fma(V::all(to_points[j * window + v]), of_columns[i * window + v], sum);
-        }
-        V::store(result + (i * points + j) * size + at, sum);
-      }
-    }
+    const T* weights, const int64_t* taps, const T* to_points, T scale, int tile, int points, int64_t rows, T* result) {
+  if (points == 4) {
+    transform_windows<3, 4>(weights, taps, to_points, scale, kWeights * rows, result);
+  } else if (tile == 2) {
+    transform_windows<5, 6>(weights, taps, to_points, scale, kWeights * rows, result);
+  } else {
+    transform_windows<3, 6>(weights, taps, to_points, scale, kWeights * rows, result);
   }
 }
