@@ -140,6 +140,14 @@ OES_HERE void transform_planes(const Sum<T>& a, const Piece* pieces, int64_t cou
       const T* from = plane + piece->row * a.pitch + piece->column;
       T* to = columns + piece->lane;
       for (int64_t k = 0; k < piece->tiles; k += lanes) {
+        // The next plane's pixels: no prefetcher of the hardware finds them in time.
+#pragma GCC unroll 16
+        for (int r = 0; r < kPoints; ++r) {
+#pragma GCC unroll 16
+          for (int64_t line = 0; line < kTile * lanes; line += 64 / static_cast<int64_t>(sizeof(T))) {
+            __builtin_prefetch(from + a.source_plane + k * kTile + r * a.pitch + line);
+          }
+        }
 #pragma GCC unroll 16
         for (int c = 0; c < kPoints; c += kTile) {
           typename V::Type x[kTile][kPoints];
