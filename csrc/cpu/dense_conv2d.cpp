@@ -107,8 +107,9 @@ void Conv<T>::bind(
     }
     back_first_.push_back(static_cast<int64_t>(back_taps_.size()));
   }
-  weights_.resize(outputs * inputs * places);
-  back_weights_.resize(weights_.size());
+  bind_winograd(kernel_rows, kernel_columns, stride, flat, of_outputs, of_inputs, bordered_plane);
+  weights_.resize(winograd_.bound() ? 0 : outputs * inputs * places);
+  back_weights_.resize(back_winograd_.bound() ? 0 : outputs * inputs * places);
   forward = {nullptr, nullptr, weights_.data(), offsets_.data(), first_.data(), 1, outputs,
              of_outputs.rows, of_outputs.columns, of_outputs.pitch, flat};
   backward = {nullptr, nullptr, back_weights_.data(), back_offsets_.data(), back_first_.data(), phases, inputs,
@@ -128,15 +129,28 @@ void Conv<T>::bind(
   dot.rows_at_once = flat ? 1 : std::max<int64_t>(1, kPixelsOfRows / dot.columns);
   dot.taps_at_once = at_once(kCache, flat ? std::min(dot.columns, dot.strip_rows) : (dot.rows_at_once + top) * dot.columns);
   dot.groups = std::clamp<int64_t>(ceil_div(kUnits, dot.strips), 1, ceil_div(outputs, block_rows(capability())));
+}
+
+// Square kernels over flat images, where they are faster so.
+template <typename T>
+void Conv<T>::bind_winograd(
+    int64_t kernel_rows,
+    int64_t kernel_columns,
+    int64_t stride,
+    bool flat,
+    const sparse_conv2d::Gather<T>& of_outputs,
+    const sparse_conv2d::Gather<T>& of_inputs,
+    int64_t bordered_plane) {
   if (!flat || kernel_rows != kernel_columns) {
     return;
   }
   using Winograd = winograd_conv2d::Conv<T>;
   const typename Winograd::Shape ahead{
-      false, inputs, outputs, kernel_rows, stride, forward.rows, forward.columns, forward.pitch,
+      false, inputs_, of_outputs.planes, kernel_rows, stride, of_outputs.rows, of_outputs.columns, of_outputs.pitch,
       of_inputs.rows * of_inputs.columns};
   const typename Winograd::Shape back{
-      true, inputs, outputs, kernel_rows, stride, backward.rows, backward.columns, backward.pitch, bordered_plane};
+      true, inputs_, of_outputs.planes, kernel_rows, stride, of_inputs.rows, of_inputs.columns, of_inputs.pitch,
+      bordered_plane};
   if (Winograd::fits(ahead)) {
     winograd_.bind(ahead);
   }
@@ -147,12 +161,23 @@ void Conv<T>::bind(
 
 template <typename T>
 void Conv<T>::set(const T* weights, T scale, bool backward_too) {
-  const int64_t taps = dot.taps, places = taps / inputs_;
-  const int most = block_rows(capability());
   if (winograd_.bound()) {
     winograd_.set(weights, scale);
   } else {
-    torch::stable::parallel_for(
+    set_forward(weights, scale);
+  }
+  if (backward_too && back_winograd_.bound()) {
+    back_winograd_.set(weights, scale);
+  } else if (backward_too) {
+    set_backward(weights, scale);
+  }
+}
+
+template <typename T>
+void Conv<T>::set_forward(const T* weights, T scale) {
+  const int64_t taps = dot.taps;
+  const int most = block_rows(capability());
+  torch::stable::parallel_for(
       0, ceil_div(dot.outputs, most), std::max<int64_t>(1, kGrain / (most * taps)), [&](int64_t begin, int64_t end) {
         each_block(begin * most, std::min(end * most, dot.outputs), [&](int64_t o, int rows) {
           T* to = weights_.data() + o * taps;
@@ -163,14 +188,12 @@ void Conv<T>::set(const T* weights, T scale, bool backward_too) {
           }
         });
       });
-  }
-  if (!backward_too) {
-    return;
-  }
-  if (back_winograd_.bound()) {
-    back_winograd_.set(weights, scale);
-    return;
-  }
+}
+
+template <typename T>
+void Conv<T>::set_backward(const T* weights, T scale) {
+  const int64_t places = dot.taps / inputs_;
+  const int most = block_rows(capability());
   torch::stable::parallel_for(
       0, ceil_div(inputs_, most), std::max<int64_t>(1, kGrain / (most * dot.outputs * places)),
       [&](int64_t begin, int64_t end) {

@@ -79,6 +79,12 @@ class Conv {
   Dot<T> dot;
 
  private:
+  void bind_winograd(
+      int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
+      const sparse_conv2d::Gather<T>& of_outputs, const sparse_conv2d::Gather<T>& of_inputs, int64_t bordered_plane);
+  void set_forward(const T* weights, T scale);
+  void set_backward(const T* weights, T scale);
+
   int64_t inputs_ = 0;
   std::vector<int64_t> offsets_, first_, back_offsets_, back_first_, back_taps_;
   std::vector<T> weights_, back_weights_;

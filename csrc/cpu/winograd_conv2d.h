@@ -18,7 +18,8 @@ namespace oes::winograd_conv2d {
 
 constexpr int64_t kSlack = 64; // elements that may be read, and are not used, behind the last plane of a source
 
-// A unit of work is one strip of tiles for one group of result planes; tiles are counted along the rows of tiles.
+// A unit of work is one strip of tiles for one group of the result's planes. Tiles are counted row by row; a strip of
+// them may begin and end inside a row.
 template <typename T>
 struct Sum {
   const T* source; // [source_planes, source_classes], source_plane elements each, rows of `pitch`
@@ -27,8 +28,9 @@ struct Sum {
   int64_t planes, classes, rows, columns;
   int64_t source_planes, source_classes, source_plane, pitch;
   int tile, points; // a tile is tile x tile outputs, from points x points pixels
-  // Sums of class k at frequency f take taps[k * points * points + f + 1] - taps[...f] planes of the source; those of
-  // frequency f start at places[f], each class of the source that has it slots[f][class] times source_planes further on.
+  // Planes of the source behind one another: the sums of class k of the result at frequency f take those from taps[g]
+  // to taps[g + 1], g = k * points * points + f. Transformed pixels lie from places[f] on, those of a class of the
+  // source slots[f][class] * source_planes further on (-1: it does not have the frequency).
   const int64_t *taps, *places, *slots;
   const int64_t* offsets; // of the pixels of a frequency's planes
   int64_t strips, groups;

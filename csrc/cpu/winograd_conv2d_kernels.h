@@ -70,7 +70,8 @@ OES_HERE void transform(typename Vector<T>::Type (&d)[6]) {
   using V = Vector<T>;
   using Type = typename V::Type;
   constexpr T near = T(kPoints6[1] * kPoints6[1]), far = T(kPoints6[3] * kPoints6[3]);
-  const Type minus_near = V::all(-near), minus_far = V::all(-far), both = V::all(-near - far), product = V::all(near * far);
+  const Type minus_near = V::all(-near), minus_far = V::all(-far);
+  const Type both = V::all(-near - far), product = V::all(near * far);
   const Type zero = V::fma(product, d[0], V::fma(both, d[2], d[4]));
   const Type end = V::fma(product, d[1], V::fma(both, d[3], d[5]));
   const Type even = V::fma(minus_far, d[2], d[4]), odd = V::fma(minus_far, d[1], d[3]);
@@ -131,7 +132,8 @@ OES_HERE int64_t cut_pieces(const Sum<T>& a, int64_t begin, int64_t end, Piece* 
 // Frequencies of all planes of the source. `columns`: room for the pixels of one plane, whose columns are transformed
 // first; a piece may write behind its tiles, where the next one then does.
 template <int kTile, int kPoints, typename T>
-OES_HERE void transform_planes(const Sum<T>& a, const Piece* pieces, int64_t count, int64_t tiles, T* columns, T* pixels) {
+OES_HERE void transform_planes(
+    const Sum<T>& a, const Piece* pieces, int64_t count, int64_t tiles, T* columns, T* pixels) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, strip = kStrip<T>, wide = strip + lanes;
   for (int64_t q = 0; q < a.source_planes * a.source_classes; ++q) {
@@ -259,7 +261,8 @@ OES_TARGET void sum_of(const Sum<T>& a, int64_t begin, int64_t end) {
     const int64_t vectors = (tiles + lanes - 1) / lanes;
     const int64_t count = cut_pieces(a, at, until, pieces);
     transform_planes<kTile, kPoints>(a, pieces, count, tiles, columns, pixels);
-    for (int64_t part = group * a.classes * parts / a.groups; part < (group + 1) * a.classes * parts / a.groups; ++part) {
+    const int64_t first = group * a.classes * parts / a.groups, last = (group + 1) * a.classes * parts / a.groups;
+    for (int64_t part = first; part < last; ++part) {
       const int64_t k = part / parts, from = part % parts * kPart;
       const int64_t to = from + kPart < a.planes ? from + kPart : a.planes;
       const int64_t* taps = a.taps + k * all;
