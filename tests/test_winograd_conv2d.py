@@ -1,7 +1,7 @@
 """Dense convolutions in chains against PyTorch, at the sizes where Winograd's form takes over.
 
-Which form a layer takes follows from its sizes alone; the activations are smooth, for where a pixel crosses the kink of
-another, rounding alone changes the gradient.
+Which form a layer takes follows from its sizes alone. The activations are smooth: where a pixel crosses the
+kink of another, rounding alone changes the gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from kernel_backends import require
 from test_chain import agree, differentiate, networks
 
-# Channels, taps of a row, how the images are halved, size. A level has a convolution of stride 2 and one of stride 1.
+# Channels, taps of a row, how the images are halved, size. Each level has two convolutions, one that halves.
 SHAPES = (
     ((1,), 5, "stride", (64, 64)),  # one channel: the direct sum
     ((20,), 5, "stride", (64, 96)),
