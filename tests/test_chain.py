@@ -29,6 +29,18 @@ CASES = (
     ({"num_channels_down": (20, 24), "need_sigmoid": False}, (48, 16), 0.3),
     ({"num_channels_down": (4,), "filter_size_down": 3}, (8, 600), 1.0),
     ({"num_channels_skip": 2}, (32, 64), 0.7),
+    # Wide enough for Winograd's form: tiles of 2 and 4, windows of 3 and 5, odd sizes, blocks not full.
+    (
+        {
+            "num_channels_down": (22, 35),
+            "filter_size_down": 5,
+            "downsample_mode": "stride",
+            "act_fun": "SiLU",
+        },
+        (75, 142),
+        1.0,
+    ),
+    ({"num_channels_down": (33, 29), "filter_size_down": 3, "act_fun": "ELU"}, (66, 150), 1.0),
 )
 # Where a constant channel meets a border of zeros, and where a skip goes by, PyTorch runs a part, whose
 # bits depend on the number of threads.

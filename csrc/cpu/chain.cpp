@@ -150,7 +150,7 @@ void Chain<T>::finish(const std::string& act, double slope) {
     buffer.reserve(grads);
   }
   grad_planes_.reserve(planes);
-  bordered_.reserve(bordered);
+  bordered_.reserve(bordered + winograd_conv2d::kSlack);
   partial_.reserve(partial);
   moments_.reserve(moments);
 }
@@ -179,7 +179,7 @@ void Chain<T>::bind_direct(Link& link) {
   link.out_columns = (f.wide() - spec.kernel_columns) / spec.stride + 1;
   expect(f.high() >= spec.kernel_rows && f.wide() >= spec.kernel_columns, "image: expected the size of the kernel");
   if (!fixed(link)) {
-    f.planes = link.planes.reserve(link.inputs * f.plane_size());
+    f.planes = link.planes.reserve(link.inputs * f.plane_size() + winograd_conv2d::kSlack);
   }
   const int64_t source_rows = f.plane_rows(), source_columns = f.plane_columns(), s = spec.stride;
   const int64_t phases = split ? 4 : 1, top = (spec.kernel_rows - 1) / s, left = (spec.kernel_columns - 1) / s;
@@ -384,10 +384,7 @@ void Chain<T>::convolve(Link& link, const T* source, const PixelMap<T>& map) {
   }
   const T* planes = fixed(link) ? source : link.planes.data();
   if (link.dense) {
-    dense_conv2d::Gather<T> g = link.dense_conv.forward;
-    g.source = planes;
-    g.out = link.y.data();
-    dense_conv2d::run(g);
+    link.dense_conv.run_forward(planes, link.y.data());
     return;
   }
   sparse_conv2d::Gather<T> g = link.gather;
@@ -630,10 +627,7 @@ void Chain<T>::conv_back(
     return;
   }
   if (link.dense) {
-    dense_conv2d::Gather<T> g = link.dense_conv.backward;
-    g.source = bordered_.data();
-    g.out = grad_planes_.data();
-    dense_conv2d::run(g);
+    link.dense_conv.run_backward(bordered_.data(), grad_planes_.data());
   } else {
     for (int64_t t = 0; t < taps; ++t) {
       link.back_weights[t] = link.weights[link.back_order[t]];

@@ -107,8 +107,9 @@ void Conv<T>::bind(
     }
     back_first_.push_back(static_cast<int64_t>(back_taps_.size()));
   }
-  weights_.resize(outputs * inputs * places);
-  back_weights_.resize(weights_.size());
+  bind_winograd(kernel_rows, kernel_columns, stride, flat, of_outputs, of_inputs, bordered_plane);
+  weights_.resize(winograd_.bound() ? 0 : outputs * inputs * places);
+  back_weights_.resize(back_winograd_.bound() ? 0 : outputs * inputs * places);
   forward = {nullptr, nullptr, weights_.data(), offsets_.data(), first_.data(), 1, outputs,
              of_outputs.rows, of_outputs.columns, of_outputs.pitch, flat};
   backward = {nullptr, nullptr, back_weights_.data(), back_offsets_.data(), back_first_.data(), phases, inputs,
@@ -130,9 +131,51 @@ void Conv<T>::bind(
   dot.groups = std::clamp<int64_t>(ceil_div(kUnits, dot.strips), 1, ceil_div(outputs, block_rows(capability())));
 }
 
+// Square kernels over flat images, where they are faster so.
+template <typename T>
+void Conv<T>::bind_winograd(
+    int64_t kernel_rows,
+    int64_t kernel_columns,
+    int64_t stride,
+    bool flat,
+    const sparse_conv2d::Gather<T>& of_outputs,
+    const sparse_conv2d::Gather<T>& of_inputs,
+    int64_t bordered_plane) {
+  if (!flat || kernel_rows != kernel_columns) {
+    return;
+  }
+  using Winograd = winograd_conv2d::Conv<T>;
+  const typename Winograd::Shape ahead{
+      false, inputs_, of_outputs.planes, kernel_rows, stride, of_outputs.rows, of_outputs.columns, of_outputs.pitch,
+      of_inputs.rows * of_inputs.columns};
+  const typename Winograd::Shape back{
+      true, inputs_, of_outputs.planes, kernel_rows, stride, of_inputs.rows, of_inputs.columns, of_inputs.pitch,
+      bordered_plane};
+  if (Winograd::fits(ahead)) {
+    winograd_.bind(ahead);
+  }
+  if (Winograd::fits(back)) {
+    back_winograd_.bind(back);
+  }
+}
+
 template <typename T>
 void Conv<T>::set(const T* weights, T scale, bool backward_too) {
-  const int64_t taps = dot.taps, places = taps / inputs_;
+  if (winograd_.bound()) {
+    winograd_.set(weights, scale);
+  } else {
+    set_forward(weights, scale);
+  }
+  if (backward_too && back_winograd_.bound()) {
+    back_winograd_.set(weights, scale);
+  } else if (backward_too) {
+    set_backward(weights, scale);
+  }
+}
+
+template <typename T>
+void Conv<T>::set_forward(const T* weights, T scale) {
+  const int64_t taps = dot.taps;
   const int most = block_rows(capability());
   torch::stable::parallel_for(
       0, ceil_div(dot.outputs, most), std::max<int64_t>(1, kGrain / (most * taps)), [&](int64_t begin, int64_t end) {
@@ -145,9 +188,12 @@ void Conv<T>::set(const T* weights, T scale, bool backward_too) {
           }
         });
       });
-  if (!backward_too) {
-    return;
-  }
+}
+
+template <typename T>
+void Conv<T>::set_backward(const T* weights, T scale) {
+  const int64_t places = dot.taps / inputs_;
+  const int most = block_rows(capability());
   torch::stable::parallel_for(
       0, ceil_div(inputs_, most), std::max<int64_t>(1, kGrain / (most * dot.outputs * places)),
       [&](int64_t begin, int64_t end) {
@@ -164,6 +210,28 @@ void Conv<T>::set(const T* weights, T scale, bool backward_too) {
           }
         });
       });
+}
+
+template <typename T>
+void Conv<T>::run_forward(const T* source, T* out) const {
+  if (winograd_.bound()) {
+    return winograd_.run(source, out);
+  }
+  Gather<T> a = forward;
+  a.source = source;
+  a.out = out;
+  run(a);
+}
+
+template <typename T>
+void Conv<T>::run_backward(const T* source, T* out) const {
+  if (back_winograd_.bound()) {
+    return back_winograd_.run(source, out);
+  }
+  Gather<T> a = backward;
+  a.source = source;
+  a.out = out;
+  run(a);
 }
 
 template <typename T>

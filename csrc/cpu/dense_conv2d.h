@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sparse_conv2d.h"
+#include "winograd_conv2d.h"
 
 namespace oes::dense_conv2d {
 
@@ -65,6 +66,11 @@ class Conv {
   // Adds scale * gradient to grad, of the same shape, from the sums that dot has left.
   void add_grads(const T* sums, T scale, T* grad) const;
 
+  // The convolution, and the gradient of its planes from that of its result with a border of zeros: whichever way is
+  // faster for the shape. winograd_conv2d::kSlack more elements of a flat image may be read.
+  void run_forward(const T* source, T* out) const;
+  void run_backward(const T* source, T* out) const;
+
   int64_t sums() const { // elements of Dot::partial
     return dot.strips * dot.outputs * dot.taps;
   }
@@ -73,9 +79,16 @@ class Conv {
   Dot<T> dot;
 
  private:
+  void bind_winograd(
+      int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
+      const sparse_conv2d::Gather<T>& of_outputs, const sparse_conv2d::Gather<T>& of_inputs, int64_t bordered_plane);
+  void set_forward(const T* weights, T scale);
+  void set_backward(const T* weights, T scale);
+
   int64_t inputs_ = 0;
   std::vector<int64_t> offsets_, first_, back_offsets_, back_first_, back_taps_;
   std::vector<T> weights_, back_weights_;
+  winograd_conv2d::Conv<T> winograd_, back_winograd_;
 };
 
 } // namespace oes::dense_conv2d
