@@ -4,7 +4,9 @@
 
 Masks are npz files of packed bits (arrays ``bits`` and ``count``) or oes_fast mask files; without one, a
 random mask of 5 % with the published network's usual share of dead channels cannot be had, so at least one
-must be given.
+must be given. Besides the backends of oes_fast, --backend takes contestants of the training alone:
+"compiled", the published training through torch.compile, and, where SparseProp is installed, "sparseprop"
+and "sparseprop-all", the same training with that package's convolutions (benchmarks/sparseprop.py).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 import oes_fast as oes
 from benchmarks.interleave import environment, interleave, ratios, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
+from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
 from oes_fast.models import Generator
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.graphed import graphed
@@ -51,6 +54,9 @@ def training_steps(
             compiled.net.compile()
             steps[backend] = compiled.step
             continue
+        if backend in SETTINGS:
+            steps[backend] = SparsePropTraining(net, mask.flat, z, noisy, share=SETTINGS[backend]).step
+            continue
         function, chosen = make_function(net, z, mask, backend)
         steps[backend] = _stepper(graphed(TrainRun(function, noisy, 1e-2, None, chosen), chosen, z.device))
     return steps
@@ -62,8 +68,8 @@ def search_steps(
     """One search step for each backend, and the published one."""
     steps: dict[str, Callable[[], object]] = {"published": PublishedSearch(net, z, noisy).step}
     for backend in backends:
-        if backend == COMPILED:
-            continue  # it draws its masks into a new copy of the network at every step
+        if backend == COMPILED or backend in SETTINGS:
+            continue  # every step draws its mask, which has no zeros, into a new copy of the network
         function, chosen = make_function(net, z, None, backend)
         run = SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
         steps[backend] = _stepper(graphed(run, chosen, z.device))
@@ -93,6 +99,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", help="where to write the result")
     options = parser.parse_args()
+    if not SETTINGS.keys().isdisjoint(options.backend):
+        try:
+            require()
+        except oes.BackendError as error:
+            parser.error(str(error))
     rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
