@@ -15,7 +15,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The kernels' tests with the extension built for AddressSanitizer and UBSan; then the usual build again.
-SANITIZED := tests/test_chain.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
+SANITIZED := tests/test_chain.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
 	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
 sanitize: setup
 	OES_SANITIZE=1 $(BIN)/python setup.py -q build_ext --inplace --force

@@ -58,44 +58,74 @@ def _known(capability: str) -> dict[str, Any]:
     return read_choices(_file(capability))
 
 
+class LoneConvolution:
+    """One convolution in a chain of its own, on made-up images and weights.
+
+    Args:
+        extension: the C++ module.
+        dtype: of the weights.
+        spec: the convolution.
+        image: channels, rows and columns that it reads.
+        dense: the form.
+        fixed: whether the image is given as the first convolution of a chain reads it; it has no gradient
+            then.
+    """
+
+    def __init__(
+        self,
+        extension: Any,
+        dtype: torch.dtype,
+        spec: Any,
+        image: tuple[int, int, int],
+        *,
+        dense: bool,
+        fixed: bool,
+    ) -> None:
+        lone = extension.ConvSpec()
+        for name in ("kind", "pad", "border", "box", "stride", "kernel_rows", "kernel_columns"):
+            setattr(lone, name, getattr(spec, name))
+        lone.outputs, lone.taps = spec.outputs, spec.taps
+        lone.weights = list(range(len(spec.weights)))
+        lone.bias = [-1] * spec.outputs
+        lone.dense = dense
+        chain_type = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[dtype]
+        self._chain = chain_type(*image, fixed)
+        self._chain.add_conv(lone)
+        self._chain.finish("leaky_relu", 1.0)
+        source_shape: tuple[int, ...] = image
+        if fixed and spec.stride == 2:  # four planes of half the size, rounded up
+            source_shape = (4 * image[0], image[1] // 2 + 1, image[2] // 2 + 1)
+        self._weights = torch.ones(len(lone.weights), dtype=dtype)
+        self._source = torch.ones(source_shape, dtype=dtype)
+        self._output = torch.ones(self._chain.shape, dtype=dtype)
+        self._grad_weights = torch.zeros_like(self._weights)
+        self._grad_source = torch.empty_like(self._source)
+        self._fixed = fixed
+
+    def forward(self) -> None:
+        """The convolution."""
+        self._chain.forward(self._weights.data_ptr(), self._source.data_ptr(), self._output.data_ptr(), [], 0)
+
+    def backward(self) -> None:
+        """Its gradients, after a forward."""
+        self._chain.backward(
+            self._weights.data_ptr(),
+            self._source.data_ptr(),
+            self._output.data_ptr(),
+            self._grad_weights.data_ptr(),
+            0 if self._fixed else self._grad_source.data_ptr(),
+        )
+
+
 def _time(
     extension: Any, dtype: torch.dtype, spec: Any, image: tuple[int, int, int], dense: bool, fixed: bool
 ) -> float:
     """Seconds of a convolution there and back, the least of some rounds."""
-    lone = extension.ConvSpec()
-    for name in (
-        "kind",
-        "pad",
-        "border",
-        "box",
-        "stride",
-        "kernel_rows",
-        "kernel_columns",
-        "outputs",
-        "taps",
-    ):
-        setattr(lone, name, getattr(spec, name))
-    lone.weights = list(range(len(spec.weights)))
-    lone.bias = [-1] * spec.outputs
-    lone.dense = dense
-    chain = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[dtype](*image, fixed)
-    chain.add_conv(lone)
-    chain.finish("leaky_relu", 1.0)
-    weights, source = torch.ones(len(lone.weights), dtype=dtype), torch.ones(image, dtype=dtype)
-    if fixed and spec.stride == 2:  # four planes of half the size, rounded up
-        source = torch.ones(4 * image[0], image[1] // 2 + 1, image[2] // 2 + 1, dtype=dtype)
-    output = torch.empty(chain.shape, dtype=dtype)
-    grad_weights, grad_source = torch.zeros_like(weights), torch.empty_like(source)
+    convolution = LoneConvolution(extension, dtype, spec, image, dense=dense, fixed=fixed)
     least = float("inf")
     for _ in range(_ROUNDS):
         begin = time.perf_counter()
-        chain.forward(weights.data_ptr(), source.data_ptr(), output.data_ptr(), [], 0)
-        chain.backward(
-            weights.data_ptr(),
-            source.data_ptr(),
-            output.data_ptr(),
-            grad_weights.data_ptr(),
-            0 if fixed else grad_source.data_ptr(),
-        )
+        convolution.forward()
+        convolution.backward()
         least = min(least, time.perf_counter() - begin)
     return least
