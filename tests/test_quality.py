@@ -15,7 +15,7 @@ from conftest import REPO
 # From the top to the bottom; what is beside them comes after.
 LAYERS = ["cli", "pipelines", "rewrite", "nn", "ops", "reference"]
 BESIDE = {
-    "_checks", "_image_codecs", "_openmp", "backends", "errors", "files", "flat", "functional", "image",
+    "_checks", "_image_codecs", "_openmp", "backends", "choices", "errors", "files", "flat", "functional", "image",
     "mask", "models", "noise", "plots", "version",
 }  # fmt: skip
 BELOW_OPS = {"_checks", "_C", "backends", "errors", "kernels", "reference"}
@@ -63,12 +63,12 @@ def allowed(layer: str, target: str) -> bool:
     if layer == target or layer in ("", "__main__"):
         return True
     if layer in ("kernels", "reference"):
-        return layer == "kernels" and target == "reference"
+        return layer == "kernels" and target in ("reference", "choices")
     if layer == "ops":
         return target in BELOW_OPS
     if layer in LAYERS:
         return target in BESIDE or target in LAYERS[LAYERS.index(layer) :]
-    if layer in ("errors", "version"):
+    if layer in ("choices", "errors", "version"):
         return False
     return target in BESIDE | {"reference", "_C"} or (layer == "functional" and target == "ops")
 
