@@ -126,6 +126,7 @@ void Conv<T>::bind(
   forward.planes_at_once = forward.taps_at_once / places * phases;
   forward.wide = forward.pitch / (inputs * phases);
   forward.ahead = top + 1;
+  dot.ahead = of_weights.ahead;
   dot.rows_at_once = flat ? 1 : std::max<int64_t>(1, kPixelsOfRows / dot.columns);
   dot.taps_at_once = at_once(kCache, flat ? std::min(dot.columns, dot.strip_rows) : (dot.rows_at_once + top) * dot.columns);
   dot.groups = std::clamp<int64_t>(ceil_div(kUnits, dot.strips), 1, ceil_div(outputs, block_rows(capability())));

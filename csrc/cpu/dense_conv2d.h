@@ -40,6 +40,7 @@ struct Dot {
   int64_t strips, strip_rows, groups;
   bool flat;
   int64_t rows_at_once, taps_at_once; // taps of whole channels
+  int64_t ahead; // as of sparse_conv2d::Dot
 };
 
 template <typename T>

@@ -117,10 +117,18 @@ OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
     const T* grad = a.grad + at * (a.flat ? 1 : a.grad_pitch);
     T* partial = a.partial + strip * a.outputs * a.taps;
     // Some rows and channels at a time: their pixels stay in the cache for all outputs.
+    const int64_t chunks = (a.taps + a.taps_at_once - 1) / a.taps_at_once;
     for (int64_t row = 0; row < rows; row += a.rows_at_once) {
       const int64_t some = rows - row < a.rows_at_once ? rows - row : a.rows_at_once;
+      // Where the rows of all planes lie side by side, each chunk fetches its share of the rows that come next.
+      const T* next = source + (row + some + a.ahead) * a.pitch;
+      const int64_t share = a.ahead == 0 ? 0 : some * a.pitch / chunks;
       for (int64_t t = 0; t < a.taps; t += a.taps_at_once) {
         const int64_t count = a.taps - t < a.taps_at_once ? a.taps - t : a.taps_at_once;
+        for (int64_t k = 0; k < share; k += 64 / static_cast<int64_t>(sizeof(T))) {
+          __builtin_prefetch(next + k, 0, 2);
+        }
+        next += share;
         for_blocks(from, to < a.outputs ? to : a.outputs, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
           constexpr int kRows = block_rows.value;
           const T* of_output = grad + o * a.grad_plane + row * a.grad_pitch;
