@@ -13,6 +13,8 @@
 #define OES_LAMBDA __attribute__((always_inline))
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #define OES_HAS_X86 1
 #define OES_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
 #if defined(__clang__)
@@ -89,4 +91,14 @@ OES_INLINE To bit_cast(From value) {
   void NAME(const Arguments& a, int64_t begin, int64_t end) {         \
     NAME##_body<oes::Capability::kDefault>(a, begin, end);            \
   }
+#endif
+
+// NAME(...) of the namespaces of levels.h, as compiled for the capability in use.
+#if OES_HAS_X86
+#define OES_AT_LEVEL(NAME, ...)                               \
+  (oes::capability() == oes::Capability::kAvx512              \
+       ? level_avx512::NAME(__VA_ARGS__)                      \
+       : oes::capability() == oes::Capability::kAvx2 ? level_avx2::NAME(__VA_ARGS__) : level_default::NAME(__VA_ARGS__))
+#else
+#define OES_AT_LEVEL(NAME, ...) level_default::NAME(__VA_ARGS__)
 #endif

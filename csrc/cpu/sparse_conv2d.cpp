@@ -12,69 +12,20 @@
 #include "sparse_conv2d.h"
 #include "tensors.h"
 
-#if OES_HAS_X86
-#include <immintrin.h>
-#endif
-
 namespace oes::sparse_conv2d {
 namespace {
 
-namespace level_default {
-#define OES_LEVEL 0
-#define OES_TARGET
-#define OES_HERE OES_INLINE
-#include "sparse_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_default
-
-#if OES_HAS_X86
-namespace level_avx2 {
-#define OES_LEVEL 1
-#define OES_TARGET OES_TARGET_AVX2
-#define OES_HERE OES_TARGET_AVX2 OES_INLINE
-#include "sparse_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_avx2
-
-namespace level_avx512 {
-#define OES_LEVEL 2
-#define OES_TARGET OES_TARGET_AVX512
-#define OES_HERE OES_TARGET_AVX512 OES_INLINE
-#include "sparse_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_avx512
-#endif
+#define OES_KERNELS "sparse_conv2d_kernels.h"
+#include "levels.h"
 
 template <typename T>
 void gather(const Gather<T>& a, int64_t begin, int64_t end) {
-#if OES_HAS_X86
-  if (capability() == Capability::kAvx512) {
-    return level_avx512::gather(a, begin, end);
-  }
-  if (capability() == Capability::kAvx2) {
-    return level_avx2::gather(a, begin, end);
-  }
-#endif
-  level_default::gather(a, begin, end);
+  OES_AT_LEVEL(gather, a, begin, end);
 }
 
 template <typename T>
 void dots(const Dot<T>& a, int64_t begin, int64_t end) {
-#if OES_HAS_X86
-  if (capability() == Capability::kAvx512) {
-    return level_avx512::dots(a, begin, end);
-  }
-  if (capability() == Capability::kAvx2) {
-    return level_avx2::dots(a, begin, end);
-  }
-#endif
-  level_default::dots(a, begin, end);
+  OES_AT_LEVEL(dots, a, begin, end);
 }
 
 constexpr int64_t kUnits = 32; // of work at least, where the outputs can be cut into groups for it

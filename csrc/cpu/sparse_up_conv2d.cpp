@@ -8,44 +8,11 @@
 #include "sparse_conv2d.h"
 #include "tensors.h"
 
-#if OES_HAS_X86
-#include <immintrin.h>
-#endif
-
 namespace oes::mixing {
 namespace {
 
-namespace level_default {
-#define OES_LEVEL 0
-#define OES_TARGET
-#define OES_HERE OES_INLINE
-#include "sparse_up_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_default
-
-#if OES_HAS_X86
-namespace level_avx2 {
-#define OES_LEVEL 1
-#define OES_TARGET OES_TARGET_AVX2
-#define OES_HERE OES_TARGET_AVX2 OES_INLINE
-#include "sparse_up_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_avx2
-
-namespace level_avx512 {
-#define OES_LEVEL 2
-#define OES_TARGET OES_TARGET_AVX512
-#define OES_HERE OES_TARGET_AVX512 OES_INLINE
-#include "sparse_up_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_avx512
-#endif
+#define OES_KERNELS "sparse_up_conv2d_kernels.h"
+#include "levels.h"
 
 constexpr int64_t kCache = 320 << 10; // bytes of a strip with all that is made of it
 constexpr int64_t kNear = 20 << 10; // bytes in the first-level cache
@@ -252,30 +219,14 @@ void Weights<T>::add_grads(const T* sums, const int64_t* indices, T scale, T* to
 template <typename T>
 void mix(const Mix<T>& a) {
   torch::stable::parallel_for(0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) {
-#if OES_HAS_X86
-    if (capability() == Capability::kAvx512) {
-      return level_avx512::mix(a, begin, end);
-    }
-    if (capability() == Capability::kAvx2) {
-      return level_avx2::mix(a, begin, end);
-    }
-#endif
-    level_default::mix(a, begin, end);
+    OES_AT_LEVEL(mix, a, begin, end);
   });
 }
 
 template <typename T>
 void mix_back(const MixBack<T>& a) {
   torch::stable::parallel_for(0, a.slots * a.parts, 1, [&](int64_t begin, int64_t end) {
-#if OES_HAS_X86
-    if (capability() == Capability::kAvx512) {
-      return level_avx512::mix_back(a, begin, end);
-    }
-    if (capability() == Capability::kAvx2) {
-      return level_avx2::mix_back(a, begin, end);
-    }
-#endif
-    level_default::mix_back(a, begin, end);
+    OES_AT_LEVEL(mix_back, a, begin, end);
   });
 }
 

@@ -5,10 +5,6 @@
 #include "block.h"
 #include "tensors.h"
 
-#if OES_HAS_X86
-#include <immintrin.h>
-#endif
-
 namespace oes::winograd_conv2d {
 namespace {
 
@@ -19,53 +15,14 @@ constexpr double kPoints6[] = {0, 0.75, -0.75, 1.5, -1.5};
 
 constexpr int64_t kBlocksOfPart = 4; // that share the pixels of a frequency in the first-level cache
 
-namespace level_default {
-#define OES_LEVEL 0
-#define OES_TARGET
-#define OES_HERE OES_INLINE
-#include "winograd_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_default
-
-#if OES_HAS_X86
-namespace level_avx2 {
-#define OES_LEVEL 1
-#define OES_TARGET OES_TARGET_AVX2
-#define OES_HERE OES_TARGET_AVX2 OES_INLINE
-#include "winograd_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_avx2
-
-namespace level_avx512 {
-#define OES_LEVEL 2
-#define OES_TARGET OES_TARGET_AVX512
-#define OES_HERE OES_TARGET_AVX512 OES_INLINE
-#include "winograd_conv2d_kernels.h"
-#undef OES_LEVEL
-#undef OES_TARGET
-#undef OES_HERE
-} // namespace level_avx512
-#endif
+#define OES_KERNELS "winograd_conv2d_kernels.h"
+#include "levels.h"
 
 constexpr int64_t kUnits = 4; // of work at least, where the planes can be cut into groups for it
 constexpr int64_t kGrain = 1 << 13; // weights that one thread transforms at least
 constexpr int64_t kWeights = level_default::kWeights;
 constexpr int64_t kMostRows = 8; // of a block
 constexpr int64_t kMostPlaces = 36; // of a kernel
-
-// Calls f with what is compiled for this processor.
-#if OES_HAS_X86
-#define OES_WINOGRAD_CALL(NAME, ...)                \
-  (capability() == Capability::kAvx512              \
-       ? level_avx512::NAME(__VA_ARGS__)            \
-       : capability() == Capability::kAvx2 ? level_avx2::NAME(__VA_ARGS__) : level_default::NAME(__VA_ARGS__))
-#else
-#define OES_WINOGRAD_CALL(NAME, ...) level_default::NAME(__VA_ARGS__)
-#endif
 
 // Tiles of a strip.
 template <typename T>
@@ -256,7 +213,7 @@ void Conv<T>::set_block(const T* weights, T scale, int64_t from, int64_t to, int
       T* of_part = weights_.data() + sum_.planes * taps[0] + from * (taps[all] - taps[0]);
       for (int64_t of_class = 0; of_class < sum_.source_classes; ++of_class) {
         const int64_t* kernel_taps = kernel_taps_.data() + (k + of_class) * window * window;
-        OES_WINOGRAD_CALL(
+        OES_AT_LEVEL(
             transform_weights, natural, kernel_taps, to_points_.data(), scale, sum_.tile, sum_.points, rows, result);
         for (int64_t f = 0; f < all; ++f) {
           const int64_t slot = slots_[f * sum_.source_classes + of_class], sources = taps[f + 1] - taps[f];
@@ -281,7 +238,7 @@ void Conv<T>::run(const T* source, T* out) const {
 template <typename T>
 void run(const Sum<T>& a) {
   torch::stable::parallel_for(0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) {
-    OES_WINOGRAD_CALL(sum, a, begin, end);
+    OES_AT_LEVEL(sum, a, begin, end);
   });
 }
 
