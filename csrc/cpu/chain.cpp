@@ -150,7 +150,7 @@ void Chain<T>::finish(const std::string& act, double slope) {
     buffer.reserve(grads);
   }
   grad_planes_.reserve(planes);
-  bordered_.reserve(bordered + winograd_conv2d::kSlack);
+  bordered_.reserve(bordered + winograd::kSlack);
   partial_.reserve(partial);
   moments_.reserve(moments);
 }
@@ -179,7 +179,7 @@ void Chain<T>::bind_direct(Link& link) {
   link.out_columns = (f.wide() - spec.kernel_columns) / spec.stride + 1;
   expect(f.high() >= spec.kernel_rows && f.wide() >= spec.kernel_columns, "image: expected the size of the kernel");
   if (!fixed(link)) {
-    f.planes = link.planes.reserve(link.inputs * f.plane_size() + winograd_conv2d::kSlack);
+    f.planes = link.planes.reserve(link.inputs * f.plane_size() + winograd::kSlack);
   }
   const int64_t source_rows = f.plane_rows(), source_columns = f.plane_columns(), s = spec.stride;
   const int64_t phases = split ? 4 : 1, top = (spec.kernel_rows - 1) / s, left = (spec.kernel_columns - 1) / s;
@@ -610,11 +610,7 @@ void Chain<T>::conv_back(
   const auto taps = static_cast<int64_t>(link.weights.size());
   const int64_t macs = taps * link.pixels();
   if (link.dense) {
-    dense_conv2d::Dot<T> d = link.dense_conv.dot;
-    d.source = planes;
-    d.grad = centre;
-    d.partial = partial_.data();
-    dense_conv2d::run(d);
+    link.dense_conv.run_dot(planes, centre, partial_.data());
   } else {
     sparse_conv2d::Dot<T> d = link.dot;
     d.source = planes;

@@ -74,7 +74,7 @@ void Conv<T>::bind(
     }
     back_first_.push_back(static_cast<int64_t>(back_taps_.size()));
   }
-  bind_winograd(kernel_rows, kernel_columns, stride, flat, of_outputs, of_inputs, bordered_plane);
+  bind_winograd(kernel_rows, kernel_columns, stride, flat, of_outputs, of_inputs, of_weights);
   weights_.resize(winograd_.bound() ? 0 : outputs * inputs * places);
   back_weights_.resize(back_winograd_.bound() ? 0 : outputs * inputs * places);
   forward = {nullptr, nullptr, weights_.data(), offsets_.data(), first_.data(), 1, outputs,
@@ -108,22 +108,24 @@ void Conv<T>::bind_winograd(
     bool flat,
     const sparse_conv2d::Gather<T>& of_outputs,
     const sparse_conv2d::Gather<T>& of_inputs,
-    int64_t bordered_plane) {
+    const sparse_conv2d::Dot<T>& of_weights) {
   if (!flat || kernel_rows != kernel_columns) {
     return;
   }
-  using Winograd = winograd_conv2d::Conv<T>;
-  const typename Winograd::Shape ahead{
+  const winograd::Shape ahead{
       false, inputs_, of_outputs.planes, kernel_rows, stride, of_outputs.rows, of_outputs.columns, of_outputs.pitch,
       of_inputs.rows * of_inputs.columns};
-  const typename Winograd::Shape back{
+  const winograd::Shape back{
       true, inputs_, of_outputs.planes, kernel_rows, stride, of_inputs.rows, of_inputs.columns, of_inputs.pitch,
-      bordered_plane};
-  if (Winograd::fits(ahead)) {
+      of_weights.grad_plane};
+  if (winograd::Conv<T>::fits(ahead)) {
     winograd_.bind(ahead);
   }
-  if (Winograd::fits(back)) {
+  if (winograd::Conv<T>::fits(back)) {
     back_winograd_.bind(back);
+  }
+  if (winograd::Grad<T>::fits(ahead)) {
+    winograd_grad_.bind(ahead, of_weights.grad_plane, of_weights.grad_pitch);
   }
 }
 
@@ -203,7 +205,22 @@ void Conv<T>::run_backward(const T* source, T* out) const {
 }
 
 template <typename T>
+void Conv<T>::run_dot(const T* source, const T* grad, T* sums) const {
+  if (winograd_grad_.bound()) {
+    return winograd_grad_.run(source, grad, sums);
+  }
+  Dot<T> a = dot;
+  a.source = source;
+  a.grad = grad;
+  a.partial = sums;
+  run(a);
+}
+
+template <typename T>
 void Conv<T>::add_grads(const T* sums, T scale, T* grad) const {
+  if (winograd_grad_.bound()) {
+    return winograd_grad_.add(sums, scale, grad);
+  }
   const int64_t taps = dot.taps, size = dot.outputs * taps;
   const int most = block_rows(capability());
   torch::stable::parallel_for(

@@ -7,6 +7,7 @@
 
 #include "sparse_conv2d.h"
 #include "winograd_conv2d.h"
+#include "winograd_grad.h"
 
 namespace oes::dense_conv2d {
 
@@ -64,16 +65,18 @@ class Conv {
 
   // weights [outputs, inputs, kernel rows, kernel columns], times scale.
   void set(const T* weights, T scale, bool backward);
-  // Adds scale * gradient to grad, of the same shape, from the sums that dot has left.
+  // Adds scale * gradient to grad, of the same shape, from the sums that run_dot has left.
   void add_grads(const T* sums, T scale, T* grad) const;
 
   // The convolution, and the gradient of its planes from that of its result with a border of zeros: whichever way is
-  // faster for the shape. winograd_conv2d::kSlack more elements of a flat image may be read.
+  // faster for the shape. winograd::kSlack more elements of a flat image may be read.
   void run_forward(const T* source, T* out) const;
   void run_backward(const T* source, T* out) const;
+  // The sums of the gradient of the weights, likewise; grad as for sparse_conv2d::Dot.
+  void run_dot(const T* source, const T* grad, T* sums) const;
 
-  int64_t sums() const { // elements of Dot::partial
-    return dot.strips * dot.outputs * dot.taps;
+  int64_t sums() const { // elements that run_dot leaves
+    return winograd_grad_.bound() ? winograd_grad_.sums() : dot.strips * dot.outputs * dot.taps;
   }
 
   Gather<T> forward, backward; // but for the images
@@ -82,14 +85,16 @@ class Conv {
  private:
   void bind_winograd(
       int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
-      const sparse_conv2d::Gather<T>& of_outputs, const sparse_conv2d::Gather<T>& of_inputs, int64_t bordered_plane);
+      const sparse_conv2d::Gather<T>& of_outputs, const sparse_conv2d::Gather<T>& of_inputs,
+      const sparse_conv2d::Dot<T>& of_weights);
   void set_forward(const T* weights, T scale);
   void set_backward(const T* weights, T scale);
 
   int64_t inputs_ = 0;
   std::vector<int64_t> offsets_, first_, back_offsets_, back_first_, back_taps_;
   std::vector<T> weights_, back_weights_;
-  winograd_conv2d::Conv<T> winograd_, back_winograd_;
+  winograd::Conv<T> winograd_, back_winograd_;
+  winograd::Grad<T> winograd_grad_;
 };
 
 } // namespace oes::dense_conv2d

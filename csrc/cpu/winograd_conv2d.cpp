@@ -5,13 +5,8 @@
 #include "block.h"
 #include "tensors.h"
 
-namespace oes::winograd_conv2d {
+namespace oes::winograd {
 namespace {
-
-// Points of the transforms, but for the one at infinity. Of the pairs for six points tried, these round least: about
-// as much as the direct sum, +-1 and +-2 or +-1/2 twice as much. Their squares are exact.
-constexpr double kPoints4[] = {0, 1, -1};
-constexpr double kPoints6[] = {0, 0.75, -0.75, 1.5, -1.5};
 
 constexpr int64_t kBlocksOfPart = 4; // that share the pixels of a frequency in the first-level cache
 
@@ -22,7 +17,6 @@ constexpr int64_t kUnits = 4; // of work at least, where the planes can be cut i
 constexpr int64_t kGrain = 1 << 13; // weights that one thread transforms at least
 constexpr int64_t kWeights = level_default::kWeights;
 constexpr int64_t kMostRows = 8; // of a block
-constexpr int64_t kMostPlaces = 36; // of a kernel
 
 // Tiles of a strip.
 template <typename T>
@@ -35,40 +29,9 @@ constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
 constexpr double kPixelsOfWeight = 25;
 constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel that is transformed
 
-// Rows of the window: taps of the even rows, where there are two classes.
-int64_t window_of(int64_t kernel, int64_t stride) {
-  return (kernel - 1) / stride + 1;
-}
-
-// [points, window]: values of a polynomial with these coefficients, over the products of the points' distances.
-template <typename T>
-std::vector<T> values(const double* points, int64_t count, int64_t window) {
-  std::vector<T> result;
-  for (int64_t i = 0; i < count; ++i) {
-    double scale = 1;
-    for (int64_t j = 0; j < count; ++j) {
-      scale *= i == j ? 1 : points[i] - points[j];
-    }
-    double power = 1;
-    for (int64_t k = 0; k < window; ++k) {
-      result.push_back(static_cast<T>(power / scale));
-      power *= points[i];
-    }
-  }
-  result.insert(result.end(), window, T(0)); // at infinity
-  result.back() = T(1);
-  return result;
-}
-
-} // namespace
-
 // Side of the tile that takes least time, 0: the direct sum does. Times in products of a block.
 template <typename T>
-int best_tile(const typename Conv<T>::Shape& s) {
-  const int64_t window = window_of(s.kernel, s.stride), phases = s.stride * s.stride;
-  if (!(window == 3 && s.kernel <= 6) && !(window == 5 && s.stride == 1)) {
-    return 0;
-  }
+int best_tile(const Shape& s) {
   const auto planes = static_cast<double>(s.backward ? s.inputs : s.outputs);
   const auto sources = static_cast<double>(s.backward ? s.outputs : s.inputs);
   const auto taps = static_cast<double>(s.kernel * s.kernel);
@@ -76,18 +39,17 @@ int best_tile(const typename Conv<T>::Shape& s) {
   double least = kWorthwhile * planes * sources * taps * (static_cast<double>(s.rows * s.columns) + kPixelsOfWeight);
   int best = 0;
   for (const int tile : {2, 4}) {
-    if (s.rows < tile || s.columns < tile || (tile == 4 && s.stride == 1)) {
+    if (!s.served(tile)) {
       continue;
     }
-    const int64_t points = tile + window - 1, lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
-    const int64_t fewer = s.kernel % s.stride == 0 ? points : points - 1; // frequencies of the odd rows or columns
-    const int64_t frequencies = phases == 1 ? points * points : (points + fewer) * (points + fewer);
-    const auto tiles =
-        static_cast<double>(ceil_div(ceil_div(s.rows, tile) * ceil_div(s.columns, tile), lanes) * lanes);
+    const int64_t points = tile + s.window() - 1, phases = s.stride * s.stride;
+    const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
+    const auto tiles = static_cast<double>(ceil_div(s.tiles(tile), lanes) * lanes);
     const double transforms = tiles * static_cast<double>(points * points) *
         (kOfSource * sources * static_cast<double>(s.backward ? 1 : phases) +
          kOfResult * planes * static_cast<double>(s.backward ? phases : 1));
-    const double time = planes * sources * static_cast<double>(frequencies) * (tiles + kPixelsOfWeight) + transforms;
+    const double time =
+        planes * sources * static_cast<double>(s.frequencies(tile)) * (tiles + kPixelsOfWeight) + transforms;
     if (time < least) {
       least = time;
       best = tile;
@@ -95,6 +57,8 @@ int best_tile(const typename Conv<T>::Shape& s) {
   }
   return best;
 }
+
+} // namespace
 
 template <typename T>
 bool Conv<T>::fits(const Shape& s) {
@@ -104,75 +68,16 @@ bool Conv<T>::fits(const Shape& s) {
 template <typename T>
 void Conv<T>::bind(const Shape& s) {
   shape_ = s;
-  const int64_t window = window_of(s.kernel, s.stride), phases = s.stride * s.stride;
-  sum_ = {};
-  sum_.tile = best_tile<T>(s);
-  sum_.points = static_cast<int>(sum_.tile + window - 1);
-  sum_.rows = s.rows;
-  sum_.columns = s.columns;
-  sum_.pitch = s.pitch;
-  sum_.source_plane = s.source_plane;
-  sum_.planes = s.backward ? s.inputs : s.outputs;
-  sum_.source_planes = s.backward ? s.outputs : s.inputs;
-  sum_.classes = s.backward ? phases : 1;
-  sum_.source_classes = s.backward ? 1 : phases;
-  kernel_taps_.clear();
-  for (int64_t phase = 0; phase < phases; ++phase) {
-    for (int64_t i = 0; i < window * window; ++i) {
-      const int64_t a = i / window, b = i % window;
-      const int64_t u = (s.backward ? window - 1 - a : a) * s.stride + phase / s.stride;
-      const int64_t v = (s.backward ? window - 1 - b : b) * s.stride + phase % s.stride;
-      kernel_taps_.push_back(u < s.kernel && v < s.kernel ? u * s.kernel + v : kMostPlaces);
-    }
-  }
-  to_points_ = sum_.points == 4 ? values<T>(kPoints4, 3, window) : values<T>(kPoints6, 5, window);
-  bind_frequencies(window);
-  sum_.weights = weights_.reserve(sum_.planes * taps_.back());
-  sum_.taps = taps_.data();
-  sum_.places = places_.data();
-  sum_.slots = slots_.data();
-  sum_.offsets = offsets_.data();
-  const int64_t tiles = ceil_div(s.rows, sum_.tile) * ceil_div(s.columns, sum_.tile);
-  const int64_t parts = sum_.classes * ceil_div(sum_.planes, kBlocksOfPart * block_rows(capability()));
-  sum_.strips = ceil_div(tiles, strip<T>());
-  sum_.groups = std::clamp<int64_t>(ceil_div(kUnits, sum_.strips), 1, parts);
-}
-
-// Which classes have which frequencies: a class whose rows lack the window's last tap (its first, backward) has
-// nothing at infinity (at zero), likewise for its columns.
-template <typename T>
-void Conv<T>::bind_frequencies(int64_t window) {
-  const int64_t points = sum_.points;
-  const auto has = [&](int64_t phase, int64_t f) {
-    const int64_t end = shape_.backward ? 0 : window - 1, point = shape_.backward ? 0 : points - 1;
-    const int64_t* taps = kernel_taps_.data() + phase * window * window;
-    const int64_t row = f / points == point ? end : shape_.backward ? window - 1 : 0;
-    const int64_t column = f % points == point ? end : shape_.backward ? window - 1 : 0;
-    return taps[row * window + column] < kMostPlaces;
-  };
-  taps_ = {0};
-  places_ = {0};
-  slots_.clear();
-  offsets_.clear();
-  for (int64_t k = 0; k < sum_.classes; ++k) {
-    for (int64_t f = 0; f < points * points; ++f) {
-      int64_t slots = 0;
-      for (int64_t of_source = 0; of_source < sum_.source_classes; ++of_source) {
-        const bool used = has(shape_.backward ? k : of_source, f);
-        if (k == 0) {
-          slots_.push_back(shape_.backward ? 0 : used ? slots : -1);
-        }
-        slots += used ? 1 : 0;
-      }
-      taps_.push_back(taps_.back() + slots * sum_.source_planes);
-      if (k == 0) {
-        places_.push_back(places_.back() + (shape_.backward ? 1 : slots) * sum_.source_planes);
-      }
-    }
-  }
+  form_.bind(s, best_tile<T>(s));
+  sum_ = {form_.tiles};
   for (int64_t i = 0; i < sum_.source_planes * sum_.source_classes; ++i) {
     offsets_.push_back(i * strip<T>());
   }
+  sum_.offsets = offsets_.data();
+  sum_.weights = weights_.reserve(sum_.planes * form_.taps.back());
+  const int64_t parts = sum_.classes * ceil_div(sum_.planes, kBlocksOfPart * block_rows(capability()));
+  sum_.strips = ceil_div(s.tiles(sum_.tile), strip<T>());
+  sum_.groups = std::clamp<int64_t>(ceil_div(kUnits, sum_.strips), 1, parts);
 }
 
 template <typename T>
@@ -191,7 +96,7 @@ void Conv<T>::set(const T* weights, T scale) {
 // The weights of `rows` planes from p on, which belong to the part from .. to.
 template <typename T>
 void Conv<T>::set_block(const T* weights, T scale, int64_t from, int64_t to, int64_t p, int64_t rows) {
-  const int64_t window = window_of(shape_.kernel, shape_.stride), places = shape_.kernel * shape_.kernel;
+  const int64_t window = shape_.window(), places = shape_.kernel * shape_.kernel;
   const int64_t all = sum_.points * sum_.points, size = kWeights * rows;
   const int64_t of_plane = shape_.backward ? places : shape_.inputs * places;
   const int64_t of_source = shape_.backward ? shape_.inputs * places : places;
@@ -209,14 +114,14 @@ void Conv<T>::set_block(const T* weights, T scale, int64_t from, int64_t to, int
       }
     }
     for (int64_t k = 0; k < sum_.classes; ++k) {
-      const int64_t* taps = taps_.data() + k * all;
+      const int64_t* taps = form_.taps.data() + k * all;
       T* of_part = weights_.data() + sum_.planes * taps[0] + from * (taps[all] - taps[0]);
       for (int64_t of_class = 0; of_class < sum_.source_classes; ++of_class) {
-        const int64_t* kernel_taps = kernel_taps_.data() + (k + of_class) * window * window;
+        const int64_t* kernel_taps = form_.kernel_taps.data() + (k + of_class) * window * window;
         OES_AT_LEVEL(
-            transform_weights, natural, kernel_taps, to_points_.data(), scale, sum_.tile, sum_.points, rows, result);
+            transform_weights, natural, kernel_taps, form_.to_points.data(), scale, sum_.tile, sum_.points, rows, result);
         for (int64_t f = 0; f < all; ++f) {
-          const int64_t slot = slots_[f * sum_.source_classes + of_class], sources = taps[f + 1] - taps[f];
+          const int64_t slot = form_.slots[f * sum_.source_classes + of_class], sources = taps[f + 1] - taps[f];
           if (slot >= 0 && sources > 0) {
             T* to_block = of_part + (taps[f] - taps[0]) * (to - from) + (p - from) * sources;
             std::copy_n(result + f * size, some * rows, to_block + (slot * sum_.source_planes + q) * rows);
@@ -232,7 +137,7 @@ void Conv<T>::run(const T* source, T* out) const {
   Sum<T> a = sum_;
   a.source = source;
   a.out = out;
-  winograd_conv2d::run(a);
+  winograd::run(a);
 }
 
 template <typename T>
@@ -247,4 +152,4 @@ template void run(const Sum<double>&);
 template class Conv<float>;
 template class Conv<double>;
 
-} // namespace oes::winograd_conv2d
+} // namespace oes::winograd

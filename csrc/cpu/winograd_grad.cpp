@@ -1,0 +1,130 @@
+#include "winograd_grad.h"
+
+#include "scratch.h"
+#include "tensors.h"
+
+namespace oes::winograd {
+namespace {
+
+#define OES_KERNELS "winograd_grad_kernels.h"
+#include "levels.h"
+
+constexpr int64_t kUnits = 4; // of work at least, where the outputs can be cut into groups for it
+constexpr int64_t kStripsOfShare = 2; // at least: every share transforms its sums
+constexpr int64_t kGrain = 1 << 15; // sums that one thread adds up at least
+constexpr int64_t kMostLanes = 16;
+
+template <typename T>
+int64_t lanes_of() {
+  return vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
+}
+
+template <typename T>
+int64_t strip() {
+  return level_default::kStripVectors * lanes_of<T>();
+}
+
+// What the choice between the two forms goes by, measured with AVX2.
+constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
+constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel or gradient that is transformed
+constexpr double kOfSum = 12; // and for each sum
+
+// How the tiles and outputs are cut.
+template <typename T>
+struct Cut {
+  int64_t strips, shares, groups;
+
+  Cut(const Shape& s, int64_t tile) {
+    strips = ceil_div(s.tiles(tile), strip<T>());
+    shares = std::clamp<int64_t>(strips / kStripsOfShare, 1, kUnits);
+    groups = std::clamp<int64_t>(
+        ceil_div(kUnits, shares), 1, ceil_div(s.outputs, level_default::kPanelVectors * lanes_of<T>()));
+  }
+};
+
+// Side of the tile that takes least time, 0: the direct sum does. Times in products of a block.
+template <typename T>
+int best_tile(const Shape& s) {
+  const auto pixels = static_cast<double>((s.rows - 1) * s.pitch + s.columns);
+  const auto inputs = static_cast<double>(s.inputs), outputs = static_cast<double>(s.outputs);
+  const auto padded = static_cast<double>(ceil_div(s.outputs, lanes_of<T>()) * lanes_of<T>());
+  double least = kWorthwhile * outputs * inputs * static_cast<double>(s.kernel * s.kernel) * pixels;
+  int best = 0;
+  for (const int tile : {2, 4}) {
+    if (!s.served(tile)) {
+      continue;
+    }
+    const Cut<T> cut(s, tile);
+    const auto tiles = static_cast<double>(s.tiles(tile)), frequencies = static_cast<double>(s.frequencies(tile));
+    const auto points = static_cast<double>(tile + s.window() - 1);
+    const double time = frequencies * inputs * padded * (tiles + kOfSum * static_cast<double>(cut.shares)) +
+        tiles * kOfSource * frequencies * inputs * static_cast<double>(cut.groups) +
+        tiles * kOfResult * points * points * padded;
+    if (time < least) {
+      least = time;
+      best = tile;
+    }
+  }
+  return best;
+}
+
+} // namespace
+
+template <typename T>
+bool Grad<T>::fits(const Shape& s) {
+  return best_tile<T>(s) > 0;
+}
+
+template <typename T>
+void Grad<T>::bind(const Shape& s, int64_t grad_plane, int64_t grad_pitch) {
+  const int tile = best_tile<T>(s);
+  form_.bind(s, tile);
+  const Cut<T> cut(s, tile);
+  dot_ = {form_.tiles, nullptr, nullptr, grad_plane, grad_pitch, form_.kernel_taps.data(), form_.to_points.data(),
+          s.window(), s.kernel * s.kernel, cut.strips, cut.shares, cut.groups};
+}
+
+template <typename T>
+int64_t Grad<T>::share() const {
+  return ceil_div(dot_.planes, lanes_of<T>()) * lanes_of<T>() * dot_.source_planes * dot_.kernel_places;
+}
+
+template <typename T>
+void Grad<T>::run(const T* source, const T* grad, T* sums) const {
+  Dot<T> a = dot_;
+  a.source = source;
+  a.grad = grad;
+  a.partial = sums;
+  torch::stable::parallel_for(0, a.shares * a.groups, 1, [&](int64_t begin, int64_t end) {
+    OES_AT_LEVEL(dots, a, begin, end);
+  });
+}
+
+template <typename T>
+void Grad<T>::add(const T* sums, T scale, T* grad) const {
+  const int64_t lanes = lanes_of<T>(), outputs = dot_.planes, taps = dot_.source_planes * dot_.kernel_places;
+  torch::stable::parallel_for(
+      0, ceil_div(outputs, lanes), std::max<int64_t>(1, kGrain / (lanes * taps * dot_.shares)),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t vector = begin; vector < end; ++vector) {
+          const int64_t rows = std::min(lanes, outputs - vector * lanes);
+          for (int64_t t = 0; t < taps; ++t) {
+            double sum[kMostLanes] = {};
+            for (int64_t k = 0; k < dot_.shares; ++k) {
+              const T* each = sums + k * share() + (vector * taps + t) * lanes;
+              for (int64_t r = 0; r < lanes; ++r) {
+                sum[r] += static_cast<double>(each[r]);
+              }
+            }
+            for (int64_t r = 0; r < rows; ++r) {
+              grad[(vector * lanes + r) * taps + t] += static_cast<T>(sum[r]) * scale;
+            }
+          }
+        }
+      });
+}
+
+template class Grad<float>;
+template class Grad<double>;
+
+} // namespace oes::winograd
