@@ -9,10 +9,12 @@ namespace {
 #define OES_KERNELS "winograd_grad_kernels.h"
 #include "levels.h"
 
-constexpr int64_t kUnits = 4; // of work at least, where the outputs can be cut into groups for it
-constexpr int64_t kStripsOfShare = 2; // at least: every share transforms its sums
+constexpr int64_t kUnits = 4; // of work at least, where the inputs can be cut into groups for it
+constexpr int64_t kStripsOfShare = 8; // about: every share transforms its sums, and long sums round more
+constexpr int64_t kInputsOfGroup = 8; // at least: every group transforms all gradients
 constexpr int64_t kGrain = 1 << 15; // sums that one thread adds up at least
 constexpr int64_t kMostLanes = 16;
+constexpr int64_t kTaps = 32; // whose sums are added up together
 
 template <typename T>
 int64_t lanes_of() {
@@ -29,16 +31,17 @@ constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
 constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel or gradient that is transformed
 constexpr double kOfSum = 12; // and for each sum
 
-// How the tiles and outputs are cut.
+// How the tiles and the inputs are cut.
 template <typename T>
 struct Cut {
-  int64_t strips, shares, groups;
+  int64_t strips, shares, inputs, groups;
 
   Cut(const Shape& s, int64_t tile) {
     strips = ceil_div(s.tiles(tile), strip<T>());
-    shares = std::clamp<int64_t>(strips / kStripsOfShare, 1, kUnits);
-    groups = std::clamp<int64_t>(
-        ceil_div(kUnits, shares), 1, ceil_div(s.outputs, level_default::kPanelVectors * lanes_of<T>()));
+    shares = ceil_div(strips, kStripsOfShare);
+    const int64_t most = std::clamp<int64_t>(s.inputs / kInputsOfGroup, 1, ceil_div(kUnits, shares));
+    inputs = ceil_div(s.inputs, most);
+    groups = ceil_div(s.inputs, inputs);
   }
 };
 
@@ -58,8 +61,8 @@ int best_tile(const Shape& s) {
     const auto tiles = static_cast<double>(s.tiles(tile)), frequencies = static_cast<double>(s.frequencies(tile));
     const auto points = static_cast<double>(tile + s.window() - 1);
     const double time = frequencies * inputs * padded * (tiles + kOfSum * static_cast<double>(cut.shares)) +
-        tiles * kOfSource * frequencies * inputs * static_cast<double>(cut.groups) +
-        tiles * kOfResult * points * points * padded;
+        tiles * kOfSource * frequencies * inputs +
+        tiles * kOfResult * points * points * padded * static_cast<double>(cut.groups);
     if (time < least) {
       least = time;
       best = tile;
@@ -78,15 +81,17 @@ bool Grad<T>::fits(const Shape& s) {
 template <typename T>
 void Grad<T>::bind(const Shape& s, int64_t grad_plane, int64_t grad_pitch) {
   const int tile = best_tile<T>(s);
-  form_.bind(s, tile);
   const Cut<T> cut(s, tile);
+  Shape of_group = s;
+  of_group.inputs = cut.inputs;
+  form_.bind(of_group, tile);
   dot_ = {form_.tiles, nullptr, nullptr, grad_plane, grad_pitch, form_.kernel_taps.data(), form_.to_points.data(),
-          s.window(), s.kernel * s.kernel, cut.strips, cut.shares, cut.groups};
+          s.inputs, s.kernel * s.kernel, cut.strips, cut.shares, cut.groups};
 }
 
 template <typename T>
 int64_t Grad<T>::share() const {
-  return ceil_div(dot_.planes, lanes_of<T>()) * lanes_of<T>() * dot_.source_planes * dot_.kernel_places;
+  return ceil_div(dot_.planes, lanes_of<T>()) * lanes_of<T>() * dot_.inputs * dot_.kernel_places;
 }
 
 template <typename T>
@@ -102,22 +107,26 @@ void Grad<T>::run(const T* source, const T* grad, T* sums) const {
 
 template <typename T>
 void Grad<T>::add(const T* sums, T scale, T* grad) const {
-  const int64_t lanes = lanes_of<T>(), outputs = dot_.planes, taps = dot_.source_planes * dot_.kernel_places;
+  const int64_t lanes = lanes_of<T>(), outputs = dot_.planes, taps = dot_.inputs * dot_.kernel_places;
   torch::stable::parallel_for(
       0, ceil_div(outputs, lanes), std::max<int64_t>(1, kGrain / (lanes * taps * dot_.shares)),
       [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; ++vector) {
           const int64_t rows = std::min(lanes, outputs - vector * lanes);
-          for (int64_t t = 0; t < taps; ++t) {
-            double sum[kMostLanes] = {};
+          for (int64_t t = 0; t < taps; t += kTaps) {
+            const int64_t some = std::min(kTaps, taps - t);
+            double sum[kTaps * kMostLanes] = {};
             for (int64_t k = 0; k < dot_.shares; ++k) {
               const T* each = sums + k * share() + (vector * taps + t) * lanes;
-              for (int64_t r = 0; r < lanes; ++r) {
-                sum[r] += static_cast<double>(each[r]);
+              for (int64_t i = 0; i < some * lanes; ++i) {
+                sum[i] += static_cast<double>(each[i]);
               }
             }
             for (int64_t r = 0; r < rows; ++r) {
-              grad[(vector * lanes + r) * taps + t] += static_cast<T>(sum[r]) * scale;
+              T* to = grad + (vector * lanes + r) * taps + t;
+              for (int64_t i = 0; i < some; ++i) {
+                to[i] += static_cast<T>(sum[i * lanes + r]) * scale;
+              }
             }
           }
         }

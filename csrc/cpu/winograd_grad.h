@@ -11,15 +11,15 @@
 
 namespace oes::winograd {
 
-// A unit of work is one share of the strips of tiles, summed apart, for one group of outputs.
+// A unit of work is one share of the strips of tiles, summed apart, for one group of inputs: source_planes of them.
 template <typename T>
 struct Dot : Tiles<T> {
   const T* grad; // [planes]: of the result, grad_plane elements each, rows of grad_pitch
-  T* partial; // [shares, vectors, source_planes, places, lanes]: of each output
+  T* partial; // [shares, vectors of outputs, inputs, kernel_places, lanes]
   int64_t grad_plane, grad_pitch;
   const int64_t* kernel_taps; // see Form
   const T* to_points;
-  int64_t window, kernel_places, strips, shares, groups;
+  int64_t inputs, kernel_places, strips, shares, groups;
 };
 
 template <typename T>

@@ -186,28 +186,30 @@ OES_HERE void panel_products(
   }
 }
 
-// Gradients of the kernels of all sources and a vector of outputs: transposed to_points * sums * to_points. The sums of
-// a plane at frequency f start at taps[f] * width.
+// Gradients of the kernels of sources begin .. end and the outputs of a panel: transposed to_points * sums * to_points.
+// The vectors of outputs are `next` apart.
 template <int kWindow, int kPoints, typename T>
-OES_HERE void store_grads(const Dot<T>& a, const T* sums, int64_t width, T* to) {
+OES_HERE void store_grads(
+    const Dot<T>& a, const T* sums, int64_t vectors, int64_t begin, int64_t end, T* to, int64_t next) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, all = kPoints * kPoints;
+  const int64_t width = vectors * lanes;
   const T* from[all];
   for (int64_t k = 0; k < a.source_classes; ++k) {
     for (int64_t f = 0; f < all; ++f) {
       const int64_t slot = a.slots[f * a.source_classes + k];
-      from[f] = slot < 0 ? nullptr : sums + (a.taps[f] + slot * a.source_planes) * width;
+      from[f] = slot < 0 ? nullptr : sums + (a.taps[f] + slot * a.source_planes) * width + f * kLine;
     }
     const int64_t* kernel_taps = a.kernel_taps + k * kWindow * kWindow;
-    for (int64_t q = 0; q < a.source_planes; ++q) {
+    for (int64_t at = begin * width; at < end * width; at += lanes) {
       typename V::Type of_columns[kWindow][kPoints];
 #pragma GCC unroll 16
       for (int c = 0; c < kPoints; ++c) {
         typename V::Type x[kPoints];
 #pragma GCC unroll 16
         for (int r = 0; r < kPoints; ++r) {
-          const T* at = from[r * kPoints + c];
-          x[r] = at == nullptr ? V::all(T(0)) : V::load(at + q * width);
+          const T* of_frequency = from[r * kPoints + c];
+          x[r] = of_frequency == nullptr ? V::all(T(0)) : V::load(of_frequency + at);
         }
 #pragma GCC unroll 16
         for (int u = 0; u < kWindow; ++u) {
@@ -219,6 +221,7 @@ OES_HERE void store_grads(const Dot<T>& a, const T* sums, int64_t width, T* to) 
           of_columns[u][c] = sum;
         }
       }
+      T* to_kernel = to + at % width / lanes * next + (at / width - begin) * a.kernel_places * lanes;
       for (int u = 0; u < kWindow; ++u) {
         for (int v = 0; v < kWindow; ++v) {
           const int64_t place = kernel_taps[u * kWindow + v];
@@ -230,7 +233,7 @@ OES_HERE void store_grads(const Dot<T>& a, const T* sums, int64_t width, T* to) 
           for (int c = 1; c < kPoints; ++c) {
             sum = V::fma(V::all(a.to_points[c * kWindow + v]), of_columns[u][c], sum);
           }
-          V::store(to + (q * a.kernel_places + place) * lanes, sum);
+          V::store(to_kernel + place * lanes, sum);
         }
       }
     }
@@ -238,63 +241,65 @@ OES_HERE void store_grads(const Dot<T>& a, const T* sums, int64_t width, T* to) 
 }
 
 template <int kWindow, int kTile, int kPoints, typename T>
-OES_TARGET void dots_of(const Dot<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void dots_of(const Dot<T>& dot, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>, strip = kStrip<T>, all = kPoints * kPoints;
-  constexpr int64_t next = strip * kPanel<T> + kLine; // from one frequency of a panel of gradients to the next
-  const int64_t total = (a.rows + kTile - 1) / kTile * ((a.columns + kTile - 1) / kTile);
-  const int64_t vectors = (a.planes + lanes - 1) / lanes, panels = (vectors + kPanelVectors - 1) / kPanelVectors;
-  const int64_t most = (panels + a.groups - 1) / a.groups, places = a.places[all];
+  constexpr int64_t grads_next = strip * kPanel<T> + kLine; // from one frequency of a panel to the next
+  const int64_t total = (dot.rows + kTile - 1) / kTile * ((dot.columns + kTile - 1) / kTile);
+  const int64_t vectors = (dot.planes + lanes - 1) / lanes, panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  const int64_t places = dot.places[all], of_panel = places * kPanel<T> + all * kLine;
+  const int64_t of_vector = dot.inputs * dot.kernel_places * lanes;
   T* pixels = scratch<T>(
-      places * strip + all * kLine + most * (all * next + places * kPanel<T>) + all * (strip + lanes) +
+      places * strip + all * kLine + panels * (all * grads_next + of_panel) + all * (strip + lanes) +
       kTile * (kTile * strip + lanes) * lanes);
   T* grads = pixels + places * strip + all * kLine; // [panels, points, points, strip, kPanel]
-  T* sums = grads + most * all * next; // [panels, places, kPanel]
-  T* columns = sums + most * places * kPanel<T>;
+  T* sums = grads + panels * all * grads_next; // [panels, places, kPanel]
+  T* columns = sums + panels * of_panel;
   T* natural = columns + all * (strip + lanes);
   Piece pieces[kStrip<T>];
+  const auto each_panel = [&](const auto& f) OES_TARGET OES_LAMBDA {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t left = vectors - panel * kPanelVectors;
+      f(panel, left < kPanelVectors ? left : kPanelVectors);
+    }
+  };
   for (int64_t unit = begin; unit < end; ++unit) {
+    Dot<T> a = dot;
     const int64_t share = unit / a.groups, group = unit % a.groups;
-    const int64_t from = group * panels / a.groups, until = (group + 1) * panels / a.groups;
-    const auto each_panel = [&](const auto& f) OES_TARGET OES_LAMBDA {
-      for (int64_t panel = from; panel < until; ++panel) {
-        const int64_t left = vectors - panel * kPanelVectors;
-        f(panel, panel - from, left < kPanelVectors ? left : kPanelVectors);
-      }
-    };
+    // The last group is moved back; what it then has in common with the one before is not stored.
+    const int64_t input = group * a.source_planes;
+    const int64_t from = input + a.source_planes < a.inputs ? input : a.inputs - a.source_planes;
+    a.source += from * a.source_classes * a.source_plane;
     const int64_t first = share * a.strips / a.shares, last = (share + 1) * a.strips / a.shares;
     for (int64_t at = first; at < last; ++at) {
       const int64_t end_of_strip = (at + 1) * strip < total ? (at + 1) * strip : total;
       const int64_t tiles = end_of_strip - at * strip;
       const int64_t count = cut_pieces(a, at * strip, end_of_strip, pieces);
       transform_planes<kTile, kPoints, kStripVectors>(a, pieces, count, tiles, columns, pixels);
-      each_panel([&](int64_t panel, int64_t index, int64_t some) OES_TARGET OES_LAMBDA {
+      each_panel([&](int64_t panel, int64_t some) OES_TARGET OES_LAMBDA {
         for (int64_t v = 0; v < some; ++v) {
           transform_grads<kTile, kPoints>(
               a, pieces, count, tiles, (panel * kPanelVectors + v) * lanes, natural,
-              grads + index * all * next + v * lanes, next, some * lanes);
+              grads + panel * all * grads_next + v * lanes, grads_next, some * lanes);
         }
       });
       for (int64_t f = 0; f < all; ++f) {
-        each_panel([&](int64_t, int64_t index, int64_t some) OES_TARGET OES_LAMBDA {
+        each_panel([&](int64_t panel, int64_t some) OES_TARGET OES_LAMBDA {
           const T* of_pixels = pixels + a.places[f] * strip + f * kLine;
-          const T* of_grads = grads + (index * all + f) * next;
-          T* of_panel = sums + index * places * kPanel<T> + a.taps[f] * some * lanes;
+          const T* of_grads = grads + (panel * all + f) * grads_next;
+          T* to = sums + panel * of_panel + a.taps[f] * some * lanes + f * kLine;
           const int64_t planes = a.taps[f + 1] - a.taps[f];
           if (some == kPanelVectors) {
-            panel_products<kPanelVectors>(of_pixels, of_grads, planes, tiles, at > first, of_panel);
+            panel_products<kPanelVectors>(of_pixels, of_grads, planes, tiles, at > first, to);
           } else {
-            panel_products<1>(of_pixels, of_grads, planes, tiles, at > first, of_panel);
+            panel_products<1>(of_pixels, of_grads, planes, tiles, at > first, to);
           }
         });
       }
     }
-    each_panel([&](int64_t panel, int64_t index, int64_t some) OES_TARGET OES_LAMBDA {
-      for (int64_t v = 0; v < some; ++v) {
-        const int64_t size = a.source_planes * a.kernel_places * lanes; // of a vector of outputs
-        store_grads<kWindow, kPoints>(
-            a, sums + index * places * kPanel<T> + v * lanes, some * lanes,
-            a.partial + (share * vectors + panel * kPanelVectors + v) * size);
-      }
+    each_panel([&](int64_t panel, int64_t some) OES_TARGET OES_LAMBDA {
+      store_grads<kWindow, kPoints>(
+          a, sums + panel * of_panel, some, input - from, a.source_planes,
+          a.partial + (share * vectors + panel * kPanelVectors) * of_vector + input * a.kernel_places * lanes, of_vector);
     });
   }
 }
