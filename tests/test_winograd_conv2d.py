@@ -23,6 +23,9 @@ SHAPES = (
     ((64, 17), 5, "stride", (200, 18)),  # few tiles in a row
     ((128,), 5, "stride", (40, 40)),  # fewer tiles than strips for every thread: planes in groups
     ((2, 40, 3, 40), 5, "stride", (128, 128)),  # many channels to few
+    ((24, 29), 5, "stride", (200, 150)),  # many strips: sums of the weights' gradients in shares
+    ((64, 70), 5, "avg", (32, 36)),  # halved in small tiles
+    ((50,), 3, "avg", (90, 106)),  # 3 x 3, odd sizes
 )
 # Relative to the largest element; most of the rounding is that of the norms.
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}

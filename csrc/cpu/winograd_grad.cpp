@@ -10,7 +10,7 @@ namespace {
 #include "levels.h"
 
 constexpr int64_t kUnits = 4; // of work at least, where the inputs can be cut into groups for it
-constexpr int64_t kStripsOfShare = 8; // about: every share transforms its sums, and long sums round more
+constexpr int64_t kStripsOfShare = 16; // about: every share transforms its sums, and long sums round more
 constexpr int64_t kInputsOfGroup = 8; // at least: every group transforms all gradients
 constexpr int64_t kGrain = 1 << 15; // sums that one thread adds up at least
 constexpr int64_t kMostLanes = 16;
@@ -28,8 +28,9 @@ int64_t strip() {
 
 // What the choice between the two forms goes by, measured with AVX2.
 constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
-constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel or gradient that is transformed
-constexpr double kOfSum = 12; // and for each sum
+constexpr double kPixelsOfWeight = 25; // that the direct sum takes as long for as to add up a weight's parts
+constexpr double kOfSource = 12, kOfResult = 8; // products for each pixel or gradient that is transformed
+constexpr double kOfSum = 18; // and for each sum
 
 // How the tiles and the inputs are cut.
 template <typename T>
@@ -51,7 +52,7 @@ int best_tile(const Shape& s) {
   const auto pixels = static_cast<double>((s.rows - 1) * s.pitch + s.columns);
   const auto inputs = static_cast<double>(s.inputs), outputs = static_cast<double>(s.outputs);
   const auto padded = static_cast<double>(ceil_div(s.outputs, lanes_of<T>()) * lanes_of<T>());
-  double least = kWorthwhile * outputs * inputs * static_cast<double>(s.kernel * s.kernel) * pixels;
+  double least = kWorthwhile * outputs * inputs * static_cast<double>(s.kernel * s.kernel) * (pixels + kPixelsOfWeight);
   int best = 0;
   for (const int tile : {2, 4}) {
     if (!s.served(tile)) {

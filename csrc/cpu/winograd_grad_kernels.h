@@ -6,7 +6,7 @@
 #include "products_kernels.h"
 #include "winograd_tiles_kernels.h"
 
-constexpr int kStripVectors = 8; // of tiles
+constexpr int kStripVectors = 4; // of tiles
 constexpr int kPanelVectors = 2;
 constexpr int kPanelRows = OES_LEVEL == 2 ? 12 : 6; // inputs whose sums fill the registers
 
