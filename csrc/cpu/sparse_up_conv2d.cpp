@@ -47,8 +47,7 @@ void cut(Mix<T>& a) {
   a.strips = ceil_div(a.rows, a.strip_rows);
   a.plane = plane_of((a.strip_rows + 2 * halo) * (a.columns + 2 * halo) + lanes, lanes, sizeof(T));
   a.groups = std::clamp<int64_t>(ceil_div(kUnits, a.strips), 1, ceil_div(a.outputs, together));
-  const int64_t vectors = a.dense ? kBlockVectors : kVectors;
-  a.piece = std::max<int64_t>(1, kNear / (vector_bytes(capability()) * a.inputs * vectors)) * vectors;
+  a.tile = a.dense ? kBlockVectors : kVectors;
 }
 
 template <typename T>

@@ -26,7 +26,7 @@ struct Mix {
   bool zeros; // beyond the edge lies zero, not the edge
   int64_t strip_rows, strips, groups; // groups of outputs that share the work of a strip
   int64_t plane; // elements from one plane of a strip to the next
-  int64_t piece; // vectors of pixels whose channels stay in the first-level cache
+  int64_t tile; // vectors of a sum that stays in registers, at most
   bool dense; // all weights are there
   PixelMap<T> map;
   const T* source; // [inputs, rows, columns]
@@ -59,7 +59,7 @@ struct MixBack {
   T* grad_source; // [inputs, rows, columns], gradient of the mapped input; nullptr: only what `leave` says
   Leave leave;
   double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
-  int64_t plane, piece; // as above
+  int64_t plane, piece; // vectors of pixels whose channels stay in the first-level cache
   int64_t lanes; // of a vector
   // [slots, weights, lanes]: gradient of the weights, still to be added up; dense: [slots, weights], in the order of
   // Mix::weights; or nullptr.

@@ -16,40 +16,14 @@ OES_HERE int64_t line_of(int64_t columns) {
   return (vectors_of<T>(columns) + 2) * kLanes<T>;
 }
 
-// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most 12.
-template <bool kAdd, typename T>
+// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most kPiece.
+template <bool kAdd, int kVectors = kPiece, typename T>
 OES_HERE void products(
-    const T* source,
-    const T* weights,
-    const int32_t* offsets,
-    int64_t taps,
-    int64_t vectors,
-    T* out) {
-  constexpr int64_t lanes = kLanes<T>;
-  if (vectors == 12) {
-    tile<12, kAdd>(source, weights, offsets, taps, out);
-    return;
-  }
-  if (vectors >= 8) {
-    tile<8, kAdd>(source, weights, offsets, taps, out);
-    source += 8 * lanes;
-    out += 8 * lanes;
-    vectors -= 8;
-  }
-  if (vectors >= 4) {
-    tile<4, kAdd>(source, weights, offsets, taps, out);
-    source += 4 * lanes;
-    out += 4 * lanes;
-    vectors -= 4;
-  }
-  if (vectors >= 2) {
-    tile<2, kAdd>(source, weights, offsets, taps, out);
-    source += 2 * lanes;
-    out += 2 * lanes;
-    vectors -= 2;
-  }
-  if (vectors == 1) {
-    tile<1, kAdd>(source, weights, offsets, taps, out);
+    const T* source, const T* weights, const int32_t* offsets, int64_t taps, int64_t vectors, T* out) {
+  if (vectors == kVectors) {
+    tile<kVectors, kAdd>(source, weights, offsets, taps, out);
+  } else if constexpr (kVectors > 1) {
+    products<kAdd, kVectors - 1>(source, weights, offsets, taps, vectors, out);
   }
 }
 
@@ -269,75 +243,91 @@ OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, 
   }
 }
 
+// The vectors of a strip that a row of the kernel reads, in tiles of about one size: those of a short one would leave
+// registers empty.
+struct Tiles {
+  int64_t begin, vectors, count;
+
+  OES_INLINE int64_t from(int64_t tile) const {
+    return begin + tile * vectors / count;
+  }
+};
+
 template <typename T>
 OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
+  constexpr int64_t lanes = kLanes<T>;
   const bool up = a.kernel == 9;
-  const int64_t halo = up ? 1 : 0, columns = a.columns, pitch = columns + 2 * halo;
-  const int64_t plane = a.plane;
-  T* strip = scratch<T>((a.inputs + a.kernel * (a.dense ? kBlockRows : 1)) * plane);
+  const int64_t halo = up ? 1 : 0, side = up ? 3 : 1, columns = a.columns, pitch = columns + 2 * halo;
+  const int64_t plane = a.plane, of_output = a.kernel * plane;
+  T* strip = scratch<T>(a.inputs * plane + (a.dense ? kBlockRows : 1) * of_output);
   T* b = strip + a.inputs * plane;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit % a.groups, at = unit / a.groups;
     const int64_t first = at * a.strip_rows;
     const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
     load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
-    const int64_t vectors = vectors_of<T>((rows + 2 * halo) * pitch);
-    const auto finish = [&](int64_t o, const T* of_output) OES_TARGET OES_LAMBDA {
+    const auto finish = [&](int64_t o, const T* sums) OES_TARGET OES_LAMBDA {
       double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
       if (up) {
-        combine(of_output, plane, rows, columns, a.out + (o * a.rows + first) * 4 * columns, moments);
+        combine(sums, plane, rows, columns, a.out + (o * a.rows + first) * 4 * columns, moments);
         return;
       }
       T* out = a.out + (o * a.rows + first) * columns;
       for (int64_t j = 0; j < rows * columns; ++j) {
-        out[j] = of_output[j];
+        out[j] = sums[j];
       }
       if (moments != nullptr) {
-        Moments<T> sums(of_output[0]);
-        sums.add(of_output, rows * columns);
-        sums.finish(rows * columns, moments);
+        Moments<T> all(sums[0]);
+        all.add(sums, rows * columns);
+        all.finish(rows * columns, moments);
       }
     };
-    // The upper row of the kernel reads no pixel of the strip's last row, the others none of its first.
-    const auto unread = [&](int64_t k, int64_t from, int64_t size) OES_LAMBDA {
-      return up && (k < 3 ? from >= (rows + 1) * pitch : from + size * kLanes<T> <= pitch);
+    // The kernel's upper row reads no pixel of the strip's last row, its lower one none of the first, the middle neither.
+    Tiles tiles[3];
+    int64_t most = 0;
+    for (int64_t u = 0; u < side; ++u) {
+      const int64_t from = up && u > 0 ? pitch / lanes : 0, size = (rows + 2 * halo - (up && u < 2 ? 1 : 0)) * pitch;
+      const int64_t vectors = vectors_of<T>(size) - from;
+      tiles[u] = {from, vectors, (vectors + a.tile - 1) / a.tile};
+      most = most < tiles[u].count ? tiles[u].count : most;
+    }
+    // Calls f with every place of the kernel, tile by tile, so that the pixels of all channels stay in the first-level
+    // cache for the sums of an output.
+    const auto each_tile = [&](const auto& f) OES_TARGET OES_LAMBDA {
+      for (int64_t i = 0; i < most; ++i) {
+        for (int64_t u = 0; u < side; ++u) {
+          if (i < tiles[u].count) {
+            const int64_t from = tiles[u].from(i), vectors = tiles[u].from(i + 1) - from;
+            for (int64_t k = side * u; k < side * (u + 1); ++k) {
+              f(k, from * lanes, vectors);
+            }
+          }
+        }
+      }
     };
-    // Piece by piece, so that the pixels of all channels stay in the first-level cache for the nine sums.
     if (a.dense) {
       const int64_t blocks_of_outputs = (a.outputs + kBlockRows - 1) / kBlockRows;
       const int64_t from_output = group * blocks_of_outputs / a.groups * kBlockRows;
       const int64_t end_output = (group + 1) * blocks_of_outputs / a.groups * kBlockRows;
       for_blocks(from_output, end_output < a.outputs ? end_output : a.outputs, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
         constexpr int kRows = block_rows.value;
-        for (int64_t piece = 0; piece < vectors; piece += a.piece) {
-          const int64_t size = vectors - piece < a.piece ? vectors - piece : a.piece, from = piece * kLanes<T>;
-          for (int64_t k = 0; k < a.kernel; ++k) {
-            if (!unread(k, from, size)) {
-              blocks<kRows, false>(
-                  strip + from, a.weights + o * a.kernel * a.inputs + k * a.inputs * kRows, a.offsets, a.inputs, size,
-                  b + k * plane + from, a.kernel * plane);
-            }
-          }
-        }
+        each_tile([&](int64_t k, int64_t pixel, int64_t vectors) OES_TARGET OES_LAMBDA {
+          blocks<kRows, false>(
+              strip + pixel, a.weights + o * a.kernel * a.inputs + k * a.inputs * kRows, a.offsets, a.inputs, vectors,
+              b + k * plane + pixel, of_output);
+        });
         for (int r = 0; r < kRows; ++r) {
-          finish(o + r, b + r * a.kernel * plane);
+          finish(o + r, b + r * of_output);
         }
       });
       continue;
     }
     for (int64_t o = group * a.outputs / a.groups; o < (group + 1) * a.outputs / a.groups; ++o) {
-      for (int64_t piece = 0; piece < vectors; piece += a.piece) {
-        const int64_t until = piece + a.piece < vectors ? piece + a.piece : vectors;
-        for (int64_t k = 0; k < a.kernel; ++k) {
-          const int64_t t = a.first[o * a.kernel + k], taps = a.first[o * a.kernel + k + 1] - t;
-          for (int64_t v = piece; v < until; v += kPiece) {
-            const int64_t size = until - v < kPiece ? until - v : kPiece, from = v * kLanes<T>;
-            if (!unread(k, from, size)) {
-              products<false>(strip + from, a.weights + t, a.offsets + t, taps, size, b + k * plane + from);
-            }
-          }
-        }
-      }
+      const int64_t* taps = a.first + o * a.kernel;
+      each_tile([&](int64_t k, int64_t pixel, int64_t vectors) OES_TARGET OES_LAMBDA {
+        products<false>(
+            strip + pixel, a.weights + taps[k], a.offsets + taps[k], taps[k + 1] - taps[k], vectors, b + k * plane + pixel);
+      });
       finish(o, b);
     }
   }
