@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kCache = 320 << 10; // bytes of a strip with all that is made of it
 constexpr int64_t kNear = 20 << 10; // bytes in the first-level cache
 constexpr int64_t kUnits = 8; // of work at least, where it can be cut
-constexpr int64_t kBlock = 8; // outputs whose gradients lie in the cache together
+constexpr int64_t kBlock = 4, kDenseBlock = 8; // outputs whose gradients lie in the cache together
 constexpr int64_t kSlotPixels = 2048; // of a slot at least: adding up many slots takes longer than filling them
 constexpr int64_t kFewSlots = 4, kSlots = 16;
 constexpr int64_t kVectors = 12; // of a tile: fewer pixels than that leave registers empty
@@ -52,7 +52,8 @@ void cut(Mix<T>& a) {
 
 template <typename T>
 void cut(MixBack<T>& a) {
-  a.block = std::max<int64_t>(1, std::min(a.outputs, a.kernel == 9 ? kBlock : kBlock * 9));
+  const int64_t block = a.dense ? kDenseBlock : kBlock;
+  a.block = std::max<int64_t>(1, std::min(a.outputs, a.kernel == 9 ? block : block * 9));
   a.blocks = ceil_div(a.outputs, a.block);
   const int64_t bytes = (2 * a.inputs + a.block * a.kernel + 6) * a.columns * sizeof(T);
   a.strip_rows = rows_of_strip(a.rows, a.columns, bytes, sizeof(T));
