@@ -25,37 +25,26 @@ int64_t strip() {
 }
 
 // What the choice between the two forms goes by, measured with AVX2.
-constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
 constexpr double kPixelsOfWeight = 25;
 constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel that is transformed
 
-// Side of the tile that takes least time, 0: the direct sum does. Times in products of a block.
+// Side of the tile, see fastest_tile. Times in products of a block.
 template <typename T>
 int best_tile(const Shape& s) {
   const auto planes = static_cast<double>(s.backward ? s.inputs : s.outputs);
   const auto sources = static_cast<double>(s.backward ? s.outputs : s.inputs);
   const auto taps = static_cast<double>(s.kernel * s.kernel);
   // A weight that is packed or transformed and written costs as much as some pixels.
-  double least = kWorthwhile * planes * sources * taps * (static_cast<double>(s.rows * s.columns) + kPixelsOfWeight);
-  int best = 0;
-  for (const int tile : {2, 4}) {
-    if (!s.served(tile)) {
-      continue;
-    }
+  const double direct = planes * sources * taps * (static_cast<double>(s.rows * s.columns) + kPixelsOfWeight);
+  return fastest_tile(s, direct, [&](int tile) {
     const int64_t points = tile + s.window() - 1, phases = s.stride * s.stride;
     const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
     const auto tiles = static_cast<double>(ceil_div(s.tiles(tile), lanes) * lanes);
     const double transforms = tiles * static_cast<double>(points * points) *
         (kOfSource * sources * static_cast<double>(s.backward ? 1 : phases) +
          kOfResult * planes * static_cast<double>(s.backward ? phases : 1));
-    const double time =
-        planes * sources * static_cast<double>(s.frequencies(tile)) * (tiles + kPixelsOfWeight) + transforms;
-    if (time < least) {
-      least = time;
-      best = tile;
-    }
-  }
-  return best;
+    return planes * sources * static_cast<double>(s.frequencies(tile)) * (tiles + kPixelsOfWeight) + transforms;
+  });
 }
 
 } // namespace

@@ -27,7 +27,6 @@ int64_t strip() {
 }
 
 // What the choice between the two forms goes by, measured with AVX2.
-constexpr double kWorthwhile = 0.85; // of the direct sum's time at most
 constexpr double kPixelsOfWeight = 25; // that the direct sum takes as long for as to add up a weight's parts
 constexpr double kOfSource = 12, kOfResult = 8; // products for each pixel or gradient that is transformed
 constexpr double kOfSum = 18; // and for each sum
@@ -46,30 +45,21 @@ struct Cut {
   }
 };
 
-// Side of the tile that takes least time, 0: the direct sum does. Times in products of a block.
+// Side of the tile, see fastest_tile. Times in products of a block.
 template <typename T>
 int best_tile(const Shape& s) {
   const auto pixels = static_cast<double>((s.rows - 1) * s.pitch + s.columns);
   const auto inputs = static_cast<double>(s.inputs), outputs = static_cast<double>(s.outputs);
   const auto padded = static_cast<double>(ceil_div(s.outputs, lanes_of<T>()) * lanes_of<T>());
-  double least = kWorthwhile * outputs * inputs * static_cast<double>(s.kernel * s.kernel) * (pixels + kPixelsOfWeight);
-  int best = 0;
-  for (const int tile : {2, 4}) {
-    if (!s.served(tile)) {
-      continue;
-    }
+  const double direct = outputs * inputs * static_cast<double>(s.kernel * s.kernel) * (pixels + kPixelsOfWeight);
+  return fastest_tile(s, direct, [&](int tile) {
     const Cut<T> cut(s, tile);
     const auto tiles = static_cast<double>(s.tiles(tile)), frequencies = static_cast<double>(s.frequencies(tile));
     const auto points = static_cast<double>(tile + s.window() - 1);
-    const double time = frequencies * inputs * padded * (tiles + kOfSum * static_cast<double>(cut.shares)) +
+    return frequencies * inputs * padded * (tiles + kOfSum * static_cast<double>(cut.shares)) +
         tiles * kOfSource * frequencies * inputs +
         tiles * kOfResult * points * points * padded * static_cast<double>(cut.groups);
-    if (time < least) {
-      least = time;
-      best = tile;
-    }
-  }
-  return best;
+  });
 }
 
 } // namespace

@@ -46,6 +46,23 @@ struct Shape {
   }
 };
 
+constexpr double kWorthwhile = 0.85; // of the direct sum's time at most, measured with AVX2
+
+// Side of the tile that takes least time, 0: the direct sum does.
+template <typename F>
+int fastest_tile(const Shape& shape, double direct, const F& time_of) {
+  double least = kWorthwhile * direct;
+  int fastest = 0;
+  for (const int tile : {2, 4}) {
+    const double time = shape.served(tile) ? time_of(tile) : least;
+    if (time < least) {
+      least = time;
+      fastest = tile;
+    }
+  }
+  return fastest;
+}
+
 // Tiles are counted row by row.
 template <typename T>
 struct Tiles {
