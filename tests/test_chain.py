@@ -14,6 +14,7 @@ import oes_fast as oes
 import oes_fast.rewrite.chain
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.chain import find_chains
+from oes_fast.rewrite.execute import Head
 
 DTYPES = (torch.float32, torch.float64)
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
@@ -29,6 +30,11 @@ CASES = (
     ({"num_channels_down": (20, 24), "need_sigmoid": False}, (48, 16), 0.3),
     ({"num_channels_down": (4,), "filter_size_down": 3}, (8, 600), 1.0),
     ({"num_channels_skip": 2}, (32, 64), 0.7),
+    # Heads of every number of outputs, and of one more than the fused one takes.
+    ({"outputs": 1, "num_channels_down": (5, 6)}, (50, 90), 0.8),
+    ({"outputs": 2, "num_channels_down": (4, 6), "act_fun": "ELU"}, (64, 32), 1.0),
+    ({"outputs": 4, "num_channels_down": (11, 6), "need_sigmoid": False}, (33, 65), 0.7),
+    ({"outputs": 5, "num_channels_down": (6, 6)}, (40, 36), 0.8),
     # Wide enough for Winograd's form: tiles of 2 and 4, windows of 3 and 5, odd sizes, blocks not full.
     (
         {
@@ -51,7 +57,7 @@ def networks(case, dtype, seed=0):
     """(plain PyTorch, C++ kernels, input) of one case."""
     options, size, density = case
     options = {"num_channels_down": (8, 12), "filter_size_down": 3, "seed": seed} | options
-    net = oes.models.skip(4, 3, **options).to(dtype)
+    net = oes.models.skip(4, options.pop("outputs", 3), **options).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():  # betas start at 0, where activations have their kink
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(dtype)
@@ -113,6 +119,7 @@ def test_drawn_networks(data):
     options = {
         "num_channels_down": data.draw(channels),
         "num_channels_up": data.draw(channels),
+        "outputs": data.draw(st.integers(1, 5)),
         "filter_size_down": data.draw(st.sampled_from((1, 3, 5))),
         "pad": data.draw(st.sampled_from(("reflection", "zero"))),
         "act_fun": data.draw(st.sampled_from(("LeakyReLU", "ELU", "SiLU", "none"))),
@@ -170,6 +177,26 @@ def test_the_published_network_is_one_chain():
     assert chain.end is plan.graph.output
     outside = [node for node in plan.graph.nodes if id(node) not in plan.chained]
     assert all(id(node) in plan.fixed for node in outside)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_loss_inside_the_chain(outputs, sigmoid):
+    require("cpu")
+    options = {"outputs": outputs, "num_channels_down": (7, 6), "need_sigmoid": sigmoid}
+    plain, fast, z = networks((options, (56, 44), 0.8), torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    target = torch.rand(plain(z).shape, generator=generator, dtype=torch.float64)
+    head = Head(target)
+    image = fast.evaluate(fast.weights, z, dict(fast.dense_buffers()), update_stats=False, head=head)
+    loss = ((plain(z) - target) ** 2).mean()
+    torch.testing.assert_close(image, plain(z), rtol=0, atol=1e-11)
+    torch.testing.assert_close(head.loss, loss, rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(each, net.weights)[0] for each, net in ((head.loss, fast), (loss, plain))),
+        rtol=0,
+        atol=1e-11,
+    )
 
 
 def test_gradcheck():
@@ -282,3 +309,17 @@ def test_wrong_specs_are_refused():
     spec.taps = [0, 0, 0]
     with pytest.raises(ValueError, match="taps: expected four"):
         _C.ChainFloat(2, 4, 4, False).add_conv(spec)
+    spec.taps = [0, 0, 0, 0]
+    head = _C.ConvSpec()
+    head.kind, head.outputs, head.border = "head", 5, [0, 0, 0, 0]
+    chain = _C.ChainFloat(2, 4, 4, False)
+    chain.add_conv(spec)
+    with pytest.raises(ValueError, match="convolution: expected a norm before it"):
+        chain.add_conv(head)
+    norm = _C.NormSpec()
+    norm.gamma = norm.beta = [-1]
+    chain = _C.ChainFloat(2, 4, 4, False)
+    chain.add_conv(spec)
+    chain.add_norm(norm)
+    with pytest.raises(ValueError, match="head: expected 1 x 1"):
+        chain.add_conv(head)

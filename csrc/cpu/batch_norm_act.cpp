@@ -105,17 +105,7 @@ OES_INLINE void output_body(const Arguments& a, int64_t begin, int64_t end) {
     T* __restrict out = a.out + c * a.pixels + first;
     const T shift = a.shift[c], slope = a.slope;
     if (a.grad == nullptr) {
-      if (a.act == Last::kSigmoid) {
-        for (int64_t j = 0; j < count; ++j) {
-          const T x = y[j] + shift;
-          const auto pair = sigmoid_pair(x);
-          out[j] = x < T(0) ? pair.small : pair.large;
-        }
-      } else {
-        for (int64_t j = 0; j < count; ++j) {
-          out[j] = activate<Act::kLeaky>(y[j] + shift, slope);
-        }
-      }
+      output_pixels(a.act, shift, slope, y, count, out);
       return;
     }
     const T* __restrict grad = a.grad + c * a.pixels + first;
@@ -136,31 +126,13 @@ template <Capability, typename Arguments>
 OES_INLINE void output_loss_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_reference_t<decltype(*a.out)>;
   each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
-    const T shift = a.shift[c], slope = a.slope;
     const T factor = static_cast<T>(2 / static_cast<double>(a.channels * a.pixels));
     Sums<T> sums;
     alignas(64) T error[kPiece];
     for (int64_t at = 0; at < count; at += kPiece) {
       const int64_t size = count - at < kPiece ? count - at : kPiece, from = c * a.pixels + first + at;
-      T* __restrict y = a.y + from;
-      T* __restrict out = a.out + from;
-      const T* __restrict target = a.target + from;
-      if (a.act == Last::kSigmoid) {
-        for (int64_t j = 0; j < size; ++j) {
-          const T x = y[j] + shift;
-          const auto pair = sigmoid_pair(x);
-          out[j] = x < T(0) ? pair.small : pair.large;
-          error[j] = out[j] - target[j];
-          y[j] = error[j] * factor * (pair.large * pair.small);
-        }
-      } else {
-        for (int64_t j = 0; j < size; ++j) {
-          const T x = y[j] + shift;
-          out[j] = activate<Act::kLeaky>(x, slope);
-          error[j] = out[j] - target[j];
-          y[j] = error[j] * factor * (x < T(0) ? slope : T(1));
-        }
-      }
+      output_loss_pixels(
+          a.act, a.shift[c], a.slope, factor, a.target + from, size, a.y + from, a.out + from, error);
       sums.add(error, error, size);
     }
     double both[2];

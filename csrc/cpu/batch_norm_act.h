@@ -48,8 +48,6 @@ struct SecondSums {
 };
 
 // The image that leaves the network: act(y + shift), or its derivative in place of the gradient.
-enum class Last { kLeaky, kSigmoid };
-
 template <typename T>
 struct Output {
   int64_t channels, pixels;

@@ -65,12 +65,16 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
             (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
         "taps: expected ascending indices inside the weight");
   }
-  bind_form(link);
+  if (!link.head()) {
+    bind_form(link);
+  }
   link.ones.assign(spec.outputs, T(1));
   link.zeros.assign(spec.outputs, T(0));
   link.offset.resize(spec.bias.size());
   if (link.direct()) {
     bind_direct(link);
+  } else if (link.head()) {
+    bind_head(link, before);
   } else {
     bind_mixing(link);
   }
@@ -113,6 +117,7 @@ template <typename T>
 void Chain<T>::add_norm(const NormSpec& spec) {
   expect(!links_.empty() && links_.back().norms.size() < 2, "norm: expected one or two behind a convolution");
   Link& link = links_.back();
+  expect(!link.head(), "norm: expected none behind the head");
   const auto channels = static_cast<size_t>(link.spec.outputs);
   expect(spec.gamma.size() == channels && spec.beta.size() == channels, "norm: expected a weight for each channel");
   Norm norm;
@@ -128,7 +133,7 @@ void Chain<T>::add_norm(const NormSpec& spec) {
 template <typename T>
 void Chain<T>::finish(const std::string& act, double slope) {
   expect(!links_.empty(), "chain: expected a convolution");
-  act_ = act == "sigmoid" ? batch_norm_act::Last::kSigmoid : batch_norm_act::Last::kLeaky;
+  act_ = act == "sigmoid" ? Last::kSigmoid : Last::kLeaky;
   slope_ = static_cast<T>(slope);
   ends_in_norm_ = !links_.back().norms.empty();
   int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1;
@@ -140,6 +145,10 @@ void Chain<T>::finish(const std::string& act, double slope) {
       bordered = std::max(bordered, link.gather_back.source_image + link.bordered.left);
       const auto taps = static_cast<int64_t>(link.spec.weights.size());
       partial = std::max(partial, link.dense ? link.dense_conv.sums() : link.dot.strips * taps);
+    } else if (link.head()) {
+      const int64_t parts = output_head::chunks_of(link.pixels()) * link.inputs;
+      moments = std::max(moments, 2 * parts);
+      head_sums_.reserve(kMostBehind * parts);
     } else {
       moments = std::max(moments, 2 * link.mixing.mix.strips * link.spec.outputs);
       moments = std::max(moments, 2 * link.mixing.back.strips * link.inputs);
@@ -282,6 +291,16 @@ void Chain<T>::bind_mixing(Link& link) {
 }
 
 template <typename T>
+void Chain<T>::bind_head(Link& link, const Link* before) {
+  const ConvSpec& spec = link.spec;
+  expect(spec.kernel_rows * spec.kernel_columns == 1 && spec.outputs <= kMostBehind, "head: expected 1 x 1 and four outputs at most");
+  expect(before != nullptr && before->norms.size() == 1, "head: expected a single norm before it");
+  link.out_rows = link.rows;
+  link.out_columns = link.columns;
+  head_weights_.resize(link.inputs * kMostBehind);
+}
+
+template <typename T>
 PixelMap<T> Chain<T>::map_of(const Link& link) const {
   const Norm& one = link.norms[0];
   const Norm* two = link.norms.size() > 1 ? &link.norms[1] : nullptr;
@@ -304,6 +323,12 @@ double Chain<T>::forward(
   for (size_t l = 0; l < links_.size(); ++l) {
     Link& link = links_[l];
     const Link* before = l == 0 ? nullptr : &links_[l - 1];
+    if (link.head()) {
+      set_head_weights(weights);
+      offsets(link, &before->norms.back(), weights);
+      return output_head::forward(output_head::Forward<T>{
+          head(), act_, slope_, link.offset.data(), target, out, link.y.data(), moments_.data()});
+    }
     set_weights(link, weights);
     const PixelMap<T> map = before == nullptr ? source_map() : map_of(*before);
     convolve(link, before == nullptr ? source : before->y.data(), map);
@@ -466,22 +491,23 @@ void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* gra
     }
     offset_back(end, links_.size() == 1 ? nullptr : &links_[links_.size() - 2].norms.back(), of_y, weights, grad_weights);
   }
-  for (size_t l = links_.size(); l-- > 0;) {
+  size_t l = links_.size() - 1;
+  if (end.head()) {
+    head_back(of_y, grad_weights);
+    norm_back(links_[--l], &end, nullptr, grad_weights);
+  }
+  for (bool behind = end.head();; behind = false, --l) {
     Link& link = links_[l];
-    const PixelGrad<T> of_result = behind(link) ? grad_behind(link, of_y, weights) : grad_of(link, of_y);
+    const PixelGrad<T> of_result = behind ? grad_behind(link, of_y) : grad_of(link, of_y);
     if (l == 0) {
       conv_back(link, nullptr, source, source_map(), of_result, grad_source, grad_weights);
       break;
     }
     Link& before = links_[l - 1];
-    const bool stored = !behind(before);
-    conv_back(
-        link, &before, before.y.data(), map_of(before), of_result, stored ? of_source : nullptr, grad_weights);
+    conv_back(link, &before, before.y.data(), map_of(before), of_result, of_source, grad_weights);
     norm_back(before, &link, of_source, grad_weights);
-    if (stored) {
-      of_y = of_source;
-      std::swap(of_source, spare);
-    }
+    of_y = of_source;
+    std::swap(of_source, spare);
   }
 }
 
@@ -496,31 +522,52 @@ PixelGrad<T> Chain<T>::grad_of(const Link& link, const T* grad) const {
 }
 
 template <typename T>
-bool Chain<T>::behind(const Link& link) const {
-  const Link& last = links_.back();
-  return links_.size() > 1 && &link == &links_[links_.size() - 2] && link.norms.size() == 1 && last.norms.empty() &&
-      last.spec.kind == "pointwise" && last.spec.outputs <= kMostBehind;
+PixelGrad<T> Chain<T>::grad_behind(const Link& link, const T* grad) const {
+  PixelGrad<T> result = grad_of(link, grad);
+  result.outputs = links_.back().spec.outputs;
+  result.pixels = link.pixels();
+  result.weights = head_weights_.data();
+  result.map = map_of(link);
+  return result;
 }
 
 template <typename T>
-PixelGrad<T> Chain<T>::grad_behind(const Link& link, const T* grad, const T* weights) {
+void Chain<T>::set_head_weights(const T* weights) {
+  const ConvSpec& spec = links_.back().spec;
+  const auto scale = static_cast<T>(spec.scale);
+  each_head_weight([&](int64_t place, int64_t index) { head_weights_[place] = weights[index] * scale; });
+}
+
+template <typename T>
+output_head::Head<T> Chain<T>::head() const {
+  const Link &last = links_.back(), &before = links_[links_.size() - 2];
+  return {last.inputs, last.spec.outputs, last.pixels(), map_of(before), before.y.data(), head_weights_.data()};
+}
+
+// Calls f(place in head_weights_, index) for every weight of the head.
+template <typename T>
+template <typename F>
+void Chain<T>::each_head_weight(const F& f) const {
   const Link& last = links_.back();
-  const int64_t outputs = last.spec.outputs, channels = link.spec.outputs;
-  const auto scale = static_cast<T>(last.spec.scale);
-  behind_weights_.assign(channels * outputs, T(0));
-  for (int64_t t = 0; last.spec.first_weight >= 0 && t < channels * outputs; ++t) {
-    behind_weights_[t % channels * outputs + t / channels] = weights[last.spec.first_weight + t] * scale;
+  for (int64_t t = 0; last.spec.first_weight >= 0 && t < last.places(); ++t) {
+    f(t % last.inputs * kMostBehind + t / last.inputs, last.spec.first_weight + t);
   }
   for (size_t t = 0; t < last.spec.weights.size(); ++t) {
-    const int64_t* tap = &last.spec.taps[4 * t];
-    behind_weights_[tap[1] * outputs + tap[0]] = weights[last.spec.weights[t]] * scale;
+    f(last.spec.taps[4 * t + 1] * kMostBehind + last.spec.taps[4 * t], last.spec.weights[t]);
   }
-  PixelGrad<T> result = grad_of(link, grad);
-  result.outputs = outputs;
-  result.pixels = link.pixels();
-  result.weights = behind_weights_.data();
-  result.map = map_of(link);
-  return result;
+}
+
+template <typename T>
+void Chain<T>::head_back(const T* grad, T* grad_weights) {
+  const output_head::Head<T> h = head();
+  output_head::backward(output_head::Backward<T>{h, grad, moments_.data(), head_sums_.data()});
+  each_head_weight([&](int64_t place, int64_t index) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < output_head::chunks_of(h.pixels); ++chunk) {
+      sum += head_sums_.data()[chunk * h.channels * kMostBehind + place];
+    }
+    grad_weights[index] += static_cast<T>(sum) * static_cast<T>(links_.back().spec.scale);
+  });
 }
 
 template <typename T>
@@ -553,7 +600,8 @@ void Chain<T>::norm_back(Link& link, const Link* reader, T* grad, T* grad_weight
   };
   const bool begun = reader != nullptr && !reader->direct();
   if (begun) {
-    derive(link.norms.back(), reader->mixing.back.strips, channels, 1);
+    const int64_t parts = reader->head() ? output_head::chunks_of(pixels) : reader->mixing.back.strips;
+    derive(link.norms.back(), parts, channels, 1);
     if (link.norms.size() == 1) {
       return;
     }

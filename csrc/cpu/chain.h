@@ -13,6 +13,7 @@
 #include "batch_norm_act.h"
 #include "dense_conv2d.h"
 #include "frame.h"
+#include "output_head.h"
 #include "scratch.h"
 #include "sparse_conv2d.h"
 #include "sparse_up_conv2d.h"
@@ -23,7 +24,7 @@ using Indices = std::vector<int64_t>;
 
 // Places in the flat vector of weights are called indices; -1 stands for a weight that is not there.
 struct ConvSpec {
-  std::string kind; // "direct", "pointwise" or "up"
+  std::string kind; // "direct", "pointwise", "up", or "head": a last pointwise one of few outputs behind a single norm
   std::string pad; // zeros, reflect, replicate or circular
   Indices border; // left, right, top, bottom; of a direct convolution
   bool box = false; // sum of 2 x 2 pixels first
@@ -89,7 +90,7 @@ class Chain {
     Aligned<T> y;
     std::vector<T> ones, zeros; // [outputs]
     std::vector<T> offset; // bias and constants
-    bool dense;
+    bool dense = false;
     std::vector<T> all_weights, all_grads; // [outputs, inputs, kernel rows, kernel columns], unless they are all kept
     Indices positions; // of the kept ones in there
     mixing::Weights<T> mixing; // pointwise, up
@@ -111,6 +112,9 @@ class Chain {
     bool direct() const {
       return spec.kind == "direct";
     }
+    bool head() const {
+      return spec.kind == "head";
+    }
     int64_t places() const { // of weights
       return spec.outputs * inputs * spec.kernel_rows * spec.kernel_columns;
     }
@@ -120,12 +124,17 @@ class Chain {
   void bind_direct(Link& link);
   void bind_taps(Link& link, int64_t bordered_plane);
   void bind_mixing(Link& link);
+  void bind_head(Link& link, const Link* before);
   bool fixed(const Link& link) const {
     return fixed_ && &link == &links_[0];
   }
   void set_weights(Link& link, const T* weights);
   PixelMap<T> map_of(const Link& link) const;
   PixelMap<T> source_map() const;
+  template <typename F>
+  void each_head_weight(const F& f) const;
+  void set_head_weights(const T* weights);
+  output_head::Head<T> head() const;
   void convolve(Link& link, const T* planes_or_source, const PixelMap<T>& map);
   void offsets(Link& link, const Norm* before, const T* weights);
   void normalise(
@@ -133,9 +142,9 @@ class Chain {
   // `reader` read the link's result, and has done what it could of this; nullptr: nobody has.
   void norm_back(Link& link, const Link* reader, T* grad, T* grad_weights);
   PixelGrad<T> grad_of(const Link& link, const T* grad) const;
-  // Whether the gradient of the link's result is computed from that of the image wherever it is read.
-  bool behind(const Link& link) const;
-  PixelGrad<T> grad_behind(const Link& link, const T* grad, const T* weights);
+  // Of the link that the head reads: computed from that of the image wherever it is read.
+  PixelGrad<T> grad_behind(const Link& link, const T* grad) const;
+  void head_back(const T* grad, T* grad_weights);
   void conv_back(
       Link& link, const Link* before, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source,
       T* grad_weights);
@@ -144,14 +153,14 @@ class Chain {
 
   bool fixed_;
   int64_t channels_, rows_, columns_;
-  batch_norm_act::Last act_ = batch_norm_act::Last::kLeaky;
+  Last act_ = Last::kLeaky;
   bool ends_in_norm_ = false;
   T slope_ = 1;
   std::deque<Link> links_; // whose elements stay where they are
   std::vector<T> identity_, none_; // of the source: scale 1, shift 0
-  std::vector<T> behind_weights_; // [channels, outputs] of the last convolution
+  std::vector<T> head_weights_; // as output_head::Head takes them
   Aligned<T> grads_[2], grad_planes_, bordered_, partial_;
-  Aligned<double> moments_;
+  Aligned<double> moments_, head_sums_;
 };
 
 extern template class Chain<float>;

@@ -1,4 +1,4 @@
-// What happens to a pixel between two convolutions, and the derivative of it.
+// What happens to a pixel between two convolutions and behind the last, and the derivative of it.
 #pragma once
 
 #include <cstring>
@@ -75,7 +75,7 @@ struct PixelGrad {
   // Where the layer behind is a 1 x 1 convolution of few outputs, `grad` is the gradient of those, and that of the
   // normalised result is computed from it whenever it is read: weights * grad, through the activation of `map`.
   int64_t outputs = 0, pixels = 0; // of that layer, at most kMostBehind; 0: `grad` is what it says
-  const T* weights = nullptr; // [channels, outputs]
+  const T* weights = nullptr; // [channels, kMostBehind], zeros behind the outputs
   PixelMap<T> map = {};
 };
 
@@ -102,13 +102,12 @@ OES_INLINE void grad_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int
     }
     return;
   }
-  // Up to four outputs; those that are not there have the weight zero.
   const int64_t pixel = at - channel * g.pixels, last = g.outputs - 1;
   const T* __restrict grads[kMostBehind];
   T w[kMostBehind];
   for (int64_t o = 0; o < kMostBehind; ++o) {
     grads[o] = g.grad + (o < last ? o : last) * g.pixels + pixel;
-    w[o] = o <= last ? g.weights[channel * g.outputs + o] : T(0);
+    w[o] = g.weights[channel * kMostBehind + o];
   }
   const T *__restrict g0 = grads[0], *__restrict g1 = grads[1], *__restrict g2 = grads[2], *__restrict g3 = grads[3];
   const T scale = g.map.scale[channel], shift = g.map.shift[channel], slope = g.map.slope;
@@ -119,6 +118,47 @@ OES_INLINE void grad_row(const PixelGrad<T>& g, int64_t channel, int64_t at, int
       to[j] = a * (sum * activate_grad<act.value>(scale * centred + shift, slope)) + (b * centred + c);
     }
   });
+}
+
+// The activation of the image that leaves the network.
+enum class Last { kLeaky, kSigmoid };
+
+template <typename T>
+OES_INLINE void output_pixels(Last act, T shift, T slope, const T* __restrict y, int64_t count, T* __restrict out) {
+  if (act == Last::kSigmoid) {
+    for (int64_t j = 0; j < count; ++j) {
+      const T x = y[j] + shift;
+      const auto pair = sigmoid_pair(x);
+      out[j] = x < T(0) ? pair.small : pair.large;
+    }
+  } else {
+    for (int64_t j = 0; j < count; ++j) {
+      out[j] = activate<Act::kLeaky>(y[j] + shift, slope);
+    }
+  }
+}
+
+// The same with the error to the target, and factor * error * derivative in place of y.
+template <typename T>
+OES_INLINE void output_loss_pixels(
+    Last act, T shift, T slope, T factor, const T* __restrict target, int64_t count, T* __restrict y,
+    T* __restrict out, T* __restrict error) {
+  if (act == Last::kSigmoid) {
+    for (int64_t j = 0; j < count; ++j) {
+      const T x = y[j] + shift;
+      const auto pair = sigmoid_pair(x);
+      out[j] = x < T(0) ? pair.small : pair.large;
+      error[j] = out[j] - target[j];
+      y[j] = error[j] * factor * (pair.large * pair.small);
+    }
+  } else {
+    for (int64_t j = 0; j < count; ++j) {
+      const T x = y[j] + shift;
+      out[j] = activate<Act::kLeaky>(x, slope);
+      error[j] = out[j] - target[j];
+      y[j] = error[j] * factor * (x < T(0) ? slope : T(1));
+    }
+  }
 }
 
 // Numbers added side by side, in an order that every instruction set keeps. Vectors of 32 bytes: wider ones go through

@@ -22,6 +22,7 @@ constexpr int64_t kSlotPixels = 2048; // of a slot at least: adding up many slot
 constexpr int64_t kFewSlots = 4, kSlots = 16;
 constexpr int64_t kVectors = 12; // of a tile: fewer pixels than that leave registers empty
 constexpr int64_t kBlockVectors = 3; // of a tile of several outputs
+constexpr int64_t kGrainSums = 1 << 13; // of weights that one thread adds up at least
 constexpr int64_t kGrain = 1 << 15; // weights that one thread orders at least
 
 // Rows of a strip of which each row takes `bytes`, about equal strips.
@@ -202,18 +203,9 @@ void Weights<T>::set(const T* from, const int64_t* indices, T scale) {
 
 template <typename T>
 void Weights<T>::add_grads(const T* sums, const int64_t* indices, T scale, T* to) const {
-  constexpr int64_t kSums = 1024; // weights that one thread adds up at least
-  torch::stable::parallel_for(0, count(), kSums, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      double sum = 0;
-      for (int64_t slot = 0; slot < back.slots; ++slot) {
-        for (int64_t lane = 0; lane < back.lanes; ++lane) {
-          sum += static_cast<double>(sums[(slot * count() + t) * back.lanes + lane]);
-        }
-      }
-      to[indices[order_[t]]] += static_cast<T>(sum) * scale;
-    }
-  });
+  const AddGrads<T> a{sums, back.slots, count(), order_.data(), indices, scale, to};
+  torch::stable::parallel_for(
+      0, count(), kGrainSums / back.slots, [&](int64_t begin, int64_t end) { OES_AT_LEVEL(add_grads, a, begin, end); });
 }
 
 template <typename T>

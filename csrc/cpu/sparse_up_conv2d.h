@@ -56,7 +56,7 @@ struct MixBack {
   const int64_t* back_first; // [inputs * blocks + 1]: the weights that read an input, block of outputs by block
   const int32_t* back_offsets; // which b of the block each goes to, times plane
   const T* back_weights; // dense: [blocks, blocks of inputs, outputs and kernel, inputs of the block]
-  T* grad_source; // [inputs, rows, columns], gradient of the mapped input; nullptr: only what `leave` says
+  T* grad_source; // [inputs, rows, columns], gradient of the mapped input as `leave` says, or nullptr
   Leave leave;
   double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
   int64_t plane, piece; // vectors of pixels whose channels stay in the first-level cache
@@ -64,6 +64,16 @@ struct MixBack {
   // [slots, weights, lanes]: gradient of the weights, still to be added up; dense: [slots, weights], in the order of
   // Mix::weights; or nullptr.
   T* sums;
+};
+
+// to[indices[order[t]]] += scale * gradient of weight t, from the sums that mix_back has left.
+template <typename T>
+struct AddGrads {
+  const T* sums; // [slots, count, lanes]
+  int64_t slots, count;
+  const int64_t *order, *indices;
+  T scale;
+  T* to;
 };
 
 template <typename T>

@@ -465,7 +465,7 @@ OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t 
 template <typename T>
 OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
   constexpr int64_t kPixels = 256; // between two loops over them
-  T* __restrict out = a.grad_source == nullptr ? nullptr : a.grad_source + c * a.rows * a.columns + first;
+  T* __restrict out = a.grad_source + c * a.rows * a.columns + first;
   const T* __restrict source = a.source + c * a.rows * a.columns + first;
   if (a.leave == Leave::kPlain) {
     for (int64_t j = 0; j < count; ++j) {
@@ -475,7 +475,7 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
   }
   const T mean = a.map.mean[c], scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
   const T mean2 = a.map.mean2[c];
-  alignas(64) T result[kPixels], centred[kPixels];
+  alignas(64) T centred[kPixels];
   Sums<T> all;
   for (int64_t at = 0; at < count; at += kPixels) {
     const int64_t size = count - at < kPixels ? count - at : kPixels;
@@ -483,19 +483,16 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
       if (a.leave == Leave::kActivation) {
         for (int64_t j = 0; j < size; ++j) {
           centred[j] = source[at + j] - mean;
-          result[j] = grad[at + j] * activate_grad<act.value>(scale * centred[j] + shift, slope);
+          out[at + j] = grad[at + j] * activate_grad<act.value>(scale * centred[j] + shift, slope);
         }
       } else {
         for (int64_t j = 0; j < size; ++j) {
-          result[j] = grad[at + j];
+          out[at + j] = grad[at + j];
           centred[j] = activate<act.value>(scale * (source[at + j] - mean) + shift, slope) - mean2;
         }
       }
     });
-    if (out != nullptr) {
-      std::memcpy(out + at, result, size * sizeof(T));
-    }
-    all.add(result, centred, size);
+    all.add(out + at, centred, size);
   }
   all.finish(sums);
 }
@@ -527,7 +524,7 @@ OES_HERE void dense_block_back(
       }
     });
   }
-  const bool of_source = a.grad_source != nullptr || a.leave != Leave::kPlain;
+  const bool of_source = a.grad_source != nullptr;
   for (int64_t v = 0; of_source && v < vectors; v += kBlockVectors) {
     const int64_t count = vectors - v < kBlockVectors ? vectors - v : kBlockVectors, pixel = v * lanes;
     for_blocks(in_from, in_to, [&](auto block_rows, int64_t c) OES_TARGET OES_LAMBDA {
@@ -549,7 +546,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
   const int64_t weights = a.dense ? a.outputs * kernel * a.inputs : a.first[a.outputs * kernel];
   const int64_t plane = a.plane;
   const int64_t size_of_lines = up ? 2 * (2 * a.strip_rows + 3) * line_of<T>(columns) : 0;
-  const bool of_source = a.grad_source != nullptr || a.leave != Leave::kPlain;
+  const bool of_source = a.grad_source != nullptr;
   T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + size_of_lines);
   T* mixed = strip + a.inputs * plane;
   T* grads = mixed + a.inputs * plane;
@@ -619,5 +616,25 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
         leave(a, c, first * columns, rows * columns, mixed + c * plane, a.leave_sums + 2 * (at * a.inputs + c));
       }
     }
+  }
+}
+
+template <typename T>
+OES_TARGET void add_grads(const AddGrads<T>& a, int64_t begin, int64_t end) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t t = begin; t < end; ++t) {
+    double sums[lanes] = {};
+    for (int64_t slot = 0; slot < a.slots; ++slot) {
+      const T* each = a.sums + (slot * a.count + t) * lanes;
+      for (int64_t k = 0; k < lanes; ++k) {
+        sums[k] += static_cast<double>(each[k]);
+      }
+    }
+    for (int64_t half = lanes / 2; half > 0; half /= 2) {
+      for (int64_t k = 0; k < half; ++k) {
+        sums[k] += sums[k + half];
+      }
+    }
+    a.to[a.indices[a.order[t]]] += static_cast<T>(sums[0]) * a.scale;
   }
 }

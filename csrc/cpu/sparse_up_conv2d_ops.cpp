@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor> output_head(
     Mixer<T> mixer(x.size(1), outputs, x.size(2), x.size(3), 1, all_taps(outputs, x.size(1)));
     mixer.forward(images, pointer<const T>(x), pointer<const T>(weight), pointer<T>(output));
     batch_norm_act::output(batch_norm_act::Output<T>{
-        images * outputs, pixels, sigmoid ? batch_norm_act::Last::kSigmoid : batch_norm_act::Last::kLeaky, T(1),
+        images * outputs, pixels, sigmoid ? Last::kSigmoid : Last::kLeaky, T(1),
         pointer<const T>(output), shift.data(), nullptr, pointer<T>(output)});
     *pointer<T>(loss) = static_cast<T>(
         sum_of_squares(pointer<const T>(output), pointer<const T>(target), output.numel()) /

@@ -21,6 +21,8 @@ from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.forms import dense_is_faster
 from oes_fast.rewrite.liveness import Alive
 
+MOST_OF_HEAD = 4  # outputs: the kernels hold their sums in registers
+
 _ACTIVATIONS = (None, "identity", "relu", "leaky_relu", "elu", "silu")
 _OUTPUTS = ("identity", "relu", "leaky_relu", "sigmoid")
 
@@ -286,10 +288,12 @@ class Program:
         self._evaluations = self._held = 0
         self.kernels = cls(channels, height, width, fixed)
         before = alive[id(chain.source)]
-        for link in chain.links:
-            self.kernels.add_conv(
-                self._conv_spec(link, before, source.dtype, fixed=fixed and link is chain.links[0])
-            )
+        for number, link in enumerate(chain.links):
+            spec = self._conv_spec(link, before, source.dtype, fixed=fixed and number == 0)
+            behind_one = number > 0 and len(chain.links[number - 1].norms) == 1
+            if spec.kind == "pointwise" and behind_one and not link.norms and spec.outputs <= MOST_OF_HEAD:
+                spec.kind = "head"
+            self.kernels.add_conv(spec)
             incoming = alive[id(link.conv)].const
             for node in link.norms:
                 self.kernels.add_norm(self._norm_spec(node, incoming))
