@@ -136,6 +136,21 @@ def test_drawn_networks(data):
     check(case, torch.float64, seed)
 
 
+def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
+    require("cpu")
+    seen = set()
+    laid_out = oes_fast.rewrite.chain.Program.laid_out
+
+    def record(program, planes):
+        seen.add(program.kernels.by_rows)
+        return laid_out(program, planes)
+
+    monkeypatch.setattr(oes_fast.rewrite.chain.Program, "laid_out", record)
+    check(CASES[0], torch.float64)
+    check(CASES[-2], torch.float32)  # dense and wide: Winograd's way
+    assert seen == {True, False}
+
+
 EVERYTHING = """
 import hashlib, sys, torch
 sys.path.insert(0, ".")

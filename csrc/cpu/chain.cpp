@@ -194,24 +194,29 @@ void Chain<T>::bind_direct(Link& link) {
   const int64_t phases = split ? 4 : 1, top = (spec.kernel_rows - 1) / s, left = (spec.kernel_columns - 1) / s;
   link.bordered = {spec.outputs, link.out_rows, link.out_columns, top, left, source_rows + top, source_columns};
   const int64_t bordered_plane = (source_rows + top) * source_columns;
-  // A fixed source has the rows of all planes side by side.
-  const int64_t pitch = fixed(link) ? link.inputs * phases * source_columns : source_columns;
-  link.gather = {nullptr, nullptr, nullptr, nullptr, nullptr, spec.outputs, link.out_rows, link.out_columns, pitch,
-                 link.inputs * f.plane_size()};
-  link.gather.planes_of_row = fixed(link) ? link.inputs * phases : 0;
-  link.gather.ahead = (spec.kernel_rows - 1) / s + 1;
+  link.gather = {nullptr, nullptr, nullptr, nullptr, nullptr, spec.outputs, link.out_rows, link.out_columns,
+                 source_columns, link.inputs * f.plane_size()};
   link.gather_back = {nullptr, nullptr, nullptr, nullptr, nullptr, link.inputs * phases, source_rows, source_columns,
                       source_columns, spec.outputs * bordered_plane};
+  // Rows of all planes side by side are one piece of memory; Winograd's sums take squares of pixels instead.
+  link.flat = !fixed(link) ||
+      (link.dense && dense_conv2d::Conv<T>::wants_flat(
+                         link.inputs, spec.kernel_rows, spec.kernel_columns, s, link.gather, link.gather_back));
+  if (!link.flat) {
+    link.gather.pitch *= link.inputs * phases;
+    link.gather.planes_of_row = link.inputs * phases;
+  }
+  link.gather.ahead = top + 1;
   sparse_conv2d::Dot<T>& d = link.dot;
   d = {nullptr, nullptr, nullptr, nullptr, nullptr, spec.outputs};
   d.rows = link.out_rows;
   d.columns = link.out_columns;
-  d.pitch = pitch;
+  d.pitch = link.gather.pitch;
   d.grad_pitch = source_columns;
   d.source_image = link.gather.source_image;
   d.grad_plane = bordered_plane;
-  d.ahead = fixed(link) ? (spec.kernel_rows - 1) / s : 0;
-  sparse_conv2d::cut(d, !fixed(link), 1);
+  d.ahead = link.flat ? 0 : top;
+  sparse_conv2d::cut(d, link.flat, 1);
   bind_taps(link, bordered_plane);
 }
 
@@ -224,8 +229,8 @@ void Chain<T>::bind_taps(Link& link, int64_t bordered_plane) {
   const auto plane_of = [&](int64_t c, int64_t u, int64_t v) { return c * phases + u % s * s + v % s; };
   const auto offset_of = [&](int64_t c, int64_t u, int64_t v) {
     const int64_t plane = plane_of(c, u, v);
-    return fixed(link) ? (u / s * link.inputs * phases + plane) * source_columns + v / s
-                       : (plane * source_rows + u / s) * source_columns + v / s;
+    return link.flat ? (plane * source_rows + u / s) * source_columns + v / s
+                     : (u / s * link.inputs * phases + plane) * source_columns + v / s;
   };
   if (link.dense) {
     for (int64_t c = 0; c < link.inputs; ++c) {
@@ -236,7 +241,7 @@ void Chain<T>::bind_taps(Link& link, int64_t bordered_plane) {
       }
     }
     link.dense_conv.bind(
-        link.inputs, spec.kernel_rows, spec.kernel_columns, s, !fixed(link), link.gather, link.gather_back, link.dot,
+        link.inputs, spec.kernel_rows, spec.kernel_columns, s, link.flat, link.gather, link.gather_back, link.dot,
         link.offsets, top, left, bordered_plane);
     return;
   }

@@ -56,7 +56,8 @@ struct NormSpec {
 template <typename T>
 class Chain {
  public:
-  // `fixed`: the source is given as the first convolution reads it, the same in every call, and has no gradient.
+  // `fixed`: the source is given as the first convolution reads it, the same in every call, and has no gradient: its
+  // borders, sums of 2 x 2 pixels and phases made, laid out as by_rows says.
   Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed);
 
   void add_conv(const ConvSpec& spec);
@@ -70,6 +71,12 @@ class Chain {
   // After a forward with the same weights and source: adds to grad_weights. `grad` is of the image; nullptr: the forward
   // had a target, and the gradient is that of the error. grad_source is written, or nullptr.
   void backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source);
+
+  // Whether a fixed source has the rows of all planes side by side, [rows, planes, columns], or is [planes, rows, columns]
+  // with winograd::kSlack elements behind them that may be read.
+  bool by_rows() const {
+    return !links_.empty() && by_rows(links_.front());
+  }
 
   // Of the result: channels, rows, columns.
   std::vector<int64_t> shape() const;
@@ -105,6 +112,7 @@ class Chain {
     sparse_conv2d::Gather<T> gather, gather_back;
     sparse_conv2d::Dot<T> dot;
     Indices offsets, back_offsets;
+    bool flat = true; // the planes are images of their own; else see by_rows
 
     int64_t pixels() const {
       return out_rows * out_columns;
@@ -127,6 +135,9 @@ class Chain {
   void bind_head(Link& link, const Link* before);
   bool fixed(const Link& link) const {
     return fixed_ && &link == &links_[0];
+  }
+  bool by_rows(const Link& link) const {
+    return fixed(link) && !link.flat;
   }
   void set_weights(Link& link, const T* weights);
   PixelMap<T> map_of(const Link& link) const;

@@ -35,7 +35,24 @@ void cut(Gather<T>& a) {
   a.groups = a.flat ? std::clamp<int64_t>(ceil_div(kUnits, a.strips), 1, blocks) : 1;
 }
 
+// The convolution of a flat image as Winograd's sums take it.
+template <typename T>
+winograd::Shape shape_ahead(
+    int64_t inputs, int64_t kernel, int64_t stride, const sparse_conv2d::Gather<T>& of_outputs,
+    const sparse_conv2d::Gather<T>& of_inputs) {
+  return {false, inputs, of_outputs.planes, kernel, stride, of_outputs.rows, of_outputs.columns, of_inputs.pitch,
+          of_inputs.rows * of_inputs.columns};
+}
+
 } // namespace
+
+template <typename T>
+bool Conv<T>::wants_flat(
+    int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride,
+    const sparse_conv2d::Gather<T>& of_outputs, const sparse_conv2d::Gather<T>& of_inputs) {
+  return kernel_rows == kernel_columns &&
+      winograd::Conv<T>::fits(shape_ahead(inputs, kernel_rows, stride, of_outputs, of_inputs));
+}
 
 template <typename T>
 bool Conv<T>::fits(bool flat, int64_t rows, int64_t columns, int64_t pitch) {
@@ -112,9 +129,7 @@ void Conv<T>::bind_winograd(
   if (!flat || kernel_rows != kernel_columns) {
     return;
   }
-  const winograd::Shape ahead{
-      false, inputs_, of_outputs.planes, kernel_rows, stride, of_outputs.rows, of_outputs.columns, of_outputs.pitch,
-      of_inputs.rows * of_inputs.columns};
+  const winograd::Shape ahead = shape_ahead(inputs_, kernel_rows, stride, of_outputs, of_inputs);
   const winograd::Shape back{
       true, inputs_, of_outputs.planes, kernel_rows, stride, of_inputs.rows, of_inputs.columns, of_inputs.pitch,
       of_weights.grad_plane};

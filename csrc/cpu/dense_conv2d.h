@@ -56,6 +56,11 @@ class Conv {
   // Whether images of these sizes are wide enough for it.
   static bool fits(bool flat, int64_t rows, int64_t columns, int64_t pitch);
 
+  // Whether the convolution takes fewer products by Winograd's way, which wants a flat image.
+  static bool wants_flat(
+      int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride,
+      const sparse_conv2d::Gather<T>& forward, const sparse_conv2d::Gather<T>& backward);
+
   // Shapes as of the sparse sums: `forward`, `backward` and `dot` give everything but the taps and how work is cut.
   void bind(
       int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,

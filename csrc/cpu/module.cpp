@@ -52,6 +52,9 @@ void bind_chain(py::module_& module, const char* name) {
       .def("add_norm", &Chain::add_norm)
       .def("finish", &Chain::finish, py::arg("act"), py::arg("slope"))
       .def_property_readonly("shape", &Chain::shape)
+      .def_property_readonly(
+          "by_rows", py::overload_cast<>(&Chain::by_rows, py::const_),
+          "Whether a fixed source is taken as [rows, planes, columns], not [planes, rows, columns] with SLACK behind.")
       .def(
           "forward",
           [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t out, const std::vector<uintptr_t>& running,
@@ -169,6 +172,7 @@ PYBIND11_MODULE(_C, module) {
       .def_readwrite("act", &NormSpec::act)
       .def_readwrite("slope", &NormSpec::slope)
       .def_readwrite("constants", &NormSpec::constants);
+  module.attr("SLACK") = oes::winograd::kSlack;
   oes::bind_chain<float>(module, "ChainFloat");
   oes::bind_chain<double>(module, "ChainDouble");
 }

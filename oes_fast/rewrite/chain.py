@@ -243,7 +243,7 @@ class ChainRun:
                     buffers[norm.count].add_(1)
             else:
                 running += [None, None]
-        source = self._read(source) if fixed else source
+        source = self._read(source, program) if fixed else source
         if target is None or self.chain.links[-1].norms:
             return _Evaluate.apply(weights, source, program, running), None
         return _EvaluateLoss.apply(weights, source, target.detach(), program, running)
@@ -254,15 +254,14 @@ class ChainRun:
             self._programs[key] = Program(self.chain, self._alive, self._weights, source, fixed=fixed)
         return self._programs[key]
 
-    def _read(self, source: Tensor) -> Tensor:
+    def _read(self, source: Tensor, program: Program) -> Tensor:
         """A fixed source as the first convolution reads it, made once."""
         if self._planes is None or self._planes[0] is not source:
             conv = self.chain.links[0].conv.stage
             planes = source.contiguous().unsqueeze(2)
             if isinstance(conv, s.Conv) and conv.stride == (2, 2):
                 planes = torch.ops.oes_fast.phase_split_cpu(planes.squeeze(2))
-            # [H', C * phases, W']: a strip of rows is one piece of memory, not one of every plane.
-            planes = planes.flatten(1, 2)[0].transpose(0, 1).contiguous()
+            planes = program.laid_out(planes.flatten(1, 2)[0])
             if source.is_inference():
                 return planes
             self._planes = (source, planes)
@@ -364,6 +363,14 @@ class Program:
                 grad_source.data_ptr() if needs_source else 0,
             )
         return grad_weights, grad_source
+
+    def laid_out(self, planes: Tensor) -> Tensor:
+        """A fixed source [C * phases, H', W'] as the first convolution takes it."""
+        if self.kernels.by_rows:  # [H', C * phases, W']: a strip of rows is one piece of memory
+            return planes.transpose(0, 1).contiguous()
+        # What is read behind the last plane is not used, but has to be there.
+        buffer = planes.new_zeros(planes.numel() + _extension().SLACK)
+        return buffer[: planes.numel()].view(planes.shape).copy_(planes)
 
     def _evaluate(
         self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None

@@ -9,6 +9,7 @@ on disk, so that later runs compute the same bits.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class LoneConvolution:
         if fixed and spec.stride == 2:  # four planes of half the size, rounded up
             source_shape = (4 * image[0], image[1] // 2 + 1, image[2] // 2 + 1)
         self._weights = torch.ones(len(lone.weights), dtype=dtype)
-        self._source = torch.ones(source_shape, dtype=dtype)
+        self._source = torch.ones(math.prod(source_shape) + extension.SLACK, dtype=dtype)
         self._output = torch.ones(self._chain.shape, dtype=dtype)
         self._grad_weights = torch.zeros_like(self._weights)
         self._grad_source = torch.empty_like(self._source)
