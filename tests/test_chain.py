@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_backends import require, run_python
 
 import oes_fast as oes
-import oes_fast.rewrite.chain
+import oes_fast.rewrite.chain_program
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.chain import find_chains
 from oes_fast.rewrite.execute import Head
@@ -100,7 +100,7 @@ def check(case, dtype, seed=0):
 @pytest.fixture(params=[False, True], ids=["sparse", "dense"])
 def form(request, monkeypatch):
     """Every masked convolution in one form, whatever is faster here."""
-    monkeypatch.setattr(oes_fast.rewrite.chain, "dense_is_faster", lambda *_, **__: request.param)
+    monkeypatch.setattr(oes_fast.rewrite.chain_program, "dense_is_faster", lambda *_, **__: request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -139,13 +139,13 @@ def test_drawn_networks(data):
 def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     require("cpu")
     seen = set()
-    laid_out = oes_fast.rewrite.chain.Program.laid_out
+    laid_out = oes_fast.rewrite.chain_program.Program.laid_out
 
     def record(program, planes):
         seen.add(program.kernels.by_rows)
         return laid_out(program, planes)
 
-    monkeypatch.setattr(oes_fast.rewrite.chain.Program, "laid_out", record)
+    monkeypatch.setattr(oes_fast.rewrite.chain_program.Program, "laid_out", record)
     check(CASES[0], torch.float64)
     check(CASES[-2], torch.float32)  # dense and wide: Winograd's way
     assert seen == {True, False}
@@ -155,7 +155,7 @@ EVERYTHING = """
 import hashlib, sys, torch
 sys.path.insert(0, ".")
 from test_chain import BROKEN_UP, CASES, DTYPES, check
-import oes_fast.rewrite.chain as chain
+import oes_fast.rewrite.chain_program as chain
 from oes_fast import _C
 print(_C.capability())
 for threads in (1, 2):

@@ -1,4 +1,4 @@
-// A row of convolutions with batch norms between them, run as one: what oes_fast/rewrite/chain.py binds a generator to.
+// A row of convolutions with batch norms between them, run as one: what oes_fast/rewrite/chain_program.py binds a generator to.
 //
 // A link is a convolution with the batch norm, the activation and possibly a second batch norm behind it. Between two
 // links only the convolution's own result is kept, [channels, rows, columns]: the next link normalises and activates it

@@ -46,7 +46,7 @@ T* pointer(uintptr_t address) {
 template <typename T>
 void bind_chain(py::module_& module, const char* name) {
   using Chain = chain::Chain<T>;
-  py::class_<Chain>(module, name, "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain.py.")
+  py::class_<Chain>(module, name, "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain_program.py.")
       .def(py::init<int64_t, int64_t, int64_t, bool>(), py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("fixed"))
       .def("add_conv", &Chain::add_conv)
       .def("add_norm", &Chain::add_norm)

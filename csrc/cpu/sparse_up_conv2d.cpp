@@ -11,7 +11,7 @@
 namespace oes::mixing {
 namespace {
 
-#define OES_KERNELS "sparse_up_conv2d_kernels.h"
+#define OES_KERNELS "sparse_up_conv2d_back_kernels.h"
 #include "levels.h"
 
 constexpr int64_t kCache = 320 << 10; // bytes of a strip with all that is made of it

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import stages as s
-from oes_fast.rewrite.chain import Chain, ChainRun, find_chains
+from oes_fast.rewrite.chain import Chain, find_chains
+from oes_fast.rewrite.chain_run import ChainRun
 from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value, activate
 from oes_fast.rewrite.execute_sparse import BACKEND
