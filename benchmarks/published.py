@@ -52,6 +52,19 @@ class PublishedSearch:
 
     def step(self) -> Tensor:
         """One step; returns the loss before it, a scalar on the device (no synchronisation)."""
+        masked = self._draw()
+        loss = F.mse_loss(masked(self.z), self.noisy) + self.kl * self._divergence()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def mask_step(self, grads: list[Tensor]) -> None:
+        """A step without the network: ``grads`` are the gradients of the masked parameters."""
+        masked = self._draw()
+        torch.autograd.backward([*masked.parameters(), self.kl * self._divergence()], [*grads, None])
+        self.optimizer.step()
+
+    def _draw(self) -> nn.Module:
         masked = copy.deepcopy(self.net).requires_grad_(False)
         self.optimizer.zero_grad()
         start = 0
@@ -60,10 +73,7 @@ class PublishedSearch:
             probability = torch.sigmoid(self.logits[:, start:end].t())
             parameter.mul_(relaxed_mask(probability, self.levels, self.temperature).view(parameter.shape))
             start = end
-        loss = F.mse_loss(masked(self.z), self.noisy) + self.kl * self._divergence()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        return masked
 
     def _divergence(self) -> Tensor:
         # Four sigmoids of all logits, each with a tensor kept for backward, as published.

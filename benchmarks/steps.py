@@ -1,4 +1,4 @@
-"""Whole steps of the search and the training, every backend against the published way, interleaved.
+"""Steps of search and training, and of the mask alone: every backend against the published way, interleaved.
 
     python -m benchmarks.steps --size 256 512 --threads 1 2 --rounds 10 --json benchmarks/results/steps.json
 
@@ -24,7 +24,9 @@ import oes_fast as oes
 from benchmarks.interleave import environment, interleave, ratios, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
+from oes_fast.flat import flatten
 from oes_fast.models import Generator
+from oes_fast.ops import gumbel_mask, mask_update
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.search import SearchRun
@@ -76,6 +78,34 @@ def search_steps(
     return steps
 
 
+def mask_steps(
+    net: Generator, z: Tensor, noisy: Tensor, backends: list[str]
+) -> dict[str, Callable[[], object]]:
+    """What a search step does but for the network: drawing the mask, KL term, chain rule and Adam."""
+    published = PublishedSearch(net, z, noisy)
+    grads = [1e-6 * torch.randn_like(parameter) for parameter in net.parameters()]
+    steps: dict[str, Callable[[], object]] = {"published": lambda: published.mask_step(grads)}
+    w0, grad = flatten(net), torch.cat([g.flatten() for g in grads])
+    for backend in backends:
+        if backend in (COMPILED, "torch") or backend in SETTINGS:  # "torch" is the reference here
+            continue
+        steps[backend] = _mask_stepper(w0, grad, backend)
+    return steps
+
+
+def _mask_stepper(w0: Tensor, grad: Tensor, backend: str) -> Callable[[], object]:
+    logits, exp_avg, exp_avg_sq = torch.zeros_like(w0), torch.zeros_like(w0), torch.zeros_like(w0)
+    step = 0
+
+    def call() -> None:
+        nonlocal step
+        gumbel_mask(w0, logits, seed=0, step=step, backend=backend)
+        mask_update(logits, grad, w0, exp_avg, exp_avg_sq, seed=0, step=step, backend=backend)
+        step += 1
+
+    return call
+
+
 def _stepper(run: Any) -> Callable[[], object]:
     step = 0
 
@@ -120,6 +150,7 @@ def main() -> None:
                 for path in options.mask
             }
             cases["search"] = search_steps(net, z, noisy, options.backend)
+            cases["search, mask alone"] = mask_steps(net, z, noisy, options.backend)
             for case, steps in cases.items():
                 times = interleave(steps, rounds=options.rounds)
                 faster = ratios(times, "published")
