@@ -50,32 +50,24 @@ OES_HERE void products_back(
   }
 }
 
+// The same of a number of taps, at most kTaps.
+template <int kTaps, typename T>
+OES_HERE void products_back_of(
+    const T* source, const int32_t* offsets, int64_t taps, int64_t vectors, const T* grad, T* sums) {
+  if (taps == kTaps) {
+    products_back<kTaps>(source, offsets, vectors, grad, sums);
+  } else if constexpr (kTaps > 1) {
+    products_back_of<kTaps - 1>(source, offsets, taps, vectors, grad, sums);
+  }
+}
+
 template <typename T>
 OES_HERE void products_back(
     const T* source, const int32_t* offsets, int64_t taps, int64_t vectors, const T* grad, T* sums) {
-  constexpr int lanes = kLanes<T>;
   // Groups of about one size: the sums of a group of one or two would wait for each other.
   for (int64_t groups = (taps + 5) / 6, t = 0; groups > 0; --groups) {
     const int64_t count = (taps - t + groups - 1) / groups;
-    switch (count) {
-      case 6:
-        products_back<6>(source, offsets + t, vectors, grad, sums + t * lanes);
-        break;
-      case 5:
-        products_back<5>(source, offsets + t, vectors, grad, sums + t * lanes);
-        break;
-      case 4:
-        products_back<4>(source, offsets + t, vectors, grad, sums + t * lanes);
-        break;
-      case 3:
-        products_back<3>(source, offsets + t, vectors, grad, sums + t * lanes);
-        break;
-      case 2:
-        products_back<2>(source, offsets + t, vectors, grad, sums + t * lanes);
-        break;
-      default:
-        products_back<1>(source, offsets + t, vectors, grad, sums + t * lanes);
-    }
+    products_back_of<6>(source, offsets + t, count, vectors, grad, sums + t * kLanes<T>);
     t += count;
   }
 }
