@@ -144,7 +144,6 @@ class Chain {
   PixelMap<T> source_map() const;
   template <typename F>
   void each_head_weight(const F& f) const;
-  void set_head_weights(const T* weights);
   output_head::Head<T> head() const;
   void convolve(Link& link, const T* planes_or_source, const PixelMap<T>& map);
   void offsets(Link& link, const Norm* before, const T* weights);

@@ -6,22 +6,11 @@
 #include "chain_forward.h"
 
 namespace oes::chain {
-namespace {
-
-// The derivative of an activation at one number: for channels that are constant.
-template <typename T>
-T activate_grad_one(const NormSpec& spec, T x) {
-  T result;
-  with_act(act_of(spec.act), [&](auto act) { result = activate_grad<act.value>(x, static_cast<T>(spec.slope)); });
-  return result;
-}
-
-} // namespace
 
 template <typename T>
 void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source) {
   Link& end = links_.back();
-  T* of_y = grad == nullptr ? end.y.data() : grads_[0].data(); // output_loss has left it there
+  T* of_y = grad == nullptr ? end.y.data() : grads_[0].data(); // the forward has left it there
   T* of_source = grads_[1].data();
   T* spare = grads_[0].data();
   if (ends_in_norm_) {
@@ -34,13 +23,13 @@ void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* gra
     }
     offset_back(end, links_.size() == 1 ? nullptr : &links_[links_.size() - 2].norms.back(), of_y, weights, grad_weights);
   }
-  size_t l = links_.size() - 1;
   if (end.head()) {
     head_back(of_y, grad_weights);
-    norm_back(links_[--l], &end, nullptr, grad_weights);
+    norm_back(links_[links_.size() - 2], &end, nullptr, grad_weights);
   }
-  for (bool behind = end.head();; behind = false, --l) {
+  for (size_t l = links_.size() - (end.head() ? 1 : 0); l-- > 0;) {
     Link& link = links_[l];
+    const bool behind = end.head() && l + 2 == links_.size();
     const PixelGrad<T> of_result = behind ? grad_behind(link, of_y) : grad_of(link, of_y);
     if (l == 0) {
       conv_back(link, nullptr, source, source_map(), of_result, grad_source, grad_weights);
@@ -255,7 +244,9 @@ void Chain<T>::offset_back(Link& link, const Norm* before, const T* grad, const 
   for (size_t i = 0; i < link.spec.constant_taps.size(); i += 3) {
     const int64_t* tap = &link.spec.constant_taps[i];
     const int64_t beta = before->spec.constants[tap[2]];
-    const auto slope = static_cast<double>(activate_grad_one(before->spec, weights[beta]));
+    const auto slope = static_cast<double>(with_act(act_of(before->spec.act), [&](auto act) {
+      return activate_grad<act.value>(weights[beta], static_cast<T>(before->spec.slope));
+    }));
     const double of_constant = sums[tap[0]] * factor * static_cast<double>(weights[tap[1]]);
     grad_weights[tap[1]] += static_cast<T>(sums[tap[0]] * factor * static_cast<double>(before->constants[tap[2]]));
     grad_weights[beta] += static_cast<T>(of_constant * slope);

@@ -13,14 +13,6 @@ Act act_of(const std::string& name) {
   return name == "elu" ? Act::kElu : name == "silu" ? Act::kSilu : Act::kLeaky;
 }
 
-// An activation at one number: for channels that are constant.
-template <typename T>
-T activate_one(const NormSpec& spec, T x) {
-  T result;
-  with_act(act_of(spec.act), [&](auto act) { result = activate<act.value>(x, static_cast<T>(spec.slope)); });
-  return result;
-}
-
 } // namespace
 
 template <typename T>
@@ -46,16 +38,14 @@ double Chain<T>::forward(
   for (size_t l = 0; l < links_.size(); ++l) {
     Link& link = links_[l];
     const Link* before = l == 0 ? nullptr : &links_[l - 1];
+    set_weights(link, weights);
+    offsets(link, before == nullptr ? nullptr : &before->norms.back(), weights);
     if (link.head()) {
-      set_head_weights(weights);
-      offsets(link, &before->norms.back(), weights);
       return output_head::forward(output_head::Forward<T>{
           head(), act_, slope_, link.offset.data(), target, out, link.y.data(), moments_.data()});
     }
-    set_weights(link, weights);
     const PixelMap<T> map = before == nullptr ? source_map() : map_of(*before);
     convolve(link, before == nullptr ? source : before->y.data(), map);
-    offsets(link, before == nullptr ? nullptr : &before->norms.back(), weights);
     for (size_t which = 0; which < link.norms.size(); ++which) {
       const int64_t chunks = batch_norm_act::chunks_of(link.pixels());
       const bool strips = which == 0 && !link.direct(); // they come from the convolution
@@ -90,7 +80,9 @@ template <typename T>
 void Chain<T>::set_weights(Link& link, const T* weights) {
   const auto scale = static_cast<T>(link.spec.scale);
   const int64_t* indices = link.spec.weights.data();
-  if (link.dense) {
+  if (link.head()) {
+    each_head_weight([&](int64_t place, int64_t index) { head_weights_[place] = weights[index] * scale; });
+  } else if (link.dense) {
     const T* all = weights + link.spec.first_weight;
     if (link.spec.first_weight < 0) {
       for (size_t t = 0; t < link.positions.size(); ++t) {
@@ -110,13 +102,6 @@ void Chain<T>::set_weights(Link& link, const T* weights) {
   } else {
     link.mixing.set(weights, indices, scale);
   }
-}
-
-template <typename T>
-void Chain<T>::set_head_weights(const T* weights) {
-  const ConvSpec& spec = links_.back().spec;
-  const auto scale = static_cast<T>(spec.scale);
-  each_head_weight([&](int64_t place, int64_t index) { head_weights_[place] = weights[index] * scale; });
 }
 
 template <typename T>
@@ -220,7 +205,9 @@ void Chain<T>::normalise(
     v = static_cast<T>((1 - momentum) * v);
   }
   for (size_t i = 0; i < spec.constants.size(); ++i) {
-    norm.constants[i] = activate_one(spec, weights[spec.constants[i]]);
+    norm.constants[i] = with_act(act_of(spec.act), [&](auto act) {
+      return activate<act.value>(weights[spec.constants[i]], static_cast<T>(spec.slope));
+    });
   }
 }
 

@@ -173,6 +173,7 @@ PYBIND11_MODULE(_C, module) {
       .def_readwrite("slope", &NormSpec::slope)
       .def_readwrite("constants", &NormSpec::constants);
   module.attr("SLACK") = oes::winograd::kSlack;
+  module.attr("MOST_OF_HEAD") = oes::kMostBehind; // outputs
   oes::bind_chain<float>(module, "ChainFloat");
   oes::bind_chain<double>(module, "ChainDouble");
 }

@@ -38,14 +38,14 @@ OES_INLINE T activate_grad(T x, T slope) {
   }
 }
 
-// Calls f with the activation as a constant of its own type.
+// What f returns for the activation, as a constant of its own type.
 template <Act kAct>
 struct ActConstant {
   static constexpr Act value = kAct;
 };
 
 template <typename F>
-OES_INLINE void with_act(Act act, const F& f) {
+OES_INLINE auto with_act(Act act, const F& f) {
   switch (act) {
     case Act::kElu:
       return f(ActConstant<Act::kElu>());

@@ -15,8 +15,6 @@ from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.forms import dense_is_faster
 from oes_fast.rewrite.liveness import Alive
 
-MOST_OF_HEAD = 4  # outputs: the kernels hold their sums in registers
-
 
 class Program:
     """The C++ object of a chain for one dtype, and which evaluation its buffers hold."""
@@ -40,7 +38,8 @@ class Program:
         for number, link in enumerate(chain.links):
             spec = self._conv_spec(link, before, source.dtype, fixed=fixed and number == 0)
             behind_one = number > 0 and len(chain.links[number - 1].norms) == 1
-            if spec.kind == "pointwise" and behind_one and not link.norms and spec.outputs <= MOST_OF_HEAD:
+            few = spec.outputs <= extension.MOST_OF_HEAD
+            if spec.kind == "pointwise" and behind_one and few and not link.norms:
                 spec.kind = "head"
             self.kernels.add_conv(spec)
             incoming = alive[id(link.conv)].const
