@@ -95,11 +95,12 @@ def mask_steps(
 
 def _mask_stepper(w0: Tensor, grad: Tensor, backend: str) -> Callable[[], object]:
     logits, exp_avg, exp_avg_sq = torch.zeros_like(w0), torch.zeros_like(w0), torch.zeros_like(w0)
+    weights = torch.empty_like(w0)
     step = 0
 
     def call() -> None:
         nonlocal step
-        gumbel_mask(w0, logits, seed=0, step=step, backend=backend)
+        gumbel_mask(w0, logits, seed=0, step=step, out=weights, backend=backend)
         mask_update(logits, grad, w0, exp_avg, exp_avg_sq, seed=0, step=step, backend=backend)
         step += 1
 

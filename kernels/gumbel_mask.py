@@ -110,11 +110,17 @@ def backward_kernel(
     # fmt: on
 
 
-def gumbel_mask(
-    w0: Tensor, logits: Tensor, seed: int, step: int, temperature: float, ticks: Tensor | None = None
-) -> Tensor:
-    """Masked weights, float32, shape [n], contiguous arguments; ``ticks``, int64 [1], stands for the step."""
-    masked = torch.empty_like(w0)
+def gumbel_mask_out(
+    masked: Tensor,
+    w0: Tensor,
+    logits: Tensor,
+    seed: int,
+    step: int,
+    temperature: float,
+    ticks: Tensor | None = None,
+) -> None:
+    """Masked weights into ``masked``, float32, shape [n], contiguous arguments; ``ticks``, int64 [1], stands
+    for the step."""
     numel = w0.numel()
     if numel:
         block = block_size(numel)
@@ -131,6 +137,12 @@ def gumbel_mask(
                 BLOCK=block,
                 **LAUNCH,
             )
+
+
+def gumbel_mask(w0: Tensor, logits: Tensor, seed: int, step: int, temperature: float) -> Tensor:
+    """Masked weights, float32, shape [n], contiguous arguments."""
+    masked = torch.empty_like(w0)
+    gumbel_mask_out(masked, w0, logits, seed, step, temperature)
     return masked
 
 

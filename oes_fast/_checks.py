@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import torch
@@ -78,6 +78,28 @@ def check_logits(
     if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[0] == 1):  # one row: two levels, written flat
         return check_tensor("logits", tensor, shape=(numel,))
     return check_tensor("logits", tensor, shape=(None, numel))
+
+
+def check_written(tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Check the arguments that an operation writes: contiguous, and no memory shared with another argument.
+
+    Args:
+        tensors: all arguments.
+        names: of those that are written.
+
+    Raises:
+        InputError: a strided view, or one that overlaps another argument.
+    """
+    for name in names:
+        if not tensors[name].is_contiguous():
+            raise InputError(f"{name}: expected a contiguous tensor to write to, got a strided view")
+    if torch.compiler.is_compiling():
+        return  # a tensor that is being traced has no address
+    ends = {name: (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for name, t in tensors.items()}
+    for name in names:
+        for other, (begin, end) in ends.items():
+            if other != name and begin < ends[name][1] and ends[name][0] < end:
+                raise InputError(f"{name}: expected memory of its own to write to, it overlaps {other}")
 
 
 def _shape_matches(got: Sequence[int], wanted: Sequence[int | None]) -> bool:

@@ -12,6 +12,7 @@ from scipy import integrate, special, stats
 
 from oes_fast import BackendError, InputError, reference
 from oes_fast.ops import gumbel_mask
+from oes_fast.ops.philox import random_bits
 
 SIZES = (0, 1, 2, 5, 511, 512, 513, 1025, 40_003)
 # Of m, absolute. Float32 rounds (s + L) / T, which reaches 100: its error of 4e-6 meets m (1 - m) <= 1/4 only
@@ -120,6 +121,57 @@ def test_extremes(backend):
     assert gumbel_mask(torch.ones_like(nan), nan, seed=0, step=0, backend=backend).isnan().all()
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+def test_rare_draws_under_all_logits(backend):
+    """The lowest and the highest of many draws, whose odds reach 2^23, under logits of all sizes."""
+    require(backend)
+    count = 2**22 if backend == "cpu" else 2**14  # the interpreter is slow
+    words = random_bits(5, 9, count)
+    order = words.argsort()
+    rare = torch.cat([order[:64], order[-64:]])
+    if backend == "cpu":
+        assert words[order[0]] < 512  # the lowest and the highest odds there are
+        assert words[order[-1]] >= 2**32 - 512
+    noise = reference.logistic_from_bits(words[rare], torch.float64)
+    for dtype in dtypes_of(backend):
+        ones = torch.ones(count, dtype=dtype, device=device_of(backend))
+        for size in (0.0, 1e-3, 1.0, 8.0, 16.0, 17.5, 20.0, 24.0, 26.0, 30.0, 42.9, 43.1, 88.0, 349.0, 351.0):
+            for logit in (size, -size):
+                logits = (logit * ones).requires_grad_()
+                masked = gumbel_mask(ones, logits, seed=5, step=9, backend=backend)
+                (slope,) = torch.autograd.grad(masked.sum(), logits)
+                mask = torch.sigmoid(5 * (logit + noise))
+                for found, expected in ((masked.detach(), mask), (slope, 5 * mask * (1 - mask))):
+                    assert torch.isfinite(found).all()
+                    error = (found.cpu()[rare].double() - expected).abs().max()
+                    assert error <= 5 * TOLERANCE[dtype], (dtype, logit)
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_writes_where_it_is_told(backend):
+    require(backend)
+    for dtype in dtypes_of(backend):
+        w0, logits, _ = make(1000, dtype, device_of(backend))
+        logits.requires_grad_()
+        for temperature in (0.2, 0.7):
+            noise = {"seed": 1, "step": 2, "temperature": temperature, "backend": backend}
+            out = torch.full_like(w0, math.nan)
+            assert gumbel_mask(w0, logits, out=out, **noise) is out
+            assert not out.requires_grad
+            assert torch.equal(out, gumbel_mask(w0, logits, **noise))
+            strided = torch.stack([w0, w0], dim=1)[:, 0]
+            assert torch.equal(gumbel_mask(strided, logits, out=torch.empty_like(w0), **noise), out)
+    for bad, message in (
+        (torch.empty(999, dtype=dtype, device=w0.device), "out: expected shape"),
+        (torch.empty(1000, dtype=torch.int64, device=w0.device), "out: expected"),
+        (torch.empty(2000, dtype=dtype, device=w0.device)[::2], "out: expected a contiguous tensor"),
+        (w0, "out: expected memory of its own to write to, it overlaps w0"),
+        (logits.detach(), "out: .* overlaps logits"),
+    ):
+        with pytest.raises(InputError, match=message):
+            gumbel_mask(w0, logits, seed=1, step=2, out=bad, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_gradcheck(backend):
     require(backend)
@@ -151,6 +203,10 @@ def test_opcheck(backend):
         leaves = (w0.clone().requires_grad_(), logits.clone().requires_grad_())
         ops = torch.ops.oes_fast
         torch.library.opcheck(getattr(ops, f"gumbel_mask_{backend}").default, (*leaves, -3, 7, 0.2))
+        torch.library.opcheck(
+            getattr(ops, f"gumbel_mask_out_{backend}").default,
+            (torch.empty_like(w0), w0, logits, -3, 7, 0.2),
+        )
         torch.library.opcheck(
             getattr(ops, f"gumbel_mask_backward_{backend}").default,
             (grad, w0, logits, -3, 7, 0.2, True, False),

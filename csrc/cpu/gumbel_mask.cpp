@@ -1,7 +1,7 @@
 // w0 * sigmoid((s + L) / T) and its gradients, the noise L drawn on the way: see oes_fast/reference/gumbel_mask.py.
 #include <tuple>
 
-#include "elementary.h"
+#include "relaxed_mask.h"
 #include "tensors.h"
 
 namespace oes {
@@ -34,49 +34,50 @@ struct Backward {
 template <Capability kCapability, typename Arguments>
 OES_INLINE void forward_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = typename Arguments::Scalar;
-  alignas(64) T noise[kTile];
+  alignas(64) uint32_t words[kTile];
+  alignas(64) T decay[kTile];
+  const T scale = a.inverse_temperature;
   for (int64_t tile = begin; tile < end; ++tile) {
-    logistic_tile<kCapability>(a.key, tile, noise);
+    philox_tile<kCapability>(a.key, tile, words);
     const int64_t start = tile * kTile;
     const int64_t count = a.numel - start < kTile ? a.numel - start : kTile;
     const T* __restrict w0 = a.w0 + start;
     const T* __restrict logits = a.logits + start;
     T* __restrict masked = a.masked + start;
-    const T scale = a.inverse_temperature;
-    for (int64_t i = 0; i < count; ++i) {
-      const T x = (logits[i] + noise[i]) * scale;
-      const auto p = sigmoid_pair(x);
-      masked[i] = w0[i] * (x < T(0) ? p.small : p.large);
+    if (needs_decay(scale)) {
+      decay_tile(logits, count, decay);
     }
+    relaxed_tile<Relaxed::kMask>(
+        words, logits, decay, count, scale, [=](int64_t i, T m) OES_LAMBDA { masked[i] = w0[i] * m; });
   }
 }
 
 template <Capability kCapability, typename Arguments>
 OES_INLINE void backward_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = typename Arguments::Scalar;
-  alignas(64) T noise[kTile];
+  alignas(64) uint32_t words[kTile];
+  alignas(64) T decay[kTile];
+  const T scale = a.inverse_temperature;
   for (int64_t tile = begin; tile < end; ++tile) {
-    logistic_tile<kCapability>(a.key, tile, noise);
+    philox_tile<kCapability>(a.key, tile, words);
     const int64_t start = tile * kTile;
     const int64_t count = a.numel - start < kTile ? a.numel - start : kTile;
     const T* __restrict grad = a.grad + start;
     const T* __restrict logits = a.logits + start;
-    const T scale = a.inverse_temperature;
+    if (needs_decay(scale)) {
+      decay_tile(logits, count, decay);
+    }
     if (a.grad_w0 != nullptr) {
       T* __restrict grad_w0 = a.grad_w0 + start;
-      for (int64_t i = 0; i < count; ++i) {
-        const T x = (logits[i] + noise[i]) * scale;
-        const auto p = sigmoid_pair(x);
-        grad_w0[i] = grad[i] * (x < T(0) ? p.small : p.large);
-      }
+      relaxed_tile<Relaxed::kMask>(
+          words, logits, decay, count, scale, [=](int64_t i, T m) OES_LAMBDA { grad_w0[i] = grad[i] * m; });
     }
     if (a.grad_logits != nullptr) {
       const T* __restrict w0 = a.w0 + start;
       T* __restrict grad_logits = a.grad_logits + start;
-      for (int64_t i = 0; i < count; ++i) {
-        const auto p = sigmoid_pair((logits[i] + noise[i]) * scale);
-        grad_logits[i] = grad[i] * w0[i] * (p.large * p.small) * scale;
-      }
+      relaxed_tile<Relaxed::kVariance>(
+          words, logits, decay, count, scale,
+          [=](int64_t i, T variance) OES_LAMBDA { grad_logits[i] = grad[i] * w0[i] * variance * scale; });
     }
   }
 }
@@ -84,10 +85,10 @@ OES_INLINE void backward_body(const Arguments& a, int64_t begin, int64_t end) {
 OES_CAPABILITIES(forward)
 OES_CAPABILITIES(backward)
 
-Tensor gumbel_mask(Tensor w0, Tensor logits, int64_t seed, int64_t step, double temperature) {
+void gumbel_mask_out(Tensor masked, Tensor w0, Tensor logits, int64_t seed, int64_t step, double temperature) {
+  check_vector("masked", masked, logits);
   check_vector("w0", w0, logits);
   check_vector("logits", logits, w0);
-  Tensor masked = torch::stable::empty_like(w0);
   with_type(w0, [&](auto zero) {
     using T = decltype(zero);
     const Forward<T> a{
@@ -96,6 +97,11 @@ Tensor gumbel_mask(Tensor w0, Tensor logits, int64_t seed, int64_t step, double 
     torch::stable::parallel_for(
         0, tiles_of(a.numel), kGrain, [&](int64_t begin, int64_t end) { forward(a, begin, end); });
   });
+}
+
+Tensor gumbel_mask(Tensor w0, Tensor logits, int64_t seed, int64_t step, double temperature) {
+  Tensor masked = torch::stable::empty_like(w0);
+  gumbel_mask_out(masked, w0, logits, seed, step, temperature);
   return masked;
 }
 
@@ -134,6 +140,7 @@ std::tuple<Tensor, Tensor> gumbel_mask_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
   m.impl("gumbel_mask_cpu", TORCH_BOX(&gumbel_mask));
+  m.impl("gumbel_mask_out_cpu", TORCH_BOX(&gumbel_mask_out));
   m.impl("gumbel_mask_backward_cpu", TORCH_BOX(&gumbel_mask_backward));
 }
 

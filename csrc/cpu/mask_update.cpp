@@ -2,7 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "elementary.h"
+#include "relaxed_mask.h"
 #include "tensors.h"
 
 namespace oes {
@@ -37,8 +37,12 @@ OES_INLINE void update_body(const Arguments& a, int64_t begin, int64_t end) {
   using T = typename Arguments::Scalar;
   constexpr bool has_gradient = Arguments::kl_part != Kl::kNone;
   constexpr bool has_value = Arguments::kl_part == Kl::kGradientAndValue;
-  alignas(64) T gradient[kTile]; // the noise at first
-  alignas(64) T kl_gradient[has_gradient ? kTile : 1]; // exp(-|s|) at first
+  alignas(64) uint32_t words[kTile];
+  alignas(64) T decay[kTile]; // e = exp(-|s|)
+  alignas(64) T gradient[kTile]; // of the loss, then of all
+  alignas(64) T kl_gradient[has_gradient ? kTile : 1]; // P Q at first
+  alignas(64) T log_argument[has_gradient ? kTile : 1], correction[has_gradient ? kTile : 1];
+  alignas(64) typename Real<T>::Bits exponent[has_gradient ? kTile : 1];
   alignas(64) T kl_terms[has_value ? kTile : 1];
   const T eps = static_cast<T>(kKlEps);
   const T log_density = static_cast<T>(a.log_density), log_rest = static_cast<T>(a.log_rest);
@@ -47,9 +51,7 @@ OES_INLINE void update_body(const Arguments& a, int64_t begin, int64_t end) {
   const T beta1_rest = a.beta1_rest, beta2 = a.beta2, beta2_rest = a.beta2_rest;
   const T step_size = a.step_size, second_scale = a.second_scale, adam_eps = a.eps;
   for (int64_t tile = begin; tile < end; ++tile) {
-    // Several short loops over a tile in the first-level cache, since one long chain of dependent operations
-    // leaves the processor too little to reorder: together they take four fifths of the time of a single loop.
-    logistic_tile<kCapability>(a.key, tile, gradient);
+    philox_tile<kCapability>(a.key, tile, words);
     const int64_t start = tile * kTile;
     const int64_t count = a.numel - start < kTile ? a.numel - start : kTile;
     const T* __restrict grad = a.grad + start;
@@ -57,46 +59,42 @@ OES_INLINE void update_body(const Arguments& a, int64_t begin, int64_t end) {
     T* __restrict logits = a.logits + start;
     T* __restrict exp_avg = a.exp_avg + start;
     T* __restrict exp_avg_sq = a.exp_avg_sq + start;
-    if constexpr (has_value) {
-      for (int i = 0; i < kTile; ++i) {
-        kl_terms[i] = T(0);
-      }
+    if (has_gradient || needs_decay(scale)) {
+      decay_tile(logits, count, decay);
     }
+    relaxed_tile<Relaxed::kVariance>(
+        words, logits, decay, count, scale,
+        [=, to = &gradient[0]](int64_t i, T variance) OES_LAMBDA { to[i] = grad[i] * w0[i] * variance * scale; });
     if constexpr (has_gradient) {
       // With P >= Q the two probabilities, A = P + eps and B = Q + eps, the derivative of the KL term is
       // P Q [+-(log(A / B) + P / A - Q / B) - log(p0 / (1 - p0))]. Here P = 1 / (1 + e) and Q = e / (1 + e) are
       // cleared of their denominator, and one division serves all.
       for (int64_t i = 0; i < count; ++i) {
-        kl_gradient[i] = exp_negative(absolute(logits[i]));
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const T s = logits[i];
-        const T e = kl_gradient[i];
+        const T e = decay[i];
         const T denominator = T(1) + e, cleared_eps = eps * denominator;
         const T larger = T(1) + cleared_eps, smaller = e + cleared_eps;
         const auto split = split_ratio(larger, smaller);
         const T sum = larger + split.scaled, product = larger * smaller, square = denominator * denominator;
-        const T inverse = T(1) / (product * sum * square);
-        const T log_odds = log_from_split((larger - split.scaled) * (inverse * (product * square)), split.exponent);
-        const T bracket = log_odds + cleared_eps * (T(1) - e) * (inverse * (sum * square));
-        const T variance = e * (inverse * (product * sum));
-        kl_gradient[i] = kl * (variance * ((s < T(0) ? -bracket : bracket) - kl_offset));
+        const T others = product * square, inverse = T(1) / (others * sum), of_others = inverse * sum;
+        log_argument[i] = (larger - split.scaled) * (inverse * others);
+        exponent[i] = split.exponent;
+        correction[i] = cleared_eps * (T(1) - e) * (of_others * square);
+        kl_gradient[i] = e * (of_others * product);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const T s = logits[i];
+        const T log_odds = log_from_split(log_argument[i], exponent[i]);
+        const T bracket = log_odds + correction[i];
+        gradient[i] += kl * (kl_gradient[i] * (with_sign(bracket, s) - kl_offset));
         if constexpr (has_value) {
-          const T p = T(1) / denominator;
+          const T e = decay[i];
+          const T p = T(1) / (T(1) + e);
           const T log_larger = -log_ratio(T(1), p + eps);
           const T of_larger = p * (log_larger - (s < T(0) ? log_rest : log_density));
           const T of_smaller = (e * p) * (log_larger - log_odds - (s < T(0) ? log_density : log_rest));
           kl_terms[i] = of_larger + of_smaller;
         }
       }
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const auto m = sigmoid_pair((logits[i] + gradient[i]) * scale);
-      T g = grad[i] * w0[i] * (m.large * m.small) * scale;
-      if constexpr (has_gradient) {
-        g += kl_gradient[i];
-      }
-      gradient[i] = g;
     }
     for (int64_t i = 0; i < count; ++i) {
       const T g = gradient[i];
@@ -107,6 +105,9 @@ OES_INLINE void update_body(const Arguments& a, int64_t begin, int64_t end) {
       logits[i] = logits[i] - step_size * first / (std::sqrt(second) * second_scale + adam_eps);
     }
     if constexpr (has_value) {
+      for (int64_t i = count; i < kTile; ++i) {
+        kl_terms[i] = T(0);
+      }
       double lanes[kLanes] = {};
       for (int i = 0; i < kTile; i += kLanes) {
         for (int lane = 0; lane < kLanes; ++lane) {

@@ -18,8 +18,11 @@
 namespace oes {
 
 constexpr uint32_t kMaskNoise = 0; // stream of the relaxed mask's noise
-constexpr int kTile = 512; // elements whose noise is made at a time: it stays in the first-level cache
+// Elements that are taken through all steps at a time: so few that memory and arithmetic are busy together, the least
+// that four chains of the widest vectors make.
+constexpr int kTile = 128;
 constexpr int kRounds = 10;
+constexpr int kChains = 4; // vectors of counters taken through the rounds together: one alone waits for its products
 constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
 
@@ -64,36 +67,44 @@ inline void philox_tile(const PhiloxKey& key, int64_t tile, uint32_t* __restrict
 // The same by hand, twice as fast: x86 multiplies 32 x 32 to 64 bits in 64-bit lanes, which compilers do not
 // find. Each counter word sits in the low half of such a lane; what is in the high half is never read. The order
 // of the blocks in the lanes (the last arguments) makes the two final unpackings yield them in order.
-#define OES_PHILOX_TILE(CAPABILITY, TARGET, VECTOR, PREFIX, BITS, BROADCAST, XOR3, PAIR, ...)               \
-  template <>                                                                                               \
+#define OES_PHILOX_TILE(CAPABILITY, TARGET, VECTOR, PREFIX, BITS, BROADCAST, XOR3, PAIR, ...)             \
+  template <>                                                                                             \
   TARGET inline void philox_tile<CAPABILITY>(const PhiloxKey& key, int64_t tile, uint32_t* __restrict words) {\
-    constexpr int kLanes = BITS / 64;                                                                       \
-    const uint64_t first = static_cast<uint64_t>(tile) * (kTile / 4);                                       \
-    const VECTOR multiplier0 = BROADCAST(kMultiplier0), multiplier1 = BROADCAST(kMultiplier1);              \
-    const VECTOR high_word = BROADCAST(first >> 32);                                                        \
-    const VECTOR step = BROADCAST(key.step), stream = BROADCAST(key.stream);                                \
-    alignas(64) const uint64_t lanes[] = {__VA_ARGS__};                                                     \
-    VECTOR counter = PREFIX##_add_epi64(                                                                    \
-        BROADCAST(first & 0xFFFFFFFFu), PREFIX##_load_si##BITS(reinterpret_cast<const VECTOR*>(lanes)));    \
-    const VECTOR advance = BROADCAST(kLanes);                                                               \
-    for (int block = 0; block < kTile / 4; block += kLanes) {                                               \
-      VECTOR c0 = counter, c1 = high_word, c2 = step, c3 = stream;                                          \
-      uint32_t k0 = key.low, k1 = key.high;                                                                 \
-      _Pragma("GCC unroll 10") for (int round = 0; round < kRounds; ++round) {                              \
-        const VECTOR p0 = PREFIX##_mul_epu32(c0, multiplier0), p1 = PREFIX##_mul_epu32(c2, multiplier1);    \
-        c0 = XOR3(PREFIX##_srli_epi64(p1, 32), c1, BROADCAST(k0));                                          \
-        c1 = p1;                                                                                            \
-        c2 = XOR3(PREFIX##_srli_epi64(p0, 32), c3, BROADCAST(k1));                                          \
-        c3 = p0;                                                                                            \
-        k0 += kWeyl0;                                                                                       \
-        k1 += kWeyl1;                                                                                       \
-      }                                                                                                     \
-      const VECTOR c01 = PAIR(c0, c1), c23 = PAIR(c2, c3);                                                  \
-      VECTOR* out = reinterpret_cast<VECTOR*>(words + 4 * block);                                           \
-      PREFIX##_store_si##BITS(out, PREFIX##_unpacklo_epi64(c01, c23));                                      \
-      PREFIX##_store_si##BITS(out + 1, PREFIX##_unpackhi_epi64(c01, c23));                                  \
-      counter = PREFIX##_add_epi64(counter, advance);                                                       \
-    }                                                                                                       \
+    constexpr int kLanes = BITS / 64;                                                                     \
+    const uint64_t first = static_cast<uint64_t>(tile) * (kTile / 4);                                     \
+    const VECTOR multiplier0 = BROADCAST(kMultiplier0), multiplier1 = BROADCAST(kMultiplier1);            \
+    const VECTOR high_word = BROADCAST(first >> 32);                                                      \
+    const VECTOR step = BROADCAST(key.step), stream = BROADCAST(key.stream);                              \
+    alignas(64) const uint64_t lanes[] = {__VA_ARGS__};                                                   \
+    VECTOR counter = PREFIX##_add_epi64(                                                                  \
+        BROADCAST(first & 0xFFFFFFFFu), PREFIX##_load_si##BITS(reinterpret_cast<const VECTOR*>(lanes)));  \
+    const VECTOR advance = BROADCAST(kLanes);                                                             \
+    for (int block = 0; block < kTile / 4; block += kChains * kLanes) {                                   \
+      VECTOR c0[kChains], c1[kChains], c2[kChains], c3[kChains];                                          \
+      for (int i = 0; i < kChains; ++i) {                                                                 \
+        c0[i] = counter, c1[i] = high_word, c2[i] = step, c3[i] = stream;                                 \
+        counter = PREFIX##_add_epi64(counter, advance);                                                   \
+      }                                                                                                   \
+      uint32_t k0 = key.low, k1 = key.high;                                                               \
+      _Pragma("GCC unroll 10") for (int round = 0; round < kRounds; ++round) {                            \
+        const VECTOR key0 = BROADCAST(k0), key1 = BROADCAST(k1);                                          \
+        _Pragma("GCC unroll 4") for (int i = 0; i < kChains; ++i) {                                       \
+          const VECTOR p0 = PREFIX##_mul_epu32(c0[i], multiplier0), p1 = PREFIX##_mul_epu32(c2[i], multiplier1);\
+          c0[i] = XOR3(PREFIX##_srli_epi64(p1, 32), c1[i], key0);                                         \
+          c1[i] = p1;                                                                                     \
+          c2[i] = XOR3(PREFIX##_srli_epi64(p0, 32), c3[i], key1);                                         \
+          c3[i] = p0;                                                                                     \
+        }                                                                                                 \
+        k0 += kWeyl0;                                                                                     \
+        k1 += kWeyl1;                                                                                     \
+      }                                                                                                   \
+      VECTOR* out = reinterpret_cast<VECTOR*>(words + 4 * block);                                         \
+      for (int i = 0; i < kChains; ++i) {                                                                 \
+        const VECTOR c01 = PAIR(c0[i], c1[i]), c23 = PAIR(c2[i], c3[i]);                                  \
+        PREFIX##_store_si##BITS(out + 2 * i, PREFIX##_unpacklo_epi64(c01, c23));                          \
+        PREFIX##_store_si##BITS(out + 2 * i + 1, PREFIX##_unpackhi_epi64(c01, c23));                      \
+      }                                                                                                   \
+    }                                                                                                     \
   }
 
 #define OES_XOR3_128(A, B, C) _mm_xor_si128(_mm_xor_si128(A, B), C)

@@ -14,7 +14,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Tiles one thread takes at least: below, waking another costs more than it saves.
-constexpr int64_t kGrain = 32;
+constexpr int64_t kGrain = 128;
 
 inline int64_t tiles_of(int64_t numel) {
   return (numel + kTile - 1) / kTile;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oes_fast import reference
-from oes_fast._checks import check_integer, check_logits, check_number, check_tensor
+from oes_fast._checks import check_integer, check_logits, check_number, check_tensor, check_written
 from oes_fast.backends import resolve
 from oes_fast.ops import _library
 from oes_fast.ops._clock import Clock, clocked
@@ -21,6 +21,7 @@ def gumbel_mask(
     seed: int,
     step: int | Clock,
     temperature: float = 0.2,
+    out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Masked weights w0 * m, m = sigmoid((s + L) / T), L ~ Logistic(0, 1) (Ghosh et al. 2024, section 3).
@@ -39,13 +40,17 @@ def gumbel_mask(
         step: search step, in [0, 2^32); or a clock, for launches that are recorded, with "triton" alone and
             without a derivative.
         temperature: T > 0.
+        out: where to write them, shape [n], contiguous, in memory of its own; there is no derivative then. A
+            search draws into the same memory in every step, which spares the system the pages.
         backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
 
     Returns:
-        Tensor of shape [n]; differentiable in ``w0`` and ``logits``, twice with backend "reference".
+        Tensor of shape [n], ``out`` where it is given; differentiable in ``w0`` and ``logits``, twice with
+        backend "reference".
 
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or a number out of range.
+        InputError: shapes, dtypes or devices that do not fit, a number out of range, or an ``out`` that is
+            not contiguous or shares memory with another argument.
         BackendError: the named backend cannot run here, or has no more than two levels.
     """
     check_tensor("w0", w0, ndim=1)
@@ -55,14 +60,26 @@ def gumbel_mask(
         check_integer("step", step, minimum=0, below=2**32)
     check_number("temperature", temperature, above=0.0)
     chosen = resolve(backend, w0.device, _library.candidates(w0.dtype, levels=logits.ndim == 2))
-    if isinstance(step, Clock):
-        step.check(chosen)
-        launch = clocked("gumbel_mask", "gumbel_mask")
-        return launch(w0.contiguous(), logits.contiguous(), seed, 0, temperature, step.ticks)
-    if chosen == "reference":
-        return reference.gumbel_mask(w0, logits, seed=seed, step=step, temperature=temperature)
-    kernel = _library.kernel("gumbel_mask", chosen)
-    return kernel(w0.contiguous(), logits.contiguous(), _library.as_signed(seed), step, temperature)
+    if out is not None:
+        check_tensor("out", out, shape=w0.shape, like=w0)
+        check_written({"out": out, "w0": w0, "logits": logits}, ("out",))
+    if out is None and not isinstance(step, Clock):
+        if chosen == "reference":
+            return reference.gumbel_mask(w0, logits, seed=seed, step=step, temperature=temperature)
+        kernel = _library.kernel("gumbel_mask", chosen)
+        return kernel(w0.contiguous(), logits.contiguous(), _library.as_signed(seed), step, temperature)
+    with torch.no_grad():
+        masked = torch.empty_like(w0) if out is None else out
+        if isinstance(step, Clock):
+            step.check(chosen)
+            launch = clocked("gumbel_mask", "gumbel_mask_out")
+            launch(masked, w0.contiguous(), logits.contiguous(), seed, 0, temperature, step.ticks)
+        elif chosen == "reference":
+            masked.copy_(reference.gumbel_mask(w0, logits, seed=seed, step=step, temperature=temperature))
+        else:
+            kernel = _library.kernel("gumbel_mask_out", chosen)
+            kernel(masked, w0.contiguous(), logits.contiguous(), _library.as_signed(seed), step, temperature)
+    return masked
 
 
 def _fake(w0: Tensor, logits: Tensor, seed: int, step: int, temperature: float) -> Tensor:
@@ -104,6 +121,12 @@ _library.define(
     "gumbel_mask",
     "(Tensor w0, Tensor logits, SymInt seed, SymInt step, float temperature) -> Tensor",
     fake=_fake,
+    module="gumbel_mask",
+)
+_library.define(
+    "gumbel_mask_out",
+    "(Tensor(a!) out, Tensor w0, Tensor logits, SymInt seed, SymInt step, float temperature) -> ()",
+    fake=lambda *_: None,
     module="gumbel_mask",
 )
 _library.define(

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from oes_fast import reference
-from oes_fast._checks import check_integer, check_logits, check_number, check_tensor
+from oes_fast._checks import check_integer, check_logits, check_number, check_tensor, check_written
 from oes_fast.backends import resolve
-from oes_fast.errors import InputError
 from oes_fast.ops import _library
 from oes_fast.ops._clock import Clock, clocked
 
@@ -71,7 +70,7 @@ def mask_update(
     for name, value in others.items():
         shape = logits.shape[-1:] if name in ("grad", "w0") else logits.shape
         check_tensor(name, value, shape=shape, like=logits)
-    _check_updated({"logits": logits, **others})
+    check_written({"logits": logits, **others}, ("logits", "exp_avg", "exp_avg_sq"))
     check_integer("seed", seed, minimum=0, below=2**64)
     if not isinstance(step, Clock):
         check_integer("step", step, minimum=0, below=2**32)
@@ -133,21 +132,6 @@ def mask_update(
             kl_value,
         )
     return value if kl_value else None
-
-
-def _check_updated(tensors: dict[str, Tensor]) -> None:
-    for name in ("logits", "exp_avg", "exp_avg_sq"):
-        if not tensors[name].is_contiguous():
-            raise InputError(f"{name}: expected a contiguous tensor to update in place, got a strided view")
-    if torch.compiler.is_compiling():
-        return  # a tensor that is being traced has no address
-    ends = {name: (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for name, t in tensors.items()}
-    for name in ("logits", "exp_avg", "exp_avg_sq"):
-        for other, (begin, end) in ends.items():
-            if other != name and begin < ends[name][1] and ends[name][0] < end:
-                raise InputError(
-                    f"{name}: expected memory of its own to update in place, it overlaps {other}"
-                )
 
 
 def _fake(logits: Tensor, *rest: Any) -> Tensor:

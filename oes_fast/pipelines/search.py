@@ -243,7 +243,7 @@ class SearchRun:
         self.logits = self.w0.new_full(shape, initial_logit(levels))
         self._exp_avg = torch.zeros_like(self.logits)
         self._exp_avg_sq = torch.zeros_like(self.logits)
-        self._weights = self.w0
+        self._weights = torch.empty_like(self.w0)
         self._loss = zero_scalar(noisy)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
@@ -259,15 +259,15 @@ class SearchRun:
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded."""
-        with torch.no_grad():
-            self._weights = gumbel_mask(
-                self.w0,
-                self.logits,
-                seed=self._seed,
-                step=step,
-                temperature=self._temperature,
-                backend=self._backend,
-            )
+        gumbel_mask(
+            self.w0,
+            self.logits,
+            seed=self._seed,
+            step=step,
+            temperature=self._temperature,
+            out=self._weights.requires_grad_(False),
+            backend=self._backend,
+        )
         self._weights.requires_grad_(not final)
         with torch.set_grad_enabled(not final):
             output, self._loss = self._function.with_loss(self._weights, self._noisy, update_stats=False)
