@@ -181,11 +181,13 @@ OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
     for (int64_t output = from; output < to; ++output) {
       const T* grad = a.grad + (image * a.outputs + output) * a.grad_plane + at * (a.flat ? 1 : a.grad_pitch);
       const int64_t t = a.first[output], taps = a.first[output + 1] - t;
-      if (a.columns < lanes) { // flat images of less than a vector
+      if (a.columns < lanes) { // less than a vector
         for (int64_t tap = t; tap < t + taps; ++tap) {
           T sum = T(0);
-          for (int64_t k = 0; k < length; ++k) {
-            sum += grad[k] * source[a.offsets[tap] + k];
+          for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t k = 0; k < length; ++k) {
+              sum += grad[i * a.grad_pitch + k] * source[a.offsets[tap] + i * a.pitch + k];
+            }
           }
           partial[tap] = sum;
         }

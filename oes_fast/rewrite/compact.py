@@ -122,8 +122,9 @@ class _Scatter(torch.autograd.Function):
 def _cut(tensor: Tensor, channels: tuple[Tensor, ...]) -> Tensor:
     """The given indices of the leading dimensions; a view where they are ranges."""
     for dim, index in enumerate(channels):
-        if len(index) == 0 or int(index[-1]) - int(index[0]) == len(index) - 1:
-            tensor = tensor.narrow(dim, int(index[0]) if len(index) else 0, len(index))
+        first = int(index[0]) if len(index) else 0
+        if torch.equal(index, torch.arange(first, first + len(index), device=index.device)):
+            tensor = tensor.narrow(dim, first, len(index))
         else:
             tensor = tensor.index_select(dim, index)
     return tensor
