@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test sanitize gpu setup clean
+.PHONY: demo test sanitize emulate gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -14,14 +14,23 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The kernels' tests with the extension built for AddressSanitizer and UBSan; then the usual build again.
-SANITIZED := tests/test_chain.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
+# The tests of the C++ kernels, for builds made for them alone; the usual build follows.
+KERNELS := tests/test_chain.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
 	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
+REBUILD := $(BIN)/python setup.py -q build_ext --inplace --force
+
+# With AddressSanitizer and UBSan.
 sanitize: setup
-	OES_SANITIZE=1 $(BIN)/python setup.py -q build_ext --inplace --force
+	OES_SANITIZE=1 $(REBUILD)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" $(SANITIZED); \
-		status=$$?; $(BIN)/python setup.py -q build_ext --inplace --force && exit $$status
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" $(KERNELS); \
+		status=$$?; $(REBUILD) && exit $$status
+
+# What is written for AVX-512, on a processor without it.
+emulate: setup
+	OES_EMULATE_AVX512=1 $(REBUILD)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" tests/test_philox.py $(KERNELS); \
+		status=$$?; $(REBUILD) && exit $$status
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
 gpu:

@@ -32,6 +32,9 @@ if os.environ.get("OES_SANITIZE", "0") not in ("", "0"):  # for `make sanitize`
     COMPILE_FLAGS = [*(flag for flag in COMPILE_FLAGS if flag != "-O3"), "-O1", "-g", *SANITIZERS]
     LINK_FLAGS += SANITIZERS
 
+if os.environ.get("OES_EMULATE_AVX512", "0") not in ("", "0"):  # for `make emulate`
+    COMPILE_FLAGS += ["-DOES_EMULATE_AVX512", "-Wno-psabi"]
+
 
 def skip_extension(reason: object) -> None:
     """Say that the extension is not built, or fail where it is required."""

@@ -22,8 +22,13 @@
 #else
 #define OES_WIDEST ",prefer-vector-width=512" // clang takes the widest vectors unasked
 #endif
+#if defined(OES_EMULATE_AVX512)
+#include "emulated_avx512.h"
+#define OES_TARGET_AVX512 OES_TARGET_AVX2
+#else
 #define OES_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi,bmi2" OES_WIDEST)))
+#endif
 #else
 #define OES_HAS_X86 0
 #endif
