@@ -26,10 +26,11 @@ def test_gumbel_mask(benchmark: Any, backend: str, threads: int) -> None:
     device = "cuda" if backend == "triton" else "cpu"
     generator = torch.Generator().manual_seed(0)
     w0, logits = torch.randn(2, NUMEL, generator=generator).to(device)
+    masked = torch.empty_like(w0)
     steps = itertools.count()  # the reference keeps the noise of its last step
     report_bandwidth(
         benchmark,
-        lambda: gumbel_mask(w0, logits, seed=0, step=next(steps), backend=backend),
+        lambda: gumbel_mask(w0, logits, seed=0, step=next(steps), out=masked, backend=backend),
         moved_bytes=STREAMS * 4 * NUMEL,
         threads=threads,
         device=device,
