@@ -14,7 +14,14 @@ from typing import Any
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-REQUIRED = os.environ.get("OES_REQUIRE_EXT", "0") not in ("", "0")
+
+
+def asked(name: str) -> bool:
+    """Whether an environment variable is set, to something other than 0."""
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+REQUIRED = asked("OES_REQUIRE_EXT")
 OLDEST_TORCH = (2, 10)  # the first whose stable ABI has parallel_for
 
 COMPILE_FLAGS = [
@@ -27,12 +34,12 @@ COMPILE_FLAGS = [
     "-Wall",
 ]
 LINK_FLAGS = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,--as-needed"]
-if os.environ.get("OES_SANITIZE", "0") not in ("", "0"):  # for `make sanitize`
+if asked("OES_SANITIZE"):  # for `make sanitize`
     SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     COMPILE_FLAGS = [*(flag for flag in COMPILE_FLAGS if flag != "-O3"), "-O1", "-g", *SANITIZERS]
     LINK_FLAGS += SANITIZERS
 
-if os.environ.get("OES_EMULATE_AVX512", "0") not in ("", "0"):  # for `make emulate`
+if asked("OES_EMULATE_AVX512"):  # for `make emulate`
     COMPILE_FLAGS += ["-DOES_EMULATE_AVX512", "-Wno-psabi"]
 
 
