@@ -50,9 +50,12 @@ def test_dense_conv2d(
     extension = importlib.import_module("oes_fast._C")
     kind, inputs, outputs, side, kernel, stride = layer
     spec = extension.ConvSpec()
-    spec.kind, spec.outputs, spec.kernel_rows, spec.kernel_columns = kind, outputs, kernel, kernel
+    spec.kind = getattr(extension.ConvKind, kind.upper())
+    spec.outputs, spec.kernel_rows, spec.kernel_columns = outputs, kernel, kernel
     spec.stride, spec.box = stride, stride == 2
-    spec.pad, spec.border = ("replicate", [0] * 4) if kind == "up" else ("reflect", [kernel // 2] * 4)
+    padding = extension.Padding
+    spec.padding = padding.REPLICATE if kind == "up" else padding.REFLECT
+    spec.border = [0] * 4 if kind == "up" else [kernel // 2] * 4
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(outputs, inputs, kernel, kernel, generator=generator) < share
     spec.taps = torch.nonzero(keep).flatten().tolist()

@@ -33,7 +33,7 @@ from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.steps import StepInfo
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
-from oes_fast.rewrite import SparseGenerator, TraceError, sparsify
+from oes_fast.rewrite import SparseGenerator, TraceError, VerificationError, sparsify
 from oes_fast.version import __version__
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "StepInfo",
     "TraceError",
     "TrainResult",
+    "VerificationError",
     "__version__",
     "add_noise",
     "backends",

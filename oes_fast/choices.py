@@ -1,5 +1,8 @@
 """Choices between ways to compute the same, measured on this machine once and kept on disk.
 
+Such ways differ by rounding. A run that is to end bit for bit where another would have takes the same ones:
+checkpoints keep what is in use.
+
 A file holds one kind of choice for one device. A disk that refuses, or a file that cannot be read, is no
 error: what it would have held is measured again. OES_FAST_CACHE_DIR names another folder than
 ~/.cache/oes_fast.
@@ -13,8 +16,33 @@ import os
 import platform
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+_in_use: dict[str, Any] = {}
+
+
+def choice(key: str, find: Callable[[], Any]) -> Any:
+    """The choice that this process has made under ``key``, or makes now by ``find``.
+
+    Args:
+        key: of the problem and of all that the choice depends on.
+        find: looks it up or measures it; gives a JSON value.
+    """
+    if key not in _in_use:
+        _in_use[key] = find()
+    return _in_use[key]
+
+
+def choices_in_use() -> dict[str, Any]:
+    """All choices this process has made, by their keys."""
+    return dict(_in_use)
+
+
+def take_choices(choices: Mapping[str, Any]) -> None:
+    """Make choices as another process has made them, whatever would be measured here."""
+    _in_use.update(choices)
 
 
 def choices_file(*name: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from kernel_backends import require, run_python
+from torch import nn
 
 import oes_fast as oes
 import oes_fast.rewrite.chain_program
@@ -65,7 +66,9 @@ def networks(case, dtype, seed=0):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(dtype)
     mask = torch.rand(FlatLayout.of(net).numel, generator=generator) < density
     mask = oes.Mask.from_flat(net, mask)
-    plain, fast = (oes.sparsify(net, mask, backend=backend).train() for backend in ("torch", "cpu"))
+    plain, fast = (
+        oes.sparsify(net, mask, backend=backend, verify=False).train() for backend in ("torch", "cpu")
+    )
     return plain, fast, oes.noise_input(4, size, seed=seed, dtype=dtype)
 
 
@@ -331,29 +334,89 @@ def test_several_images_run_stage_by_stage():
     assert not fast.plan(z).chained
 
 
-def test_wrong_specs_are_refused():
-    require("cpu")
-    from oes_fast import _C
+def one_conv(act, bias=True):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), act, nn.Conv2d(8, 3, 1, bias=bias)
+    ).double()
 
-    spec = _C.ConvSpec()
-    spec.kind, spec.outputs, spec.border = "direct", 1, [0, 0, 0, 0]
-    spec.taps, spec.weights, spec.bias = [0, 5, 0, 0], [0], [-1]
-    with pytest.raises(ValueError, match="taps: expected"):
-        _C.ChainFloat(2, 4, 4, False).add_conv(spec)
-    spec.taps = [0, 0, 0]
-    with pytest.raises(ValueError, match="taps: expected four"):
-        _C.ChainFloat(2, 4, 4, False).add_conv(spec)
-    spec.taps = [0, 0, 0, 0]
-    head = _C.ConvSpec()
-    head.kind, head.outputs, head.border = "head", 5, [0, 0, 0, 0]
-    chain = _C.ChainFloat(2, 4, 4, False)
-    chain.add_conv(spec)
-    with pytest.raises(ValueError, match="convolution: expected a norm before it"):
-        chain.add_conv(head)
-    norm = _C.NormSpec()
-    norm.gamma = norm.beta = [-1]
-    chain = _C.ChainFloat(2, 4, 4, False)
-    chain.add_conv(spec)
-    chain.add_norm(norm)
-    with pytest.raises(ValueError, match="head: expected 1 x 1"):
-        chain.add_conv(head)
+
+def kept(net, *dropped):
+    keep = torch.ones(FlatLayout.of(net).numel, dtype=torch.bool)
+    for name, index in dropped:
+        FlatLayout.of(net).views(keep)[name][index] = False
+    return oes.Mask.from_flat(net, keep)
+
+
+@pytest.mark.parametrize("dead", [[0], [1], [2], [0, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("last", ["identity", "leaky", "sigmoid"])
+def test_the_loss_counts_output_channels_that_are_zero(dead, last):
+    require("cpu")
+    net = one_conv(nn.LeakyReLU(0.2), bias=False)
+    net.append({"identity": nn.Identity(), "leaky": nn.LeakyReLU(0.3), "sigmoid": nn.Sigmoid()}[last])
+    mask = kept(net, ("3.weight", dead))
+    z, noisy = torch.rand(1, 4, 16, 16).double(), torch.rand(1, 3, 16, 16).double()
+    losses = [
+        oes.train_sparse(
+            net, mask, z, noisy, steps=3, backend=backend, record_every=1, verify=False
+        ).history.loss
+        for backend in ("reference", "cpu")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("act", [nn.LeakyReLU(0.2), nn.ReLU(), nn.ELU(0.5), nn.SiLU()], ids=str)
+@pytest.mark.parametrize("place", ["inside", "last"])
+def test_the_slope_at_exactly_zero_is_that_of_pytorch(act, place):
+    """Channels whose gamma is dropped are their beta, 0 at first."""
+    require("cpu")
+    if place == "inside":
+        net = one_conv(act)
+        mask = kept(net, ("1.weight", slice(0, 3)))
+        name, index = "1.bias", slice(0, 3)
+    else:
+        if isinstance(act, nn.ELU | nn.SiLU):
+            pytest.skip("no last activation of a chain")
+        net = one_conv(nn.ReLU()).append(act)
+        with torch.no_grad():
+            net[3].weight[1] = 0.0
+            net[3].bias[1] = 0.0
+        mask = kept(net)
+        name, index = "3.bias", slice(1, 2)
+    z = torch.rand(1, 4, 16, 16, dtype=torch.float64)
+    gradients = []
+    for backend in ("torch", "cpu"):
+        fast = oes.sparsify(net, mask, backend=backend, verify=False).train()
+        fast(z).square().sum().backward() if place == "inside" else (fast(z) * z[:, :3]).sum().backward()
+        dense = fast.dense_weights(fast.weights.grad)
+        gradients.append(FlatLayout.of(net).views(dense)[name][index])
+    dense = oes.sparsify(net, mask, verify=False).to_dense().train()
+    dense(z).square().sum().backward() if place == "inside" else (dense(z) * z[:, :3]).sum().backward()
+    expected = dict(dense.named_parameters())[name].grad[index]
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_evaluate_refuses_weights_and_statistics_of_another_kind(backend):
+    if backend == "cpu":
+        require("cpu")
+    net = one_conv(nn.ReLU()).float()
+    fast = oes.sparsify(net, kept(net), backend=backend).train()
+    z, weights, buffers = torch.rand(1, 4, 8, 8), fast.weights.detach(), dict(fast.dense_buffers())
+    fast.evaluate(weights, z, buffers, update_stats=True)
+    for wrong in (weights.double(), weights[:-1], weights[None], weights.to("meta"), weights.numpy()):
+        with pytest.raises(oes.InputError, match="weights: expected"):
+            fast.evaluate(wrong, z, buffers, update_stats=True)
+    for value in (torch.zeros(7), torch.zeros(8).double(), torch.zeros(8, device="meta")):
+        with pytest.raises(oes.InputError, match=r"buffers\['1.running_mean'\]: expected"):
+            fast.evaluate(weights, z, buffers | {"1.running_mean": value}, update_stats=True)
+    with pytest.raises(oes.InputError, match=r"buffers: expected '1.running_mean'"):
+        fast.evaluate(weights, z, {}, update_stats=True)
+    strided = torch.zeros(2, len(weights)).T.contiguous().T[0].copy_(weights)
+    wide = torch.stack([weights, weights], 1)[:, 0]
+    for same in (strided, wide):
+        torch.testing.assert_close(
+            fast.evaluate(same, z, buffers, update_stats=False),
+            fast.evaluate(weights, z, buffers, update_stats=False),
+        )

@@ -25,11 +25,13 @@ def spec(share, kind="direct", stride=1):
 
     side = 3 if kind == "up" else 1 if kind == "pointwise" else 5
     made = _C.ConvSpec()
-    made.kind, made.outputs, made.kernel_rows, made.kernel_columns = kind, 6, side, side
-    made.pad, made.border, made.stride = "replicate", [side // 2] * 4, stride
+    made.kind = getattr(_C.ConvKind, kind.upper())
+    made.outputs, made.kernel_rows, made.kernel_columns = 6, side, side
+    made.padding, made.stride = _C.Padding.REPLICATE, stride
+    made.border = [side // 2] * 4
     keep = torch.rand(6, 4, side, side, generator=torch.Generator().manual_seed(0)) < share
     made.taps = torch.nonzero(keep).flatten().tolist()
-    made.weights = list(range(int(keep.sum())))
+    made.weights, made.bias = list(range(int(keep.sum()))), [-1] * 6
     return made
 
 

@@ -116,7 +116,7 @@ OES_INLINE void output_body(const Arguments& a, int64_t begin, int64_t end) {
       }
     } else {
       for (int64_t j = 0; j < count; ++j) {
-        out[j] = y[j] + shift < T(0) ? grad[j] * slope : grad[j];
+        out[j] = grad[j] * activate_grad<Act::kLeaky>(y[j] + shift, slope);
       }
     }
   });

@@ -11,7 +11,6 @@
 namespace oes::batch_norm_act {
 namespace {
 
-constexpr int kReflect = 1;
 constexpr int64_t kNone = 0, kLeakyRelu = 1, kElu = 2, kSilu = 3; // places in reference.ACTIVATIONS
 
 Act act_of(int64_t activation) {
@@ -140,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(
     if (pad == 0) {
       map_image(pointer<const T>(x), maps.map(), s.planes(), s.pixels(), pointer<T>(y));
     } else if (s.planes() != 0) {
-      const frame::Border border = frame::border(kReflect, s.rows, s.columns, pad, pad, pad, pad);
+      const frame::Border border = frame::border(Padding::kReflect, s.rows, s.columns, pad, pad, pad, pad);
       frame::Frame<T> f{s.planes(), s.rows, s.columns, &border};
       f.map = maps.map();
       f.image = pointer<const T>(x);
@@ -180,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(
     if (pad == 0 || s.planes() == 0) {
       std::copy_n(pointer<const T>(grad), s.planes() * s.pixels(), of_norm);
     } else {
-      const frame::Border border = frame::border(kReflect, s.rows, s.columns, pad, pad, pad, pad);
+      const frame::Border border = frame::border(Padding::kReflect, s.rows, s.columns, pad, pad, pad, pad);
       frame::Frame<T> f{s.planes(), s.rows, s.columns, &border};
       f.grad_planes = pointer<const T>(grad);
       f.grad_image = of_norm;

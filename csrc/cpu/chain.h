@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <string>
 #include <vector>
 
 #include "batch_norm_act.h"
@@ -22,11 +21,18 @@ namespace oes::chain {
 
 using Indices = std::vector<int64_t>;
 
+enum class ConvKind {
+  kDirect,
+  kPointwise, // 1 x 1
+  kUp, // 3 x 3 over the image up-sampled by 2
+  kHead, // a last pointwise one of few outputs behind a single norm
+};
+
 // Places in the flat vector of weights are called indices; -1 stands for a weight that is not there.
 struct ConvSpec {
-  std::string kind; // "direct", "pointwise", "up", or "head": a last pointwise one of few outputs behind a single norm
-  std::string pad; // zeros, reflect, replicate or circular
-  Indices border; // left, right, top, bottom; of a direct convolution
+  ConvKind kind = ConvKind::kDirect;
+  Padding padding = Padding::kZeros;
+  Indices border = {0, 0, 0, 0}; // left, right, top, bottom; of a direct convolution
   bool box = false; // sum of 2 x 2 pixels first
   int64_t stride = 1, kernel_rows = 1, kernel_columns = 1;
   int64_t outputs = 0;
@@ -48,7 +54,7 @@ struct NormSpec {
   bool tracks = false;
   Indices places; // of the channels in the running statistics
   Indices tracked, tracked_places; // constants, as the convolution or norm before counts them, -1 for zero
-  std::string act = "leaky_relu"; // or elu, silu; none is leaky_relu with a slope of 1
+  Act act = Act::kLeaky; // none is leaky with a slope of 1
   double slope = 1;
   Indices constants; // indices of the beta of every constant channel
 };
@@ -57,13 +63,14 @@ template <typename T>
 class Chain {
  public:
   // `fixed`: the source is given as the first convolution reads it, the same in every call, and has no gradient: its
-  // borders, sums of 2 x 2 pixels and phases made, laid out as by_rows says.
-  Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed);
+  // borders, sums of 2 x 2 pixels and phases made, laid out as by_rows says. `weights`: length of the flat vector.
+  Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed, int64_t weights);
 
+  // These refuse by std::invalid_argument what would read or write outside its memory.
   void add_conv(const ConvSpec& spec);
   void add_norm(const NormSpec& spec);
-  // The image leaves through an activation: leaky_relu or sigmoid.
-  void finish(const std::string& act, double slope);
+  // The image leaves through an activation.
+  void finish(Last act, double slope);
 
   // Returns the mean squared error of the image to the target; zero where that is nullptr. An image that comes from a
   // norm has none.
@@ -80,6 +87,27 @@ class Chain {
 
   // Of the result: channels, rows, columns.
   std::vector<int64_t> shape() const;
+
+  // Elements of what forward and backward are given.
+  int64_t weights_size() const {
+    return weights_;
+  }
+  int64_t source_size() const;
+  int64_t output_size() const {
+    return links_.back().spec.outputs * links_.back().pixels();
+  }
+  // For every norm the least elements of its running statistics, 0 where it has none.
+  Indices statistics_sizes() const;
+  bool finished() const {
+    return finished_;
+  }
+  bool ends_in_norm() const {
+    return ends_in_norm_;
+  }
+  // Whether the last forward had a target.
+  bool has_loss() const {
+    return has_loss_;
+  }
 
  private:
   struct Norm {
@@ -118,16 +146,18 @@ class Chain {
       return out_rows * out_columns;
     }
     bool direct() const {
-      return spec.kind == "direct";
+      return spec.kind == ConvKind::kDirect;
     }
     bool head() const {
-      return spec.kind == "head";
+      return spec.kind == ConvKind::kHead;
     }
     int64_t places() const { // of weights
       return spec.outputs * inputs * spec.kernel_rows * spec.kernel_columns;
     }
   };
 
+  void check_conv(const Link& link, const Link* before) const;
+  void check_norm(const Link& link, const NormSpec& spec) const;
   void bind_form(Link& link);
   void bind_direct(Link& link);
   void bind_taps(Link& link, int64_t bordered_plane);
@@ -162,9 +192,10 @@ class Chain {
   void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
 
   bool fixed_;
-  int64_t channels_, rows_, columns_;
+  int64_t channels_, rows_, columns_, weights_;
+  bool finished_ = false;
   Last act_ = Last::kLeaky;
-  bool ends_in_norm_ = false;
+  bool ends_in_norm_ = false, has_loss_ = false;
   T slope_ = 1;
   std::deque<Link> links_; // whose elements stay where they are
   std::vector<T> identity_, none_; // of the source: scale 1, shift 0

@@ -244,7 +244,7 @@ void Chain<T>::offset_back(Link& link, const Norm* before, const T* grad, const 
   for (size_t i = 0; i < link.spec.constant_taps.size(); i += 3) {
     const int64_t* tap = &link.spec.constant_taps[i];
     const int64_t beta = before->spec.constants[tap[2]];
-    const auto slope = static_cast<double>(with_act(act_of(before->spec.act), [&](auto act) {
+    const auto slope = static_cast<double>(with_act(before->spec.act, [&](auto act) {
       return activate_grad<act.value>(weights[beta], static_cast<T>(before->spec.slope));
     }));
     const double of_constant = sums[tap[0]] * factor * static_cast<double>(weights[tap[1]]);

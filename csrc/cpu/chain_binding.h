@@ -10,24 +10,30 @@
 namespace oes::chain {
 namespace {
 
-int mode_of(const std::string& pad) {
-  return pad == "reflect" ? 1 : pad == "replicate" ? 2 : pad == "circular" ? 3 : 0;
-}
-
 void expect(bool holds, const char* what) {
   if (!holds) {
     throw std::invalid_argument(what);
   }
 }
 
+// Whether first <= index < end for all.
+bool all_in(const Indices& indices, int64_t first, int64_t end) {
+  return std::all_of(indices.begin(), indices.end(), [&](int64_t i) { return first <= i && i < end; });
+}
+
 } // namespace
 
 template <typename T>
-Chain<T>::Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed)
-    : fixed_(fixed), channels_(channels), rows_(rows), columns_(columns), identity_(channels, T(1)), none_(channels) {}
+Chain<T>::Chain(int64_t channels, int64_t rows, int64_t columns, bool fixed, int64_t weights)
+    : fixed_(fixed), channels_(channels), rows_(rows), columns_(columns), weights_(weights) {
+  expect(channels > 0 && rows > 0 && columns > 0 && weights >= 0, "chain: expected an image and weights");
+  identity_.assign(channels, T(1));
+  none_.assign(channels, T(0));
+}
 
 template <typename T>
 void Chain<T>::add_conv(const ConvSpec& spec) {
+  expect(!finished_, "convolution: expected a chain that is not finished");
   links_.emplace_back();
   Link& link = links_.back();
   const bool first = links_.size() == 1;
@@ -36,16 +42,7 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
   link.inputs = first ? channels_ : before->spec.outputs;
   link.rows = first ? rows_ : before->out_rows;
   link.columns = first ? columns_ : before->out_columns;
-  expect(spec.taps.size() == 4 * spec.weights.size(), "taps: expected four numbers for each weight");
-  expect(before == nullptr || !before->norms.empty(), "convolution: expected a norm before it");
-  for (size_t t = 0; t < spec.weights.size(); ++t) {
-    const int64_t* tap = &spec.taps[4 * t];
-    expect(
-        tap[0] >= 0 && tap[0] < spec.outputs && tap[1] >= 0 && tap[1] < link.inputs && tap[2] >= 0 &&
-            tap[2] < spec.kernel_rows && tap[3] >= 0 && tap[3] < spec.kernel_columns &&
-            (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
-        "taps: expected ascending indices inside the weight");
-  }
+  check_conv(link, before);
   if (!link.head()) {
     bind_form(link);
   }
@@ -60,6 +57,47 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
     bind_mixing(link);
   }
   link.y.reserve(spec.outputs * link.pixels());
+}
+
+template <typename T>
+void Chain<T>::check_conv(const Link& link, const Link* before) const {
+  const ConvSpec& spec = link.spec;
+  expect(spec.taps.size() == 4 * spec.weights.size(), "taps: expected four numbers for each weight");
+  expect(before == nullptr || !before->norms.empty(), "convolution: expected a norm before it");
+  expect(
+      spec.outputs > 0 && spec.kernel_rows > 0 && spec.kernel_columns > 0 && (spec.stride == 1 || spec.stride == 2),
+      "convolution: expected outputs, a kernel, and a stride of 1 or 2");
+  expect(all_in(spec.weights, 0, weights_), "weights: expected indices inside the flat vector");
+  expect(
+      spec.first_weight < 0 || (spec.weights.empty() && spec.first_weight + link.places() <= weights_),
+      "first_weight: expected all weights inside the flat vector, and none named beside them");
+  expect(static_cast<int64_t>(spec.bias.size()) >= spec.outputs, "bias: expected an index for each output");
+  expect(all_in(spec.bias, -1, weights_), "bias: expected indices inside the flat vector");
+  expect(spec.border.size() == 4 && all_in(spec.border, 0, INT32_MAX), "border: expected four widths");
+  if (spec.padding == Padding::kReflect || spec.padding == Padding::kCircular) {
+    const int64_t most = spec.padding == Padding::kReflect ? 0 : 1;
+    expect(
+        std::max(spec.border[0], spec.border[1]) < link.columns + most &&
+            std::max(spec.border[2], spec.border[3]) < link.rows + most,
+        "border: expected less than the image");
+  }
+  const auto constants = static_cast<int64_t>(before == nullptr ? 0 : before->norms.back().constants.size());
+  expect(spec.constant_taps.size() % 3 == 0, "constant_taps: expected three numbers for each");
+  for (size_t i = 0; i < spec.constant_taps.size(); i += 3) {
+    const int64_t* tap = &spec.constant_taps[i];
+    expect(
+        tap[0] >= 0 && tap[0] < static_cast<int64_t>(spec.bias.size()) && tap[1] >= 0 && tap[1] < weights_ &&
+            tap[2] >= 0 && tap[2] < constants,
+        "constant_taps: expected an output, a weight and a constant that are there");
+  }
+  for (size_t t = 0; t < spec.weights.size(); ++t) {
+    const int64_t* tap = &spec.taps[4 * t];
+    expect(
+        tap[0] >= 0 && tap[0] < spec.outputs && tap[1] >= 0 && tap[1] < link.inputs && tap[2] >= 0 &&
+            tap[2] < spec.kernel_rows && tap[3] >= 0 && tap[3] < spec.kernel_columns &&
+            (t == 0 || std::lexicographical_compare(tap - 4, tap, tap, tap + 4)),
+        "taps: expected ascending indices inside the weight");
+  }
 }
 
 // The weights as the sparse or the dense form of a convolution takes them.
@@ -99,8 +137,8 @@ void Chain<T>::add_norm(const NormSpec& spec) {
   expect(!links_.empty() && links_.back().norms.size() < 2, "norm: expected one or two behind a convolution");
   Link& link = links_.back();
   expect(!link.head(), "norm: expected none behind the head");
+  check_norm(link, spec);
   const auto channels = static_cast<size_t>(link.spec.outputs);
-  expect(spec.gamma.size() == channels && spec.beta.size() == channels, "norm: expected a weight for each channel");
   Norm norm;
   norm.spec = spec;
   for (std::vector<T>* each : {&norm.scale, &norm.shift, &norm.a, &norm.b, &norm.c, &norm.mean}) {
@@ -112,9 +150,31 @@ void Chain<T>::add_norm(const NormSpec& spec) {
 }
 
 template <typename T>
-void Chain<T>::finish(const std::string& act, double slope) {
-  expect(!links_.empty(), "chain: expected a convolution");
-  act_ = act == "sigmoid" ? Last::kSigmoid : Last::kLeaky;
+void Chain<T>::check_norm(const Link& link, const NormSpec& spec) const {
+  expect(!finished_, "norm: expected a chain that is not finished");
+  const auto channels = static_cast<size_t>(link.spec.outputs);
+  expect(spec.gamma.size() == channels && spec.beta.size() == channels, "norm: expected a weight for each channel");
+  expect(
+      all_in(spec.gamma, -1, weights_) && all_in(spec.beta, -1, weights_) && all_in(spec.constants, 0, weights_),
+      "norm: expected indices inside the flat vector");
+  expect(spec.eps >= 0 && spec.copies >= 1, "norm: expected eps >= 0 and one copy or more");
+  if (!spec.tracks) {
+    return;
+  }
+  // What a constant channel has before the norm: the convolution's offset, or the constant of the norm before.
+  const size_t before = link.norms.empty() ? link.offset.size() - channels : link.norms[0].constants.size();
+  expect(spec.places.size() == channels && all_in(spec.places, 0, INT32_MAX), "places: expected one for each channel");
+  expect(
+      spec.tracked.size() == spec.tracked_places.size() && all_in(spec.tracked, -1, static_cast<int64_t>(before)) &&
+          all_in(spec.tracked_places, 0, INT32_MAX),
+      "tracked: expected constants that are there, with a place for each");
+}
+
+template <typename T>
+void Chain<T>::finish(Last act, double slope) {
+  expect(!links_.empty() && !finished_, "chain: expected a convolution, and to be finished once");
+  finished_ = true;
+  act_ = act;
   slope_ = static_cast<T>(slope);
   ends_in_norm_ = !links_.back().norms.empty();
   int64_t grads = channels_ * rows_ * columns_, planes = 1, bordered = 1, partial = 1, moments = 1;
@@ -152,11 +212,37 @@ std::vector<int64_t> Chain<T>::shape() const {
 }
 
 template <typename T>
+int64_t Chain<T>::source_size() const {
+  const Link& first = links_.front();
+  if (!fixed_) {
+    return channels_ * rows_ * columns_;
+  }
+  return channels_ * first.frame.plane_size() + (first.flat ? winograd::kSlack : 0);
+}
+
+template <typename T>
+Indices Chain<T>::statistics_sizes() const {
+  Indices sizes;
+  for (const Link& link : links_) {
+    for (const Norm& norm : link.norms) {
+      int64_t most = -1;
+      for (const Indices* places : {&norm.spec.places, &norm.spec.tracked_places}) {
+        for (const int64_t place : *places) {
+          most = norm.spec.tracks ? std::max(most, place) : most;
+        }
+      }
+      sizes.push_back(most + 1);
+    }
+  }
+  return sizes;
+}
+
+template <typename T>
 void Chain<T>::bind_direct(Link& link) {
   const ConvSpec& spec = link.spec;
   const bool split = spec.stride == 2;
   const int64_t* b = spec.border.data();
-  link.border = frame::border(mode_of(spec.pad), link.rows, link.columns, b[0], b[1], b[2], b[3]);
+  link.border = frame::border(spec.padding, link.rows, link.columns, b[0], b[1], b[2], b[3]);
   frame::Frame<T>& f = link.frame;
   f = {};
   f.channels = link.inputs;
@@ -265,14 +351,18 @@ void Chain<T>::bind_taps(Link& link, int64_t bordered_plane) {
 template <typename T>
 void Chain<T>::bind_mixing(Link& link) {
   const ConvSpec& spec = link.spec;
-  const bool up = spec.kind == "up";
+  const bool up = spec.kind == ConvKind::kUp;
   const int64_t kernel = up ? 9 : 1;
   expect(spec.kernel_rows * spec.kernel_columns == kernel, "convolution: expected a 3 x 3 or 1 x 1 kernel");
   expect(!fixed(link), "convolution: expected a direct one to read a fixed source");
+  expect(
+      up ? spec.padding == Padding::kZeros || spec.padding == Padding::kReplicate : all_in(spec.border, 0, 1),
+      "convolution: expected a border of zeros or replicated pixels, none of a pointwise one");
+  expect(spec.stride == 1 && !spec.box, "convolution: expected a direct one to have a stride or sums of pixels");
   link.out_rows = link.rows * (up ? 2 : 1);
   link.out_columns = link.columns * (up ? 2 : 1);
   link.mixing.bind(
-      link.inputs, spec.outputs, link.rows, link.columns, kernel, spec.pad == "zeros",
+      link.inputs, spec.outputs, link.rows, link.columns, kernel, spec.padding == Padding::kZeros,
       link.dense ? nullptr : &spec.taps);
 }
 

@@ -7,13 +7,6 @@
 #include "chain.h"
 
 namespace oes::chain {
-namespace {
-
-Act act_of(const std::string& name) {
-  return name == "elu" ? Act::kElu : name == "silu" ? Act::kSilu : Act::kLeaky;
-}
-
-} // namespace
 
 template <typename T>
 PixelMap<T> Chain<T>::map_of(const Link& link) const {
@@ -22,7 +15,7 @@ PixelMap<T> Chain<T>::map_of(const Link& link) const {
   const T *zeros = link.zeros.data(), *ones = link.ones.data();
   return {one.mean.data(), one.scale.data(), one.shift.data(),
           two == nullptr ? zeros : two->mean.data(), two == nullptr ? ones : two->scale.data(),
-          two == nullptr ? zeros : two->shift.data(), static_cast<T>(one.spec.slope), act_of(one.spec.act)};
+          two == nullptr ? zeros : two->shift.data(), static_cast<T>(one.spec.slope), one.spec.act};
 }
 
 // The source as it is.
@@ -35,6 +28,7 @@ template <typename T>
 double Chain<T>::forward(
     const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target) {
   size_t statistics = 0;
+  has_loss_ = target != nullptr && !ends_in_norm_;
   for (size_t l = 0; l < links_.size(); ++l) {
     Link& link = links_[l];
     const Link* before = l == 0 ? nullptr : &links_[l - 1];
@@ -205,7 +199,7 @@ void Chain<T>::normalise(
     v = static_cast<T>((1 - momentum) * v);
   }
   for (size_t i = 0; i < spec.constants.size(); ++i) {
-    norm.constants[i] = with_act(act_of(spec.act), [&](auto act) {
+    norm.constants[i] = with_act(spec.act, [&](auto act) {
       return activate<act.value>(weights[spec.constants[i]], static_cast<T>(spec.slope));
     });
   }

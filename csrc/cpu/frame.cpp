@@ -10,20 +10,21 @@ namespace {
 
 constexpr int64_t kRows = 32; // of a unit of work
 
-int64_t place(int mode, int64_t at, int64_t size) {
+int64_t place(Padding padding, int64_t at, int64_t size) {
   if (at >= 0 && at < size) {
     return at;
   }
-  switch (mode) {
-    case 1:
+  switch (padding) {
+    case Padding::kReflect:
       return at < 0 ? -at : 2 * size - 2 - at;
-    case 2:
+    case Padding::kReplicate:
       return at < 0 ? 0 : size - 1;
-    case 3:
+    case Padding::kCircular:
       return at < 0 ? at + size : at - size;
-    default:
-      return -1;
+    case Padding::kZeros:
+      break;
   }
+  return -1;
 }
 
 template <typename T>
@@ -212,16 +213,16 @@ OES_CAPABILITIES(bordered)
 
 } // namespace
 
-Border border(int mode, int64_t rows, int64_t columns, int64_t left, int64_t right, int64_t top, int64_t bottom) {
+Border border(Padding padding, int64_t rows, int64_t columns, int64_t left, int64_t right, int64_t top, int64_t bottom) {
   Border b;
   b.top = top;
   b.left = left;
   b.row_first.assign(rows + 1, 0);
   for (int64_t i = -top; i < rows + bottom; ++i) {
-    b.rows.push_back(static_cast<int32_t>(place(mode, i, rows)));
+    b.rows.push_back(static_cast<int32_t>(place(padding, i, rows)));
   }
   for (int64_t j = -left; j < columns + right; ++j) {
-    b.columns.push_back(static_cast<int32_t>(place(mode, j, columns)));
+    b.columns.push_back(static_cast<int32_t>(place(padding, j, columns)));
   }
   for (int64_t i = 0; i < rows; ++i) {
     for (size_t at = 0; at < b.rows.size(); ++at) {

@@ -6,6 +6,13 @@
 
 #include "pixels.h"
 
+namespace oes {
+
+// What an image is continued with.
+enum class Padding { kZeros, kReflect, kReplicate, kCircular };
+
+} // namespace oes
+
 namespace oes::frame {
 
 // Which row or column of the image lies at each place of the bordered one; -1: zero.
@@ -16,8 +23,7 @@ struct Border {
   std::vector<int32_t> row_first, row_list;
 };
 
-// mode: 0 zeros, 1 reflect, 2 replicate, 3 circular.
-Border border(int mode, int64_t rows, int64_t columns, int64_t left, int64_t right, int64_t top, int64_t bottom);
+Border border(Padding padding, int64_t rows, int64_t columns, int64_t left, int64_t right, int64_t top, int64_t bottom);
 
 template <typename T>
 struct Frame {

@@ -1,15 +1,13 @@
 // The Python module oes_fast._C: importing it registers the CPU kernels with torch.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
-#include "chain.h"
+#include "chain_python.h"
 #include "simd.h"
-
-namespace py = pybind11;
 
 namespace oes {
 namespace {
@@ -40,50 +38,6 @@ std::string compiler() {
 #else
   return "gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__);
 #endif
-}
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address); // NOLINT: a tensor's data_ptr()
-}
-
-template <typename T>
-void bind_chain(py::module_& module, const char* name) {
-  using Chain = chain::Chain<T>;
-  py::class_<Chain>(module, name, "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain_program.py.")
-      .def(py::init<int64_t, int64_t, int64_t, bool>(), py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("fixed"))
-      .def("add_conv", &Chain::add_conv)
-      .def("add_norm", &Chain::add_norm)
-      .def("finish", &Chain::finish, py::arg("act"), py::arg("slope"))
-      .def_property_readonly("shape", &Chain::shape)
-      .def_property_readonly(
-          "by_rows", py::overload_cast<>(&Chain::by_rows, py::const_),
-          "Whether a fixed source is taken as [rows, planes, columns], not [planes, rows, columns] with SLACK behind.")
-      .def(
-          "forward",
-          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t out, const std::vector<uintptr_t>& running,
-             uintptr_t target) {
-            const py::gil_scoped_release release;
-            std::vector<T*> pointers;
-            for (const uintptr_t address : running) {
-              pointers.push_back(pointer<T>(address));
-            }
-            return self.forward(
-                pointer<const T>(weights), pointer<const T>(source), pointer<T>(out), pointers,
-                pointer<const T>(target));
-          },
-          "From addresses of weights, source, output, [mean, variance] of every norm and target, 0 for none; returns "
-          "the mean squared error.")
-      .def(
-          "backward",
-          [](Chain& self, uintptr_t weights, uintptr_t source, uintptr_t grad, uintptr_t grad_weights,
-             uintptr_t grad_source) {
-            const py::gil_scoped_release release;
-            self.backward(
-                pointer<const T>(weights), pointer<const T>(source), pointer<const T>(grad),
-                pointer<T>(grad_weights), pointer<T>(grad_source));
-          },
-          "Adds to grad_weights, writes grad_source unless it is 0. grad 0: of the error to the target.");
 }
 
 } // namespace
@@ -143,41 +97,5 @@ PYBIND11_MODULE(_C, module) {
       "capability", [] { return std::string(oes::name_of(oes::capability())); },
       "Instruction set the CPU kernels use: default, avx2 or avx512.");
   module.def("compiler", &oes::compiler, "Compiler that built the CPU kernels.");
-  using oes::chain::ConvSpec;
-  using oes::chain::NormSpec;
-  py::class_<ConvSpec>(module, "ConvSpec")
-      .def(py::init<>())
-      .def_readwrite("kind", &ConvSpec::kind)
-      .def_readwrite("pad", &ConvSpec::pad)
-      .def_readwrite("border", &ConvSpec::border)
-      .def_readwrite("box", &ConvSpec::box)
-      .def_readwrite("stride", &ConvSpec::stride)
-      .def_readwrite("kernel_rows", &ConvSpec::kernel_rows)
-      .def_readwrite("kernel_columns", &ConvSpec::kernel_columns)
-      .def_readwrite("outputs", &ConvSpec::outputs)
-      .def_readwrite("taps", &ConvSpec::taps)
-      .def_readwrite("weights", &ConvSpec::weights)
-      .def_readwrite("first_weight", &ConvSpec::first_weight)
-      .def_readwrite("dense", &ConvSpec::dense)
-      .def_readwrite("scale", &ConvSpec::scale)
-      .def_readwrite("bias", &ConvSpec::bias)
-      .def_readwrite("constant_taps", &ConvSpec::constant_taps);
-  py::class_<NormSpec>(module, "NormSpec")
-      .def(py::init<>())
-      .def_readwrite("gamma", &NormSpec::gamma)
-      .def_readwrite("beta", &NormSpec::beta)
-      .def_readwrite("eps", &NormSpec::eps)
-      .def_readwrite("momentum", &NormSpec::momentum)
-      .def_readwrite("copies", &NormSpec::copies)
-      .def_readwrite("tracks", &NormSpec::tracks)
-      .def_readwrite("places", &NormSpec::places)
-      .def_readwrite("tracked", &NormSpec::tracked)
-      .def_readwrite("tracked_places", &NormSpec::tracked_places)
-      .def_readwrite("act", &NormSpec::act)
-      .def_readwrite("slope", &NormSpec::slope)
-      .def_readwrite("constants", &NormSpec::constants);
-  module.attr("SLACK") = oes::winograd::kSlack;
-  module.attr("MOST_OF_HEAD") = oes::kMostBehind; // outputs
-  oes::bind_chain<float>(module, "ChainFloat");
-  oes::bind_chain<double>(module, "ChainDouble");
+  oes::chain::bind_python(module);
 }

@@ -23,14 +23,15 @@ OES_INLINE T activate(T x, T slope) {
   }
 }
 
-// Derivative of the activation at x.
+// Derivative of the activation at x. At its kink it is that of the negative side, as PyTorch has it: a constant channel
+// whose beta is 0 lies exactly there.
 template <Act kAct, typename T>
 OES_INLINE T activate_grad(T x, T slope) {
   if constexpr (kAct == Act::kLeaky) {
-    return x < T(0) ? slope : T(1);
+    return x <= T(0) ? slope : T(1);
   } else if constexpr (kAct == Act::kElu) {
     const T below = slope * exp_negative(absolute(x));
-    return x < T(0) ? below : T(1);
+    return x <= T(0) ? below : T(1);
   } else {
     const auto pair = sigmoid_pair(x);
     const T at = x < T(0) ? pair.small : pair.large, rest = x < T(0) ? pair.large : pair.small;
@@ -156,7 +157,7 @@ OES_INLINE void output_loss_pixels(
       const T x = y[j] + shift;
       out[j] = activate<Act::kLeaky>(x, slope);
       error[j] = out[j] - target[j];
-      y[j] = error[j] * factor * (x < T(0) ? slope : T(1));
+      y[j] = error[j] * factor * activate_grad<Act::kLeaky>(x, slope);
     }
   }
 }

@@ -16,7 +16,7 @@ from oes_fast.errors import OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_output
-from oes_fast.rewrite import TraceError, sparsify
+from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.execute import Head
 from oes_fast.rewrite.sparsify import candidates
 
@@ -100,12 +100,19 @@ class RewrittenFunction:
         z: input [1, C, H, W].
         mask: which weights to keep; None for all.
         backend: for :func:`oes_fast.sparsify`.
+        verify: for :func:`oes_fast.sparsify`.
+
+    Raises:
+        TraceError: the network's code cannot be traced.
+        VerificationError: the rewritten network computes something else.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, mask: Mask | None, backend: str) -> None:
-        self._module = sparsify(net, mask, backend=backend).train()
+    def __init__(
+        self, net: nn.Module, z: Tensor, mask: Mask | None, backend: str, *, verify: bool = True
+    ) -> None:
+        self._module = sparsify(net, mask, backend=backend, verify=verify).train()
         self._z = z
-        self._module.plan(z)  # refuses here what it cannot trace
+        self._module.plan(z)  # refuses here
         self.buffers = dict(self._module.dense_buffers())
 
     def initial_weights(self) -> Tensor:
@@ -135,7 +142,7 @@ class RewrittenFunction:
 
 
 def make_function(
-    net: nn.Module, z: Tensor, mask: Mask | None, backend: str
+    net: nn.Module, z: Tensor, mask: Mask | None, backend: str, *, verify: bool = True
 ) -> tuple[GeneratorFunction, str]:
     """The generator function that ``backend`` names, and the name that "auto" came to.
 
@@ -145,6 +152,8 @@ def make_function(
         mask: which weights to keep, or None for all.
         backend: one of the names of :func:`oes_fast.backends`, or "auto". "reference" takes the network as it
             is, all others rewrite it.
+        verify: compare the rewritten network with ``net`` first; where they differ, whatever the backend,
+            warn and take the network as it is.
 
     Raises:
         BackendError: the backend cannot run here, or not in the network's dtype.
@@ -157,7 +166,10 @@ def make_function(
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
     chosen = resolve(backend, z.device, candidates(z.dtype))
     try:
-        return RewrittenFunction(net, z, mask, chosen), chosen
+        return RewrittenFunction(net, z, mask, chosen, verify=verify), chosen
+    except VerificationError as error:
+        warnings.warn(f"{error}; it runs as it is, on the reference path", OESWarning, stacklevel=4)
+        return dense, "reference"
     except TraceError as error:
         if backend != "auto":
             raise

@@ -87,6 +87,7 @@ def search_mask(
     seed: int = 0,
     clean: Tensor | None = None,
     backend: str = "auto",
+    verify: bool = True,
     record_every: int = 10,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -124,6 +125,8 @@ def search_mask(
         seed: of the noise, the tie-break and the draws, in [0, 2^64).
         clean: image to report the PSNR against; it does not enter the search.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        verify: compare the rewritten network with ``net`` on ``z`` before the first step, at the cost of one
+            dense step, in float64 where memory allows; where they differ, warn and run ``net`` as it is.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
         checkpoint: file to keep the state in.
@@ -156,7 +159,7 @@ def search_mask(
     check_integer("draws", draws, minimum=1, below=2**32)
     if levels > 2 and backend not in (AUTO, "reference", "torch"):
         resolve(backend, z.device, candidates(z.dtype, levels=True))  # says what it lacks
-    function, backend = make_function(net, z, None, backend)
+    function, backend = make_function(net, z, None, backend, verify=verify)
     options: dict[str, Any] = {
         "density": density,
         "lr": lr,

@@ -68,6 +68,7 @@ def train_sparse(
     clean: Tensor | None = None,
     average: float | None = None,
     backend: str = "auto",
+    verify: bool = True,
     record_every: int = 10,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -87,6 +88,8 @@ def train_sparse(
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        verify: compare the rewritten network with ``net`` on ``z`` before the first step, at the cost of one
+            dense step, in float64 where memory allows; where they differ, warn and run ``net`` as it is.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
         checkpoint: file to keep the state in.
@@ -113,7 +116,7 @@ def train_sparse(
     check_number("lr", lr, above=0.0)
     if average is not None:
         check_number("average", average, minimum=0.0, below=1.0)
-    function, backend = make_function(net, z, mask, backend)
+    function, backend = make_function(net, z, mask, backend, verify=verify)
     run = TrainRun(function, noisy, lr, average, backend)
     settings = {
         "phase": run.phase,

@@ -5,5 +5,6 @@ trace -> rules (one small module each) -> liveness -> plan. `sparsify` is the wh
 
 from oes_fast.rewrite.sparsify import SparseGenerator, sparsify
 from oes_fast.rewrite.trace import TraceError
+from oes_fast.rewrite.verify import VerificationError
 
-__all__ = ["SparseGenerator", "TraceError", "sparsify"]
+__all__ = ["SparseGenerator", "TraceError", "VerificationError", "sparsify"]

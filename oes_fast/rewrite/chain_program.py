@@ -33,14 +33,14 @@ class Program:
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self._evaluations = self._held = 0
-        self.kernels = cls(channels, height, width, fixed)
+        self.kernels = cls(channels, height, width, fixed, weights.kept_numel)
         before = alive[id(chain.source)]
         for number, link in enumerate(chain.links):
             spec = self._conv_spec(link, before, source.dtype, fixed=fixed and number == 0)
             behind_one = number > 0 and len(chain.links[number - 1].norms) == 1
             few = spec.outputs <= extension.MOST_OF_HEAD
-            if spec.kind == "pointwise" and behind_one and few and not link.norms:
-                spec.kind = "head"
+            if spec.kind == extension.ConvKind.POINTWISE and behind_one and few and not link.norms:
+                spec.kind = extension.ConvKind.HEAD
             self.kernels.add_conv(spec)
             incoming = alive[id(link.conv)].const
             for node in link.norms:
@@ -48,11 +48,12 @@ class Program:
                 incoming = alive[id(node)].const
             before = alive[id(link.nodes[-1])]
         act = chain.links[-1].act
-        kind, slope = "leaky_relu", 1.0
-        if act is not None:
-            assert isinstance(act.stage, s.Act)
-            kind, slope = _activation(act.stage)
-        self.kernels.finish(kind, slope)
+        stage = s.Act("identity") if act is None else act.stage
+        assert isinstance(stage, s.Act)
+        if stage.kind == "sigmoid":
+            self.kernels.finish(extension.OutputAct.SIGMOID, 0.0)
+        else:
+            self.kernels.finish(extension.OutputAct.LEAKY_RELU, _leaky_slope(stage))
 
     @property
     def evaluation(self) -> int:
@@ -69,6 +70,9 @@ class Program:
             source: as the first convolution reads it where it is fixed, else the image.
             running: mean and variance of every norm, updated; None where they stay as they are.
             target: [1, C, H, W], or None.
+
+        Raises:
+            TypeError, ValueError: a tensor is not on the CPU, not of the chain's dtype, or too short.
         """
         with self._lock:
             result = self._evaluate(weights, source, running, target)
@@ -105,11 +109,11 @@ class Program:
                 self._evaluate(weights, source, [], target)
                 self._held = evaluation
             self.kernels.backward(
-                weights.data_ptr(),
-                source.data_ptr(),
-                0 if grad is None else grad.data_ptr(),
-                grad_weights.data_ptr(),
-                grad_source.data_ptr() if needs_source else 0,
+                _array(weights),
+                _array(source),
+                None if grad is None else _array(grad),
+                _array(grad_weights),
+                _array(grad_source) if needs_source else None,
             )
         return grad_weights, grad_source
 
@@ -119,7 +123,8 @@ class Program:
             return planes.transpose(0, 1).contiguous()
         # What is read behind the last plane is not used, but has to be there.
         buffer = planes.new_zeros(planes.numel() + _extension().SLACK)
-        return buffer[: planes.numel()].view(planes.shape).copy_(planes)
+        buffer[: planes.numel()].view(planes.shape).copy_(planes)
+        return buffer
 
     def _evaluate(
         self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
@@ -128,13 +133,12 @@ class Program:
         target = None if target is None else target.contiguous()
         channels, height, width = self.kernels.shape
         output = weights.new_empty(1, channels, height, width)
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in running]
         loss = self.kernels.forward(
-            weights.data_ptr(),
-            source.data_ptr(),
-            output.data_ptr(),
-            addresses,
-            0 if target is None else target.data_ptr(),
+            _array(weights),
+            _array(source),
+            _array(output),
+            [None if tensor is None else _array(tensor) for tensor in running],
+            None if target is None else _array(target),
         )
         return output, loss
 
@@ -145,13 +149,13 @@ class Program:
             conv = conv.conv
         assert isinstance(conv, s.Conv)
         outputs = self._alive[id(link.conv)]
-        spec = _extension().ConvSpec()
+        extension = _extension()
+        kind, spec = extension.ConvKind, extension.ConvSpec()
         pointwise = conv.kernel == (1, 1) and conv.stride == (1, 1) and link.pad is None and link.box is None
-        spec.kind = "up" if up else "pointwise" if pointwise and not fixed else "direct"
-        spec.border = [0, 0, 0, 0]
+        spec.kind = kind.UP if up else kind.POINTWISE if pointwise and not fixed else kind.DIRECT
         if link.pad is not None:
             assert isinstance(link.pad.stage, s.Pad)
-            spec.pad = link.pad.stage.mode
+            spec.padding = getattr(extension.Padding, link.pad.stage.mode.upper())
             spec.border = list(link.pad.stage.amount)
         spec.box = link.box is not None
         spec.stride = conv.stride[0]
@@ -168,7 +172,7 @@ class Program:
             spec.weights = places[places >= 0].tolist()
             rows, columns = link.nodes[0].inputs[0].shape[2:]
             image = len(source.vary), rows, columns
-            spec.dense = dense_is_faster(_extension(), dtype, spec, image, fixed=fixed)
+            spec.dense = dense_is_faster(extension, dtype, spec, image, fixed=fixed)
         all_outputs = torch.cat([outputs.vary, outputs.const])
         bias = torch.full_like(all_outputs, -1)
         if conv.bias is not None:
@@ -213,10 +217,21 @@ def _extension() -> Any:
     return importlib.import_module("oes_fast._C")
 
 
-def _activation(act: s.Act) -> tuple[str, float]:
-    """(name, slope below zero) of an activation as the kernels know it."""
-    if act.kind == "relu":
-        return "leaky_relu", 0.0
-    if act.kind == "identity":
-        return "leaky_relu", 1.0
-    return act.kind, act.value
+def _array(tensor: Tensor) -> Any:
+    """The tensor's memory as the extension takes it: it checks dtype and size."""
+    return tensor.detach().numpy()
+
+
+def _activation(act: s.Act) -> tuple[Any, float]:
+    """(activation, slope below zero or alpha) as the kernels know it."""
+    kinds = _extension().Act
+    if act.kind == "elu":
+        return kinds.ELU, act.value
+    if act.kind == "silu":
+        return kinds.SILU, 0.0
+    return kinds.LEAKY_RELU, _leaky_slope(act)
+
+
+def _leaky_slope(act: s.Act) -> float:
+    """The slope below zero of an activation of straight lines."""
+    return {"identity": 1.0, "relu": 0.0, "leaky_relu": act.value}[act.kind]

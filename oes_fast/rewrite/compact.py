@@ -32,6 +32,11 @@ class CompactWeights:
         self._numel = 0
         self._places: dict[str, Tensor] | None = None
 
+    @property
+    def kept_numel(self) -> int:
+        """Length of the flat vector of the kept weights."""
+        return self._layout.numel if self._mask is None else int(self._mask.sum())
+
     def request(self, name: str, *channels: Tensor) -> int:
         """Ask for a block: the given channels of the leading dimensions of a parameter, all of the others.
 

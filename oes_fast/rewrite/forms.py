@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from oes_fast.choices import choices_file, processor, read_choices, store_choices
+from oes_fast.choices import choice, choices_file, processor, read_choices, store_choices
 
 # Shares of the weights below and above which nothing is timed: see benchmarks/bench_dense_conv2d.py.
 SPARSE_BELOW, DENSE_FROM = 0.3, 0.85
@@ -39,15 +39,20 @@ def dense_is_faster(
     share = len(spec.weights) / places
     if not SPARSE_BELOW <= share < DENSE_FROM:
         return share >= DENSE_FROM
-    shape = (spec.kind, spec.kernel_rows, spec.kernel_columns, spec.stride, spec.outputs, *image)
+    shape = (spec.kind.name.lower(), spec.kernel_rows, spec.kernel_columns, spec.stride, spec.outputs, *image)
     key = f"{dtype} {' '.join(map(str, shape))} {'fixed' if fixed else 'free'} {round(20 * share) / 20:.2f}"
-    known = _known(extension.capability())
-    if key not in known:
-        known[key] = _time(extension, dtype, spec, image, True, fixed) < _time(
-            extension, dtype, spec, image, False, fixed
-        )
-        store_choices(_file(extension.capability()), {key: known[key]})
-    return bool(known[key])
+    capability = extension.capability()
+
+    def find() -> bool:
+        known = _known(capability)
+        if key not in known:
+            known[key] = _time(extension, dtype, spec, image, True, fixed) < _time(
+                extension, dtype, spec, image, False, fixed
+            )
+            store_choices(_file(capability), {key: known[key]})
+        return bool(known[key])
+
+    return bool(choice(f"form {capability} {key}", find))
 
 
 def _file(capability: str) -> Path:
@@ -83,39 +88,36 @@ class LoneConvolution:
         fixed: bool,
     ) -> None:
         lone = extension.ConvSpec()
-        for name in ("kind", "pad", "border", "box", "stride", "kernel_rows", "kernel_columns"):
+        for name in ("kind", "padding", "border", "box", "stride", "kernel_rows", "kernel_columns"):
             setattr(lone, name, getattr(spec, name))
         lone.outputs, lone.taps = spec.outputs, spec.taps
         lone.weights = list(range(len(spec.weights)))
         lone.bias = [-1] * spec.outputs
         lone.dense = dense
         chain_type = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[dtype]
-        self._chain = chain_type(*image, fixed)
+        self._chain = chain_type(*image, fixed, len(lone.weights))
         self._chain.add_conv(lone)
-        self._chain.finish("leaky_relu", 1.0)
-        source_shape: tuple[int, ...] = image
-        if fixed and spec.stride == 2:  # four planes of half the size, rounded up
-            source_shape = (4 * image[0], image[1] // 2 + 1, image[2] // 2 + 1)
-        self._weights = torch.ones(len(lone.weights), dtype=dtype)
-        self._source = torch.ones(math.prod(source_shape) + extension.SLACK, dtype=dtype)
-        self._output = torch.ones(self._chain.shape, dtype=dtype)
-        self._grad_weights = torch.zeros_like(self._weights)
-        self._grad_source = torch.empty_like(self._source)
-        self._fixed = fixed
+        self._chain.finish(extension.OutputAct.LEAKY_RELU, 1.0)
+        weights = torch.ones(len(lone.weights), dtype=dtype).numpy()
+        source = torch.ones(self._chain.source_size, dtype=dtype).numpy()
+        output = torch.ones(math.prod(self._chain.shape), dtype=dtype).numpy()
+        grad_source = None if fixed else torch.empty(len(source), dtype=dtype).numpy()
+        self._forward: tuple[Any, ...] = (weights, source, output, [], None)
+        self._backward = (
+            weights,
+            source,
+            output,
+            torch.zeros(len(weights), dtype=dtype).numpy(),
+            grad_source,
+        )
 
     def forward(self) -> None:
         """The convolution."""
-        self._chain.forward(self._weights.data_ptr(), self._source.data_ptr(), self._output.data_ptr(), [], 0)
+        self._chain.forward(*self._forward)
 
     def backward(self) -> None:
         """Its gradients, after a forward."""
-        self._chain.backward(
-            self._weights.data_ptr(),
-            self._source.data_ptr(),
-            self._output.data_ptr(),
-            self._grad_weights.data_ptr(),
-            0 if self._fixed else self._grad_source.data_ptr(),
-        )
+        self._chain.backward(*self._backward)
 
 
 def _time(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,7 @@ class Plan:
         *,
         update_stats: bool,
         head: Head | None = None,
+        observe: Callable[[s.Node, Value], None] | None = None,
     ) -> Tensor:
         """The image.
 
@@ -121,6 +122,7 @@ class Plan:
             prepared: what :meth:`prepare` gave for ``z``.
             update_stats: update the running statistics (in training only).
             head: a loss that the last layer may take along.
+            observe: called with every stage's result, in order.
 
         Returns:
             Tensor [N, C', H', W'], differentiable in ``weights``.
@@ -131,6 +133,8 @@ class Plan:
             if id(step.node) in self.fixed:
                 continue
             values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
+            if observe is not None:
+                observe(step.node, values[id(step.node)])
             for key in self._last[id(step.node)]:
                 del values[key]
         output = self._finish(context, [values[id(self.graph.output)]]).x
@@ -140,9 +144,11 @@ class Plan:
 
     def _chain(self, chain: Chain) -> Run:
         run = ChainRun(chain, self.alive, self.weights, fixed=id(chain.source) in self.fixed)
+        # The kernels compare the channels that they compute: all of them, or the target's are others.
+        whole = len(self.alive[id(chain.end)].vary) == self.graph.output.shape[1]
 
         def result(context: Context, values: list[Value]) -> Value:
-            head = context.head if chain.end is self.graph.output else None
+            head = context.head if whole and chain.end is self.graph.output else None
             target = None if head is None or head.target.shape != chain.end.shape else head.target
             x, loss = run(
                 context.weights,

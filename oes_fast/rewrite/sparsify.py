@@ -28,6 +28,7 @@ from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.stages import Graph
 from oes_fast.rewrite.trace import trace
+from oes_fast.rewrite.verify import verify
 
 # In this order: each makes matches for the ones after it.
 RULES = (fuse_activation, pool_before_conv, split_concat, norm_before_upsample, conv_before_upsample)
@@ -47,9 +48,13 @@ class SparseGenerator(nn.Module):
     _net: nn.Module
     _modes: dict[str, bool] | None
 
-    def __init__(self, net: nn.Module, mask: Mask | None, *, kernels: str = "torch") -> None:
+    def __init__(
+        self, net: nn.Module, mask: Mask | None, *, kernels: str = "torch", verify: bool = False
+    ) -> None:
         super().__init__()
         refuse_gradient_hooks(net)
+        self._given_mask = mask
+        self._verify = verify
         layout = FlatLayout.of(net)
         flat = flatten(net)
         self._mask = None if mask is None else mask.flat
@@ -88,6 +93,8 @@ class SparseGenerator(nn.Module):
         Raises:
             InputError: ``z`` is no such tensor, or not of the weights' dtype and device.
             TraceError: the network's code cannot be traced.
+            VerificationError: with ``verify``, at the first input of a shape: the rewritten network computes
+                something else than the network.
         """
         weights: Tensor = self.weights
         if self._trained is not None:  # parameters that the network holds fixed get no gradient here either
@@ -106,13 +113,18 @@ class SparseGenerator(nn.Module):
         """:meth:`forward` with other weights and running statistics.
 
         Args:
-            weights: shape of ``self.weights``.
+            weights: shape of ``self.weights``, its dtype and device.
             z: input [N, C, H, W].
             buffers: of the dense network by name, updated in place if ``update_stats``.
             update_stats: update them.
             head: a loss that the last layer may take along.
+
+        Raises:
+            InputError: a tensor does not fit.
         """
         check_tensor("z", z, ndim=4, like=self.weights)
+        check_tensor("weights", weights, shape=self.weights.shape, like=z)
+        self._check_buffers(buffers)
         plan = self.plan(z)
         return plan.run(weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, head=head)
 
@@ -129,7 +141,31 @@ class SparseGenerator(nn.Module):
                 graph = rewritten(self._net, z)
                 plan = Plan(graph, self._net, self._mask, device=z.device, kernels=self._kernels)
             self._plans[key] = plan
+            if self._verify:
+                self._verified(key, z)
         return self._plans[key]
+
+    def _verified(self, key: tuple[object, ...], z: Tensor) -> None:
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                verify(self, self._net, self._mask, z.clone() if z.is_inference() else z, self._kernels)
+        except Exception:
+            del self._plans[key]  # the next call does not go on with it
+            raise
+
+    def twin(self, net: nn.Module, kernels: str) -> SparseGenerator:
+        """The same rewriting of a network of the same layers, in the mode that ``net`` is in."""
+        return SparseGenerator(net, self._given_mask, kernels=kernels)
+
+    def _check_buffers(self, buffers: dict[str, Tensor]) -> None:
+        for name, own in self._buffer_names.items():
+            if name not in buffers:
+                raise InputError(f"buffers: expected {name!r} among them, got {', '.join(buffers) or 'none'}")
+            mine = self.get_buffer(own)
+            if buffers[name] is not mine:
+                check_tensor(
+                    f"buffers[{name!r}]", buffers[name], shape=mine.shape, dtypes=(mine.dtype,), like=mine
+                )
 
     def dense_buffers(self) -> list[tuple[str, Tensor]]:
         """The running statistics under their names in the dense network."""
@@ -213,7 +249,9 @@ class SparseGenerator(nn.Module):
         return flat if self._mask is None else flat[self._mask.to(flat.device)]
 
 
-def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto") -> SparseGenerator:
+def sparsify(
+    net: nn.Module, mask: Mask | None = None, *, backend: str = "auto", verify: bool = True
+) -> SparseGenerator:
     """Rewrite a generator exactly, so that only what the mask keeps alive is computed.
 
     Args:
@@ -223,6 +261,9 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels and "triton" for Triton kernels
             (float32 only) where they are faster; "auto" for the one of them that can run here. The kernels
             have no second derivative.
+        verify: at the first input of a shape, compare loss, image, gradients and running statistics with
+            those of ``net`` on that input, which costs one dense step, in float64 where memory allows. Where
+            they differ, the call raises :class:`VerificationError`.
 
     Returns:
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
@@ -237,7 +278,7 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
     chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
     if mask is not None:
         mask.check(net)
-    return SparseGenerator(net, mask, kernels=chosen)
+    return SparseGenerator(net, mask, kernels=chosen, verify=verify)
 
 
 def candidates(dtype: torch.dtype) -> tuple[str, ...]:

@@ -1,0 +1,425 @@
+"""The rewritten network held against the dense one, once, before anything relies on it.
+
+Both are run on the caller's own input with weights drawn about the present ones: loss, image, gradients and
+running statistics must agree. The dense network makes one step, in float64 where memory allows: on a CPU
+that takes as long as four to six in float32.
+
+What is compared is the mathematics, so the eps of every norm is raised on both sides: a dense network
+amplifies the rounding of a constant channel by 1 / sqrt(eps), 316 times, in each batch norm, where the
+rewritten one has no rounding at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from oes_fast._memory import available_memory
+from oes_fast.errors import OESError
+from oes_fast.flat import FlatLayout
+from oes_fast.rewrite import stages as s
+from oes_fast.rewrite.execute import Head, Value, activate
+
+if TYPE_CHECKING:
+    from oes_fast.rewrite.plan import Plan
+    from oes_fast.rewrite.sparsify import SparseGenerator
+
+EPS = 1e-2  # of norms, at least
+SEED = 20_240_721
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+# Values that a dense step in float64 holds at once, for each value of a stage's result: measured.
+VALUES_HELD = 8
+
+
+class VerificationError(OESError):
+    """The rewritten network computes something else than the dense one."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two sides may be apart.
+
+    An element by ``relative`` of itself and of the root mean square of its tensor, and by ``floor`` of that
+    of all gradients. With ``norms``, whole tensors are compared by their norms.
+    """
+
+    relative: float
+    floor: float
+    norms: bool = False
+
+    def apart(self, ours: Tensor, theirs: Tensor, overall: float) -> int | None:
+        """The index of the element that is farthest outside, None where all agree."""
+        if theirs.numel() == 0:
+            return None
+        ours, theirs = ours.detach().double().flatten(), theirs.detach().double().flatten()
+        distance, size = (ours - theirs).abs(), float(theirs.square().mean().sqrt())
+        if self.norms:
+            within = float(distance.square().mean().sqrt()) <= self.relative * size + self.floor * overall
+            return None if within else int(distance.argmax())
+        excess = distance - (self.relative * (theirs.abs() + size) + self.floor * overall)
+        return None if bool((excess <= 0).all()) else int(excess.nan_to_num(float("inf")).argmax())
+
+
+TIGHT = Tolerance(1e-6, 1e-9)  # float64 on both sides
+CAST = Tolerance(1e-2, 1e-4)  # float64, but the network's own code computes in a narrower type
+LOOSE = Tolerance(5e-2, 2e-3, norms=True)  # float32 on one side at least
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one side makes of the drawn weights.
+
+    Attributes:
+        loss: scalar.
+        output: image.
+        grad: of the kept weights, flat.
+        buffers: running statistics afterwards, by name.
+        random: drawn with the random numbers of :func:`_same_random_numbers`.
+    """
+
+    loss: Tensor
+    output: Tensor
+    grad: Tensor
+    buffers: dict[str, Tensor]
+    random: bool = False
+
+
+def verify(generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: Tensor, kernels: str) -> None:
+    """Compare a rewritten generator with its network.
+
+    Args:
+        generator: rewritten; weights are drawn about its present ones.
+        net: dense, its layers in the mode to verify; left alone.
+        mask: flat bool, or None.
+        z: input [N, C, H, W].
+        kernels: those of ``generator``.
+
+    Raises:
+        VerificationError: they differ; the message says in what, and where they part.
+    """
+    comparison = _Comparison(generator, net, mask, z)
+    exact = _exact_kernels(kernels, comparison.dtype)
+    ours = comparison.dense_and_rewritten(exact)
+    if exact != kernels or comparison.dtype != z.dtype:
+        comparison.in_own_dtype(kernels, ours)
+
+
+def _exact_kernels(kernels: str, dtype: torch.dtype) -> str:
+    """The kernels that stand for ``kernels`` in the dtype of the comparison: Triton's take no float64."""
+    return "torch" if kernels == "triton" and dtype == torch.float64 else kernels
+
+
+class _Comparison:
+    def __init__(self, generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: Tensor) -> None:
+        self._generator = generator
+        self._name = type(net).__name__
+        self._raised = _with_raised_eps(net)
+        self._exact = self._raised
+        if _fits_in_float64(generator, net, z):
+            self._exact = copy.deepcopy(self._raised).double()
+        self.dtype = next(self._exact.parameters()).dtype
+        self._z = z.detach()
+        self._mask = None if mask is None else mask.to(z.device)
+        layout = FlatLayout.of(net)
+        flat = torch.ones(layout.numel, dtype=torch.bool) if mask is None else mask.cpu()
+        self._kept = {name: int(view.sum()) for name, view in layout.views(flat).items()}
+        self._weights = _drawn(net, generator.dense_weights(), flat)
+
+    def dense_and_rewritten(self, kernels: str) -> Outcome:
+        """What the rewritten side computes, once it is found to be what the dense one does."""
+        twin = self._generator.twin(self._exact, kernels)
+        watch = _Watch(self.dtype)
+        try:
+            dense = self._dense(watch)
+        except _DrawsNumbersError:  # such as dropout: both sides are given the same numbers
+            watch = _Watch(self.dtype, may_draw=True)
+            with _same_random_numbers(self._z.device):
+                dense = replace(self._dense(watch), random=True)
+        exact = self.dtype == torch.float64
+        tolerance = TIGHT if exact and not watch.narrower else CAST if exact else LOOSE
+        for ours in self._rewritten_twice(twin, dense, self.dtype):
+            problem = self._difference(ours, dense, tolerance, twin)
+            if problem is not None:
+                raise VerificationError(
+                    f"{self._name}: rewritten, it computes something else: {problem}. They part at "
+                    f"{self._stage(dense.random, kernels, tolerance)}"
+                )
+        return ours
+
+    def in_own_dtype(self, kernels: str, exact: Outcome) -> None:
+        """The kernels in the caller's dtype against the rewritten side in float64."""
+        twin = self._generator.twin(self._raised, kernels)
+        for ours in self._rewritten_twice(twin, exact, self._z.dtype):
+            problem = self._difference(ours, exact, LOOSE, twin)
+            if problem is not None:
+                raise VerificationError(
+                    f"{self._name}: rewritten, it computes something else on the kernels of backend "
+                    f"{kernels!r} in {str(self._z.dtype).removeprefix('torch.')} than in float64: {problem}"
+                )
+
+    # ---- the two sides
+
+    def _dense(self, watch: _Watch | None = None) -> Outcome:
+        layout = FlatLayout.of(self._exact)
+        leaf = self._weights.to(self._z.device, self.dtype).requires_grad_()
+        buffers = {name: buffer.clone() for name, buffer in self._exact.named_buffers()}
+        z = self._z.to(self.dtype)
+        with nullcontext() if watch is None else watch:
+            output = functional_call(self._exact, {**layout.views(leaf), **buffers}, (z,))
+        if not isinstance(output, Tensor):
+            raise VerificationError(f"{self._name}: expected one tensor, got {type(output).__name__}")
+        loss = F.mse_loss(output, _target(output.shape, self._z.to(output.dtype)))
+        return Outcome(loss.detach(), output.detach(), self._kept_of(_gradient(loss, leaf)), buffers)
+
+    def _rewritten_twice(self, twin: SparseGenerator, like: Outcome, dtype: torch.dtype) -> Iterator[Outcome]:
+        """With the loss that the last layer may take along, and with that of the image it gives."""
+        for fused in (True, False):
+            with _same_random_numbers(self._z.device) if like.random else nullcontext():
+                yield replace(self._rewritten(twin, dtype, fused=fused), random=like.random)
+
+    def _rewritten(self, twin: SparseGenerator, dtype: torch.dtype, *, fused: bool) -> Outcome:
+        leaf = self._kept_of(self._weights.to(self._z.device, dtype)).clone().requires_grad_()
+        z = self._z.to(dtype)
+        buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
+        target = _target(twin.plan(z).graph.output.shape, z)
+        head = Head(target) if fused else None
+        output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
+        loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
+        return Outcome(loss.detach(), output.detach(), _gradient(loss, leaf), buffers)
+
+    def _kept_of(self, flat: Tensor) -> Tensor:
+        return flat if self._mask is None else flat[self._mask]
+
+    # ---- what differs
+
+    def _difference(
+        self, ours: Outcome, theirs: Outcome, tolerance: Tolerance, twin: SparseGenerator
+    ) -> str | None:
+        """The first thing that differs, in words, or None."""
+        if ours.output.shape != theirs.output.shape:
+            return f"an image of shape {tuple(ours.output.shape)}, expected {tuple(theirs.output.shape)}"
+        if not bool(torch.isfinite(theirs.output).all() & torch.isfinite(theirs.loss)):
+            return None  # nothing can be said
+        for name, one, other in (("loss", ours.loss, theirs.loss), ("image", ours.output, theirs.output)):
+            at = tolerance.apart(one, other, 1e-3)
+            if at is not None:
+                return f"{name} {_number(one, at)} instead of {_number(other, at)}"
+        wrong = self._wrong_gradients(ours, theirs, tolerance)
+        if wrong:
+            name, at, one, other = wrong[-1]
+            return f"gradient {_number(one, at)} of {name} instead of {_number(other, at)}"
+        for name, one, other in _running_statistics(twin.plan(self._z.to(ours.output.dtype)), ours, theirs):
+            at = tolerance.apart(one, other, 1.0)
+            if at is not None:
+                return f"{name} {_number(one, at)} instead of {_number(other, at)}"
+        return None
+
+    def _wrong_gradients(
+        self, ours: Outcome, theirs: Outcome, tolerance: Tolerance
+    ) -> list[tuple[str, int, Tensor, Tensor]]:
+        """(parameter, element, our gradient, theirs) of the parameters whose gradients differ, in order."""
+        overall = 1e-3  # where all gradients are 0 but for rounding
+        if theirs.grad.numel():
+            overall += float(theirs.grad.double().square().mean().sqrt())
+        sizes = list(self._kept.values())
+        wrong = []
+        for name, one, other in zip(
+            self._kept, ours.grad.split(sizes), theirs.grad.split(sizes), strict=True
+        ):
+            at = tolerance.apart(one, other, overall)
+            if at is not None:
+                wrong.append((name, at, one, other))
+        return wrong
+
+    # ---- where they part
+
+    def _stage(self, random: bool, kernels: str, tolerance: Tolerance) -> str:
+        """The first stage whose result differs, else the last parameter whose gradient does."""
+        with _same_random_numbers(self._z.device) if random else nullcontext():
+            dense, expected = self._dense_stages()
+        for name in dict.fromkeys(("torch", kernels)):
+            where = "" if name == "torch" else f" on the kernels of backend {name!r}"
+            twin = self._generator.twin(self._exact, name)
+            with _same_random_numbers(self._z.device) if random else nullcontext():
+                found = self._first_stage(twin, dict(expected), tolerance)
+            if found is not None:
+                return f"stage {found}{where}"
+            for ours in self._rewritten_twice(twin, replace(dense, random=random), self.dtype):
+                if ours.output.shape != dense.output.shape:
+                    continue
+                if tolerance.apart(ours.loss, dense.loss, 1e-3) is not None:
+                    return f"the loss of the last stage{where}"
+                wrong = self._wrong_gradients(ours, dense, tolerance)
+                if wrong:
+                    return f"the backward pass of {wrong[-1][0]}{where}"
+        return "the output, outside any layer"
+
+    def _dense_stages(self) -> tuple[Outcome, dict[str, Tensor]]:
+        """What the dense network computes, and the result of every layer's first call by its name."""
+        results: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if isinstance(output, Tensor):  # a copy: the next layer may work in place
+                    results.setdefault(name, output.detach().clone())
+
+            return hook
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in self._exact.named_modules()]
+        try:
+            return self._dense(), results
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _first_stage(
+        self, twin: SparseGenerator, expected: dict[str, Tensor], tolerance: Tolerance
+    ) -> str | None:
+        z = self._z.to(self.dtype)
+        plan = twin.plan(z)
+        weights = self._kept_of(self._weights.to(z.device, self.dtype))
+        buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
+        found: list[str] = []
+
+        def observe(node: s.Node, value: Value) -> None:
+            if found or node.name not in expected:
+                return
+            theirs = expected.pop(node.name)
+            vary = plan.alive[id(node)].vary
+            ours = value.x if value.offset is None else value.x + value.offset.view(-1, 1, 1)
+            if tuple(theirs.shape) != node.shape or ours.shape[1:2] != vary.shape:
+                return  # a rule has moved it past another layer
+            theirs = theirs[:, vary.to(theirs.device)]
+            act = getattr(node.stage, "act", None)
+            if act is not None:
+                theirs = activate(theirs, act)
+            reader = plan.graph.sole_user(node)
+            if (
+                isinstance(node.stage, s.Conv | s.UpConv)
+                and reader is not None
+                and isinstance(reader.stage, s.Norm)
+            ):
+                # Norms subtract what is the same for all pixels: it need not be there.
+                ours, theirs = (x - x.mean((0, 2, 3), keepdim=True) for x in (ours, theirs))
+            if ours.shape != theirs.shape or tolerance.apart(ours, theirs, 1e-3) is not None:
+                found.append(node.name or type(self._exact).__name__)
+
+        with torch.no_grad():
+            plan.run(weights, buffers, z, plan.prepare(z), update_stats=False, observe=observe)
+        return found[0] if found else None
+
+
+class _DrawsNumbersError(Exception):
+    """An operation is about to draw random numbers."""
+
+
+class _Watch(TorchDispatchMode):
+    """Stops before random numbers are drawn, unless they may be, and sees results narrower than ``dtype``."""
+
+    def __init__(self, dtype: torch.dtype, *, may_draw: bool = False) -> None:
+        super().__init__()
+        self._bits = torch.finfo(dtype).bits
+        self._may_draw = may_draw
+        self.narrower = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and not self._may_draw:
+            raise _DrawsNumbersError
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.narrower |= torch.finfo(tensor.dtype).bits < self._bits
+        return result
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Inside, PyTorch draws the same numbers every time; afterwards it goes on as if none had been drawn."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for generator in generators:
+            generator.manual_seed(SEED)
+        yield
+
+
+def _drawn(net: nn.Module, weights: Tensor, kept: Tensor) -> Tensor:
+    """Weights about the present ones, zero where the mask drops.
+
+    A beta that is 0, whose gamma the mask drops or is 0 too, makes a channel that is exactly 0, where
+    activations have their kink: every second of them stays.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(SEED)
+    weights = weights.detach().cpu()
+    noise = torch.randn(weights.numel(), generator=generator, dtype=torch.float32, device="cpu").to(weights)
+    layout = FlatLayout.of(net)
+    present, drawn = layout.views(weights * kept), (weights * kept).clone()
+    views = layout.views(drawn)
+    for name, of_noise in layout.views(noise).items():
+        size = float(present[name].square().mean().sqrt()) if present[name].numel() else 0.0
+        views[name] += (0.3 * size or 0.1) * of_noise
+    for path, module in net.named_modules():
+        scale, shift = (f"{path}.{name}".lstrip(".") for name in ("weight", "bias"))
+        if isinstance(module, _NORMS) and scale in views and shift in views:
+            zero = torch.nonzero((present[scale] == 0) & (present[shift] == 0))[::2]
+            views[shift][tuple(zero.T)] = 0.0
+    return drawn * kept
+
+
+def _with_raised_eps(net: nn.Module) -> nn.Module:
+    raised = copy.deepcopy(net)
+    for module in raised.modules():
+        if isinstance(module, _NORMS):
+            module.eps = max(module.eps, EPS)
+    return raised
+
+
+def _fits_in_float64(generator: SparseGenerator, net: nn.Module, z: Tensor) -> bool:
+    """Whether a dense step in float64 leaves half of the free memory."""
+    values = sum(torch.Size(node.shape).numel() for node in generator.plan(z).graph.nodes)
+    parameters = sum(p.numel() for p in net.parameters())
+    return 8 * (VALUES_HELD * values + 6 * parameters) < available_memory(z.device) / 2
+
+
+def _target(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An image to compare with, the same on both sides."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
+
+
+def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+    if not loss.requires_grad:
+        return torch.zeros_like(leaf)
+    (grad,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if grad is None else grad
+
+
+def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, ours, theirs) of the running statistics of channels that reach an output."""
+    for node in plan.graph.nodes:
+        norm = node.stage
+        if not isinstance(norm, s.Norm) or not norm.tracks:
+            continue
+        alive = plan.alive[id(node)]
+        channels = torch.cat([alive.vary, alive.tracked]) + norm.first
+        for name in (norm.mean, norm.var):
+            if name is not None:
+                at = channels.to(theirs.buffers[name].device)
+                yield name, ours.buffers[name][at], theirs.buffers[name][at]
+
+
+def _number(tensor: Tensor, at: int) -> str:
+    return f"{float(tensor.flatten()[at]):.4g}"

@@ -1,0 +1,220 @@
+"""The rewritten network is held against the dense one: planted faults are found, sound networks pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from networks import masks, networks
+from torch import nn
+
+import oes_fast as oes
+from oes_fast.flat import FlatLayout
+from oes_fast.rewrite import execute, verify
+from oes_fast.rewrite import stages as s
+
+SPARSIFY = importlib.import_module("oes_fast.rewrite.sparsify")  # whose name in the package is the function's
+BACKENDS = [name for name in ("torch", "cpu") if oes.backends()[name]]
+
+
+def small_net(*, bias=True, sigmoid=False):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"),
+        nn.AvgPool2d(2),
+        nn.BatchNorm2d(8),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ELU(),
+        nn.Conv2d(6, 3, 1, bias=bias),
+        nn.Sigmoid() if sigmoid else nn.Identity(),
+    )
+
+
+def mask_of(net, dropped=()):
+    """All weights but those named: (parameter, index)."""
+    keep = torch.ones(FlatLayout.of(net).numel, dtype=torch.bool)
+    views = FlatLayout.of(net).views(keep)
+    for name, index in dropped:
+        views[name][index] = False
+    return oes.Mask.from_flat(net, keep)
+
+
+def problem(size=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    z, noisy = (torch.rand(1, c, size, size, generator=generator) for c in (4, 3))
+    return z.to(dtype), noisy.to(dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_sound_networks_pass(backend, dtype, training):
+    net = small_net(sigmoid=True).to(dtype).train(training)
+    mask = mask_of(net, [("2.weight", slice(0, 3)), ("5.weight", 1), ("6.weight", 2), ("6.bias", 3)])
+    z, _ = problem(dtype=dtype)
+    before = torch.get_rng_state()
+    for each in (mask, None):
+        assert oes.sparsify(net, each, backend=backend)(z).shape == (1, 3, 16, 16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_no_alarm_for_any_layer(data):
+    net, z = data.draw(networks())
+    mask = oes.Mask.from_flat(net, data.draw(masks(net)))
+    try:
+        net.train(data.draw(st.booleans()))(z)
+    except (RuntimeError, ValueError):  # the layers do not take an image of this size
+        assume(False)
+    for backend in BACKENDS:
+        oes.sparsify(net.float(), mask, backend=backend)(z.float())
+
+
+def test_a_network_that_drops_out_is_given_the_same_numbers():
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Dropout2d(0.5), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    before = torch.get_rng_state()
+    fast = oes.sparsify(net)
+    fast.plan(problem()[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_code_that_computes_in_float32_is_no_fault():
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.b(self.a(x).float().to(x.dtype))
+
+    oes.sparsify(Narrow())(problem()[0])
+
+
+def replaced(graph, kind, **fields):
+    """Change the first stage of a kind."""
+    for node in graph.nodes:
+        conv = getattr(node.stage, "conv", None)
+        if isinstance(node.stage, kind):
+            node.stage = dataclasses.replace(node.stage, **fields)
+            return
+        if isinstance(conv, kind):
+            node.stage = dataclasses.replace(node.stage, conv=dataclasses.replace(conv, **fields))
+            return
+    raise AssertionError(kind)
+
+
+def norms_replaced(graph, **fields):
+    for node in graph.nodes:
+        if isinstance(node.stage, s.Norm):
+            node.stage = dataclasses.replace(node.stage, **fields)
+
+
+def last_bias_dropped(graph):
+    (node,) = (n for n in graph.nodes if isinstance(n.stage, s.Conv) and n.stage.channels[1] == 3)
+    node.stage = dataclasses.replace(node.stage, bias=None)
+
+
+FAULTS = {
+    "a border of another kind": lambda g: replaced(g, s.Pad, mode="circular"),
+    "a scale forgotten": lambda g: replaced(g, s.Conv, scale=1.0),
+    "an activation's slope": lambda g: norms_replaced(g, act=s.Act("leaky_relu", 0.1)),
+    "a running statistic": lambda g: norms_replaced(g, momentum=0.2),
+    "a bias": last_bias_dropped,
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(monkeypatch, fault, backend):
+    right = SPARSIFY.rewritten
+
+    def wrong(net, z):
+        graph = right(net, z)
+        FAULTS[fault](graph)
+        return graph
+
+    monkeypatch.setattr(SPARSIFY, "rewritten", wrong)
+    net, (z, noisy) = small_net(), problem()
+    mask = mask_of(net)
+    with pytest.raises(oes.VerificationError, match="Sequential: rewritten, it computes something else"):
+        oes.sparsify(net, mask, backend=backend).train()(z)
+    oes.sparsify(net, mask, backend=backend, verify=False).train()(z)
+    expected = oes.train_sparse(net, mask, z, noisy, steps=2, backend="reference", record_every=1)
+    with pytest.warns(oes.OESWarning, match=r"something else.*on the reference path"):
+        fit = oes.train_sparse(net, mask, z, noisy, steps=2, backend=backend, record_every=1)
+    assert fit.backend == "reference"
+    assert fit.history.loss == expected.history.loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", oes.OESWarning)
+        assert (
+            oes.train_sparse(net, mask, z, noisy, steps=1, backend=backend, verify=False).backend == backend
+        )
+
+
+@pytest.mark.parametrize("act", [nn.LeakyReLU(0.2), nn.ReLU(), nn.ELU(0.5)], ids=str)
+def test_the_slope_at_exactly_zero_is_checked(monkeypatch, act):
+    def wrong(x, activation, *, fresh=False):
+        below = {"leaky_relu": activation.value * x, "relu": 0 * x, "elu": activation.value * torch.expm1(x)}
+        return torch.where(x < 0, below[activation.kind], x)
+
+    monkeypatch.setattr(execute, "activate", wrong)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), act, nn.Conv2d(8, 3, 1))
+    mask = mask_of(net, [("1.weight", 0)])
+    with pytest.raises(oes.VerificationError, match=r"gradient .* of 1.bias .*the backward pass of 1.bias"):
+        oes.sparsify(net, mask, backend="torch").train()(problem()[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_of_some_channels_is_found(monkeypatch, backend):
+    """A loss taken along with the last layer that leaves an output channel out."""
+    net = small_net(bias=False)
+    mask = mask_of(net, [("8.weight", 1)])
+    evaluate = oes.SparseGenerator.evaluate
+
+    def wrong(self, weights, z, buffers, *, update_stats, head=None):
+        output = evaluate(self, weights, z, buffers, update_stats=update_stats)
+        if head is not None:
+            head.loss = nn.functional.mse_loss(output[:, ::2], head.target[:, ::2])
+        return output
+
+    monkeypatch.setattr(oes.SparseGenerator, "evaluate", wrong)
+    with pytest.raises(oes.VerificationError, match=r"loss .* They part at the loss of the last stage"):
+        oes.sparsify(net, mask, backend=backend).train()(problem()[0])
+
+
+def test_the_stage_is_named(monkeypatch):
+    right = SPARSIFY.rewritten
+
+    def wrong(net, z):
+        graph = right(net, z)
+        norms = [node for node in graph.nodes if isinstance(node.stage, s.Norm)]
+        norms[-1].stage = dataclasses.replace(norms[-1].stage, eps=0.5)
+        return graph
+
+    monkeypatch.setattr(SPARSIFY, "rewritten", wrong)
+    with pytest.raises(oes.VerificationError, match="They part at stage 6"):
+        oes.sparsify(small_net()).train()(problem()[0])
+
+
+def test_without_memory_for_float64(monkeypatch):
+    monkeypatch.setattr(verify, "available_memory", lambda device: 0.0)
+    monkeypatch.setattr(verify, "TIGHT", None)
+    net, (z, _) = small_net(), problem()
+    oes.sparsify(net, mask_of(net)).train()(z)
+
+
+def test_a_plan_that_failed_is_not_used_afterwards(monkeypatch):
+    monkeypatch.setattr(verify, "TIGHT", verify.Tolerance(-1.0, -1.0))
+    fast = oes.sparsify(small_net()).train()
+    for _ in range(2):
+        with pytest.raises(oes.VerificationError):
+            fast(problem()[0])
