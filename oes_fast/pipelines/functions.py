@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from oes_fast.backends import resolve
+from oes_fast.copies import copy_network
 from oes_fast.errors import OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
@@ -56,7 +56,7 @@ class DenseFunction:
     """
 
     def __init__(self, net: nn.Module, z: Tensor, mask: Tensor | None = None) -> None:
-        self._net = copy.deepcopy(net).train()
+        self._net = copy_network(net).train()
         self._z = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
@@ -85,7 +85,7 @@ class DenseFunction:
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the network with these weights and the statistics collected."""
-        net = copy.deepcopy(self._net)
+        net = copy_network(self._net)
         unflatten_(net, weights)
         for name, buffer in net.named_buffers():
             buffer.copy_(self.buffers[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from oes_fast.copies import copy_network
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
@@ -429,7 +429,7 @@ class Builder:
             return lambda context, args, kwargs: getattr(args[0], stage.target)(*args[1:], **kwargs)
         # A module of its own runs on the plan's weights and buffers.
         original = self._net.get_submodule(stage.target)
-        module = copy.deepcopy(original)
+        module = copy_network(original)
         names = {id(p): name for name, p in [*self._net.named_parameters(), *self._net.named_buffers()]}
         blocks = {name: self._weights.request(names[id(p)]) for name, p in original.named_parameters()}
         buffers = {name: names[id(b)] for name, b in original.named_buffers()}

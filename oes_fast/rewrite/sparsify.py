@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import sys
 from typing import Any, TextIO
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_tensor
 from oes_fast.backends import resolve
+from oes_fast.copies import copy_network
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
@@ -60,7 +60,7 @@ class SparseGenerator(nn.Module):
         if bool(self._trained.all()):
             self._trained = None
         # The network is kept for its code and shape, out of sight of parameters() and state_dict().
-        self.__dict__["_net"] = copy.deepcopy(net)
+        self.__dict__["_net"] = copy_network(net)
         self._kernels = kernels
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[int, Value]] | None = None
@@ -146,7 +146,7 @@ class SparseGenerator(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """The dense network with the present weights and running statistics; dropped weights are zero."""
-        net = copy.deepcopy(self._net).to(self.weights)
+        net = copy_network(self._net).to(self.weights)
         unflatten_(net, self.dense_weights())
         with torch.no_grad():
             buffers = dict(net.named_buffers())

@@ -7,19 +7,21 @@ the network's code may branch on, is added here: every value is also computed on
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
+from oes_fast.copies import copy_network
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.convert import Converter, TraceError, attribute
-from oes_fast.rewrite.side_effects import refuse_side_effects
+from oes_fast.rewrite.recorded import check_recorded
+from oes_fast.rewrite.side_effects import isinstance_of_traced, refuse_side_effects
 
 
 def trace(net: nn.Module, z: Tensor) -> s.Graph:
@@ -31,14 +33,19 @@ def trace(net: nn.Module, z: Tensor) -> s.Graph:
 
     Raises:
         TraceError: the code branches on values, changes tensors in place, has side effects (see
-            :mod:`oes_fast.rewrite.side_effects`), or returns no single image.
+            :mod:`oes_fast.rewrite.side_effects`), returns no single image, or does what the trace did not see
+            (see :mod:`oes_fast.rewrite.recorded`).
     """
     try:
+        # A copy, since the code may change what it holds; of its own modules only, not of the weights.
+        root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}))
         # torch.fx patches torch.nn.Module for all threads: one trace at a time.
-        with _LOCK, torch.enable_grad(), refuse_side_effects(net):
-            root = _Call(net)
-            fx_graph = _Tracer(root, z).trace(root)
-        return Converter(net, root, fx_graph).convert()
+        with _LOCK, torch.enable_grad():
+            with refuse_side_effects(root.net), isinstance_of_traced(root.net, _shown):
+                fx_graph = _Tracer(root, z).trace(root)
+            graph = Converter(root.net, root, fx_graph).convert()
+            check_recorded(net, z, root, fx_graph)
+        return graph
     except TraceError:
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
@@ -80,7 +87,54 @@ class _Proxy(torch.fx.Proxy):
 
     @property
     def requires_grad(self) -> bool:
-        return False
+        return self._meta().requires_grad
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._meta().is_leaf
+
+    @property
+    def grad_fn(self) -> Any:
+        return self._meta().grad_fn
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def is_meta(self) -> bool:
+        return self.device.type == "meta"
+
+    @property
+    def layout(self) -> torch.layout:
+        return self._meta().layout
+
+    @property
+    def is_sparse(self) -> bool:
+        return self._meta().is_sparse
+
+    @property
+    def is_quantized(self) -> bool:
+        return self._meta().is_quantized
+
+    def is_contiguous(self, *args: Any, **kwargs: Any) -> bool:
+        return self._meta().is_contiguous(*args, **kwargs)
+
+    def stride(self, *args: Any, **kwargs: Any) -> Any:
+        return self._meta().stride(*args, **kwargs)
+
+    def is_floating_point(self) -> bool:
+        return self._meta().is_floating_point()
+
+    def is_complex(self) -> bool:
+        return self._meta().is_complex()
+
+    def is_inference(self) -> bool:
+        return self._meta().is_inference()
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
@@ -88,17 +142,40 @@ class _Proxy(torch.fx.Proxy):
     def dim(self) -> int:
         return self._meta().ndim
 
+    ndimension = dim
+
     def numel(self) -> int:
         return self._meta().numel()
 
+    nelement = numel
+
     def __len__(self) -> int:
         return len(self.node.meta["value"])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[index] for index in range(len(self))])  # type: ignore[index]
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.node.meta.get("value")
+        if value is not None and not hasattr(value, name):
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
+        return super().__getattr__(name)
+
+    def register_hook(self, *_: Any) -> Any:
+        raise TraceError(f"{self.node.name} has a hook on its gradient")
+
+    def _ask(self, *_: Any, **__: Any) -> Any:
+        raise TraceError(f"the network's own code asks for values of {self.node.name} or for where they lie")
+
+    item = tolist = numpy = data_ptr = untyped_storage = __bool__ = __int__ = __float__ = __array__ = _ask
 
     def _in_place(self, *_: Any) -> Any:
         raise TraceError(f"{self.node.name} changes a tensor in place")
 
     # torch.fx would record these as if they made new tensors.
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __setitem__ = _in_place
+    __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _in_place
+    __imatmul__ = _in_place
 
     def _meta(self) -> Tensor:
         value = self.node.meta["value"]
@@ -107,16 +184,24 @@ class _Proxy(torch.fx.Proxy):
         return value
 
 
+def _shown(value: Any) -> Any:
+    """What the network's code takes ``value`` for."""
+    return value.node.meta["value"] if isinstance(value, _Proxy) else value
+
+
 class _Tracer(torch.fx.Tracer):
     """Records calls and computes each on the meta device as it is recorded."""
+
+    # Buffers are read anew in every call; values taken from them would be frozen.
+    proxy_buffer_attributes = True
 
     def __init__(self, root: nn.Module, z: Tensor) -> None:
         super().__init__()
         self._thread = threading.get_ident()
         self.input_device = z.device
         # In evaluation mode, where no layer looks at a value to know the shape of its result.
-        self._shadow = copy.deepcopy(root).to("meta", z.dtype).eval()
-        self._input = torch.empty_like(z, device="meta")
+        self._shadow = copy_network(root).to("meta", z.dtype).eval()
+        self._input = torch.empty_like(z, device="meta").requires_grad_(z.requires_grad)
         self._on_meta = False
 
     def call_module(
@@ -144,8 +229,7 @@ class _Tracer(torch.fx.Tracer):
         proxy = super().create_proxy(kind, *args, **kwargs)
         self._on_meta = True
         try:
-            with torch.no_grad():
-                proxy.node.meta["value"] = self._value(proxy.node)
+            proxy.node.meta["value"] = self._value(proxy.node)
         finally:
             self._on_meta = False
         return proxy
@@ -161,6 +245,8 @@ class _Tracer(torch.fx.Tracer):
         if node.op == "placeholder":
             return self._input
         if node.op == "get_attr":
+            with contextlib.suppress(AttributeError, StopIteration):
+                return attribute(self._shadow, str(node.target))
             return attribute(self.root, str(node.target)).to("meta")
         if node.op == "call_module":
             return self._shadow.get_submodule(str(node.target))(*args, **kwargs)

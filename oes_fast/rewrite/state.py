@@ -1,0 +1,133 @@
+"""What a network's code remembers from one call to the next, outside of parameters and buffers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Set
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from oes_fast.rewrite.dataflow import content
+
+_LIBRARIES = ("torch", "numpy", "builtins", "oes_fast.nn", "oes_fast.models", "functools", "typing")
+_MOST_OBJECTS = 20_000
+_MOST_ELEMENTS = 1_000_000
+
+
+def remembered(net: nn.Module) -> dict[str, Any]:
+    """Everything that a call may change unseen, by a name for it, in a form to compare.
+
+    Attributes of modules with what their lists, dictionaries and objects hold, variables of their classes,
+    the global variables and those of enclosing functions that their code names, and the states of random
+    generators among them. A tensor that was computed counts by its shape alone.
+    """
+    seen: dict[int, int] = {id(t): -1 for t in [*net.parameters(), *net.buffers()]}
+    alive: list[Any] = []  # so that no other object gets the same id
+    found: dict[str, Any] = {}
+    classes: set[type] = set()
+    for path, module in net.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                found[f"{path}.{name}".lstrip(".")] = _form(value, seen, alive)
+        for cls in type(module).__mro__:
+            if cls not in classes and not _of_library(cls.__module__):
+                classes.add(cls)
+                for name, value in vars(cls).items():
+                    if not name.startswith("__") or name == "__call__":
+                        found[f"{cls.__name__}.{name}"] = _form(value, seen, alive)
+    return found
+
+
+def _form(value: Any, seen: dict[int, int], alive: list[Any]) -> tuple[Any, ...]:
+    """A flat description of an object and all that it holds."""
+    form: list[Any] = []
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str | bytes | int | float | complex | type(None)):
+            form.append((type(value).__name__, repr(value)))
+            continue
+        if id(value) in seen:
+            form.append(("again", seen[id(value)]))
+            continue
+        if len(seen) > _MOST_OBJECTS:
+            break
+        seen[id(value)] = len(seen)
+        alive.append(value)
+        leaf = _leaf(value)
+        if leaf is not None:
+            form.append((type(value).__name__, leaf))
+            continue
+        parts = _parts(value)
+        form.append((type(value).__name__, len(parts)))
+        waiting.extend(reversed(parts))
+    return tuple(form)
+
+
+def _leaf(value: Any) -> Any:
+    """The content of an object that holds no others; None for what does."""
+    if isinstance(value, Tensor):
+        if isinstance(value, FakeTensor) or value.is_meta:
+            return tuple(value.shape)
+        return content(value) if value.numel() <= _MOST_ELEMENTS else (id(value), value._version)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes() if value.size <= _MOST_ELEMENTS else id(value)
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return repr(value.get_state(legacy=False))
+    if isinstance(value, torch.Generator):
+        return content(value.get_state())
+    if isinstance(value, type | ModuleType | nn.Module | torch.fx.Proxy):
+        return ""  # modules are gone through by name
+    return None
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, list | tuple) or type(value).__name__ == "deque":
+        return list(value)
+    if isinstance(value, Set):
+        return [repr(sorted(map(repr, value)))]
+    if isinstance(value, MethodType):
+        return [value.__func__]
+    if isinstance(value, FunctionType):
+        return _variables(value)
+    held = getattr(value, "__dict__", None)
+    parts = [part for item in held.items() for part in item] if isinstance(held, dict) else []
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            parts.append(getattr(value, name, None))
+    if not parts:
+        text = repr(value)
+        parts.append("" if " at 0x" in text else text)
+    return parts
+
+
+def _variables(function: FunctionType) -> list[Any]:
+    """Variables outside a function that its code may change."""
+    if _of_library(function.__module__ or ""):
+        return []
+    names = function.__code__.co_names
+    found = [name for name in names if name in function.__globals__]
+    parts: list[Any] = [function.__globals__[name] for name in found]
+    parts.extend(function.__defaults__ or ())
+    for cell in function.__closure__ or ():
+        try:
+            parts.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            continue
+    return parts
+
+
+def _of_library(module: str) -> bool:
+    return module.partition(".")[0] in _LIBRARIES or module.startswith(("oes_fast.nn", "oes_fast.models"))
