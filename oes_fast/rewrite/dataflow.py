@@ -65,6 +65,7 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         operations: by the number of their result, in order.
+        asked: the code asked for a value that the input decides.
         composed: numbers that stand for a tensor with what was written to it, and the two they are made of.
     """
 
@@ -78,6 +79,7 @@ class Recorder(TorchDispatchMode):
         self._written: dict[int, int] = {}
         self._contents: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._draws = 0
+        self.asked = False
         for tensor, name in named:
             self._name(tensor, numbers(name))
 
@@ -108,6 +110,7 @@ class Recorder(TorchDispatchMode):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         self._draws += random
+        self.asked |= torch.Tag.data_dependent_output in func.tags
         described = tuple(
             ("tensor", self.number(x)) if isinstance(x, Tensor) else _described(x) for x in leaves
         )

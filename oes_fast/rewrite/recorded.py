@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from oes_fast.copies import copy_network
 from oes_fast.rewrite.convert import TraceError, attribute
 from oes_fast.rewrite.dataflow import Numbers, Recorder, gradient_way
-from oes_fast.rewrite.state import remembered
+from oes_fast.rewrite.state import asks_types, remembered
 
 # What tensors without values cannot do: then the comparison is made with values.
 _NEED_VALUES = (
@@ -59,10 +59,11 @@ def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.f
     if all(map(_is_layer, net.modules())):
         return  # there is no code but that of layers
     with _disable_current_modes(), _random_left_alone(z.device):
-        try:
-            _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True)).check(root, fx_graph)
-        except _NEED_VALUES:
-            _Comparison(net, z, None).check(root, fx_graph)
+        if not asks_types(net):
+            with contextlib.suppress(*_NEED_VALUES):
+                _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True)).check(root, fx_graph)
+                return
+        _Comparison(net, z, None).check(root, fx_graph)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -99,6 +100,7 @@ class _Comparison:
     """
 
     def __init__(self, net: nn.Module, z: Tensor, mode: FakeTensorMode | None) -> None:
+        self._without_values = mode is not None
         self._mode: Any = contextlib.nullcontext() if mode is None else mode
         without: Callable[[Tensor], Tensor] = torch.clone
         if mode is not None:
@@ -150,6 +152,8 @@ class _Comparison:
         recorder = Recorder(self._numbers, self._named)
         with self._mode, recorder:
             output = call()
+        if recorder.asked and self._without_values:  # an error that the code may have caught
+            raise UnsupportedFakeTensorException("values are needed")
         buffers = {name: recorder.number(b) for name, b in self._own_buffers()}
         gradient = None
         if torch.is_grad_enabled() and isinstance(output, Tensor):
@@ -220,7 +224,7 @@ def _parting(own: _Run, other: _Run) -> str:
         return f"changes a tensor in place ({operation.name}{place})"
     return (
         f"takes a way that the trace did not see ({operation.name}{place}): a branch on the type, gradient "
-        "or memory of a tensor, numbers or tensors kept from an earlier call, a change in place"
+        "or memory of a tensor, something kept from an earlier call or read from a clock, a change in place"
     )
 
 

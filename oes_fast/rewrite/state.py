@@ -43,6 +43,14 @@ def remembered(net: nn.Module) -> dict[str, Any]:
     return found
 
 
+def asks_types(net: nn.Module) -> bool:
+    """Whether the modules' code names ``type``: a tensor without values is of another type."""
+    held = [v for m in net.modules() for v in vars(m).values()]
+    held += [v for cls in {c for m in net.modules() for c in type(m).__mro__} for v in vars(cls).values()]
+    functions = [f for f in held if isinstance(f, FunctionType) and not _of_library(f.__module__ or "")]
+    return any("type" in f.__code__.co_names or "__class__" in f.__code__.co_names for f in functions)
+
+
 def _form(value: Any, seen: dict[int, int], alive: list[Any]) -> tuple[Any, ...]:
     """A flat description of an object and all that it holds."""
     form: list[Any] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.fx
@@ -42,7 +42,10 @@ def trace(net: nn.Module, z: Tensor) -> s.Graph:
         # torch.fx patches torch.nn.Module for all threads: one trace at a time.
         with _LOCK, torch.enable_grad():
             with refuse_side_effects(root.net), isinstance_of_traced(root.net, _shown):
-                fx_graph = _Tracer(root, z).trace(root)
+                tracer = _Tracer(root, z)
+                fx_graph = tracer.trace(root)
+                if tracer.refusals:
+                    raise tracer.refusals[0]
             graph = Converter(root.net, root, fx_graph).convert()
             check_recorded(net, z, root, fx_graph)
         return graph
@@ -153,7 +156,8 @@ class _Proxy(torch.fx.Proxy):
         return len(self.node.meta["value"])
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self))])  # type: ignore[index]
+        parts = self.unbind(0) if isinstance(self.node.meta["value"], Tensor) else self
+        return iter([parts[index] for index in range(len(self))])
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta.get("value")
@@ -162,15 +166,20 @@ class _Proxy(torch.fx.Proxy):
         return super().__getattr__(name)
 
     def register_hook(self, *_: Any) -> Any:
-        raise TraceError(f"{self.node.name} has a hook on its gradient")
+        self._refuse(f"{self.node.name} has a hook on its gradient")
 
     def _ask(self, *_: Any, **__: Any) -> Any:
-        raise TraceError(f"the network's own code asks for values of {self.node.name} or for where they lie")
+        self._refuse(f"the network's own code asks for values of {self.node.name} or for where they lie")
 
     item = tolist = numpy = data_ptr = untyped_storage = __bool__ = __int__ = __float__ = __array__ = _ask
 
     def _in_place(self, *_: Any) -> Any:
-        raise TraceError(f"{self.node.name} changes a tensor in place")
+        self._refuse(f"{self.node.name} changes a tensor in place")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        error = TraceError(reason)
+        self.tracer.refusals.append(error)  # type: ignore[attr-defined]
+        raise error  # which the network's own code may catch
 
     # torch.fx would record these as if they made new tensors.
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __setitem__ = _in_place
@@ -203,6 +212,7 @@ class _Tracer(torch.fx.Tracer):
         self._shadow = copy_network(root).to("meta", z.dtype).eval()
         self._input = torch.empty_like(z, device="meta").requires_grad_(z.requires_grad)
         self._on_meta = False
+        self.refusals: list[TraceError] = []
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -246,7 +256,7 @@ class _Tracer(torch.fx.Tracer):
             return self._input
         if node.op == "get_attr":
             with contextlib.suppress(AttributeError, StopIteration):
-                return attribute(self._shadow, str(node.target))
+                return attribute(self._shadow, str(node.target)).to("meta")
             return attribute(self.root, str(node.target)).to("meta")
         if node.op == "call_module":
             return self._shadow.get_submodule(str(node.target))(*args, **kwargs)
