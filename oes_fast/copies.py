@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from oes_fast.errors import InputError
+
 NetT = TypeVar("NetT", bound=nn.Module)
 
 
@@ -22,12 +24,20 @@ def copy_network(net: NetT, replaced: Mapping[int, Any] | None = None) -> NetT:
     Args:
         net: to copy.
         replaced: what to put in the place of an object, by its id; such an object is not copied.
+
+    Raises:
+        InputError: the network holds what cannot be copied, such as an open file or a lock.
     """
     memo: dict[int, Any] = dict(replaced or {})
     for tensor in tensors_of(net):
         if id(tensor) not in memo and not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(net, memo)
+    try:
+        return copy.deepcopy(net, memo)
+    except Exception as error:  # whatever its objects raise
+        raise InputError(
+            f"net: expected a network that can be copied, got {type(error).__name__}: {error}"
+        ) from error
 
 
 def tensors_of(net: nn.Module) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
-from oes_fast.errors import OESWarning
+from oes_fast.errors import InputError, OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_output
@@ -56,7 +56,13 @@ class DenseFunction:
     """
 
     def __init__(self, net: nn.Module, z: Tensor, mask: Tensor | None = None) -> None:
-        self._net = copy_network(net).train()
+        self._net = copy_network(net)
+        try:
+            self._net.train()
+        except NotImplementedError as error:  # what torch.export gives has one mode
+            raise InputError(
+                f"net: expected a network with a training mode, got one without: {error}"
+            ) from error
         self._z = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
@@ -157,6 +163,8 @@ def make_function(
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
     chosen = resolve(backend, z.device, candidates(z.dtype))
     try:
+        if z.ndim != 4:
+            raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
         return RewrittenFunction(net, z, mask, chosen), chosen
     except TraceError as error:
         if backend != "auto":

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from oes_fast.copies import copy_network
 from oes_fast.rewrite.convert import TraceError, attribute
 from oes_fast.rewrite.dataflow import Numbers, Recorder, gradient_way
-from oes_fast.rewrite.state import asks_types, remembered
+from oes_fast.rewrite.state import asks_inference_mode, asks_types, remembered
 
 # What tensors without values cannot do: then the comparison is made with values.
 _NEED_VALUES = (
@@ -58,6 +58,9 @@ def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.f
         return  # nothing will be computed with them
     if all(map(_is_layer, net.modules())):
         return  # there is no code but that of layers
+    asked = asks_inference_mode(net)
+    if asked is not None:
+        raise TraceError(f"{type(net).__name__} asks for inference mode in its own code ({asked})")
     with _disable_current_modes(), _random_left_alone(z.device):
         if not asks_types(net):
             with contextlib.suppress(*_NEED_VALUES):

@@ -38,6 +38,11 @@ def refuse_side_effects(net: nn.Module) -> Iterator[None]:
     if any(hooks for name, hooks in vars(nn.modules.module).items() if name in _GLOBAL_HOOKS):
         raise TraceError("there are hooks on all modules (torch.nn.modules.module.register_module_*_hook)")
     for name, module in net.named_modules():
+        kind = _COMPILED.get(type(module).__name__)
+        if isinstance(module, torch.jit.ScriptModule):
+            kind = "a module of TorchScript: hand over the network that it was made from"
+        if kind is not None:
+            raise TraceError(f"{name or 'net'} is {kind}")
         if "forward" in vars(module):
             raise TraceError(f"{name or type(net).__name__} has a forward of its own in place of its class's")
     before = [(m, dict(m._parameters), dict(m._buffers), dict(m.__dict__)) for m in net.modules()]
@@ -137,6 +142,9 @@ def _writes(func: Any, name: str, kwargs: dict[str, Any]) -> bool:
     )
 
 
+_COMPILED = {
+    "OptimizedModule": "a module of torch.compile: hand over the network that was compiled (its _orig_mod)",
+}
 _GLOBAL_HOOKS = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",

@@ -13,7 +13,7 @@ from oes_fast._checks import check_tensor
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
 from oes_fast.errors import InputError, MaskMismatchError
-from oes_fast.flat import FlatLayout, flatten, unflatten_
+from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import (
     conv_before_upsample,
@@ -119,7 +119,7 @@ class SparseGenerator(nn.Module):
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
         self._last_channels = z.shape[1]
-        key = (tuple(z.shape), z.dtype, z.device, self.training, self._modes is None)
+        key = (tuple(z.shape), z.dtype, z.device, z.requires_grad, self.training, self._modes is None)
         if key not in self._plans:
             self._net.train(self.training)
             for name, mode in (self._modes or {}).items():
@@ -228,12 +228,13 @@ def sparsify(net: nn.Module, mask: Mask | None = None, *, backend: str = "auto")
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
 
     Raises:
-        InputError: no such backend.
+        InputError: no such backend, or a network without parameters or that cannot be copied.
         MaskMismatchError: the mask belongs to another network.
         BackendError: the backend cannot run here.
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
             module is first called, since a trace needs the shape of the input.)
     """
+    check_network(net)
     chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
     if mask is not None:
         mask.check(net)

@@ -45,10 +45,19 @@ def remembered(net: nn.Module) -> dict[str, Any]:
 
 def asks_types(net: nn.Module) -> bool:
     """Whether the modules' code names ``type``: a tensor without values is of another type."""
+    return bool({"type", "__class__"} & _named_in_code(net))
+
+
+def asks_inference_mode(net: nn.Module) -> str | None:
+    """The name by which the modules' code asks for inference mode, which no trace has; None where it does not."""
+    return next(iter({"is_inference_mode_enabled", "is_inference"} & _named_in_code(net)), None)
+
+
+def _named_in_code(net: nn.Module) -> set[str]:
     held = [v for m in net.modules() for v in vars(m).values()]
     held += [v for cls in {c for m in net.modules() for c in type(m).__mro__} for v in vars(cls).values()]
     functions = [f for f in held if isinstance(f, FunctionType) and not _of_library(f.__module__ or "")]
-    return any("type" in f.__code__.co_names or "__class__" in f.__code__.co_names for f in functions)
+    return {name for f in functions for name in f.__code__.co_names}
 
 
 def _form(value: Any, seen: dict[int, int], alive: list[Any]) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from oes_fast._checks import described
 from oes_fast.copies import copy_network
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import stages as s
@@ -66,7 +67,12 @@ class _Call(nn.Module):
         self.net = net
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.net(z)
+        output = self.net(z)
+        if isinstance(output, Tensor):
+            raise TraceError("the network's output does not depend on its parameters or on z")
+        if not isinstance(output, _Proxy):
+            raise TraceError(f"expected a network that returns one tensor, got {described(output)}")
+        return output
 
 
 class _Proxy(torch.fx.Proxy):
@@ -169,7 +175,10 @@ class _Proxy(torch.fx.Proxy):
         self._refuse(f"{self.node.name} has a hook on its gradient")
 
     def _ask(self, *_: Any, **__: Any) -> Any:
-        self._refuse(f"the network's own code asks for values of {self.node.name} or for where they lie")
+        name = type(self.tracer.root.net).__name__
+        self._refuse(
+            f"{name} cannot be traced: its code asks for values of {self.node.name} or for their memory"
+        )
 
     item = tolist = numpy = data_ptr = untyped_storage = __bool__ = __int__ = __float__ = __array__ = _ask
 
