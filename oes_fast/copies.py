@@ -35,9 +35,8 @@ def copy_network(net: NetT, replaced: Mapping[int, Any] | None = None) -> NetT:
     try:
         return copy.deepcopy(net, memo)
     except Exception as error:  # whatever its objects raise
-        raise InputError(
-            f"net: expected a network that can be copied, got {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"net: expected a network that can be copied, got {reason}") from error
 
 
 def tensors_of(net: nn.Module) -> Iterator[Tensor]:

@@ -29,7 +29,7 @@ class FlatLayout:
         """The layout of ``net``'s parameters.
 
         Raises:
-            InputError: the network has no parameters, or parameters of several dtypes or devices, or lazy ones.
+            InputError: the network has no parameters, parameters of several dtypes or devices, or lazy ones.
         """
         named = dict(net.named_parameters())
         if not named:
@@ -37,7 +37,7 @@ class FlatLayout:
         for name, parameter in named.items():
             if is_lazy(parameter):
                 raise InputError(
-                    f"net: expected parameters with values, got a lazy one, {name}; call the network once before"
+                    f"net: expected parameters with values, got a lazy one, {name}: call the network once"
                 )
         kinds = {(p.dtype, p.device) for p in named.values()}
         if len(kinds) > 1:
@@ -81,7 +81,7 @@ def check_network(net: object) -> nn.Module:
     wrapper = next((m for m in net.modules() if isinstance(m, _WRAPPERS)), None)
     if wrapper is not None:
         raise InputError(
-            f"net: expected a network as it is, got {type(wrapper).__name__}; hand over the one inside (its module)"
+            f"net: expected a network as it is, got {type(wrapper).__name__}: hand over its module"
         )
     FlatLayout.of(net)
     return net

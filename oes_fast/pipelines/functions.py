@@ -51,7 +51,7 @@ class DenseFunction:
 
     Args:
         net: copied, and left alone.
-        z: input [1, C, H, W].
+        z: input [1, C, ...].
         mask: flat bool [numel]; the initial weights are multiplied by it.
     """
 

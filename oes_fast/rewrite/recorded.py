@@ -116,7 +116,8 @@ class _Comparison:
             self._z = without(z.detach())
         self._z.requires_grad_(z.requires_grad)
         self._numbers = Numbers()
-        self._named = [(p, ("parameter", name)) for name, p in self._net.named_parameters()]
+        self._named: list[tuple[Tensor, tuple[str, ...]]] = []
+        self._named += [(p, ("parameter", name)) for name, p in self._net.named_parameters()]
         self._named += [(b, ("buffer", name)) for name, b in self._net.named_buffers()]
         self._named.append((self._z, ("input", "")))
         self._names = {id(t): " ".join(name) for t, name in self._named}
@@ -216,10 +217,10 @@ def _parting(own: _Run, other: _Run) -> str:
         waiting.extend(own.composed.get(number, ()))
         if number in own.operations:
             waiting.extend(own.operations[number].sources)
-    number = next((n for n in own.order if n in needed and n not in other.operations), None)
-    if number is None:
+    first = next((n for n in own.order if n in needed and n not in other.operations), None)
+    if first is None:
         return "gives another of its tensors than the trace saw: a branch in its code, or a change in place"
-    operation = own.operations[number]
+    operation = own.operations[first]
     place = f" at {operation.place}" if operation.place else ""
     if operation.random:
         return f"draws random numbers in its own code ({operation.name}{place})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from oes_fast.rewrite.convert import TraceError
+from oes_fast.rewrite.state import functions_of
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def isinstance_of_traced(net: nn.Module, shown: Callable[[Any], Any]) -> Iterato
     before = torch.is_tensor
     torch.is_tensor = is_tensor  # type: ignore[assignment]
     try:
-        for variables in _globals(net):
+        for variables in {id(f.__globals__): f.__globals__ for f in functions_of(net)}.values():
             if "isinstance" not in variables:
                 variables["isinstance"] = is_instance
                 changed.append(variables)
@@ -89,15 +89,6 @@ def isinstance_of_traced(net: nn.Module, shown: Callable[[Any], Any]) -> Iterato
         torch.is_tensor = before
         for variables in changed:
             del variables["isinstance"]
-
-
-def _globals(net: nn.Module) -> list[dict[str, Any]]:
-    """Global variables of the functions that the modules' classes and the modules themselves hold."""
-    held = [v for m in net.modules() for v in vars(m).values()]
-    held += [v for cls in {c for m in net.modules() for c in type(m).__mro__} for v in vars(cls).values()]
-    functions = [v for v in held if isinstance(v, FunctionType)]
-    own = [f.__globals__ for f in functions if not (f.__module__ or "").startswith(("torch.", "oes_fast."))]
-    return list({id(variables): variables for variables in own}.values())
 
 
 def refuse_gradient_hooks(net: nn.Module) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import random
-from collections.abc import Mapping, Set
-from types import FunctionType, MethodType, ModuleType
+from collections.abc import Iterator, Mapping, Set
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,20 +45,50 @@ def remembered(net: nn.Module) -> dict[str, Any]:
 
 
 def asks_types(net: nn.Module) -> bool:
-    """Whether the modules' code names ``type``: a tensor without values is of another type."""
-    return bool({"type", "__class__"} & _named_in_code(net))
+    """Whether the code asks for the type of a value: a tensor without values is of another type."""
+    for function in functions_of(net):
+        for instruction in _instructions(function.__code__):
+            if instruction.argval == "__class__" and instruction.opname == "LOAD_ATTR":
+                return True
+            if instruction.argval == "type" and instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                return True
+    return False
 
 
 def asks_inference_mode(net: nn.Module) -> str | None:
-    """The name by which the modules' code asks for inference mode, which no trace has; None where it does not."""
-    return next(iter({"is_inference_mode_enabled", "is_inference"} & _named_in_code(net)), None)
+    """The name by which the code asks for inference mode, which no trace has; None where it does not."""
+    names = {name for f in functions_of(net) for code in _codes(f.__code__) for name in code.co_names}
+    return next(iter({"is_inference_mode_enabled", "is_inference"} & names), None)
 
 
-def _named_in_code(net: nn.Module) -> set[str]:
-    held = [v for m in net.modules() for v in vars(m).values()]
-    held += [v for cls in {c for m in net.modules() for c in type(m).__mro__} for v in vars(cls).values()]
-    functions = [f for f in held if isinstance(f, FunctionType) and not _of_library(f.__module__ or "")]
-    return {name for f in functions for name in f.__code__.co_names}
+def functions_of(net: nn.Module) -> list[FunctionType]:
+    """The functions that modules and their classes hold, and those that these name, but for libraries'."""
+    classes = {cls for m in net.modules() for cls in type(m).__mro__ if not _of_library(cls.__module__)}
+    waiting: list[Any] = [v for owner in (*net.modules(), *classes) for v in vars(owner).values()]
+    found: dict[int, FunctionType] = {}
+    while waiting:
+        value = waiting.pop()
+        value = getattr(value, "__func__", getattr(value, "fget", value))
+        if isinstance(value, FunctionType) and id(value) not in found:
+            if not _of_library(value.__module__ or ""):
+                found[id(value)] = value
+                waiting.extend(_variables(value))
+        elif isinstance(value, Mapping) and len(value) < 100:  # hooks
+            waiting.extend(v for v in value.values() if not isinstance(v, Mapping))
+    return list(found.values())
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function and of those defined inside."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    for own in _codes(code):
+        yield from dis.get_instructions(own)
 
 
 def _form(value: Any, seen: dict[int, int], alive: list[Any]) -> tuple[Any, ...]:
@@ -134,7 +165,7 @@ def _variables(function: FunctionType) -> list[Any]:
     """Variables outside a function that its code may change."""
     if _of_library(function.__module__ or ""):
         return []
-    names = function.__code__.co_names
+    names = [name for code in _codes(function.__code__) for name in code.co_names]
     found = [name for name in names if name in function.__globals__]
     parts: list[Any] = [function.__globals__[name] for name in found]
     parts.extend(function.__defaults__ or ())
