@@ -83,6 +83,8 @@ def check_network(net: object) -> nn.Module:
         raise InputError(
             f"net: expected a network as it is, got {type(wrapper).__name__}: hand over its module"
         )
+    if isinstance(net, torch.jit.ScriptModule):
+        raise InputError("net: expected a network as it is, got TorchScript: hand over what it was made from")
     FlatLayout.of(net)
     return net
 

@@ -87,6 +87,8 @@ class DenseFunction:
     def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
         """(image, mean squared error to ``target``)."""
         output = check_output(self(weights, update_stats=update_stats), target)
+        if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
+            raise InputError("net: expected an output with a gradient to the parameters, got one without")
         return output, F.mse_loss(output, target)
 
     def to_net(self, weights: Tensor) -> nn.Module:

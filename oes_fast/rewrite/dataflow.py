@@ -26,6 +26,13 @@ _SAME = (_ATEN.alias.default, _ATEN.detach.default, _ATEN.lift_fresh.default, *_
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 
 
+MOST_OPERATIONS = 50_000  # some seconds
+
+
+class TooManyOperationsError(Exception):
+    """The run is too long to be recorded."""
+
+
 class Numbers:
     """Numbers for ways to compute something, the same number for the same way; shared by runs to compare."""
 
@@ -110,6 +117,8 @@ class Recorder(TorchDispatchMode):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         self._draws += random
+        if len(self.operations) > MOST_OPERATIONS:
+            raise TooManyOperationsError
         self.asked |= torch.Tag.data_dependent_output in func.tags
         described = tuple(
             ("tensor", self.number(x)) if isinstance(x, Tensor) else _described(x) for x in leaves

@@ -29,7 +29,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from oes_fast.copies import copy_network
 from oes_fast.rewrite.convert import TraceError, attribute
-from oes_fast.rewrite.dataflow import Numbers, Recorder, gradient_way
+from oes_fast.rewrite.dataflow import (
+    MOST_OPERATIONS,
+    Numbers,
+    Recorder,
+    TooManyOperationsError,
+    gradient_way,
+)
 from oes_fast.rewrite.state import asks_inference_mode, asks_types, remembered
 
 # What tensors without values cannot do: then the comparison is made with values.
@@ -62,11 +68,16 @@ def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.f
     if asked is not None:
         raise TraceError(f"{type(net).__name__} asks for inference mode in its own code ({asked})")
     with _disable_current_modes(), _random_left_alone(z.device):
-        if not asks_types(net):
-            with contextlib.suppress(*_NEED_VALUES):
-                _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True)).check(root, fx_graph)
-                return
-        _Comparison(net, z, None).check(root, fx_graph)
+        try:
+            if not asks_types(net):
+                with contextlib.suppress(*_NEED_VALUES):
+                    _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True)).check(root, fx_graph)
+                    return
+            _Comparison(net, z, None).check(root, fx_graph)
+        except TooManyOperationsError:
+            raise TraceError(
+                f"{type(net).__name__} makes more than {MOST_OPERATIONS} operations, too many to compare"
+            ) from None
 
 
 def _is_layer(module: nn.Module) -> bool:
