@@ -361,6 +361,20 @@ def generator_made_inside(net: Any, x: Tensor) -> Tensor:
     return net.out(net.body(x) + torch.empty(1, 4, 8, 8, dtype=x.dtype).normal_(generator=generator))
 
 
+@refused("draws random numbers after a seed")
+def seeded(net: Any, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return net.out(net.body(x) + torch.rand_like(x[:, :1]))
+
+
+@refused("draws random numbers after a seed")
+def seeded_aside(net: Any, x: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        noise = torch.rand_like(x[:, :1])
+    return net.out(net.body(x) + noise)
+
+
 @same
 def drawn_from_results(net: Any, x: Tensor) -> Tensor:
     h = F.dropout(net.body(x), 0.5, training=True) + F.gumbel_softmax(net.drop(net.body(x)), dim=1)
@@ -437,6 +451,7 @@ def parameters_by_name(net: Any, x: Tensor) -> Tensor:
 def buffers_and_constants(net: Any, x: Tensor) -> Tensor:
     h = F.conv2d(net.body(x), net.kernel.repeat(4, 1, 1, 1), padding=1, groups=4) * net.plain
     at = torch.arange(8, dtype=x.dtype, device=x.device).view(1, 1, 1, 8) / 8
+    h = h.to(x.device) * torch.ones(1).to(x.device, x.dtype)
     return net.out(h * at + torch.as_tensor(np.arange(4.0)).view(1, 4, 1, 1) + x.new_tensor(2.0))
 
 
@@ -461,6 +476,20 @@ def test_refused(function: Callable[[Any, Tensor], Any], reason: str) -> None:
         fast(Z)
     assert str(held(fast._net)) == str(before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_running_statistics_of_a_function() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        mean, var = net.norm.running_mean, net.norm.running_var
+        return net.out(F.batch_norm(net.conv(x), mean, var, training=net.training))
+
+    hold_against_dense(net := own(forward))
+    fast = oes.sparsify(net)
+    buffers = {name: buffer.clone() for name, buffer in fast.dense_buffers()}
+    fast.evaluate(fast.weights, Z, buffers, update_stats=False)
+    torch.testing.assert_close(buffers, dict(fast.dense_buffers()), rtol=0, atol=0)
+    fast.evaluate(fast.weights, Z, buffers, update_stats=True)
+    assert not torch.equal(buffers["norm.running_mean"], fast.get_buffer("norm__running_mean"))
 
 
 def test_autocast_inside() -> None:

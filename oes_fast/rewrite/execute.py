@@ -145,7 +145,10 @@ class Builder:
         assert isinstance(node.stage, s.Parameter)
         name = node.stage.name
         if name in dict(self._net.named_buffers()):
-            return lambda context, _: Value(context.buffers[name])
+            # A function that reads it may update it, as torch.nn.functional.batch_norm does.
+            return lambda context, _: Value(
+                context.buffers[name] if context.update_stats else context.buffers[name].clone()
+            )
         block = self._weights.request(name)
         return lambda context, _: Value(context.blocks[block])
 

@@ -9,11 +9,9 @@ with gradients off, so that what it remembers or asks for shows as well.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -36,7 +34,8 @@ from oes_fast.rewrite.dataflow import (
     TooManyOperationsError,
     gradient_way,
 )
-from oes_fast.rewrite.state import asks_inference_mode, asks_types, remembered
+from oes_fast.rewrite.side_effects import random_left_alone
+from oes_fast.rewrite.state import asks_inference_mode, asks_types, remembered, seeds
 
 # What tensors without values cannot do: then the comparison is made with values.
 _NEED_VALUES = (
@@ -67,13 +66,14 @@ def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.f
     asked = asks_inference_mode(net)
     if asked is not None:
         raise TraceError(f"{type(net).__name__} asks for inference mode in its own code ({asked})")
-    with _disable_current_modes(), _random_left_alone(z.device):
+    with _disable_current_modes():
         try:
             if not asks_types(net):
                 with contextlib.suppress(*_NEED_VALUES):
                     _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True)).check(root, fx_graph)
                     return
-            _Comparison(net, z, None).check(root, fx_graph)
+            with random_left_alone(z.device):
+                _Comparison(net, z, None).check(root, fx_graph)
         except TooManyOperationsError:
             raise TraceError(
                 f"{type(net).__name__} makes more than {MOST_OPERATIONS} operations, too many to compare"
@@ -143,6 +143,9 @@ class _Comparison:
         for name, number in first.buffers.items():
             if number != recorded.buffers[name]:
                 raise TraceError(f"{title} changes its buffer {name} in its own code")
+        seeded = seeds(self._net) if any(o.random for o in first.operations.values()) else None
+        if seeded is not None:
+            raise TraceError(f"{title} draws random numbers after a seed of its own ({seeded})")
         if first.gradient != recorded.gradient:
             raise TraceError(
                 f"{title} stops or changes gradients in its own code (torch.no_grad, detach, "
@@ -241,14 +244,3 @@ def _parting(own: _Run, other: _Run) -> str:
         f"takes a way that the trace did not see ({operation.name}{place}): a branch on the type, gradient "
         "or memory of a tensor, something kept from an earlier call or read from a clock, a change in place"
     )
-
-
-@contextlib.contextmanager
-def _random_left_alone(device: torch.device) -> Iterator[None]:
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numpys)  # noqa: NPY002

@@ -91,6 +91,22 @@ def isinstance_of_traced(net: nn.Module, shown: Callable[[Any], Any]) -> Iterato
             del variables["isinstance"]
 
 
+@contextmanager
+def random_left_alone(device: torch.device) -> Iterator[None]:
+    """Set the random generators of Python, NumPy and PyTorch back at the end.
+
+    Args:
+        device: whose generator of PyTorch's is kept beside that of the CPU.
+    """
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)  # noqa: NPY002
+
+
 def refuse_gradient_hooks(net: nn.Module) -> None:
     """Refuse hooks on the gradients of parameters: the rewritten network has other parameters.
 

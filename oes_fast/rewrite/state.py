@@ -57,14 +57,28 @@ def asks_types(net: nn.Module) -> bool:
 
 def asks_inference_mode(net: nn.Module) -> str | None:
     """The name by which the code asks for inference mode, which no trace has; None where it does not."""
+    return _first_named(net, ("is_inference_mode_enabled", "is_inference"))
+
+
+def seeds(net: nn.Module) -> str | None:
+    """The name by which the code sets a random generator back, before it draws from it; None for none."""
+    return _first_named(net, ("manual_seed", "manual_seed_all", "seed", "fork_rng", "set_rng_state"))
+
+
+def _first_named(net: nn.Module, wanted: tuple[str, ...]) -> str | None:
     names = {name for f in functions_of(net) for code in _codes(f.__code__) for name in code.co_names}
-    return next(iter({"is_inference_mode_enabled", "is_inference"} & names), None)
+    return next((name for name in wanted if name in names), None)
 
 
 def functions_of(net: nn.Module) -> list[FunctionType]:
-    """The functions that modules and their classes hold, and those that these name, but for libraries'."""
+    """The functions that a call of the network may run, as far as names tell, but for libraries'."""
     classes = {cls for m in net.modules() for cls in type(m).__mro__ if not _of_library(cls.__module__)}
-    waiting: list[Any] = [v for owner in (*net.modules(), *classes) for v in vars(owner).values()]
+    held: dict[str, list[Any]] = {}
+    for owner in (*classes, *net.modules()):
+        for name, value in vars(owner).items():
+            held.setdefault(name, []).append(value)
+    hooks = [name for name in held if name.endswith("_hooks")]
+    waiting = [v for name in ("forward", "__call__", *hooks) for v in held.get(name, [])]
     found: dict[int, FunctionType] = {}
     while waiting:
         value = waiting.pop()
@@ -73,8 +87,10 @@ def functions_of(net: nn.Module) -> list[FunctionType]:
             if not _of_library(value.__module__ or ""):
                 found[id(value)] = value
                 waiting.extend(_variables(value))
-        elif isinstance(value, Mapping) and len(value) < 100:  # hooks
-            waiting.extend(v for v in value.values() if not isinstance(v, Mapping))
+                names = {name for code in _codes(value.__code__) for name in code.co_names}
+                waiting.extend(v for name in names for v in held.get(name, []))
+        elif isinstance(value, Mapping | list | tuple) and len(value) < 100:  # hooks, lists of functions
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
     return list(found.values())
 
 

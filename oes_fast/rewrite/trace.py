@@ -22,7 +22,8 @@ from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.convert import Converter, TraceError, attribute
 from oes_fast.rewrite.recorded import check_recorded
-from oes_fast.rewrite.side_effects import isinstance_of_traced, refuse_side_effects
+from oes_fast.rewrite.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
+from oes_fast.rewrite.state import seeds
 
 
 def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> s.Graph:
@@ -43,7 +44,9 @@ def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> s.Graph:
         # A copy, since the code may change what it holds; of its own modules only, not of the weights.
         root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}))
         # torch.fx patches torch.nn.Module for all threads: one trace at a time.
-        with _LOCK, torch.enable_grad():
+        # Random generators belong to all threads too: they are set back only where the code may seed them.
+        alone = random_left_alone(z.device) if seeds(net) else contextlib.nullcontext()
+        with _LOCK, torch.enable_grad(), alone:
             with refuse_side_effects(root.net), isinstance_of_traced(root.net, _shown):
                 tracer = _Tracer(root, z)
                 fx_graph = tracer.trace(root)
@@ -205,6 +208,10 @@ class _Proxy(torch.fx.Proxy):
         return value
 
 
+def _on_meta(argument: Any) -> Any:
+    return torch.device("meta") if isinstance(argument, torch.device) else argument
+
+
 def _shown(value: Any) -> Any:
     """What the network's code takes ``value`` for."""
     return value.node.meta["value"] if isinstance(value, _Proxy) else value
@@ -272,10 +279,12 @@ class _Tracer(torch.fx.Tracer):
             return attribute(self.root, str(node.target)).to("meta")
         if node.op == "call_module":
             return self._shadow.get_submodule(str(node.target))(*args, **kwargs)
+        args = torch.fx.node.map_aggregate(args, _on_meta)
+        kwargs = torch.fx.node.map_aggregate(kwargs, _on_meta)
         if node.op == "call_method":
+            if node.target == "to":  # a device may be given by its name
+                args = (args[0], *(torch.device("meta") if isinstance(a, str) else a for a in args[1:]))
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_function":
-            if isinstance(kwargs.get("device"), torch.device):
-                kwargs = {**kwargs, "device": torch.device("meta")}
             return node.target(*args, **kwargs)  # type: ignore[operator]
         return None
