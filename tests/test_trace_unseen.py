@@ -504,3 +504,15 @@ def test_autocast_inside() -> None:
 def test_message_names_operation_and_place() -> None:
     with pytest.raises(oes.TraceError, match=r"Own takes .*aten\.mul\.Tensor at test_trace_unseen\.py:\d+"):
         oes.sparsify(own(doubled(REFUSED_BRANCHES["type"][0])))(Z)
+
+
+def test_first_call_inside_a_transform() -> None:
+    fast = oes.sparsify(own(buffers_and_constants))
+    buffers = dict(fast.dense_buffers())
+
+    def loss(weights: Tensor) -> Tensor:
+        return fast.evaluate(weights, Z, buffers, update_stats=False).square().sum()
+
+    got = torch.func.grad(loss)(fast.weights.detach())
+    (wanted,) = torch.autograd.grad(loss(fast.weights), fast.weights)
+    torch.testing.assert_close(got, wanted)

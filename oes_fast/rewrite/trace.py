@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from oes_fast._checks import described
 from oes_fast.copies import copy_network
@@ -40,6 +41,11 @@ def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> s.Graph:
             :mod:`oes_fast.rewrite.side_effects`), returns no single image, or does what the trace did not see
             (see :mod:`oes_fast.rewrite.recorded`).
     """
+    with _outside_transforms(z):
+        return _trace(net, z, check)
+
+
+def _trace(net: nn.Module, z: Tensor, check: bool) -> s.Graph:
     try:
         # A copy, since the code may change what it holds; of its own modules only, not of the weights.
         root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}))
@@ -60,6 +66,13 @@ def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> s.Graph:
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
         raise TraceError(f"{type(net).__name__} cannot be traced: {error}") from error
+
+
+def _outside_transforms(z: Tensor) -> Any:
+    """Leaves torch.func.grad and the like for a while: they are for calls of the plan, not for making it."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(z):
+        return contextlib.nullcontext()
+    return temporarily_clear_interpreter_stack()
 
 
 _LOCK = threading.RLock()
