@@ -156,6 +156,12 @@ def with_forward_of_its_own() -> nn.Module:
     return net
 
 
+def with_a_convolution_of_its_own() -> nn.Module:
+    net = layers()
+    net[0]._conv_forward = lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1) * 2
+    return net
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
     "compiled": (lambda: torch.compile(layers(), backend="eager"), oes.TraceError, "torch.compile"),
     "compiled inside": (
@@ -167,6 +173,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
     "lazy": (lambda: layers(nn.LazyConv2d(2, 1)), oes.InputError, "lazy one, 0.weight"),
     "no parameters": (lambda: layers(nn.Upsample(scale_factor=2)), oes.InputError, "network with parameters"),
     "no module": (lambda: Z, oes.InputError, "torch.nn.Module, got Tensor"),
+    "own convolution": (with_a_convolution_of_its_own, oes.TraceError, "0 has a _conv_forward of its own"),
     "own forward": (with_forward_of_its_own, oes.TraceError, "0 has a forward of its own"),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,13 @@ def refuse_side_effects(net: nn.Module) -> Iterator[None]:
             kind = "a module of TorchScript: hand over the network that it was made from"
         if kind is not None:
             raise TraceError(f"{name or 'net'} is {kind}")
-        if "forward" in vars(module):
-            raise TraceError(f"{name or type(net).__name__} has a forward of its own in place of its class's")
+        for attribute in vars(module):
+            layer = type(module).__module__.startswith("torch.nn.modules.")
+            own = layer and isinstance(getattr(type(module), attribute, None), FunctionType)
+            if own or attribute == "forward":
+                raise TraceError(
+                    f"{name or type(net).__name__} has a {attribute} of its own in place of its class's"
+                )
     before = [(m, dict(m._parameters), dict(m._buffers), dict(m.__dict__)) for m in net.modules()]
     states = _random_states()
     try:

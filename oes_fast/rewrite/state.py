@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import random
 from collections.abc import Iterator, Mapping, Set
@@ -17,7 +18,7 @@ from oes_fast.rewrite.dataflow import content
 
 _LIBRARIES = ("torch", "numpy", "builtins", "oes_fast.nn", "oes_fast.models", "functools", "typing")
 _MOST_OBJECTS = 20_000
-_MOST_ELEMENTS = 1_000_000
+_MOST_ELEMENTS = 10_000
 
 
 def remembered(net: nn.Module) -> dict[str, Any]:
@@ -172,7 +173,9 @@ def _parts(value: Any) -> list[Any]:
         for name in (slots,) if isinstance(slots, str) else slots:
             parts.append(getattr(value, name, None))
     if not parts:
-        text = repr(value)
+        text = ""
+        with contextlib.suppress(Exception):  # whatever an object of the user's own raises
+            text = repr(value)
         parts.append("" if " at 0x" in text else text)
     return parts
 
