@@ -60,6 +60,19 @@ def check_tensor(
     return value
 
 
+def described(value: object) -> str:
+    """What a network returned in the place of one tensor, for a message, with how to get at the tensor."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    advice = "; wrap the network in a module whose forward takes the image out of it"
+    if isinstance(value, Mapping):
+        return f"a {kind} with {', '.join(map(repr, value)) or 'nothing'}{advice}"
+    if isinstance(value, tuple | list):
+        return f"a {kind} of {len(value)}{advice}"
+    return f"{kind}{'' if value is None or isinstance(value, int | float) else advice}"
+
+
 def check_logits(
     logits: object, *, like: Tensor | None = None, numel: int | None = None, finite: bool = False
 ) -> Tensor:

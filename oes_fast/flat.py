@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from oes_fast.errors import InputError
 
@@ -28,11 +29,16 @@ class FlatLayout:
         """The layout of ``net``'s parameters.
 
         Raises:
-            InputError: the network has no parameters, or parameters of several dtypes or devices.
+            InputError: the network has no parameters, parameters of several dtypes or devices, or lazy ones.
         """
         named = dict(net.named_parameters())
         if not named:
             raise InputError("net: expected a network with parameters, got one without any")
+        for name, parameter in named.items():
+            if is_lazy(parameter):
+                raise InputError(
+                    f"net: expected parameters with values, got a lazy one, {name}: call the network once"
+                )
         kinds = {(p.dtype, p.device) for p in named.values()}
         if len(kinds) > 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
@@ -62,6 +68,28 @@ class FlatLayout:
         """
         text = ";".join("x".join(map(str, shape)) for shape in self.shapes)
         return f"{self.numel}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def check_network(net: object) -> nn.Module:
+    """``net``, if it is a network with parameters that can be given to it one by one.
+
+    Raises:
+        InputError: it is no torch.nn.Module, is wrapped for several devices, or see :meth:`FlatLayout.of`.
+    """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    wrapper = next((m for m in net.modules() if isinstance(m, _WRAPPERS)), None)
+    if wrapper is not None:
+        raise InputError(
+            f"net: expected a network as it is, got {type(wrapper).__name__}: hand over its module"
+        )
+    if isinstance(net, torch.jit.ScriptModule):
+        raise InputError("net: expected a network as it is, got TorchScript: hand over what it was made from")
+    FlatLayout.of(net)
+    return net
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def flatten(net: nn.Module) -> Tensor:

@@ -137,8 +137,8 @@ FAULTS = {
 def test_planted_faults_are_found(monkeypatch, fault, backend):
     right = SPARSIFY.rewritten
 
-    def wrong(net, z):
-        graph = right(net, z)
+    def wrong(net, z, **options):
+        graph = right(net, z, **options)
         FAULTS[fault](graph)
         return graph
 
@@ -194,8 +194,8 @@ def test_a_loss_of_some_channels_is_found(monkeypatch, backend):
 def test_the_stage_is_named(monkeypatch):
     right = SPARSIFY.rewritten
 
-    def wrong(net, z):
-        graph = right(net, z)
+    def wrong(net, z, **options):
+        graph = right(net, z, **options)
         norms = [node for node in graph.nodes if isinstance(node.stage, s.Norm)]
         norms[-1].stage = dataclasses.replace(norms[-1].stage, eps=0.5)
         return graph
@@ -218,3 +218,18 @@ def test_a_plan_that_failed_is_not_used_afterwards(monkeypatch):
     for _ in range(2):
         with pytest.raises(oes.VerificationError):
             fast(problem()[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_default_device_of_the_caller_does_not_matter(backend):
+    net, (z, _) = small_net(), problem()
+    expected = oes.sparsify(net, mask_of(net), backend=backend).train()(z)
+    fast = oes.sparsify(net, mask_of(net), backend=backend).train()
+    with torch.device("meta"):
+        found = fast(z)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_dropout_on_the_input_draws_in_the_dense_order():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 3, 3, padding=1))
+    oes.sparsify(net).train()(problem()[0])

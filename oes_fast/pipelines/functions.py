@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Protocol
 
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from oes_fast.backends import resolve
-from oes_fast.errors import OESWarning
+from oes_fast.copies import copy_network
+from oes_fast.errors import InputError, OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_output
@@ -51,12 +51,18 @@ class DenseFunction:
 
     Args:
         net: copied, and left alone.
-        z: input [1, C, H, W].
+        z: input [1, C, ...].
         mask: flat bool [numel]; the initial weights are multiplied by it.
     """
 
     def __init__(self, net: nn.Module, z: Tensor, mask: Tensor | None = None) -> None:
-        self._net = copy.deepcopy(net).train()
+        self._net = copy_network(net)
+        try:
+            self._net.train()
+        except NotImplementedError as error:  # what torch.export gives has one mode
+            raise InputError(
+                f"net: expected a network with a training mode, got one without: {error}"
+            ) from error
         self._z = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
@@ -81,11 +87,13 @@ class DenseFunction:
     def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
         """(image, mean squared error to ``target``)."""
         output = check_output(self(weights, update_stats=update_stats), target)
+        if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
+            raise InputError("net: expected an output with a gradient to the parameters, got one without")
         return output, F.mse_loss(output, target)
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the network with these weights and the statistics collected."""
-        net = copy.deepcopy(self._net)
+        net = copy_network(self._net)
         unflatten_(net, weights)
         for name, buffer in net.named_buffers():
             buffer.copy_(self.buffers[name])
@@ -166,6 +174,8 @@ def make_function(
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
     chosen = resolve(backend, z.device, candidates(z.dtype))
     try:
+        if z.ndim != 4:
+            raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
         return RewrittenFunction(net, z, mask, chosen, verify=verify), chosen
     except VerificationError as error:
         warnings.warn(f"{error}; it runs as it is, on the reference path", OESWarning, stacklevel=4)

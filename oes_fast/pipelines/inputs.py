@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_tensor
+from oes_fast._checks import check_tensor, described
 from oes_fast.errors import CollapsedRunWarning, InputError
-from oes_fast.flat import FlatLayout
+from oes_fast.flat import check_network
 from oes_fast.models.generator import Generator
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
@@ -20,19 +20,25 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
 
     Args:
         net: generator.
-        z: input, shape [1, C, H, W].
-        noisy: image, shape [1, C', H, W], finite.
+        z: input, shape [1, C, ...]; of our own generators [1, C, H, W].
+        noisy: image, shape [1, C', H', W'], finite; H' = H and W' = W for our own generators.
         clean: None or an image of the shape of ``noisy``.
     """
-    if not isinstance(net, nn.Module):
-        raise InputError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
-    FlatLayout.of(net)
+    check_network(net)
     weights = next(net.parameters()).detach()
-    check_tensor("z", z, ndim=4, shape=(1, None, None, None), like=weights, finite=True)
-    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if isinstance(net, Generator) and first is not None and z.shape[1] != first.in_channels:
-        raise InputError(f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}")
-    check_tensor("noisy", noisy, shape=(1, None, *z.shape[-2:]), like=weights, finite=True)
+    check_tensor("z", z, like=weights, finite=True)
+    if z.ndim < 2 or z.shape[0] != 1 or z.numel() == 0:
+        raise InputError(f"z: expected one input, shape (1, C, ...), got {tuple(z.shape)}")
+    size: tuple[int | None, ...] = (None, None)
+    if isinstance(net, Generator):
+        check_tensor("z", z, ndim=4)
+        first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is not None and z.shape[1] != first.in_channels:
+            raise InputError(
+                f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}"
+            )
+        size = tuple(z.shape[-2:])  # it gives images of the size of its input; other networks what they like
+    check_tensor("noisy", noisy, shape=(1, None, *size), like=weights, finite=True)
     if clean is not None:
         check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)
 
@@ -42,13 +48,19 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def check_output(output: Tensor, noisy: Tensor) -> Tensor:
-    """``output``, if it has the shape of the noisy image."""
+def check_output(output: object, noisy: Tensor) -> Tensor:
+    """``output``, if it is a tensor of the shape and dtype of the noisy image.
+
+    Raises:
+        InputError: saying what came and what to do.
+    """
+    wanted = f"net: expected an output of the noisy image's shape {tuple(noisy.shape)} and {noisy.dtype}"
+    if not isinstance(output, Tensor):
+        raise InputError(f"{wanted}, got {described(output)}")
     if output.shape != noisy.shape:
-        raise InputError(
-            f"net: expected an output of the noisy image's shape {tuple(noisy.shape)}, "
-            f"got {tuple(output.shape)}"
-        )
+        raise InputError(f"{wanted}, got {tuple(output.shape)}")
+    if output.dtype != noisy.dtype:
+        raise InputError(f"{wanted}, got {output.dtype}")
     return output
 
 

@@ -91,7 +91,8 @@ class ChainRun:
     def _program(self, source: Tensor, fixed: bool) -> Program:
         key = source.dtype, fixed
         if key not in self._programs:
-            self._programs[key] = Program(self.chain, self._alive, self._weights, source, fixed=fixed)
+            with torch.device("cpu"):  # whatever the caller's default
+                self._programs[key] = Program(self.chain, self._alive, self._weights, source, fixed=fixed)
         return self._programs[key]
 
     def _read(self, source: Tensor, program: Program) -> Tensor:

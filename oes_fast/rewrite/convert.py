@@ -99,7 +99,10 @@ class Converter:
         called = node.op in ("call_method", "call_function")
         changes = called and name.endswith("_") and not name.endswith("__")
         if node.op == "call_function":
-            changes = changes or bool(_arguments(node).get("inplace")) or "out" in node.kwargs
+            changes = changes or bool(_arguments(node).get("inplace")) or node.kwargs.get("out") is not None
+            changes = changes or name in ("setitem", "__setitem__")
+        if isinstance(node.target, torch._ops.OpOverload):
+            changes = node.target._schema.is_mutable
         if node.op == "call_module" and getattr(self._root.get_submodule(str(node.target)), "inplace", False):
             # Harmless where the result of a layer is overwritten that nobody else has.
             source = node.args[0] if node.args else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from oes_fast.copies import copy_network
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
@@ -145,7 +145,10 @@ class Builder:
         assert isinstance(node.stage, s.Parameter)
         name = node.stage.name
         if name in dict(self._net.named_buffers()):
-            return lambda context, _: Value(context.buffers[name])
+            # A function that reads it may update it, as torch.nn.functional.batch_norm does.
+            return lambda context, _: Value(
+                context.buffers[name] if context.update_stats else context.buffers[name].clone()
+            )
         block = self._weights.request(name)
         return lambda context, _: Value(context.blocks[block])
 
@@ -429,7 +432,7 @@ class Builder:
             return lambda context, args, kwargs: getattr(args[0], stage.target)(*args[1:], **kwargs)
         # A module of its own runs on the plan's weights and buffers.
         original = self._net.get_submodule(stage.target)
-        module = copy.deepcopy(original)
+        module = copy_network(original)
         names = {id(p): name for name, p in [*self._net.named_parameters(), *self._net.named_buffers()]}
         blocks = {name: self._weights.request(names[id(p)]) for name, p in original.named_parameters()}
         buffers = {name: names[id(b)] for name, b in original.named_buffers()}

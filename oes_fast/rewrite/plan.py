@@ -100,7 +100,9 @@ class Plan:
                 values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
         read = {id(i) for step in self._steps if id(step.node) not in self.fixed for i in step.inputs}
         read.add(id(self.graph.output))
-        return {key: _laid_out(value) for key, value in values.items() if key in read}
+        # Code that is run as it is sees the layout of the dense network, in whose order dropout draws.
+        seen = {id(i) for step in self._steps if isinstance(step.node.stage, s.Opaque) for i in step.inputs}
+        return {k: v if k in seen else _laid_out(v) for k, v in values.items() if k in read}
 
     def run(
         self,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import sys
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from oes_fast._checks import check_tensor
 from oes_fast.backends import resolve
+from oes_fast.copies import copy_network
 from oes_fast.errors import InputError, MaskMismatchError
-from oes_fast.flat import FlatLayout, flatten, unflatten_
+from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import (
     conv_before_upsample,
@@ -55,6 +56,7 @@ class SparseGenerator(nn.Module):
         refuse_gradient_hooks(net)
         self._given_mask = mask
         self._verify = verify
+        self._check = True
         layout = FlatLayout.of(net)
         flat = flatten(net)
         self._mask = None if mask is None else mask.flat
@@ -65,7 +67,7 @@ class SparseGenerator(nn.Module):
         if bool(self._trained.all()):
             self._trained = None
         # The network is kept for its code and shape, out of sight of parameters() and state_dict().
-        self.__dict__["_net"] = copy.deepcopy(net)
+        self.__dict__["_net"] = copy_network(net)
         self._kernels = kernels
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[int, Value]] | None = None
@@ -131,23 +133,23 @@ class SparseGenerator(nn.Module):
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
         self._last_channels = z.shape[1]
-        key = (tuple(z.shape), z.dtype, z.device, self.training, self._modes is None)
+        key = (tuple(z.shape), z.dtype, z.device, z.requires_grad, self.training, self._modes is None)
         if key not in self._plans:
             self._net.train(self.training)
             for name, mode in (self._modes or {}).items():
                 self._net.get_submodule(name).training = mode
             # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
             with torch.device("cpu"), torch.inference_mode(False):
-                graph = rewritten(self._net, z)
+                graph = rewritten(self._net, z, check=self._check)
                 plan = Plan(graph, self._net, self._mask, device=z.device, kernels=self._kernels)
             self._plans[key] = plan
-            if self._verify:
+            if self._verify and not torch._C._functorch.is_functorch_wrapped_tensor(z):
                 self._verified(key, z)
         return self._plans[key]
 
     def _verified(self, key: tuple[object, ...], z: Tensor) -> None:
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), temporarily_clear_interpreter_stack():
                 verify(self, self._net, self._mask, z.clone() if z.is_inference() else z, self._kernels)
         except Exception:
             del self._plans[key]  # the next call does not go on with it
@@ -155,7 +157,9 @@ class SparseGenerator(nn.Module):
 
     def twin(self, net: nn.Module, kernels: str) -> SparseGenerator:
         """The same rewriting of a network of the same layers, in the mode that ``net`` is in."""
-        return SparseGenerator(net, self._given_mask, kernels=kernels)
+        twin = SparseGenerator(net, self._given_mask, kernels=kernels)
+        twin._check = False  # it was checked for this one
+        return twin
 
     def _check_buffers(self, buffers: dict[str, Tensor]) -> None:
         for name, own in self._buffer_names.items():
@@ -182,7 +186,7 @@ class SparseGenerator(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """The dense network with the present weights and running statistics; dropped weights are zero."""
-        net = copy.deepcopy(self._net).to(self.weights)
+        net = copy_network(self._net).to(self.weights)
         unflatten_(net, self.dense_weights())
         with torch.no_grad():
             buffers = dict(net.named_buffers())
@@ -201,7 +205,8 @@ class SparseGenerator(nn.Module):
         if self._last_channels is None and not convs:
             raise InputError("explain: expected to have seen an input, or a network with a convolution")
         z = self.weights.new_empty(1, self._last_channels or convs[0].in_channels, *size)
-        text = table(trace(self._net, z), self.plan(z), self._layout, self._mask)
+        plan = self.plan(z)
+        text = table(trace(self._net, z, check=False), plan, self._layout, self._mask)
         print(text, file=sys.stdout if file is None else file)
         return text
 
@@ -269,12 +274,13 @@ def sparsify(
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
 
     Raises:
-        InputError: no such backend.
+        InputError: no such backend, or a network without parameters or that cannot be copied.
         MaskMismatchError: the mask belongs to another network.
         BackendError: the backend cannot run here.
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
             module is first called, since a trace needs the shape of the input.)
     """
+    check_network(net)
     chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
     if mask is not None:
         mask.check(net)
@@ -286,9 +292,9 @@ def candidates(dtype: torch.dtype) -> tuple[str, ...]:
     return ("cpu", "triton", "torch") if dtype == torch.float32 else ("cpu", "torch")
 
 
-def rewritten(net: nn.Module, z: Tensor) -> Graph:
-    """The graph of ``net`` for inputs like ``z`` after every rule."""
-    graph = trace(net, z)
+def rewritten(net: nn.Module, z: Tensor, *, check: bool = True) -> Graph:
+    """The graph of ``net`` for inputs like ``z`` after every rule; ``check`` is for the trace."""
+    graph = trace(net, z, check=check)
     for rule in RULES:
         rule.apply(graph)
     graph.sweep()

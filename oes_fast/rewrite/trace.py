@@ -7,42 +7,72 @@ the network's code may branch on, is added here: every value is also computed on
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from oes_fast._checks import described
+from oes_fast.copies import copy_network
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.convert import Converter, TraceError, attribute
-from oes_fast.rewrite.side_effects import refuse_side_effects
+from oes_fast.rewrite.recorded import check_recorded
+from oes_fast.rewrite.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
+from oes_fast.rewrite.state import seeds
 
 
-def trace(net: nn.Module, z: Tensor) -> s.Graph:
+def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> s.Graph:
     """The graph of ``net`` for inputs of the shape of ``z``.
 
     Args:
         net: generator with one tensor argument.
         z: input [N, C, H, W]; only its shape, dtype and device count.
+        check: compare what was recorded with what the network computes; only for one that was compared before
+            is it left out.
 
     Raises:
         TraceError: the code branches on values, changes tensors in place, has side effects (see
-            :mod:`oes_fast.rewrite.side_effects`), or returns no single image.
+            :mod:`oes_fast.rewrite.side_effects`), returns no single image, or does what the trace did not see
+            (see :mod:`oes_fast.rewrite.recorded`).
     """
+    with _outside_transforms(z):
+        return _trace(net, z, check)
+
+
+def _trace(net: nn.Module, z: Tensor, check: bool) -> s.Graph:
     try:
+        # A copy, since the code may change what it holds; of its own modules only, not of the weights.
+        root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}))
         # torch.fx patches torch.nn.Module for all threads: one trace at a time.
-        with _LOCK, torch.enable_grad(), refuse_side_effects(net):
-            root = _Call(net)
-            fx_graph = _Tracer(root, z).trace(root)
-        return Converter(net, root, fx_graph).convert()
+        # Random generators belong to all threads too: they are set back only where the code may seed them.
+        alone = random_left_alone(z.device) if seeds(net) else contextlib.nullcontext()
+        with _LOCK, torch.enable_grad(), alone:
+            with refuse_side_effects(root.net), isinstance_of_traced(root.net, _shown):
+                tracer = _Tracer(root, z)
+                fx_graph = tracer.trace(root)
+                if tracer.refusals:
+                    raise tracer.refusals[0]
+            graph = Converter(root.net, root, fx_graph).convert()
+            if check:
+                check_recorded(net, z, root, fx_graph)
+        return graph
     except TraceError:
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
         raise TraceError(f"{type(net).__name__} cannot be traced: {error}") from error
+
+
+def _outside_transforms(z: Tensor) -> Any:
+    """Leaves torch.func.grad and the like for a while: they are for calls of the plan, not for making it."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(z):
+        return contextlib.nullcontext()
+    return temporarily_clear_interpreter_stack()
 
 
 _LOCK = threading.RLock()
@@ -55,8 +85,13 @@ class _Call(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.net(z)
+    def forward(self, z: Tensor) -> Any:
+        output = self.net(z)
+        if isinstance(output, Tensor):
+            raise TraceError("the network's output does not depend on its parameters or on z")
+        if not isinstance(output, _Proxy):
+            raise TraceError(f"expected a network that returns one tensor, got {described(output)}")
+        return output
 
 
 class _Proxy(torch.fx.Proxy):
@@ -80,7 +115,54 @@ class _Proxy(torch.fx.Proxy):
 
     @property
     def requires_grad(self) -> bool:
-        return False
+        return self._meta().requires_grad
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._meta().is_leaf
+
+    @property
+    def grad_fn(self) -> Any:
+        return self._meta().grad_fn
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def is_meta(self) -> bool:
+        return self.device.type == "meta"
+
+    @property
+    def layout(self) -> torch.layout:
+        return self._meta().layout
+
+    @property
+    def is_sparse(self) -> bool:
+        return self._meta().is_sparse
+
+    @property
+    def is_quantized(self) -> bool:
+        return self._meta().is_quantized
+
+    def is_contiguous(self, *args: Any, **kwargs: Any) -> bool:
+        return self._meta().is_contiguous(*args, **kwargs)
+
+    def stride(self, *args: Any, **kwargs: Any) -> Any:
+        return self._meta().stride(*args, **kwargs)
+
+    def is_floating_point(self) -> bool:
+        return self._meta().is_floating_point()
+
+    def is_complex(self) -> bool:
+        return self._meta().is_complex()
+
+    def is_inference(self) -> bool:
+        return self._meta().is_inference()
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
@@ -88,17 +170,49 @@ class _Proxy(torch.fx.Proxy):
     def dim(self) -> int:
         return self._meta().ndim
 
+    ndimension = dim
+
     def numel(self) -> int:
         return self._meta().numel()
+
+    nelement = numel
 
     def __len__(self) -> int:
         return len(self.node.meta["value"])
 
+    def __iter__(self) -> Iterator[Any]:
+        parts: Any = self.unbind(0) if isinstance(self.node.meta["value"], Tensor) else self
+        return iter([parts[index] for index in range(len(self))])
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.node.meta.get("value")
+        if value is not None and not hasattr(value, name):
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
+        return super().__getattr__(name)
+
+    def register_hook(self, *_: Any) -> Any:
+        self._refuse(f"{self.node.name} has a hook on its gradient")
+
+    def _ask(self, *_: Any, **__: Any) -> Any:
+        name = type(self.tracer.root.net).__name__  # type: ignore[attr-defined]
+        self._refuse(
+            f"{name} cannot be traced: its code asks for values of {self.node.name} or for their memory"
+        )
+
+    item = tolist = numpy = data_ptr = untyped_storage = __bool__ = __int__ = __float__ = __array__ = _ask
+
     def _in_place(self, *_: Any) -> Any:
-        raise TraceError(f"{self.node.name} changes a tensor in place")
+        self._refuse(f"{self.node.name} changes a tensor in place")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        error = TraceError(reason)
+        self.tracer.refusals.append(error)  # type: ignore[attr-defined]
+        raise error  # which the network's own code may catch
 
     # torch.fx would record these as if they made new tensors.
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __setitem__ = _in_place
+    __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _in_place
+    __imatmul__ = _in_place
 
     def _meta(self) -> Tensor:
         value = self.node.meta["value"]
@@ -107,17 +221,30 @@ class _Proxy(torch.fx.Proxy):
         return value
 
 
+def _on_meta(argument: Any) -> Any:
+    return torch.device("meta") if isinstance(argument, torch.device) else argument
+
+
+def _shown(value: Any) -> Any:
+    """What the network's code takes ``value`` for."""
+    return value.node.meta["value"] if isinstance(value, _Proxy) else value
+
+
 class _Tracer(torch.fx.Tracer):
     """Records calls and computes each on the meta device as it is recorded."""
+
+    # Buffers are read anew in every call; values taken from them would be frozen.
+    proxy_buffer_attributes = True
 
     def __init__(self, root: nn.Module, z: Tensor) -> None:
         super().__init__()
         self._thread = threading.get_ident()
         self.input_device = z.device
         # In evaluation mode, where no layer looks at a value to know the shape of its result.
-        self._shadow = copy.deepcopy(root).to("meta", z.dtype).eval()
-        self._input = torch.empty_like(z, device="meta")
+        self._shadow = copy_network(root).to("meta", z.dtype).eval()
+        self._input = torch.empty_like(z, device="meta").requires_grad_(z.requires_grad)
         self._on_meta = False
+        self.refusals: list[TraceError] = []
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -144,8 +271,7 @@ class _Tracer(torch.fx.Tracer):
         proxy = super().create_proxy(kind, *args, **kwargs)
         self._on_meta = True
         try:
-            with torch.no_grad():
-                proxy.node.meta["value"] = self._value(proxy.node)
+            proxy.node.meta["value"] = self._value(proxy.node)
         finally:
             self._on_meta = False
         return proxy
@@ -161,13 +287,17 @@ class _Tracer(torch.fx.Tracer):
         if node.op == "placeholder":
             return self._input
         if node.op == "get_attr":
+            with contextlib.suppress(AttributeError, StopIteration):
+                return attribute(self._shadow, str(node.target)).to("meta")
             return attribute(self.root, str(node.target)).to("meta")
         if node.op == "call_module":
             return self._shadow.get_submodule(str(node.target))(*args, **kwargs)
+        args = torch.fx.node.map_aggregate(args, _on_meta)
+        kwargs = torch.fx.node.map_aggregate(kwargs, _on_meta)
         if node.op == "call_method":
+            if node.target == "to":  # a device may be given by its name
+                args = (args[0], *(torch.device("meta") if isinstance(a, str) else a for a in args[1:]))
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_function":
-            if isinstance(kwargs.get("device"), torch.device):
-                kwargs = {**kwargs, "device": torch.device("meta")}
             return node.target(*args, **kwargs)  # type: ignore[operator]
         return None

@@ -11,7 +11,6 @@ rewritten one has no rounding at all.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from oes_fast._memory import available_memory
+from oes_fast.copies import copy_network
 from oes_fast.errors import OESError
-from oes_fast.flat import FlatLayout
+from oes_fast.flat import FlatLayout, unflatten_
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.execute import Head, Value, activate
 
@@ -109,7 +108,10 @@ def verify(generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: T
     """
     comparison = _Comparison(generator, net, mask, z)
     exact = _exact_kernels(kernels, comparison.dtype)
-    ours = comparison.dense_and_rewritten(exact)
+    try:
+        ours = comparison.dense_and_rewritten(exact)
+    except _NoImageError:
+        return
     if exact != kernels or comparison.dtype != z.dtype:
         comparison.in_own_dtype(kernels, ours)
 
@@ -126,13 +128,14 @@ class _Comparison:
         self._raised = _with_raised_eps(net)
         self._exact = self._raised
         if _fits_in_float64(generator, net, z):
-            self._exact = copy.deepcopy(self._raised).double()
+            self._exact = copy_network(self._raised).double()
         self.dtype = next(self._exact.parameters()).dtype
         self._z = z.detach()
         self._mask = None if mask is None else mask.to(z.device)
         layout = FlatLayout.of(net)
-        flat = torch.ones(layout.numel, dtype=torch.bool) if mask is None else mask.cpu()
+        flat = torch.ones(layout.numel, dtype=torch.bool, device="cpu") if mask is None else mask.cpu()
         self._kept = {name: int(view.sum()) for name, view in layout.views(flat).items()}
+        self._frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
         self._weights = _drawn(net, generator.dense_weights(), flat)
 
     def dense_and_rewritten(self, kernels: str) -> Outcome:
@@ -170,16 +173,20 @@ class _Comparison:
     # ---- the two sides
 
     def _dense(self, watch: _Watch | None = None) -> Outcome:
-        layout = FlatLayout.of(self._exact)
-        leaf = self._weights.to(self._z.device, self.dtype).requires_grad_()
-        buffers = {name: buffer.clone() for name, buffer in self._exact.named_buffers()}
-        z = self._z.to(self.dtype)
+        # The module itself, its own parameters filled in: its code may look at what they are.
+        net, z = copy_network(self._exact), self._z.to(self.dtype)
+        unflatten_(net, self._weights.to(self._z.device, self.dtype))
         with nullcontext() if watch is None else watch:
-            output = functional_call(self._exact, {**layout.views(leaf), **buffers}, (z,))
-        if not isinstance(output, Tensor):
-            raise VerificationError(f"{self._name}: expected one tensor, got {type(output).__name__}")
-        loss = F.mse_loss(output, _target(output.shape, self._z.to(output.dtype)))
-        return Outcome(loss.detach(), output.detach(), self._kept_of(_gradient(loss, leaf)), buffers)
+            output = net(z)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise _NoImageError
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        loss = F.mse_loss(output, _target(output.shape, z.to(output.dtype)))
+        grads = _gradients(loss, [p for p in net.parameters() if p.requires_grad])
+        flat = torch.cat(
+            [grads.pop(0) if p.requires_grad else torch.zeros_like(p).flatten() for p in net.parameters()]
+        )
+        return Outcome(loss.detach(), output.detach(), self._kept_of(flat), buffers)
 
     def _rewritten_twice(self, twin: SparseGenerator, like: Outcome, dtype: torch.dtype) -> Iterator[Outcome]:
         """With the loss that the last layer may take along, and with that of the image it gives."""
@@ -195,7 +202,9 @@ class _Comparison:
         head = Head(target) if fused else None
         output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
         loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
-        return Outcome(loss.detach(), output.detach(), _gradient(loss, leaf), buffers)
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        (grad,) = _gradients(loss, [leaf])
+        return Outcome(loss.detach(), output.detach(), grad, buffers)
 
     def _kept_of(self, flat: Tensor) -> Tensor:
         return flat if self._mask is None else flat[self._mask]
@@ -236,7 +245,7 @@ class _Comparison:
         for name, one, other in zip(
             self._kept, ours.grad.split(sizes), theirs.grad.split(sizes), strict=True
         ):
-            at = tolerance.apart(one, other, overall)
+            at = None if name in self._frozen else tolerance.apart(one, other, overall)
             if at is not None:
                 wrong.append((name, at, one, other))
         return wrong
@@ -277,7 +286,7 @@ class _Comparison:
 
         handles = [module.register_forward_hook(keep(name)) for name, module in self._exact.named_modules()]
         try:
-            return self._dense(), results
+            return self._dense(), results  # of a copy, which has the hooks
         finally:
             for handle in handles:
                 handle.remove()
@@ -317,6 +326,10 @@ class _Comparison:
         with torch.no_grad():
             plan.run(weights, buffers, z, plan.prepare(z), update_stats=False, observe=observe)
         return found[0] if found else None
+
+
+class _NoImageError(Exception):
+    """The network gives no real numbers: its user will be told, there is nothing to compare."""
 
 
 class _DrawsNumbersError(Exception):
@@ -380,7 +393,7 @@ def _drawn(net: nn.Module, weights: Tensor, kept: Tensor) -> Tensor:
 
 
 def _with_raised_eps(net: nn.Module) -> nn.Module:
-    raised = copy.deepcopy(net)
+    raised = copy_network(net)
     for module in raised.modules():
         if isinstance(module, _NORMS):
             module.eps = max(module.eps, EPS)
@@ -400,11 +413,12 @@ def _target(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
 
 
-def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Flat gradients of the leaves, zero where the loss does not depend on one."""
     if not loss.requires_grad:
-        return torch.zeros_like(leaf)
-    (grad,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-    return torch.zeros_like(leaf) if grad is None else grad
+        return [torch.zeros_like(leaf).flatten() for leaf in leaves]
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return [grad.flatten() for grad in grads]
 
 
 def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[tuple[str, Tensor, Tensor]]:
