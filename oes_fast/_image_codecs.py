@@ -1,4 +1,4 @@
-"""Image files to arrays and back: Pillow for most, tifffile for TIFF, imagecodecs where Pillow cuts to 8 bits."""
+"""Image files to arrays and back: by Pillow, TIFF by tifffile, by imagecodecs what Pillow cuts to 8 bits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpe
 JPEG_QUALITY = 95
 
 # What Pillow may be asked for: formats whose pixels it gives as they are, and no interpreters of programs.
-READ = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "PCX", "SGI", "SUN", "TGA")
+READ = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "PCX", "SGI", "SUN"]
+READ += ["TGA"]  # the last: its files have no signature
 NAMES = "PNG, TIFF, JPEG, JPEG 2000, WebP, AVIF, GIF, BMP, PNM, QOI, PCX, SGI, Sun or TGA"
 MOST = {"PNG": MOST_OF_DEFLATE, "JPEG": MOST_OF_DEFLATE, "MPO": MOST_OF_DEFLATE, "PPM": 1}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,7 +54,7 @@ def decode(path: Path) -> Decoded:
     """Read an image file.
 
     Raises:
-        InputError: it is no image, a damaged one, or of a kind that is not read; the message begins with ``path``.
+        InputError: no image, a damaged one, or of a kind that is not read; the message begins with ``path``.
     """
     try:
         with _quiet, warnings.catch_warnings():
@@ -95,7 +96,9 @@ def _encode_png16(array: Array, icc_profile: bytes | None) -> bytes:
     """PNG of 16 bits: Pillow has no such colours, and imagecodecs stores no profile."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     height, width, channels = array.shape
     rows = array.astype(">u2").reshape(height, -1).view(np.uint8)
@@ -105,7 +108,7 @@ def _encode_png16(array: Array, icc_profile: bytes | None) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     profile = b"" if icc_profile is None else chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
-    pixels = chunk(b"IDAT", zlib.compress(filtered))
+    pixels = chunk(b"IDAT", zlib.compress(filtered.tobytes()))
     return PNG_SIGNATURE + chunk(b"IHDR", header) + profile + pixels + chunk(b"IEND", b"")
 
 
@@ -114,10 +117,10 @@ def _decode(data: bytes) -> Decoded:
         kind, notes = image.format or "", list[str]()
         samples, bits = len(image.getbands()), 1 if image.mode == "1" else 8
         if kind == "PNG":
-            if data[12:16] != b"IHDR":
-                raise InputError("expected a complete image, got a damaged one: no header")
+            _check_png(data)
             samples, bits = PNG_SAMPLES.get(data[25], 1), data[24]
-        check_size(*image.size, samples, bits, length=len(data), most=MOST.get(kind, MOST_OF_ANY))
+        width, height = image.size
+        check_size(width, height, samples, bits, length=len(data), most=MOST.get(kind, MOST_OF_ANY))
         if getattr(image, "is_animated", False):
             notes.append("of several frames the first is read")
             image.seek(0)
@@ -149,6 +152,23 @@ def _open(data: bytes) -> PillowImage.Image:
         except (SyntaxError, IndexError, TypeError, struct.error):  # "not of this format"
             continue
     raise InputError(f"expected an image, got a file that is not {NAMES}, or is damaged")
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse pixels with a wrong checksum: Pillow does not look, libpng says so on stderr."""
+    start, names, view = len(PNG_SIGNATURE), list[bytes](), memoryview(data)
+    while start + 12 <= len(data) and names[-1:] != [b"IEND"]:
+        size, name = struct.unpack_from(">I4s", data, start)
+        end = start + 8 + size
+        if end + 4 > len(data):
+            raise InputError(f"expected a complete image, got one that ends after {len(data):,} bytes")
+        sound = struct.pack(">I", zlib.crc32(view[start + 4 : end])) == view[end : end + 4]
+        if name in (b"IHDR", b"PLTE", b"IDAT") and not sound:
+            raise InputError(f"expected a complete image, got a damaged one: checksum of {name.decode()}")
+        names.append(name)
+        start = end + 4
+    if names[:1] != [b"IHDR"]:
+        raise InputError("expected a complete image, got a damaged one: no header")
 
 
 def _read(image: PillowImage.Image, data: bytes, kind: str, notes: list[str]) -> tuple[Array, int, int]:
@@ -201,14 +221,14 @@ def _deep_png(image: PillowImage.Image, data: bytes) -> Array:
 
 
 def _png_by_halves(data: bytes) -> Array:
-    """Colour PNG of 16 bits by Pillow, which keeps the upper byte of each sample: read again for the lower."""
+    """Colour PNG of 16 bits by Pillow, which keeps one byte of each sample: the upper, then the lower."""
     # Grey with alpha as if the four bytes of a pixel were four samples.
     layouts = {PNG_RGB: ("RGB;16B", "RGB;16L"), PNG_GREY_ALPHA: ("RGBA",), PNG_RGBA: ("RGBA;16B", "RGBA;16L")}
     halves = []
     for layout in layouts[data[25]]:
         with _open(data) as image:
-            codec, box, offset, _ = image.tile[0]  # type: ignore[attr-defined]
-            image.tile = [(codec, box, offset, layout)]  # type: ignore[attr-defined]
+            codec, box, offset, _ = image.tile[0]
+            image.tile = [(codec, box, offset, layout)]
             image.load()
             halves.append(np.asarray(image).astype(np.uint16))
     if len(halves) == 1:

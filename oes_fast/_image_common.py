@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ from PIL import Image as PillowImage
 
 from oes_fast.errors import InputError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
-# What a decoded image may have in bytes for each byte of its file. Deflate reaches 1032, JPEG 1024 (one bit for a
+# What a decoded image may have in bytes for each byte of its file. Deflate reaches 1032, JPEG 1024 (a bit for a
 # block of 64 samples) and LZW 2700; the others have no bound, and no picture comes near this one.
 MOST_OF_DEFLATE = 1100
 MOST_OF_LZW = 3000
@@ -39,8 +40,8 @@ class Decoded:
     """A decoded image file.
 
     Attributes:
-        array: [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha); upright, and alpha
-            not multiplied into the colours.
+        array: [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha); upright, and
+            alpha not multiplied into the colours.
         top: the sample that is white, or opaque.
         bits: 8 or 16, of the file.
         icc_profile: that belongs to the colours, or None.
@@ -100,7 +101,7 @@ def check_size(width: int, height: int, samples: int, bits: int, *, length: int,
 
 
 def upright(array: Array, orientation: object) -> Array:
-    """``array`` [H, W, C] turned as EXIF's or TIFF's ``orientation``, 1 to 8, says; other values turn nothing."""
+    """``array`` [H, W, C] turned as EXIF's or TIFF's ``orientation``, 1 to 8, says; others turn nothing."""
     turn = _TURN.get(orientation) if isinstance(orientation, int) else None
     return array if turn is None else turn(array)
 
@@ -115,7 +116,7 @@ def apart(array: Array, top: float) -> npt.NDArray[np.float32]:
 
 def without_ink(array: Array, top: int) -> Array:
     """RGB, and alpha if there is one, of CMYK [H, W, 4 or 5] of uint8 or uint16; ``top`` is full ink."""
-    light = np.empty(array.shape[:2] + (array.shape[2] - 1,), array.dtype)
+    light = np.empty((*array.shape[:2], array.shape[2] - 1), array.dtype)
     black = top - array[..., 3].astype(np.uint32)
     for channel in range(3):
         light[..., channel] = ((top - array[..., channel].astype(np.uint32)) * black + top // 2) // top
@@ -148,15 +149,15 @@ def as_bytes(image: PillowImage.Image, depth: int = 8) -> Array:
         raise InputError(f"expected an image that is grey, RGB, palette or CMYK, got {mode}")
     array = np.asarray(image.convert("L") if mode == "1" else image)
     array = array[..., None] if array.ndim == 2 else array
-    if mode in ("1", "L", "RGB"):
-        return with_key(array, key, 255 // (2**depth - 1))
-    return array
+    if mode == "1":
+        return with_key(array, None if key is None else bool(key), 255)
+    return with_key(array, key, 255 // (2**depth - 1)) if mode in ("L", "RGB") else array
 
 
 CMYK_NOTE = "CMYK is converted to RGB by (1 - ink) (1 - black), without colour management"
 
 
-def fitting_profile(profile: object, channels: int, notes: list[str]) -> bytes | None:
+def fitting_profile(profile: Any, channels: int, notes: list[str]) -> bytes | None:
     """``profile`` if it is an ICC profile for so many channels, else None, and a note that says so.
 
     Args:
@@ -168,12 +169,12 @@ def fitting_profile(profile: object, channels: int, notes: list[str]) -> bytes |
         return None
     wrong = profile_fault(profile, channels)
     if wrong is None:
-        return bytes(profile)  # type: ignore[call-overload, no-any-return]
+        return profile
     notes.append(f"the ICC profile is left out: {wrong}")
     return None
 
 
-def profile_fault(profile: object, channels: int) -> str | None:
+def profile_fault(profile: Any, channels: int) -> str | None:
     """What keeps ``profile`` from being an ICC profile for an image of so many channels, alpha counted."""
     if not isinstance(profile, bytes) or len(profile) < 132 or profile[36:40] != b"acsp":
         return "it is damaged"
@@ -186,7 +187,9 @@ def _free_memory() -> int | None:
     found = []
     try:
         text = Path("/proc/meminfo").read_text("ascii")
-        found += [int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")]
+        found += [
+            int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")
+        ]
     except (OSError, ValueError, IndexError):
         try:
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -41,9 +41,7 @@ class _Header:
     palette: bool = False
 
 
-def decode(
-    image: PillowImage.Image, data: bytes, notes: list[str]
-) -> tuple[Array, int, int, bytes | None]:
+def decode(image: PillowImage.Image, data: bytes, notes: list[str]) -> tuple[Array, int, int, bytes | None]:
     """(samples [H, W, C], white, bits of the file, ICC profile).
 
     Args:

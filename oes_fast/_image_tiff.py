@@ -51,7 +51,7 @@ def decode_tiff(data: bytes) -> Decoded:
         array = np.asarray(page.asarray(squeeze=False, maxworkers=1))
         # [separate samples, depth, H, W, samples beside each other], one of the two being 1.
         array = array.reshape(page.shaped)[:, 0]
-        array = np.moveaxis(array, 0, -1).reshape(array.shape[1:3] + (-1,))
+        array = np.moveaxis(array, 0, -1).reshape(*array.shape[1:3], -1)
         return _interpret(page, array, notes)
 
 
@@ -107,7 +107,7 @@ def _check(page: Any, length: int) -> None:
     if page.photometric not in COLOURS:
         raise InputError(f"expected a TIFF that is grey, RGB, palette, CMYK or YCbCr, got {kind}")
     if not isinstance(bits, int) or page.dtype is None:
-        raise InputError(f"expected a TIFF of 8 or 16 bits or float, got {bits} bits of mixed or unknown kind")
+        raise InputError(f"expected a TIFF of 8 or 16 bits or float, got {bits} bits of unknown kind")
     if page.imagedepth != 1:
         raise InputError(f"expected an image, got a volume of {page.imagedepth} planes")
     colours = COLOURS[page.photometric]
@@ -118,7 +118,9 @@ def _check(page: Any, length: int) -> None:
         raise InputError(f"expected {wanted} in a TIFF of kind {kind}, got {samples}")
     width, height = page.imagewidth, page.imagelength
     if page.is_tiled:
-        width, height = (math.ceil(n / t) * t for n, t in ((width, page.tilewidth), (height, page.tilelength)))
+        width, height = (
+            math.ceil(n / t) * t for n, t in ((width, page.tilewidth), (height, page.tilelength))
+        )
     check_size(width, height, samples, bits, length=length, most=MOST.get(page.compression, MOST_OF_ANY))
     offsets, counts = page.dataoffsets, page.databytecounts
     parts = math.prod(page.chunked)

@@ -40,4 +40,4 @@ class CollapsedRunWarning(OESWarning):
 
 
 class ImageWarning(OESWarning):
-    """An image file was read or written in a way that its owner should know: a range taken, a part left out."""
+    """An image file was read or written in a way that one should know: a range taken, a part left out."""

@@ -70,15 +70,15 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
     others     WebP, GIF, BMP, QOI, PCX, SGI, Sun and TGA, all of 8 bits
     =========  ==========================================================================================
 
-    ``bits`` is 8 for up to 8 bits, else 16; no sample loses any. Alpha that was multiplied into the colours (TIFF,
-    JPEG 2000) is divided out of them. CMYK becomes RGB by (1 - ink)(1 - black). ICC profiles are kept from
-    PNG, TIFF, JPEG, JPEG 2000, WebP and AVIF, but for CMYK. Of several frames or pages the first is read, in
-    TIFF without thumbnails and masks. Lab, raw photographs, volumes, palettes in JPEG 2000, 12 bits in
-    JPEG, HEIC and SVG are refused, and so is a header that promises more than its file can hold.
+    ``bits`` is 8 for up to 8 bits, else 16; no sample loses any. Alpha that was multiplied into the colours
+    (TIFF, JPEG 2000) is divided out of them. CMYK becomes RGB by (1 - ink)(1 - black). ICC profiles are kept
+    from PNG, TIFF, JPEG, JPEG 2000, WebP and AVIF, but for CMYK. Of several frames or pages the first is
+    read, in TIFF without thumbnails and masks. Lab, raw photographs, volumes, palettes in JPEG 2000, 12 bits
+    in JPEG, HEIC and SVG are refused, and so is a header that promises more than its file can hold.
 
-    What may surprise warns with :class:`ImageWarning`: the range that float, signed and 32-bit samples are taken
-    in, 16 bits of which the upper ones are unused, CMYK, a profile left out, more frames than the first, alpha
-    divided out or not marked as such.
+    What may surprise warns with :class:`ImageWarning`: the range that float, signed and 32-bit samples are
+    taken in, 16 bits of which the upper ones are unused, CMYK, a profile left out, more frames than the
+    first, alpha divided out or not marked as such.
 
     Args:
         path_or_name: file, or "skimage:NAME".
@@ -88,9 +88,9 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
         The :class:`Image`.
 
     Raises:
-        InputError: no such file or name, not a complete image, a kind that is not read, a side under 16 pixels,
-            NaN or values out of range, more pixels than memory, or imagecodecs is missing where it is needed:
-            most compressions of TIFF, more than 8 bits in JPEG 2000 and AVIF.
+        InputError: no such file or name, not a complete image, a kind that is not read, a side under 16
+            pixels, NaN or values out of range, more pixels than memory, or imagecodecs is missing where it is
+            needed: most compressions of TIFF, more than 8 bits in JPEG 2000 and AVIF.
     """
     text = os.fspath(path_or_name)
     path = _skimage_file(text) if text.startswith(SKIMAGE_PREFIX) else check_readable(path_or_name)
@@ -238,8 +238,8 @@ def _to_unit_range(decoded: Decoded, path: Path) -> npt.NDArray[np.float32]:
     brightest = int(array[..., : channels - (channels % 2 == 0)].max())
     if top == 2**16 - 1 and 0 < brightest < 2**14:
         decoded.notes.append(
-            f"the brightest sample is {brightest} of {top}: 16 bits that hold {brightest.bit_length()} are taken "
-            f"as 0 to {top}, and the image is as dark as that makes it"
+            f"the brightest sample is {brightest} of {top}: 16 bits that hold {brightest.bit_length()} are "
+            f"taken as 0 to {top}, and the image is as dark as that makes it"
         )
     planes = np.empty((channels, height, width), np.float32)
     exact = np.float32 if array.dtype in (np.uint8, np.uint16) else np.float64
