@@ -8,10 +8,13 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
 
 from oes_fast import _image_jpeg2000 as jpeg2000
 from oes_fast import _image_tiff as tiff
@@ -46,8 +49,8 @@ EXIF_ORIENTATION = 0x0112
 _GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
 PNM = re.compile(rb"P([2356])" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,5})\s")
 
-# Filters of warnings belong to the process: one thread at a time may change them.
-_quiet = threading.Lock()
+# Filters of warnings and Pillow's limit belong to the process: one thread at a time may change them.
+_alone = threading.Lock()
 
 
 def decode(path: Path) -> Decoded:
@@ -57,9 +60,8 @@ def decode(path: Path) -> Decoded:
         InputError: no image, a damaged one, or of a kind that is not read; the message begins with ``path``.
     """
     try:
-        with _quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow finds odd in a file that it reads
-            data = path.read_bytes()
+        data = path.read_bytes()
+        with _alone, _pillow_as_it_is():
             return tiff.decode_tiff(data) if data.startswith(tiff.SIGNATURES) else _decode(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -70,6 +72,19 @@ def decode(path: Path) -> Decoded:
         if "imagecodecs" in reason:  # tifffile's message where it is not installed
             raise InputError(f"{path}: {reason}: pip install imagecodecs") from error
         raise InputError(f"{path}: expected a complete image, got a damaged one: {reason}") from error
+
+
+@contextmanager
+def _pillow_as_it_is() -> Iterator[None]:
+    """No word on what Pillow finds odd in a file that it reads, and no limit but that of check_size."""
+    limit = PillowImage.MAX_IMAGE_PIXELS
+    try:
+        PillowImage.MAX_IMAGE_PIXELS = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        PillowImage.MAX_IMAGE_PIXELS = limit
 
 
 def encode(array: Array, suffix: str, icc_profile: bytes | None = None) -> bytes:
@@ -140,18 +155,24 @@ def _decode(data: bytes) -> Decoded:
 
 
 def _open(data: bytes) -> PillowImage.Image:
-    """As Image.open, which refuses photographs of 180 megapixels for what a smaller file may do too."""
     PillowImage.init()
-    for name in READ:
-        factory, accept = PillowImage.OPEN.get(name, (None, None))
-        if factory is None:
-            continue
-        try:
-            if accept is None or accept(data[:16]) is True:
-                return factory(io.BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # "not of this format"
-            continue
-    raise InputError(f"expected an image, got a file that is not {NAMES}, or is damaged")
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":  # whose reader allocates the image on opening it
+        check_size(*_webp_size(data), 4, 8, length=len(data), most=MOST_OF_ANY)
+    try:
+        return PillowImage.open(io.BytesIO(data), formats=[name for name in READ if name in PillowImage.OPEN])
+    except UnidentifiedImageError as error:
+        raise InputError(f"expected an image, got a file that is not {NAMES}, or is damaged") from error
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in the header of the file or of its only frame."""
+    kind, head = data[12:16], data[20:30]
+    if kind == b"VP8X":
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if kind == b"VP8L":
+        packed = int.from_bytes(head[1:5], "little")
+        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
 
 
 def _check_png(data: bytes) -> None:

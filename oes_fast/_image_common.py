@@ -17,8 +17,8 @@ from oes_fast.errors import InputError
 
 Array = npt.NDArray[Any]
 
-# What a decoded image may have in bytes for each byte of its file. Deflate reaches 1032, JPEG 1024 (a bit for a
-# block of 64 samples) and LZW 2700; the others have no bound, and no picture comes near this one.
+# What a decoded image may have in bytes for each byte of its file. Deflate reaches 1032, JPEG 1024 (a bit for
+# a block of 64 samples) and LZW 2700; the others have no bound, and no picture comes near this one.
 MOST_OF_DEFLATE = 1100
 MOST_OF_LZW = 3000
 MOST_OF_ANY = 40_000
