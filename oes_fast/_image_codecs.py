@@ -177,19 +177,18 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _check_png(data: bytes) -> None:
     """Refuse pixels with a wrong checksum: Pillow does not look, libpng says so on stderr."""
-    start, names, view = len(PNG_SIGNATURE), list[bytes](), memoryview(data)
-    while start + 12 <= len(data) and names[-1:] != [b"IEND"]:
-        size, name = struct.unpack_from(">I4s", data, start)
+    start, name, view = len(PNG_SIGNATURE), b"", memoryview(data)
+    while name != b"IEND":
+        size, name = struct.unpack_from(">I4s", data, start) if start + 8 <= len(data) else (0, b"")
         end = start + 8 + size
         if end + 4 > len(data):
             raise InputError(f"expected a complete image, got one that ends after {len(data):,} bytes")
         sound = struct.pack(">I", zlib.crc32(view[start + 4 : end])) == view[end : end + 4]
         if name in (b"IHDR", b"PLTE", b"IDAT") and not sound:
             raise InputError(f"expected a complete image, got a damaged one: checksum of {name.decode()}")
-        names.append(name)
+        if start == len(PNG_SIGNATURE) and name != b"IHDR":
+            raise InputError("expected a complete image, got a damaged one: no header")
         start = end + 4
-    if names[:1] != [b"IHDR"]:
-        raise InputError("expected a complete image, got a damaged one: no header")
 
 
 def _read(image: PillowImage.Image, data: bytes, kind: str, notes: list[str]) -> tuple[Array, int, int]:
