@@ -199,8 +199,9 @@ def test_what_is_no_image_is_refused_in_one_line(
 def samples(folder: Path) -> dict[str, bytes]:
     """A file of each kind."""
     path, found = folder / "sample", {}
+    PillowImage.init()
     for kind in ("JPEG", "GIF", "WEBP", "BMP", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "AVIF"):
-        if kind in PillowImage.SAVE or kind == "AVIF":
+        if kind in PillowImage.SAVE:  # AVIF came late
             found[kind] = bytes(written(kind))
     found["interlaced"] = bytes(written("PNG"))
     for kind, depth, rows in (
@@ -240,7 +241,7 @@ def test_damaged_bytes_give_an_image_or_one_line(tmp_path: Path, capfd: pytest.C
     read = refused = 0
     before = peak(reset=True) if Path("/proc/self/clear_refs").exists() else None
     for name, data in samples(tmp_path).items():
-        for case in range(16):
+        for case in range(10):
             damaged = bytearray(data)
             end = min(len(data), 300) if case % 2 else len(data)  # headers above all
             for _ in range(numbers.randint(1, 3)):

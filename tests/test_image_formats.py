@@ -185,6 +185,8 @@ class TestOtherFormats:
 class TestProfiles:
     @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", ".avif"])
     def test_are_read(self, tmp_path: Path, suffix: str) -> None:
+        if suffix not in PillowImage.registered_extensions():
+            pytest.skip("this Pillow does not write it")
         path = tmp_path / f"a{suffix}"
         PillowImage.fromarray(RGB8).save(path, icc_profile=SRGB)
         assert load(path).icc_profile == SRGB
