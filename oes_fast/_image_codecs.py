@@ -69,8 +69,10 @@ def decode(path: Path) -> Decoded:
         raise InputError(f"{path}: expected an image that fits in memory, got a larger one") from error
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "imagecodecs" in reason:  # tifffile's message where it is not installed
-            raise InputError(f"{path}: {reason}: pip install imagecodecs") from error
+        if isinstance(error, ImportError) or "'imagecodecs' package" in reason:  # as tifffile says it
+            raise InputError(f"{path}: reading it needs imagecodecs: pip install imagecodecs") from error
+        if reason.endswith("not supported"):  # by this version of tifffile or imagecodecs
+            raise InputError(f"{path}: expected an image of a kind that is read: {reason}") from error
         raise InputError(f"{path}: expected a complete image, got a damaged one: {reason}") from error
 
 

@@ -90,7 +90,8 @@ class TestTiff:
 
     @pytest.mark.parametrize("compression", ["raw", "group3", "group4", "tiff_ccitt", "packbits"])
     def test_fax(self, tmp_path: Path, compression: str) -> None:
-        pytest.importorskip("imagecodecs")
+        if not hasattr(pytest.importorskip("imagecodecs"), "ccittfax4_decode"):
+            pytest.skip("this imagecodecs does not read it")
         PillowImage.fromarray(BITS).save(tmp_path / "a.tif", compression=compression)
         check(load(tmp_path / "a.tif"), BITS, 1, 8)
 
@@ -98,7 +99,10 @@ class TestTiff:
     def test_packed_samples(self, tmp_path: Path, bits: int) -> None:
         pytest.importorskip("imagecodecs")
         array = (GREY16 >> (16 - bits)).astype(np.uint16 if bits > 8 else np.uint8)
-        tifffile.imwrite(tmp_path / "a.tif", array, bitspersample=bits, **GREY)
+        try:
+            tifffile.imwrite(tmp_path / "a.tif", array, bitspersample=bits, **GREY)
+        except NotImplementedError:
+            pytest.skip("this imagecodecs does not write it")
         check(load(tmp_path / "a.tif"), array, 2**bits - 1, 16 if bits > 8 else 8)
 
     def test_palette(self, tmp_path: Path) -> None:
