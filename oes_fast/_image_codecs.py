@@ -42,6 +42,22 @@ READ = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "PPM", "
 READ += ["TGA"]  # the last: its files have no signature
 NAMES = "PNG, TIFF, JPEG, JPEG 2000, WebP, AVIF, GIF, BMP, PNM, QOI, PCX, SGI, Sun or TGA"
 MOST = {"PNG": MOST_OF_DEFLATE, "JPEG": MOST_OF_DEFLATE, "MPO": MOST_OF_DEFLATE, "PPM": 1}
+# How files begin that are images of other kinds, or come in place of one; the last that fits is named.
+FOREIGN = [
+    ("a JPEG of more than 8 bits, or a damaged one", b"\xff\xd8\xff"),
+    ("HEIC", b"ftyphei"),
+    ("HEIC", b"ftyphev"),
+    ("HEIC", b"ftypmif1"),
+    ("JPEG XL", b"\xff\x0a"),
+    ("JPEG XL", b"\0\0\0\x0cJXL "),
+    ("JPEG-LS", b"\xff\xd8\xff\xf7"),
+    ("OpenEXR", b"v/1\x01"),
+    ("Radiance HDR", b"#?"),
+    ("Photoshop", b"8BPS"),
+    ("PDF", b"%PDF"),
+    ("SVG", b"<svg"),
+    ("HTML", b"<!DOCTYPE"),
+]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by type of colour
 PNG_RGB, PNG_GREY_ALPHA, PNG_RGBA = 2, 4, 6
@@ -163,7 +179,11 @@ def _open(data: bytes) -> PillowImage.Image:
     try:
         return PillowImage.open(io.BytesIO(data), formats=[name for name in READ if name in PillowImage.OPEN])
     except UnidentifiedImageError as error:
-        raise InputError(f"expected an image, got a file that is not {NAMES}, or is damaged") from error
+        names = [name for name, sign in FOREIGN if data.startswith(sign, 4 if sign[:4] == b"ftyp" else 0)]
+        found = (
+            names[-1] if names else "a file that is none of them, or is damaged" if data else "an empty file"
+        )
+        raise InputError(f"expected an image in {NAMES}, got {found}") from error
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def decode(image: PillowImage.Image, data: bytes, notes: list[str]) -> tuple[Arr
     """
     header = _header(data)
     channels, depth = len(header.depths), header.depths[0]
-    check_size(*header.size, channels, depth, length=len(data), most=MOST_OF_ANY)
+    # The decoder has 32 bits for every sample.
+    check_size(*header.size, channels, 32, length=len(data), most=MOST_OF_ANY)
     if channels > 4:
         raise InputError(f"expected at most 4 channels, got {channels}")
     if header.palette:

@@ -235,8 +235,8 @@ def _to_unit_range(decoded: Decoded, path: Path) -> npt.NDArray[np.float32]:
     if low < 0 or high > top:
         raise InputError(f"{path}: expected {array.dtype} pixels from 0 to {top}, got {low:g} to {high:g}")
     height, width, channels = array.shape
-    brightest = int(array[..., : channels - (channels % 2 == 0)].max())
-    if top == 2**16 - 1 and 0 < brightest < 2**14:
+    brightest = int(array[..., : channels - (channels % 2 == 0)].max()) if top == 2**16 - 1 else 0
+    if 0 < brightest < 2**14:
         decoded.notes.append(
             f"the brightest sample is {brightest} of {top}: 16 bits that hold {brightest.bit_length()} are "
             f"taken as 0 to {top}, and the image is as dark as that makes it"

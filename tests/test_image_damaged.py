@@ -196,6 +196,22 @@ def test_what_is_no_image_is_refused_in_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_it_is_instead_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for data, name in (
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"\xff\x0a" + bytes(99), "JPEG XL"),
+        (b"\xff\xd8\xff\xf7" + bytes(99), "JPEG-LS"),
+        (b"\xff\xd8\xff\xdb" + bytes(99), "a JPEG of more than 8 bits, or a damaged one"),
+        (b"", "an empty file"),
+        (b"words", "a file that is none of them, or is damaged"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=f"expected an image in PNG, TIFF, .*, got {name}$"):
+            load_image(path)
+
+
 def samples(folder: Path) -> dict[str, bytes]:
     """A file of each kind."""
     path, found = folder / "sample", {}
