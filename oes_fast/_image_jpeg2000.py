@@ -90,17 +90,35 @@ def _with_alpha(header: _Header, array: Array, top: int, notes: list[str]) -> tu
     return array, top
 
 
-def _header(data: bytes) -> _Header:
-    start = data.find(CODESTREAM) + len(CODESTREAM)
-    if start < len(CODESTREAM):
+def size_in_stream(data: bytes) -> tuple[int, int]:
+    """(width, height) that the codestream of a JPEG 2000 file says.
+
+    Raises:
+        InputError: there is none.
+    """
+    right, lower, left, upper = struct.unpack_from(">4I", data, _codestream(data) + 8)
+    return right - left, lower - upper
+
+
+def _codestream(data: bytes) -> int:
+    """Where the codestream begins, of which a raw file is nothing else."""
+    start = 0
+    if not data.startswith(CODESTREAM):
+        boxes = ((name, begin) for name, begin, _ in _boxes(data, 0, len(data)))
+        start = next((begin for name, begin in boxes if name == b"jp2c"), len(data))
+    if data[start : start + 4] != CODESTREAM or len(data) < start + 42:
         raise InputError("expected a complete image, got a damaged one: no codestream")
-    right, lower, left, upper = struct.unpack_from(">4I", data, start + 4)
+    return start
+
+
+def _header(data: bytes) -> _Header:
+    start = _codestream(data) + len(CODESTREAM)
     (count,) = struct.unpack_from(">H", data, start + 36)
     parts = [struct.unpack_from(">3B", data, start + 38 + 3 * i) for i in range(count)]
     if not parts:
         raise InputError("expected a complete image, got a damaged one: no channels")
     header = _Header(
-        (right - left, lower - upper),
+        size_in_stream(data),
         [(sign_and_bits & 127) + 1 for sign_and_bits, _, _ in parts],
         all(part[0] < 128 and part[1:] == (1, 1) for part in parts),
     )

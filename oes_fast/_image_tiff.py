@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from oes_fast._image_common import (
     upright,
     without_ink,
 )
+from oes_fast._image_jpeg2000 import size_in_stream
 from oes_fast.errors import InputError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF's
@@ -31,7 +33,8 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3}
 # Bytes that a byte can decode to, by compression; others may reach MOST_OF_ANY.
 MOST = {1: 1, 5: MOST_OF_LZW, 8: MOST_OF_DEFLATE, 32946: MOST_OF_DEFLATE, 32773: 64}
-JPEG = (6, 7, 33007, 34892)
+JPEG, JPEG_2000 = (6, 7, 33007, 34892), (33003, 33004, 33005, 34712)
+JPEG_BLOCK = 16  # what a part may be padded to
 PAGES_TRIED = 16
 
 
@@ -47,7 +50,7 @@ def decode_tiff(data: bytes) -> Decoded:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page, more = _first_page(file)
         notes = ["of several pages the first is read"] if more else []
-        _check(page, len(data))
+        _check(page, data)
         array = np.asarray(page.asarray(squeeze=False, maxworkers=1))
         # [separate samples, depth, H, W, samples beside each other], one of the two being 1.
         array = array.reshape(page.shaped)[:, 0]
@@ -100,7 +103,7 @@ def _first_page(file: Any) -> tuple[Any, bool]:
     return found[0], len(found) > 1
 
 
-def _check(page: Any, length: int) -> None:
+def _check(page: Any, data: bytes) -> None:
     """Refuse what is not read, before anything of its size is allocated."""
     bits, samples = page.bitspersample, page.samplesperpixel
     kind = getattr(page.photometric, "name", page.photometric)
@@ -121,15 +124,44 @@ def _check(page: Any, length: int) -> None:
         width, height = (
             math.ceil(n / t) * t for n, t in ((width, page.tilewidth), (height, page.tilelength))
         )
-    check_size(width, height, samples, bits, length=length, most=MOST.get(page.compression, MOST_OF_ANY))
+    check_size(width, height, samples, bits, length=len(data), most=MOST.get(page.compression, MOST_OF_ANY))
     offsets, counts = page.dataoffsets, page.databytecounts
     parts = math.prod(page.chunked)
     if len(offsets) < parts or len(counts) < parts:
         raise InputError(f"expected a complete image, got {min(len(offsets), len(counts))} of {parts} parts")
     # tifffile takes parts that are not there for black.
-    missing = sum(n < 1 or o < 8 or o + n > length for o, n in zip(offsets, counts, strict=False))
+    missing = sum(n < 1 or o < 8 or o + n > len(data) for o, n in zip(offsets, counts, strict=False))
     if missing:
         raise InputError(f"expected a complete image, got one that lacks {missing} of {parts} parts")
+    if page.compression in (*JPEG, *JPEG_2000):
+        _check_parts(page, data)
+
+
+def _check_parts(page: Any, data: bytes) -> None:
+    """Refuse a strip or tile whose own header says that it is larger: its decoder believes that."""
+    width, height = page.imagewidth, min(page.rowsperstrip, page.imagelength)
+    if page.is_tiled:
+        width, height = page.tilewidth, page.tilelength
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        part = data[offset : offset + count]
+        found = _jpeg_size(part) if page.compression in JPEG else size_in_stream(part)
+        if found[0] > width + JPEG_BLOCK or found[1] > height + JPEG_BLOCK:
+            raise InputError(
+                "expected a complete image, got a damaged one: "
+                f"{found[0]} x {found[1]} pixels in a part of {width} x {height}"
+            )
+
+
+def _jpeg_size(part: bytes) -> tuple[int, int]:
+    """(width, height) in the header of a JPEG, (0, 0) where there is none."""
+    place = 2
+    while place + 9 <= len(part) and part[place] == 0xFF:
+        marker = part[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
+            height, width = struct.unpack_from(">HH", part, place + 5)
+            return width, height
+        place += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", part, place + 2)[0]
+    return 0, 0
 
 
 def _interpret(page: Any, array: Array, notes: list[str]) -> Decoded:

@@ -66,7 +66,7 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
     JPEG       8 bits; grey, RGB, CMYK
     JPEG 2000  grey and RGB of 1 to 16 bits, with or without alpha; YCbCr and CMYK of 8 bits
     AVIF       8, 10 and 12 bits
-    PNM        PBM, PGM, PPM up to 16 bits; PFM, which must be in [0, 1]
+    PNM        PBM, PGM, PPM up to 16 bits; grey PFM, which must be in [0, 1]
     others     WebP, GIF, BMP, QOI, PCX, SGI, Sun and TGA, all of 8 bits
     =========  ==========================================================================================
 

@@ -139,6 +139,24 @@ def test_tiff_without_its_samples_is_refused(tmp_path: Path) -> None:
             load_image(path)
 
 
+@pytest.mark.skipif(imagecodecs is None, reason="imagecodecs is not installed")
+def test_parts_of_tiff_that_lie_are_refused_without_their_memory(tmp_path: Path) -> None:
+    path, side = tmp_path / "a.tif", 30_000
+    for compression in ("jpeg", "jpeg2000"):
+        for layout in ({}, {"tile": (32, 32)}):
+            data = with_tags({}, compression=compression, **layout)
+            if compression == "jpeg":
+                patched(data, data.index(b"\xff\xc0") + 5, ">HH", side, side)
+            else:
+                start = data.index(b"\xff\x4f\xff\x51")
+                patched(patched(data, start + 8, ">II", side, side), start + 24, ">II", side, side)
+            path.write_bytes(data)
+            before = peak(reset=True) if Path("/proc/self/clear_refs").exists() else None
+            with pytest.raises(InputError, match="got a damaged one: 30000 x 30000 pixels in a part of"):
+                load_image(path)
+            assert before is None or peak() - before < MOST_MEGABYTES
+
+
 def test_large_photographs_load_whatever_pillow_thinks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
