@@ -22,6 +22,7 @@ from oes_fast._image_common import (
     CMYK_NOTE,
     MOST_OF_ANY,
     MOST_OF_DEFLATE,
+    MOST_OF_JPEG,
     Array,
     Decoded,
     as_bytes,
@@ -41,7 +42,7 @@ JPEG_QUALITY = 95
 READ = ["PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "PCX", "SGI", "SUN"]
 READ += ["TGA"]  # the last: its files have no signature
 NAMES = "PNG, TIFF, JPEG, JPEG 2000, WebP, AVIF, GIF, BMP, PNM, QOI, PCX, SGI, Sun or TGA"
-MOST = {"PNG": MOST_OF_DEFLATE, "JPEG": MOST_OF_DEFLATE, "MPO": MOST_OF_DEFLATE, "PPM": 1}
+MOST = {"PNG": MOST_OF_DEFLATE, "JPEG": MOST_OF_JPEG, "MPO": MOST_OF_JPEG, "PPM": 1}
 # How files begin that are images of other kinds, or come in place of one; the last that fits is named.
 FOREIGN = [
     ("a JPEG of more than 8 bits, or a damaged one", b"\xff\xd8\xff"),

@@ -17,9 +17,11 @@ from oes_fast.errors import InputError
 
 Array = npt.NDArray[Any]
 
-# What a decoded image may have in bytes for each byte of its file. Deflate reaches 1032, JPEG 1024 (a bit for
-# a block of 64 samples) and LZW 2700; the others have no bound, and no picture comes near this one.
+# What a decoded image may have in bytes for each byte of its file. Deflate reaches 1032, JPEG 1300 (a bit for
+# a block of 64 samples, fewer of colour) and LZW 2700. The others have no bound: a flat picture may reach
+# 100,000, and is refused then; a photograph stays far below.
 MOST_OF_DEFLATE = 1100
+MOST_OF_JPEG = 1600
 MOST_OF_LZW = 3000
 MOST_OF_ANY = 40_000
 SMALL = 2**22  # bytes decoded that are never too many

@@ -74,7 +74,8 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
     (TIFF, JPEG 2000) is divided out of them. CMYK becomes RGB by (1 - ink)(1 - black). ICC profiles are kept
     from PNG, TIFF, JPEG, JPEG 2000, WebP and AVIF, but for CMYK. Of several frames or pages the first is
     read, in TIFF without thumbnails and masks. Lab, raw photographs, volumes, palettes in JPEG 2000, 12 bits
-    in JPEG, HEIC and SVG are refused, and so is a header that promises more than its file can hold.
+    in JPEG, HEIC and SVG are refused, and so is a header that promises more than its file can hold, or than
+    40,000 times its bytes where the format knows no bound.
 
     What may surprise warns with :class:`ImageWarning`: the range that float, signed and 32-bit samples are
     taken in, 16 bits of which the upper ones are unused, CMYK, a profile left out, more frames than the
