@@ -220,14 +220,17 @@ def _white(page: Any, array: Array, notes: list[str]) -> int:
 
 def _look_up(page: Any, array: Array) -> tuple[Array, int, int]:
     """(colours, white, bits) of a palette image; a palette has 16 bits, most often of 8 written twice."""
-    if array.shape[2] != 1:
-        raise InputError("expected a palette TIFF without alpha, got one with alpha")
     table = np.asarray(page.colormap)
-    if table.ndim != 2 or table.shape[0] != 3 or int(array.max()) >= table.shape[1]:
+    if table.ndim != 2 or table.shape[0] != 3 or int(array[..., 0].max()) >= table.shape[1]:
         raise InputError("expected a complete image, got a damaged one: its palette is too short")
+    alpha = array[..., 1:]
+    if alpha.shape[2] and array.dtype != np.uint8:
+        raise InputError(f"expected a palette with alpha of 8 bits, got {page.bitspersample}")
     if not (table % 257).any() or not (table & 255).any():
-        return (table >> 8).astype(np.uint8).T[array[..., 0]], 255, 8
-    return table.astype(np.uint16).T[array[..., 0]], 65535, 16
+        table, top, bits = (table >> 8).astype(np.uint8), 255, 8
+    else:
+        table, top, bits, alpha = table.astype(np.uint16), 65535, 16, alpha.astype(np.uint16) * 257
+    return np.concatenate([table.T[array[..., 0]], alpha.astype(table.dtype)], axis=2), top, bits
 
 
 def _from_ycbcr(page: Any, array: Array) -> Array:

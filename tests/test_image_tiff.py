@@ -111,6 +111,11 @@ class TestTiff:
             table = wanted.reshape(-1, 3)[:256].T.astype(np.uint16) * scale
             tifffile.imwrite(path, GREY8, photometric="palette", colormap=table)
             check(load(path), wanted.reshape(-1, 3)[:256][GREY8], top, 8 if top == 255 else 16)
+        source = PillowImage.fromarray(np.dstack([RGB8, GREY8])).convert("PA")
+        source.save(path)
+        check(
+            load(path), np.asarray(source.convert("RGB")), 255, 8, np.asarray(source.convert("RGBA"))[..., 3]
+        )
 
     def test_alpha_multiplied_into_the_colours_is_divided_out(self, tmp_path: Path) -> None:
         path = tmp_path / "a.tif"
