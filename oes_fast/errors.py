@@ -37,3 +37,7 @@ class CheckpointWarning(OESWarning):
 
 class CollapsedRunWarning(OESWarning):
     """The restored image is flat: the sparse network collapsed, as the paper reports below 4 % density."""
+
+
+class ImageWarning(OESWarning):
+    """An image file was read or written in a way that one should know: a range taken, a part left out."""

@@ -15,8 +15,9 @@ from conftest import REPO
 # From the top to the bottom; what is beside them comes after.
 LAYERS = ["cli", "pipelines", "rewrite", "nn", "ops", "reference"]
 BESIDE = {
-    "_checks", "_image_codecs", "_openmp", "backends", "choices", "errors", "files", "flat", "functional",
-    "image", "mask", "models", "noise", "plots", "version",
+    "_checks", "_image_codecs", "_image_common", "_image_jpeg2000", "_image_tiff", "_openmp", "backends",
+    "choices", "errors", "files", "flat", "functional", "image", "mask", "models", "noise", "plots",
+    "version",
 }  # fmt: skip
 BELOW_OPS = {"_checks", "_C", "backends", "errors", "kernels", "reference"}
 

@@ -69,6 +69,7 @@ class Problem:
             "channels": channels,
             "alpha": self.image.alpha is not None,
             "bits": self.image.bits,
+            "icc_profile": self.image.icc_profile is not None,
             "size": self.options.size,
             "sigma": self.options.sigma,
             "clean": self.options.clean,

@@ -142,7 +142,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     problem, image, found, fit = work.problem, work.restored, work.found, work.fit
     if image is not None:
         bits = request.bits or problem.image.bits
-        outputs.write("restored", lambda p: save_image(p, image, bits=bits, alpha=problem.image.alpha))
+        alpha, profile = problem.image.alpha, problem.image.icc_profile
+        outputs.write("restored", lambda p: save_image(p, image, bits=bits, alpha=alpha, icc_profile=profile))
     if found is not None:
         outputs.write("mask", with_network_seed(found.mask, work.seed).save)
     if image is not None:
