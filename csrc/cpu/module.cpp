@@ -12,6 +12,9 @@
 namespace py = pybind11;
 
 namespace oes {
+
+extern const char build[]; // written by setup.py
+
 namespace {
 
 Capability best_supported() {
@@ -143,6 +146,7 @@ PYBIND11_MODULE(_C, module) {
       "capability", [] { return std::string(oes::name_of(oes::capability())); },
       "Instruction set the CPU kernels use: default, avx2 or avx512.");
   module.def("compiler", &oes::compiler, "Compiler that built the CPU kernels.");
+  module.attr("BUILD") = py::str(static_cast<const char*>(oes::build)); // which oes_fast/_extension.py reads
   using oes::chain::ConvSpec;
   using oes::chain::NormSpec;
   py::class_<ConvSpec>(module, "ConvSpec")

@@ -1,0 +1,27 @@
+"""What comes before all else of oes_fast: the versions it cannot run with are an error here, in one line.
+
+An error and not a warning: below these versions nothing is tested, and what is missing there would come out
+later and elsewhere, as an AttributeError of torch or as kernels that do not compile.
+"""
+
+import platform
+
+from oes_fast.requirements import lack
+
+
+def _require(name: str, version: str | None) -> None:
+    if problem := lack(name, version):
+        raise ImportError(f"oes_fast {problem}", name=name)
+
+
+_require("python", platform.python_version())
+try:
+    import oes_fast._openmp
+    import numpy
+    import torch  # isort: skip  # _openmp comes before it
+except ModuleNotFoundError as error:
+    if error.name not in ("torch", "numpy"):
+        raise
+    _require(error.name, None)
+_require("torch", torch.__version__)
+_require("numpy", numpy.__version__)
