@@ -1,4 +1,4 @@
-"""Build of oes_fast; the metadata is in pyproject.toml, what the C++ extension is built from in _extension.py.
+"""Build of oes_fast: metadata is in pyproject.toml, what the C++ extension is built from in _extension.py.
 
 The extension oes_fast._C is built where torch (2.10 or newer) and a compiler are there, also by pip and other
 front ends that hide torch from a build. Without them the package installs all the same and runs on plain
@@ -24,10 +24,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
-# Its __init__ imports torch: the two modules that are needed here are imported without it.
-package = types.ModuleType("oes_fast")
-package.__path__ = [str(ROOT / "oes_fast")]
-sys.modules["oes_fast"] = package
+if "oes_fast" not in sys.modules:  # its __init__ imports torch; what is needed here does without
+    package = types.ModuleType("oes_fast")
+    package.__path__ = [str(ROOT / "oes_fast")]
+    sys.modules["oes_fast"] = package
 from oes_fast import _extension, requirements  # noqa: E402
 
 

@@ -1,7 +1,7 @@
 """The C++ extension: what it is built from, and whether the one that lies here may be loaded.
 
 setup.py builds by what is written here, and writes into the extension what it was built from and for
-(:func:`identity`). That is read out of the file, not by loading it: loading would register its kernels with torch.
+(:func:`identity`). That is read out of the file, not by loading it: loading registers kernels with torch.
 
 setup.py imports this module as well, without torch: it takes nothing but the standard library.
 """
@@ -45,7 +45,7 @@ VARIANTS = {  # by the variable that asks for it: `make sanitize`, `make emulate
 
 
 def compile_flags(variants: list[str]) -> list[str]:
-    """Flags of the compiler for a list of keys of :data:`VARIANTS`; of two that contradict, the last counts."""
+    """The compiler's flags for a list of keys of :data:`VARIANTS`; of two that contradict the last counts."""
     return [*COMPILE_FLAGS, *(flag for variant in variants for flag in VARIANTS[variant])]
 
 
@@ -71,7 +71,7 @@ def source_hash(root: Path, variants: list[str]) -> str:
 
 
 def identity(root: Path, variants: list[str], torch: str) -> str:
-    """C++ source with what the extension says of itself: sources, variants, the torch it was built with and for."""
+    """C++ source with what the extension says of itself: sources, variants, torch built with and for."""
     said = {
         "sources": source_hash(root, variants),
         "variants": variants,

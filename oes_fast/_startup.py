@@ -16,9 +16,9 @@ def _require(name: str, version: str | None) -> None:
 
 _require("python", platform.python_version())
 try:
-    import oes_fast._openmp
+    import oes_fast._openmp  # noqa: F401  # isort: skip  # before anything imports torch
     import numpy
-    import torch  # isort: skip  # _openmp comes before it
+    import torch
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "numpy"):
         raise
