@@ -15,6 +15,7 @@ def _require(name: str, version: str | None) -> None:
 
 
 _require("python", platform.python_version())
+_missing = None
 try:
     import oes_fast._openmp  # noqa: F401  # isort: skip  # before anything imports torch
     import numpy
@@ -22,6 +23,8 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "numpy"):
         raise
-    _require(error.name, None)
+    _missing = error.name
+if _missing is not None:
+    _require(_missing, None)
 _require("torch", torch.__version__)
 _require("numpy", numpy.__version__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import oes_fast as oes  # isort: skip  # before torch, so that waiting threads leave the cores to the other worker
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import oes_fast as oes
 from oes_fast.backends import resolve
 
 REPO = Path(__file__).resolve().parents[1]

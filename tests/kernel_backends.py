@@ -51,7 +51,8 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     """Python with other environment variables, in this directory of tests."""
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        # The programs import torch before oes_fast, which then cannot keep threads from spinning.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000", **environment},
         cwd=TESTS,
         capture_output=True,
         text=True,

@@ -84,6 +84,7 @@ def test_import_refuses_older_ones_in_one_line(monkeypatch, module, attribute, f
 def test_import_without_torch_says_so():
     done = run_python("-c", "import sys; sys.modules['torch'] = None; import oes_fast")
     assert done.returncode == 1
+    assert "During handling" not in done.stderr
     said = "ImportError: oes_fast needs PyTorch 2.10 or newer, found none; pip install 'torch>=2.10'"
     assert done.stderr.strip().splitlines()[-1] == said
 
