@@ -210,6 +210,7 @@ def extensions() -> dict[str, Any]:
 
 
 setup(
+    license="MIT",
     packages=[*find_packages(include=["oes_fast", "oes_fast.*"]), "oes_fast.kernels"],
     package_dir={"oes_fast.kernels": "kernels"},
     package_data={"oes_fast": ["py.typed"]},

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -134,6 +135,8 @@ def refusal(path: Path, torch: str, root: Path = ROOT) -> str:
         return "the C++ extension is stale: it was built in a way that is no longer known"
     if said["sources"] != source_hash(root, variants):
         return "the C++ extension is stale: csrc/cpu or its flags have changed since it was built"
+    if "OES_SANITIZE" in variants and "asan" not in os.environ.get("LD_PRELOAD", ""):  # would end the process
+        return "the C++ extension was built for `make sanitize`"
     return ""
 
 

@@ -87,8 +87,9 @@ class TestRefusal:
     @pytest.mark.parametrize(
         "variants", [[], ["OES_SANITIZE"], ["OES_EMULATE_AVX512"], [*_extension.VARIANTS]]
     )
-    def test_of_none_that_was_built_from_the_sources(self, checkout, variants):
+    def test_of_none_that_was_built_from_the_sources(self, checkout, monkeypatch, variants):
         path = build(checkout, variants)
+        monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libasan.so.8")
         assert _extension.refusal(path, TORCH, checkout) == ""
         assert _extension.refusal(path, "2.10.0", checkout) == ""
         assert _extension.refusal(path, "3.0.0a0+git12ab", checkout) == ""
@@ -124,6 +125,11 @@ class TestRefusal:
         path = build(checkout, ["OES_SANITIZE"])
         monkeypatch.setattr(_extension, "VARIANTS", {})
         assert "stale" in _extension.refusal(path, TORCH, checkout)
+
+    def test_of_a_sanitized_one_without_the_sanitizer(self, checkout, monkeypatch):
+        monkeypatch.delenv("LD_PRELOAD", raising=False)
+        path = build(checkout, ["OES_SANITIZE"])
+        assert "built for `make sanitize`" in _extension.refusal(path, TORCH, checkout)
 
     def test_under_an_older_torch(self, checkout):
         said = "built for torch 2.10 or newer, found 2.9.1+cu128"
