@@ -8,6 +8,7 @@ PyTorch; OES_REQUIRE_EXT=1 makes that an error.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -97,7 +98,7 @@ def environments() -> Iterator[str]:
 
     Within pip's isolated build the interpreter is that of the environment, and only variables hide what is
     installed there. `python -m build` and uv run a build in an environment of its own: the one they were
-    called from is that of the calling process, or else the active one.
+    called from is that of the calling process, or one that it was given, or else the active one.
     """
     yield sys.executable
     prefix = Path(sys.prefix)
@@ -105,17 +106,30 @@ def environments() -> Iterator[str]:
         prefix.name.startswith("build-env-") or any(part.startswith("builds-v") for part in prefix.parts)
     ):
         return
-    caller = Path("/proc") / str(os.getppid())
-    if caller.exists():
-        name = (caller / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+    folder, arguments, variables = caller()
+    named = [value for option, value in itertools.pairwise(arguments) if option in ("--python", "-p")]
+    for name in [*arguments[:1], *named]:
         if "python" in Path(name).name:
-            yield str(caller.joinpath("cwd").resolve() / name) if "/" in name else name
-    if "VIRTUAL_ENV" in os.environ:
-        yield str(Path(os.environ["VIRTUAL_ENV"]) / "bin" / "python")
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        found = shutil.which("python", path=folder or os.defpath)
+            yield str(folder / name) if "/" in name else name
+    for active in (variables.get("VIRTUAL_ENV"), folder / ".venv", variables.get("CONDA_PREFIX")):
+        if active:
+            yield str(Path(active) / "bin" / "python")
+    for place in variables.get("PATH", "").split(os.pathsep):
+        found = shutil.which("python", path=place or os.defpath)
         if found:
             yield found
+
+
+def caller() -> tuple[Path, list[str], dict[str, str]]:
+    """Folder, arguments and variables of the process that started this one; of this one without /proc."""
+    process = Path("/proc") / str(os.getppid())
+    try:
+        arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
+        variables = os.fsdecode((process / "environ").read_bytes()).split("\0")
+        pairs = dict(variable.partition("=")[::2] for variable in variables if variable)
+        return (process / "cwd").resolve(), arguments, pairs
+    except OSError:
+        return Path.cwd(), [], dict(os.environ)
 
 
 def outdated(compiled: str, source: str) -> bool:

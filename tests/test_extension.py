@@ -250,14 +250,25 @@ class TestSetup:
                 setup_py["find_torch"]()
 
     def test_takes_the_callers_environment_in_a_front_ends_own(self, setup_py, tmp_path, monkeypatch):
-        assert list(setup_py["environments"]()) == [sys.executable]
+        environments = setup_py["environments"]
+        assert list(environments()) == [sys.executable]
+        folder, arguments, variables = setup_py["caller"]()
+        assert folder.is_dir()
+        assert arguments
+        assert "PATH" in variables
+
+        given = {"arguments": [], "variables": {"PATH": ""}}
+        called = environments.__globals__
+        monkeypatch.setitem(called, "caller", lambda: (tmp_path, given["arguments"], given["variables"]))
         monkeypatch.setattr(sys, "prefix", str(tmp_path / "build-env-x12"))
-        monkeypatch.setenv("VIRTUAL_ENV", "/active")
-        found = list(setup_py["environments"]())
-        assert found[0] == sys.executable
-        assert "/active/bin/python" in found
+        given["arguments"] = [".venv/bin/python", "-m", "build"]
+        assert list(environments())[:2] == [sys.executable, str(tmp_path / ".venv/bin/python")]
         monkeypatch.setattr(sys, "prefix", str(tmp_path / "builds-v0" / ".tmp1"))
-        assert list(setup_py["environments"]()) == found
+        given["arguments"] = ["/bin/uv", "pip", "install", "--python", "/there/bin/python3", "."]
+        assert list(environments())[:2] == [sys.executable, "/there/bin/python3"]
+        given["arguments"] = ["/bin/uv", "pip", "install", "."]
+        given["variables"] = {"VIRTUAL_ENV": "/active", "PATH": ""}
+        assert list(environments())[1] == "/active/bin/python"
 
     def test_compiles_what_has_changed(self, setup_py, tmp_path):
         compiled, source, header = (tmp_path / name for name in ("a b.o", "a.cpp", "a b.h"))
