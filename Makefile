@@ -14,10 +14,10 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The tests of the C++ kernels, for builds made for them alone; the usual build follows.
+# The tests of the C++ kernels, for builds made for them alone; the usual build follows, whose objects are kept.
 KERNELS := tests/test_chain.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
 	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
-REBUILD := $(BIN)/python setup.py -q build_ext --inplace --force
+REBUILD := $(BIN)/python setup.py -q build_ext --inplace
 
 # With AddressSanitizer and UBSan.
 sanitize: setup
@@ -37,12 +37,16 @@ gpu:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m benchmarks.gpu
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.built
 
-$(VENV)/.ready: requirements-dev.txt pyproject.toml setup.py
+$(VENV)/.ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# As anybody installs it. Where there is a compiler, an extension that cannot be built is an error.
+$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/requirements.py $(wildcard csrc/cpu/*)
+	OES_REQUIRE_EXT=$(if $(shell command -v $(CXX)),1,0) $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 clean:

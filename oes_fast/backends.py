@@ -5,18 +5,24 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from oes_fast.errors import BackendError, InputError
+from oes_fast import _extension
+from oes_fast.errors import BackendError, InputError, OESWarning
+from oes_fast.requirements import lack
 
 NAMES = ("reference", "torch", "cpu", "triton", "cuda")
 AUTO = "auto"
 
 _FASTEST_FIRST = {"cpu": ("cpu", "torch", "reference"), "cuda": ("cuda", "triton", "torch", "reference")}
 _ANY_DEVICE = ("torch", "reference")
+_warned = threading.Event()  # of missing C++ kernels
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,6 @@ def backends() -> dict[str, BackendStatus]:
     }
 
 
-@torch.compiler.assume_constant_result
 def resolve(backend: str, device: torch.device | str, candidates: Sequence[str]) -> str:
     """The implementation an operation takes.
 
@@ -69,13 +74,17 @@ def resolve(backend: str, device: torch.device | str, candidates: Sequence[str])
 
     Raises:
         InputError: there is no backend of that name.
+        OESWarning: once, where "auto" does without the C++ kernels because they are not built.
         BackendError: the named backend cannot run here, not on this device, or lacks the operation.
     """
     kind = torch.device(device).type
     if backend == AUTO:
         status = backends()
         order = _FASTEST_FIRST.get(kind, _ANY_DEVICE)
-        return next(name for name in order if name in candidates and status[name])
+        chosen = next(name for name in order if name in candidates and status[name])
+        if kind == "cpu" and "cpu" in candidates and chosen != "cpu":
+            _warn_of_missing_kernels(status["cpu"])
+        return chosen
     if backend not in NAMES:
         raise InputError(f"backend: expected one of {', '.join((AUTO, *NAMES))}, got {backend!r}")
     name = "reference" if backend == "torch" and "torch" not in candidates else backend
@@ -90,6 +99,10 @@ def resolve(backend: str, device: torch.device | str, candidates: Sequence[str])
     if devices is not None and kind not in devices:
         raise BackendError(f"backend {backend!r} needs tensors on {' or '.join(devices)}, got {kind}")
     return name
+
+
+# What torch.compiler.assume_constant_result does; calling it loads the compiler, two seconds of every start.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _devices(name: str) -> tuple[str, ...] | None:
@@ -131,28 +144,50 @@ def _probe(name: str) -> BackendStatus:
 
 
 def _probe_cpu() -> BackendStatus:
-    try:
-        importlib.import_module("oes_fast._C")
-    except ModuleNotFoundError:
+    if sys.platform == "win32":
         return BackendStatus(
             False,
-            "the C++ extension was not built; with torch 2.10 or newer and gcc or clang installed, run "
-            "pip install --no-build-isolation -v on the source folder again and read why",
+            "the C++ kernels need gcc or clang, which Windows builds of Python do not use; WSL has them",
         )
-    except ImportError as error:
+    path = _extension.find()
+    if path is None:
+        return BackendStatus(
+            False, f"the C++ extension was not built; with gcc or clang installed, {_run_build_command()}"
+        )
+    try:
+        refusal = _extension.refusal(path, torch.__version__)
+        if not refusal:
+            importlib.import_module(_extension.NAME)
+    except (ImportError, OSError) as error:
         if "OES_FAST_CPU_CAPABILITY" in str(error):
             raise InputError(str(error)) from None
-        return BackendStatus(
-            False, f"the C++ extension does not load ({error}); build it again against this torch"
-        )
-    return BackendStatus(True)
+        refusal = f"the C++ extension does not load ({error.__cause__ or error})"
+    return BackendStatus(False, f"{refusal}; {_run_build_command()}") if refusal else BackendStatus(True)
+
+
+def _run_build_command() -> str:
+    return f"run: {_extension.build_command()}"
+
+
+def _warn_of_missing_kernels(status: BackendStatus) -> None:
+    """Say once that all is slower than it need be, unless that was asked for."""
+    if "cpu" in _disabled() or sys.platform == "win32" or _warned.is_set():
+        return
+    _warned.set()
+    warnings.warn(
+        f'backend "auto" runs on plain PyTorch, several times slower than the C++ kernels: {status.reason}',
+        OESWarning,
+        stacklevel=3,
+    )
 
 
 def _probe_triton() -> BackendStatus:
     try:
-        importlib.import_module("triton")
+        triton = importlib.import_module("triton")
     except ImportError as error:
-        return BackendStatus(False, f"Triton does not import ({error}); pip install triton, 3.6 or newer")
+        return BackendStatus(False, f"Triton does not import ({error}); {lack('triton', None)}")
+    if problem := lack("triton", str(getattr(triton, "__version__", "")) or None):
+        return BackendStatus(False, problem)
     if torch.cuda.is_available() or _triton_interprets():
         return BackendStatus(True)
     return BackendStatus(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import oes_fast as oes  # isort: skip  # before torch, so that waiting threads leave the cores to the other worker
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import oes_fast as oes
+from oes_fast.backends import resolve
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -55,6 +57,14 @@ def choices_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OES_FAST_CACHE_DIR", str(tmp_path_factory.mktemp("choices")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def missing_kernels_are_known() -> None:
+    """Where the C++ kernels are missing, what says so once has said it before the first test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", oes.OESWarning)
+        resolve("auto", "cpu", ("cpu", "reference"))
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +126,12 @@ def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-12) -> None:
 
 
 def skip_unless_available(backend: str) -> None:
-    """Skip the test where the backend cannot run, such as "cpu" without a compiler."""
+    """Skip the test where the backend cannot run, such as "cpu" without a compiler.
+
+    A stale extension fails it: who has edited csrc wants to know that it is not what is tested.
+    """
     status = oes.backends()[backend]
+    if "is stale" in status.reason:
+        pytest.fail(f"{backend}: {status}", pytrace=False)
     if not status:
         pytest.skip(f"{backend}: {status}")

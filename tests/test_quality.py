@@ -15,9 +15,9 @@ from conftest import REPO
 # From the top to the bottom; what is beside them comes after.
 LAYERS = ["cli", "pipelines", "rewrite", "nn", "ops", "reference"]
 BESIDE = {
-    "_checks", "_image_codecs", "_image_common", "_image_jpeg2000", "_image_tiff", "_openmp", "backends",
-    "choices", "errors", "files", "flat", "functional", "image", "mask", "models", "noise", "plots",
-    "version",
+    "_checks", "_extension", "_image_codecs", "_image_common", "_image_jpeg2000", "_image_tiff", "_memory", "_openmp",
+    "_startup", "backends", "choices", "copies", "errors", "files", "flat", "functional", "image", "mask", "models",
+    "noise", "plots", "requirements", "version",
 }  # fmt: skip
 BELOW_OPS = {"_checks", "_C", "backends", "errors", "kernels", "reference"}
 
@@ -69,7 +69,7 @@ def allowed(layer: str, target: str) -> bool:
         return target in BELOW_OPS
     if layer in LAYERS:
         return target in BESIDE or target in LAYERS[LAYERS.index(layer) :]
-    if layer in ("choices", "errors", "version"):
+    if layer in ("choices", "errors", "requirements", "version"):
         return False
     return target in BESIDE | {"reference", "_C"} or (layer == "functional" and target == "ops")
 

@@ -10,6 +10,9 @@
 #include "simd.h"
 
 namespace oes {
+
+extern const char build[]; // written by setup.py
+
 namespace {
 
 Capability best_supported() {
@@ -97,5 +100,6 @@ PYBIND11_MODULE(_C, module) {
       "capability", [] { return std::string(oes::name_of(oes::capability())); },
       "Instruction set the CPU kernels use: default, avx2 or avx512.");
   module.def("compiler", &oes::compiler, "Compiler that built the CPU kernels.");
+  module.attr("BUILD") = pybind11::str(static_cast<const char*>(oes::build)); // which oes_fast/_extension.py reads
   oes::chain::bind_python(module);
 }
