@@ -156,4 +156,6 @@ def _settle() -> None:
         except (OSError, ValueError):
             with suppress(OSError, ValueError, AttributeError):
                 buffer: Any = stream.buffer
-                getattr(buffer, "raw", buffer).close()  # the descriptor stays open: these streams do not own it
+                getattr(
+                    buffer, "raw", buffer
+                ).close()  # the descriptor stays open: these streams do not own it

@@ -12,12 +12,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-STOPPING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
@@ -137,8 +135,6 @@ def _handle(handler: Callable[[int, FrameType | None], object]) -> None:
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
     # Not an exception: libraries that are being imported catch those.
-    try:
+    with suppress(OSError):
         os.write(2, f"oes-fast: error: {words(number)}\n".encode())
-    except OSError:
-        pass
     os._exit(128 + number)

@@ -48,7 +48,10 @@ class Difference:
         """
         noun = _NOUNS.get(self.key)
         if noun is None:
-            return f"with {option or f'{self.key} ='} {self.found}, this run has {self.wanted}"
+            if option is None:
+                return f"with {self.key} = {self.found}, this run has {self.wanted}"
+            found, wanted = ("off" if value is None else value for value in (self.found, self.wanted))
+            return f"with {option} {found}, this run has {wanted}"
         kind = f"{noun} (option {option})" if option else noun
         article = "" if noun.endswith("s") else "a "
         if self.found is None:

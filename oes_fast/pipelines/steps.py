@@ -131,7 +131,8 @@ def run_steps(
         step, state = resumed
         if step > steps:
             raise CheckpointError(
-                f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for"
+                f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for",
+                path=checkpoint.path,
             )
         history = History(state.pop("history"))
         _check_state(checkpoint, state, run.state())
@@ -172,12 +173,13 @@ def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
 def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     for name, tensor in like.items():
         if name not in state:
-            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}")
+            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}", path=checkpoint.path)
         found = state[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(
                 f"{checkpoint.path}: expected {name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}, "
-                f"got {tuple(found.shape)} and {found.dtype}"
+                f"got {tuple(found.shape)} and {found.dtype}",
+                path=checkpoint.path,
             )
 
 
