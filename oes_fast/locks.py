@@ -65,7 +65,7 @@ class FileLock:
                 if os.path.samestat(before, path.stat()):
                     return
             lock.release(force=True)
-        raise Busy
+        raise NoLocks("its file does not stay")
 
     def release(self) -> None:
         """Remove the file, then let go of it."""

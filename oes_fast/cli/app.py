@@ -98,13 +98,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; see :func:`oes_fast.cli.main`."""
     arguments = sys.argv[1:] if args is None else list(args)
     try:
+        failed: BaseException | None = None
         try:
             with plain_warnings():
                 code = typer.main.get_command(app).main(
                     args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False
                 )
         except _Carried as carried:
-            raise carried.error from None
+            failed = carried.error
+        if failed is not None:
+            raise failed
         return code if isinstance(code, int) else EXIT_OK
     except Interrupted as error:
         say("error", error)

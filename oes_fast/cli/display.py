@@ -84,12 +84,9 @@ class Display:
         """Of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
-    @property
-    def buffer(self) -> Any:
-        """Not there."""
-        raise AttributeError("buffer")
-
     def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     def _note(self, error: Exception) -> None:

@@ -94,8 +94,8 @@ class Outputs:
                 said what to do with it.
             OutputError: a checkpoint cannot be set aside.
         """
-        targets = [_identity(path) for path in (*self.paths.values(), *self.checkpoints.paths.values())]
-        targets = [target for target in targets if not target.exists() or target.is_file()]
+        paths = (*self.paths.values(), *self.checkpoints.paths.values())
+        targets = [_identity(path) for path in paths if not path.exists() or path.is_file()]
         try:
             locks = RunLocks(targets)
         except Busy as error:
@@ -150,6 +150,7 @@ class Outputs:
         Raises:
             Interrupted: a signal.
         """
+        signals.stop.patient = True  # there is something to finish: it takes a second signal to end at once
         try:
             yield
         except KeyboardInterrupt as error:

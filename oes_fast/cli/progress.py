@@ -75,7 +75,6 @@ class ProgressReport(AbstractContextManager["ProgressReport"]):
 
     def watch(self, info: StepInfo) -> bool:
         """The callback for the pipelines: show ``info``, and end the run if a signal has asked for it."""
-        signals.stop.patient = True  # from here on there is something to finish
         self(info)
         return signals.stop.requested
 

@@ -196,11 +196,7 @@ def _compute(
     z: Tensor,
     mask: Mask | None,
 ) -> None:
-    """Search, if there is no mask, and train.
-
-    Raises:
-        Stopped: before there was anything to write.
-    """
+    """Search, if there is no mask, and train, if no signal came before."""
     run, problem = request.run, work.problem
     kept = outputs.checkpoints
     common: dict[str, Any] = {
@@ -218,22 +214,15 @@ def _compute(
             signals.stop.note(signal.SIGINT)
         if signals.stop.requested:
             return
-        signals.stop.patient = False
         mask = found.mask
     if mask is None:
         raise InputError("mask: expected a mask file or settings of a search, got neither")
     cut, settings = mask, {"checkpoint": kept.paths["train"], **plain(request.train), **common}
-    try:
-        work.fit = kept.run(
-            "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
-        )
-    except signals.Stopped:
-        if work.found is None or signals.stop.patient:  # a second one; else it came before the first step
-            raise
-    else:
-        if work.fit.interrupted:
-            signals.stop.note(signal.SIGINT)
-    signals.stop.patient = True
+    work.fit = kept.run(
+        "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
+    )
+    if work.fit.interrupted:
+        signals.stop.note(signal.SIGINT)
 
 
 def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> list[tuple[str, Tensor]]:
