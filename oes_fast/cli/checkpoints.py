@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from oes_fast.cli.warn import warn
 from oes_fast.errors import CheckpointError, InputError, OutputError
+from oes_fast.files import load_metadata
 from oes_fast.pipelines.checkpoint import checkpoint_step
 
 Result = TypeVar("Result")
@@ -47,9 +48,14 @@ class Checkpoints:
 
         Raises:
             InputError: there is a checkpoint, and the user has not said what to do with it.
+            CheckpointError: one that is to be gone on from cannot be read.
             OutputError: a checkpoint cannot be set aside.
         """
-        if self._resume is True or not self._there():
+        if self._resume is True:
+            for phase in self._there():  # before the phases ahead of it are gone on with
+                self._check_readable(self.paths[phase])
+            return
+        if not self._there():
             return
         aside = self._restarted(dict(zip(self.paths, steps, strict=True)))
         if self._resume is False:
@@ -100,6 +106,13 @@ class Checkpoints:
                 raise OutputError(
                     f"{path}: cannot remove the checkpoint: {error.strerror or error}"
                 ) from error
+
+    def _check_readable(self, path: Path) -> None:
+        try:
+            load_metadata(path)
+        except InputError as error:
+            broken = CheckpointError(str(error), path=path)
+            raise CheckpointError(self.explain(broken), path=path) from error
 
     def _there(self) -> list[str]:
         return [phase for phase, path in self.paths.items() if path.exists()]
