@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import skip_unless_available
@@ -17,6 +19,8 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.files import load_tensors, save_tensors
+from oes_fast.pipelines import checkpoint as checkpoints
+from oes_fast.pipelines import steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
@@ -209,6 +213,96 @@ def test_interrupt_in_the_last_evaluation_is_not_swallowed(problem):
     assert fit.interrupted  # a caller with another phase to run must learn of it
 
 
+# SIGTERM and SIGHUP
+
+
+@contextmanager
+def default_handlers(monkeypatch) -> Iterator[list[int]]:
+    """The signals that would have ended the process."""
+    raised: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    monkeypatch.setattr(steps.signal, "raise_signal", raised.append)
+    try:
+        yield raised
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_deadly_signal_waits_for_the_checkpoint(problem, run, number, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint"
+
+    def callback(info):
+        if info.step == 6:
+            os.kill(os.getpid(), number)
+
+    with default_handlers(monkeypatch) as raised:
+        stopped = start(run, problem, path, checkpoint_seconds=1e9, callback=callback)
+    assert raised == [number]
+    assert (stopped.steps, stopped.interrupted) == (7, True)  # where the signal is one that does not end it
+    assert_same(run, start(run, problem, path, resume=True), start(run, problem))
+
+
+def test_handlers_of_the_application_are_left_alone(problem, tmp_path, monkeypatch):
+    seen = []
+
+    def callback(info):
+        seen.append(signal.getsignal(signal.SIGTERM))
+        if info.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def handler(number, frame):
+        seen.append("handled")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        fit = start("train", problem, tmp_path / "checkpoint", steps=4, callback=callback)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not fit.interrupted
+    assert seen == [handler] * 3 + ["handled"] + [handler] * 2
+
+
+def test_without_a_checkpoint_they_end_the_process_as_ever(problem, monkeypatch):
+    seen = []
+    with default_handlers(monkeypatch):
+        start("train", problem, steps=1, callback=lambda i: seen.append(signal.getsignal(signal.SIGTERM)))
+    assert seen == [signal.SIG_DFL] * 2
+
+
+# callbacks
+
+
+@pytest.mark.parametrize(
+    "answer", [True, 1, "stop", np.True_, np.array(True), torch.tensor(True), torch.ones(1)], ids=repr
+)
+def test_anything_true_stops(problem, answer):
+    assert start("train", problem, steps=4, callback=lambda info: answer).steps == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [None, False, 0, "", np.False_, np.array(0.0), torch.tensor(False), torch.zeros(1)], ids=repr
+)
+def test_anything_else_does_not(problem, answer):
+    assert start("train", problem, steps=2, callback=lambda info: answer).steps == 2
+
+
+@BOTH
+@pytest.mark.parametrize("answer", [np.ones(2), torch.ones(2, 3)], ids=["array", "tensor"])
+@pytest.mark.parametrize("at", [3, 20])
+def test_neither_true_nor_false(problem, run, answer, at, tmp_path):
+    path = tmp_path / "checkpoint"
+    message = rf"callback: expected to return something true or false, got \w+ of shape \({answer.shape[0]},"
+    with pytest.raises(oes.InputError, match=message):
+        start(run, problem, path, checkpoint_seconds=1e9, callback=lambda i: answer if i.step == at else None)
+    assert load_tensors(path)[1]["step"] == min(at + 1, 20)
+    assert_same(run, start(run, problem, path, resume=True), start(run, problem))
+
+
 # refused
 
 
@@ -336,6 +430,24 @@ def test_a_full_disk_keeps_the_older_checkpoint(problem, tmp_path):
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]  # no rubbish left on the full disk
     assert_same("train", start("train", problem, path, resume=True), start("train", problem))
+
+
+def test_after_a_failed_save_the_next_interval_is_waited_for(problem, tmp_path, monkeypatch):
+    now, tried = [0.0], []
+
+    def full(path, *rest):
+        tried.append(now[0])
+        raise oes.OutputError(f"{path}: cannot write: No space left on device")
+
+    def tick(info):
+        now[0] += 1.0
+
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    with pytest.warns(oes.CheckpointWarning) as warned:
+        start("train", problem, tmp_path / "checkpoint", checkpoint_seconds=6.0, callback=tick)
+    assert tried == [6, 12, 18, 20]  # and the last step
+    assert len(warned) == 4
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(problem, tmp_path):
