@@ -239,6 +239,7 @@ def test_a_deadly_signal_waits_for_the_checkpoint(problem, run, number, tmp_path
     def callback(info):
         if info.step == 6:
             os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as timeout(1) does
 
     with default_handlers(monkeypatch) as raised:
         stopped = start(run, problem, path, checkpoint_seconds=1e9, callback=callback)

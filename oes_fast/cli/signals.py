@@ -3,6 +3,9 @@
 Containers and schedulers send SIGTERM, a terminal that is closed sends SIGHUP. All three are handled
 explicitly, since a process that is number 1 of a container gets none that it does not handle. A signal that
 was ignored when the process started (nohup, a job in the background) stays ignored.
+
+One request often comes as two signals: a terminal and its shell both send SIGHUP, timeout(1) sends SIGTERM to
+the process and to its group, systemd SIGHUP after SIGTERM. Only a second Ctrl-C counts at once.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+SAME_SECONDS = 2.0  # SIGTERM or SIGHUP so soon after another signal is the same request
 
 
 class Stopped(KeyboardInterrupt):
@@ -42,10 +48,13 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         self.patient = False
+        self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None = None) -> None:
         """Handle a signal."""
         second = self.number is not None
+        if second and number != signal.SIGINT and time.monotonic() - self._since < SAME_SECONDS:
+            return
         self.note(number)
         if second or not self.patient:
             raise Stopped(number)
@@ -53,7 +62,7 @@ class Stop:
     def note(self, number: int) -> None:
         """Take a signal for one that asked to stop."""
         if self.number is None:
-            self.number = number
+            self.number, self._since = number, time.monotonic()
 
     def reset(self) -> None:
         """Forget it."""

@@ -75,6 +75,8 @@ class StepInfo:
 
 Callback = Callable[[StepInfo], object]
 
+_SAME_SECONDS = 2.0  # timeout(1), systemd and shells send two signals for one request
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -223,6 +225,7 @@ def _delayed_signals(*, saves: bool) -> Iterator[Callable[[], bool]]:
         return
     requested = False
     deadly: int | None = None
+    since = 0.0
     before: dict[int, Any] = {}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -232,9 +235,12 @@ def _delayed_signals(*, saves: bool) -> Iterator[Callable[[], bool]]:
         requested = True
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal requested, deadly
-        requested, deadly = True, number
-        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+        nonlocal requested, deadly, since
+        if deadly is not None and time.monotonic() - since > _SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if deadly is None:
+            requested, deadly, since = True, number, time.monotonic()
 
     ctrl_c = signal.getsignal(signal.SIGINT)
     if ctrl_c is not None and ctrl_c is not signal.SIG_IGN:  # set by C code, or a job in the background
