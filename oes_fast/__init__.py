@@ -9,6 +9,7 @@ fit = oes.train_sparse(net, found.mask, z, noisy)
 fit.output  # the restored image, [1, 3, 512, 512]
 """
 
+import oes_fast._command  # isort: skip  # before the seconds that torch takes
 import oes_fast._startup  # noqa: F401  # isort: skip  # before anything imports torch
 from oes_fast import functional, models
 from oes_fast.backends import backends

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oes_fast.pipelines.differences import Difference
+
 
 class OESError(Exception):
     """Base of every error that oes_fast raises on purpose."""
@@ -16,7 +21,19 @@ class MaskMismatchError(InputError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint is unreadable, or belongs to a run with other settings."""
+    """A checkpoint is unreadable, or belongs to a run with other settings.
+
+    Attributes:
+        path: the file, None if it is not known.
+        differences: the settings that differ, each with ``key``, ``found`` and ``wanted``.
+    """
+
+    def __init__(
+        self, *message: object, path: object = None, differences: tuple[Difference, ...] = ()
+    ) -> None:
+        super().__init__(*message)
+        self.path = path
+        self.differences = differences
 
 
 class OutputError(OESError, OSError):

@@ -20,8 +20,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from oes_fast.errors import InputError, OutputError
+from oes_fast.locks import Busy, FileLock, NoLocks, label
 
 METADATA_KEY = "oes_fast"
+
+_ALIVE = "-lock"  # ends the name of the lock beside a temporary file
+_swept: set[Path] = set()  # whose temporary files this process has looked for
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -30,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     ``write`` is called with a temporary name in the same folder, with the same suffix. What it has written
     there is flushed to disk and then takes the name ``path`` in one step. A symbolic link keeps pointing
     where it did, an existing file keeps its permissions. Pipes and devices (/dev/stdout) have nothing to
-    lose and are written to directly.
+    lose and are written to directly. What a killed process left of ``path`` is removed, once by each process.
 
     Args:
         path: file to write.
@@ -44,7 +48,11 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     if _is_stream(target):
         _write_to_stream(target, write)
         return
-    temporary = target.with_name(f".oes-{secrets.token_hex(6)}{target.suffix}")
+    if target not in _swept:
+        sweep(target)
+    stem = f"{_temporary_prefix(target)}{secrets.token_hex(6)}"
+    temporary = target.with_name(f"{stem}{target.suffix}")
+    alive = _try_lock(target.with_name(f"{stem}{_ALIVE}"))
     try:
         write(temporary)
         _flush(temporary)
@@ -56,6 +64,28 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         raise _output_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if alive is not None:
+            alive.release()
+
+
+def sweep(target: Path) -> None:
+    """Remove the temporary files of ``target`` that :func:`atomic_write` left in processes that were killed.
+
+    Beside each lies a lock that ends with its process, so those of a process at work stay.
+
+    Args:
+        target: path with symbolic links resolved.
+    """
+    _swept.add(target)
+    prefix = _temporary_prefix(target)
+    with suppress(OSError):
+        names = [name for name in os.listdir(target.parent) if name.startswith(prefix)]
+        for name in names:
+            if name.endswith(_ALIVE) and (lock := _try_lock(target.with_name(name))) is not None:
+                for other in names:
+                    if other.startswith(name.removesuffix(_ALIVE)) and other != name:
+                        target.with_name(other).unlink(missing_ok=True)
+                lock.release()
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -159,6 +189,23 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     return tensors, metadata
 
 
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata alone of what :func:`save_tensors` wrote, as :func:`load_tensors` gives it.
+
+    Raises:
+        InputError: as there.
+    """
+    check_readable(path)
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: expected a complete safetensors file, got one that fails: {_one_line(error)}"
+        ) from error
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def check_readable(path: str | os.PathLike[str]) -> Path:
     """``path`` as a Path, if it is a file that can be read.
 
@@ -178,6 +225,17 @@ def check_readable(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"{_printable(path)}: expected a file, got {_reason(error)}") from error
     return file
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".oes-{label(target)}-"
+
+
+def _try_lock(path: Path) -> FileLock | None:
+    try:
+        return FileLock(path)
+    except (Busy, NoLocks):
+        return None
 
 
 def _plain(obj: object) -> object:

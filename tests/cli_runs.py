@@ -46,12 +46,13 @@ def assert_same_run(out: Path, wanted: Path) -> None:
         assert result_of(out)[key] == result_of(wanted)[key], key
 
 
-def interrupt_at(phase: str, step: int) -> Callable[[ProgressReport, StepInfo], None]:
-    """A progress callback that presses Ctrl-C at a step."""
+def interrupt_at(phase: str, step: int, *numbers: int) -> Callable[[ProgressReport, StepInfo], None]:
+    """A progress callback that presses Ctrl-C at a step, or sends other signals."""
 
     def call(self: ProgressReport, info: StepInfo) -> None:
         if (info.phase, info.step) == (phase, step):
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in numbers or (signal.SIGINT,):
+                os.kill(os.getpid(), number)
 
     return call
 

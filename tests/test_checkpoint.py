@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import skip_unless_available
@@ -17,6 +19,8 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.files import load_tensors, save_tensors
+from oes_fast.pipelines import checkpoint as checkpoints
+from oes_fast.pipelines import steps
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
@@ -209,6 +213,97 @@ def test_interrupt_in_the_last_evaluation_is_not_swallowed(problem):
     assert fit.interrupted  # a caller with another phase to run must learn of it
 
 
+# SIGTERM and SIGHUP
+
+
+@contextmanager
+def default_handlers(monkeypatch) -> Iterator[list[int]]:
+    """The signals that would have ended the process."""
+    raised: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    monkeypatch.setattr(steps.signal, "raise_signal", raised.append)
+    try:
+        yield raised
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_deadly_signal_waits_for_the_checkpoint(problem, run, number, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint"
+
+    def callback(info):
+        if info.step == 6:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as timeout(1) does
+
+    with default_handlers(monkeypatch) as raised:
+        stopped = start(run, problem, path, checkpoint_seconds=1e9, callback=callback)
+    assert raised == [number]
+    assert (stopped.steps, stopped.interrupted) == (7, True)  # where the signal is one that does not end it
+    assert_same(run, start(run, problem, path, resume=True), start(run, problem))
+
+
+def test_handlers_of_the_application_are_left_alone(problem, tmp_path, monkeypatch):
+    seen = []
+
+    def callback(info):
+        seen.append(signal.getsignal(signal.SIGTERM))
+        if info.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def handler(number, frame):
+        seen.append("handled")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        fit = start("train", problem, tmp_path / "checkpoint", steps=4, callback=callback)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not fit.interrupted
+    assert seen == [handler] * 3 + ["handled"] + [handler] * 2
+
+
+def test_without_a_checkpoint_they_end_the_process_as_ever(problem, monkeypatch):
+    seen = []
+    with default_handlers(monkeypatch):
+        start("train", problem, steps=1, callback=lambda i: seen.append(signal.getsignal(signal.SIGTERM)))
+    assert seen == [signal.SIG_DFL] * 2
+
+
+# callbacks
+
+
+@pytest.mark.parametrize(
+    "answer", [True, 1, "stop", np.True_, np.array(True), torch.tensor(True), torch.ones(1)], ids=repr
+)
+def test_anything_true_stops(problem, answer):
+    assert start("train", problem, steps=4, callback=lambda info: answer).steps == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [None, False, 0, "", np.False_, np.array(0.0), torch.tensor(False), torch.zeros(1)], ids=repr
+)
+def test_anything_else_does_not(problem, answer):
+    assert start("train", problem, steps=2, callback=lambda info: answer).steps == 2
+
+
+@BOTH
+@pytest.mark.parametrize("answer", [np.ones(2), torch.ones(2, 3)], ids=["array", "tensor"])
+@pytest.mark.parametrize("at", [3, 20])
+def test_neither_true_nor_false(problem, run, answer, at, tmp_path):
+    path = tmp_path / "checkpoint"
+    message = rf"callback: expected to return something true or false, got \w+ of shape \({answer.shape[0]},"
+    with pytest.raises(oes.InputError, match=message):
+        start(run, problem, path, checkpoint_seconds=1e9, callback=lambda i: answer if i.step == at else None)
+    assert load_tensors(path)[1]["step"] == min(at + 1, 20)
+    assert_same(run, start(run, problem, path, resume=True), start(run, problem))
+
+
 # refused
 
 
@@ -220,15 +315,31 @@ def other_activation(problem):
 CHANGES = {
     "lr": ("both", lambda p: {"lr": 0.5}, r"lr = 0\.01, this run has 0\.5"),
     "record_every": ("both", lambda p: {"record_every": 4}, r"record_every = 3, this run has 4"),
-    "noisy": ("both", lambda p: {"noisy": p.noisy.flip(3)}, r"noisy = \w{16}, this run has \w{16}"),
-    "z": ("both", lambda p: {"z": p.z * 2}, r"z = \w{16}, this run has \w{16}"),
-    "clean": ("both", lambda p: {"clean": None}, r"clean = \w{16}, this run has None"),
-    "network of other layers": ("both", other_activation, r"network = \S+, this run has \S+"),
+    "noisy": (
+        "both",
+        lambda p: {"noisy": p.noisy.flip(3)},
+        r"for another noisy image \(both: 32 x 32 pixels of 3 channels\)",
+    ),
+    "z": (
+        "both",
+        lambda p: {"z": p.z * 2},
+        r"for another fixed input z \(both: 32 x 32 pixels of 4 channels\)",
+    ),
+    "clean": ("both", lambda p: {"clean": None}, r"with a clean image, this run has none"),
+    "network of other layers": (
+        "both",
+        other_activation,
+        r"for another network \(.*LeakyReLU.*, this run .* ELU",
+    ),
     "density": ("search", lambda p: {"density": 0.2}, r"density = 0\.3, this run has 0\.2"),
     "kl": ("search", lambda p: {"kl": 0.0}, r"kl = 0\.0001, this run has 0\.0"),
     "temperature": ("search", lambda p: {"temperature": 1.0}, r"temperature = 0\.2, this run has 1\.0"),
     "seed": ("search", lambda p: {"seed": 2**64 - 1}, r"seed = 0, this run has 18446744073709551615"),
-    "mask": ("train", lambda p: {"mask": p.mask.shuffled(p.net)}, r"mask = \w{16}, this run has \w{16}"),
+    "mask": (
+        "train",
+        lambda p: {"mask": p.mask.shuffled(p.net)},
+        r"for another mask \(both: keeps \d+ of \d+ weights\)",
+    ),
     "average": ("train", lambda p: {"average": None}, r"average = 0\.9, this run has None"),
 }
 CASES = [
@@ -250,7 +361,7 @@ def test_other_settings_are_refused_with_both_values(problem, run, changes, mess
 def test_other_weights_are_refused(make_problem, problem, run, tmp_path):
     path = tmp_path / "checkpoint"
     start(run, problem, path, steps=1)
-    with pytest.raises(oes.CheckpointError, match=r"weights = \w{16}, this run has \w{16}"):
+    with pytest.raises(oes.CheckpointError, match=r"the checkpoint was made for other initial weights$"):
         start(run, problem, path, resume=True, net=make_problem(seed=1).net)
 
 
@@ -320,6 +431,24 @@ def test_a_full_disk_keeps_the_older_checkpoint(problem, tmp_path):
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]  # no rubbish left on the full disk
     assert_same("train", start("train", problem, path, resume=True), start("train", problem))
+
+
+def test_after_a_failed_save_the_next_interval_is_waited_for(problem, tmp_path, monkeypatch):
+    now, tried = [0.0], []
+
+    def full(path, *rest):
+        tried.append(now[0])
+        raise oes.OutputError(f"{path}: cannot write: No space left on device")
+
+    def tick(info):
+        now[0] += 1.0
+
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    with pytest.warns(oes.CheckpointWarning) as warned:
+        start("train", problem, tmp_path / "checkpoint", checkpoint_seconds=6.0, callback=tick)
+    assert tried == [6, 12, 18, 20]  # and the last step
+    assert len(warned) == 4
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(problem, tmp_path):

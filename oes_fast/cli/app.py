@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from oes_fast.cli import signals
 from oes_fast.cli.denoise import denoise
 from oes_fast.cli.info import info
 from oes_fast.cli.outputs import Interrupted
@@ -18,7 +20,6 @@ from oes_fast.cli.train import train
 from oes_fast.cli.transfer import transfer
 from oes_fast.cli.warn import (
     EXIT_BAD_INPUT,
-    EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_UNEXPECTED,
     PROGRAM,
@@ -37,8 +38,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 2 bad input or a result that cannot be written, 130 stopped by Ctrl-C, "
-    "1 anything else. OES_FAST_DEBUG=1 shows where an error came from.",
+    epilog="Exit codes: 0 done, 2 bad input or a result that cannot be written, 130 stopped by Ctrl-C "
+    "(143 by SIGTERM, 129 by SIGHUP), 1 anything else. OES_FAST_DEBUG=1 shows where an error came from.",
 )
 
 EXAMPLES: dict[Callable[..., Any], str] = {
@@ -48,8 +49,29 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
     info: "oes-fast info --json info.json",
 }
+
+
+class _Carried(Exception):
+    """Carries an error past Typer, which has its own ideas of Ctrl-C and of a pipe without a reader."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _carrying(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except (KeyboardInterrupt, OSError) as error:
+            raise _Carried(error) from None
+
+    return call
+
+
 for command, example in EXAMPLES.items():
-    app.command(epilog=f"Example: `{example}`")(command)
+    app.command(epilog=f"Example: `{example}`")(_carrying(command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,24 +95,26 @@ def options(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        args: arguments, those of the process if None.
-
-    Returns:
-        Exit code: 0 done, 2 bad input or a result that cannot be written, 130 interrupted, 1 anything else.
-    """
+    """Run the command line; see :func:`oes_fast.cli.main`."""
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        with plain_warnings():
-            code = typer.main.get_command(app).main(
-                args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False
-            )
+        failed: BaseException | None = None
+        try:
+            with plain_warnings():
+                code = typer.main.get_command(app).main(
+                    args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False
+                )
+        except _Carried as carried:
+            failed = carried.error
+        if failed is not None:
+            raise failed
         return code if isinstance(code, int) else EXIT_OK
-    except (KeyboardInterrupt, typer.Abort, Interrupted) as error:
-        say("error", str(error) or "interrupted")
-        return EXIT_INTERRUPTED
+    except Interrupted as error:
+        say("error", error)
+        return signals.exit_code(error)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        signals.say_stopped(error)
+        return signals.exit_code(error)
     except UsageError as error:
         place = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
         message = getattr(error, "format_message", error.__str__)()

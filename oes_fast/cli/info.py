@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 
 from oes_fast.backends import backends
+from oes_fast.cli.display import lost_output
 from oes_fast.cli.report import versions
 from oes_fast.cli.warn import EXIT_OK
+from oes_fast.errors import OutputError
 from oes_fast.files import write_json
 
 
@@ -54,4 +56,6 @@ def info(
         for name, status in found["backends"].items():
             state = "available" if status["available"] else f"not here: {status['reason']}"
             console.print(f"  {name:<10}{state}")
+        if (reason := lost_output()) is not None:
+            raise OutputError(f"standard output: cannot write: {reason}")
     return EXIT_OK

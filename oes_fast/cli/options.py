@@ -219,8 +219,9 @@ Resume = Annotated[
         "--resume/--restart",
         rich_help_panel=RUN,
         show_default=False,
-        help="Go on from the checkpoints of an unfinished run, if there are any / throw them away. Without "
-        "either, a run that finds checkpoints refuses to start.",
+        help="Go on from the checkpoints of an unfinished run, if there are any / start its unfinished phase "
+        "afresh: that checkpoint is set aside as *.old.ckpt, a finished search is kept. Without either, a "
+        "run that finds checkpoints refuses to start.",
     ),
 ]
 CheckpointSeconds = Annotated[

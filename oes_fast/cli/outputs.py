@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from oes_fast.cli import signals
+from oes_fast.cli.checkpoints import Checkpoints
 from oes_fast.cli.settings import debug
+from oes_fast.cli.warn import warn
 from oes_fast.errors import CheckpointError, InputError, OESError, OutputError
-from oes_fast.files import check_writable
+from oes_fast.files import check_writable, sweep
 from oes_fast.image import FORMATS
+from oes_fast.locks import Busy, RunLocks
 
 
 class Interrupted(Exception):
-    """Ctrl-C stopped the run before it had anything to return; the message says what is kept."""
+    """A signal stopped the run before it had anything to return; the message says what is kept.
+
+    Args:
+        message: one line.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Outputs:
@@ -31,7 +45,7 @@ class Outputs:
         self._main = main
         self._taken = {_identity(path): "an input" for path in inputs if path is not None}
         self.paths: dict[str, Path] = {}
-        self.checkpoints: list[Path] = []
+        self.checkpoints = Checkpoints()
         self.written: dict[str, Path] = {}
         self.failed: dict[str, str] = {}
 
@@ -42,6 +56,16 @@ class Outputs:
     def plan(self, **paths: Path) -> None:
         """Reserve the files to write, by kind; see :meth:`reserve`."""
         self.paths.update({kind: self.reserve(path) for kind, path in paths.items()})
+
+    def plan_checkpoints(self, resume: bool | None, **options: dict[str, str]) -> None:
+        """Reserve a checkpoint for each phase.
+
+        Args:
+            resume: go on from checkpoints (True), start afresh (False), refuse where there are any (None).
+            options: by phase, the option for each setting a checkpoint holds.
+        """
+        paths = {phase: self.reserve(self.beside(f".{phase}.ckpt")) for phase in options}
+        self.checkpoints = Checkpoints(paths, options, resume=resume)
 
     def reserve(self, path: Path) -> Path:
         """``path``, if it can be written to and is no other file of this run.
@@ -58,30 +82,36 @@ class Outputs:
             self._taken[identity] = "another output"
         return path
 
-    def checkpoint(self, phase: str, *, resume: bool | None) -> Path:
-        """Where to keep the checkpoint of ``phase``.
+    @contextmanager
+    def owned(self, *steps: int) -> Iterator[None]:
+        """Keep every file of the run from other runs while inside, and settle what becomes of checkpoints.
+
+        Args:
+            steps: asked for, by phase, in the order of the checkpoints.
 
         Raises:
-            InputError: there is one, and the user has not said what to do with it.
+            InputError: another run writes one of the files, or there is a checkpoint and the user has not
+                said what to do with it.
+            OutputError: a checkpoint cannot be set aside.
         """
-        path = self.reserve(self.beside(f".{phase}.ckpt"))
-        if resume is None and path.exists():
-            raise InputError(
-                f"{path}: the checkpoint of an unfinished run is here; --resume goes on from it, "
-                "--restart starts afresh"
-            )
-        self.checkpoints.append(path)
-        return path
-
-    def restart(self) -> None:
-        """Remove the checkpoints."""
-        for path in self.checkpoints:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"{path}: cannot remove the checkpoint: {error.strerror or error}"
-                ) from error
+        paths = (*self.paths.values(), *self.checkpoints.paths.values())
+        targets = [_identity(path) for path in paths if not path.exists() or path.is_file()]
+        try:
+            locks = RunLocks(targets)
+        except Busy as error:
+            raise InputError(f"{error}; wait for it to end, or give this run another name (-o)") from None
+        try:
+            for folder, reason in locks.missing.items():
+                warn(
+                    f"{folder}: files cannot be locked here ({reason}); "
+                    "another run with the same output would not be noticed"
+                )
+            for target in targets:
+                sweep(target)
+            self.checkpoints.settle(*steps)
+            yield
+        finally:
+            locks.release()
 
     def write(self, kind: str, write: Callable[[Path], object]) -> None:
         """Let ``write`` make a file, if it was planned; :meth:`finish` raises what failed."""
@@ -107,28 +137,27 @@ class Outputs:
             written = ", ".join(str(path) for path in self.written.values()) or "nothing"
             raise OutputError(f"{'; '.join(self.failed.values())}; written: {written}{self.kept()}")
         if complete:
-            self.restart()
+            self.checkpoints.remove()
 
     def kept(self) -> str:
         """What a message says of the checkpoints, empty if there are none."""
-        found = [str(path) for path in self.checkpoints if path.exists()]
-        if not found:
-            return ""
-        return f"; kept: {', '.join(found)}; the same command with --resume goes on from there"
+        return self.checkpoints.kept()
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Around the computation: an error or Ctrl-C inside says what is kept and how to go on.
+        """Around the computation: an error or a signal inside says what is kept and how to go on.
 
         Raises:
-            Interrupted: Ctrl-C.
+            Interrupted: a signal.
         """
+        signals.stop.patient = True  # there is something to finish: it takes a second signal to end at once
         try:
             yield
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted{self.kept()}") from None
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signals.stop.number or signal.SIGINT)
+            raise Interrupted(f"{signals.words(number)}{self.kept()}", number) from None
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; --restart starts afresh") from error
+            raise CheckpointError(self.checkpoints.explain(error), path=error.path) from error
         except OESError as error:
             raise type(error)(f"{error}{self.kept()}") from error
         except (RuntimeError, MemoryError) as error:

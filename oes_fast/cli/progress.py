@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from oes_fast.cli import signals
 from oes_fast.pipelines.steps import StepInfo
 
 BAR_SECONDS = 0.5  # loss and PSNR wait for the device, so they are asked for this often at most
@@ -17,7 +18,7 @@ NAMES = {"search": "Searching", "train": "Training"}
 
 
 class ProgressReport(AbstractContextManager["ProgressReport"]):
-    """A callback for the pipelines that shows phase, step, loss, PSNR, time gone and time left.
+    """What shows phase, step, loss, PSNR, time gone and time left.
 
     Args:
         quiet: show nothing.
@@ -71,6 +72,11 @@ class ProgressReport(AbstractContextManager["ProgressReport"]):
             self._console.print(line, soft_wrap=True)
         elif self._task is not None:
             self._bars.update(self._task, completed=info.step, figures=figures)
+
+    def watch(self, info: StepInfo) -> bool:
+        """The callback for the pipelines: show ``info``, and end the run if a signal has asked for it."""
+        self(info)
+        return signals.stop.requested
 
     def _start(self, info: StepInfo, now: float) -> None:
         self._phase, self._first_step, self._began = info.phase, info.step, now

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oes_fast.cli.display import lost_output
 from oes_fast.cli.problem import Problem
 from oes_fast.cli.settings import RunSettings
+from oes_fast.cli.warn import warn
 from oes_fast.image import psnr
 from oes_fast.mask import Mask
 from oes_fast.pipelines.history import History
@@ -133,6 +135,8 @@ def print_table(rows: Iterable[tuple[str, str]], files: Iterable[Path]) -> None:
     width = max((len(name) for name, _ in table), default=0)
     for name, value in table:
         print(f"{name:<{width}}  {value}")
+    if (reason := lost_output()) is not None:
+        warn(f"standard output: cannot write: {reason}")
 
 
 def decibels(value: float | None) -> str:

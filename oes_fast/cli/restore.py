@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from oes_fast.cli import signals
 from oes_fast.cli.masks import load_mask, mask_seed, with_network_seed
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport, duration
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
-from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings, find_seed
-from oes_fast.cli.warn import EXIT_INTERRUPTED, EXIT_OK, warn
+from oes_fast.cli.settings import (
+    RunSettings,
+    SearchSettings,
+    TrainSettings,
+    find_seed,
+    search_options,
+    train_options,
+)
+from oes_fast.cli.warn import EXIT_OK, warn
 from oes_fast.errors import InputError
 from oes_fast.files import write_json
 from oes_fast.image import save_image
@@ -101,9 +110,13 @@ def restore(request: Request) -> int:
     """
     request.image.check()
     outputs = _plan(request)
+    steps = [] if request.search is None else [request.search.steps]
+    with outputs.owned(*steps, request.train.steps):
+        return _restore(request, outputs)
+
+
+def _restore(request: Request, outputs: Outputs) -> int:
     work, net, z, mask = _prepare(request)
-    if request.run.resume is False:
-        outputs.restart()
     with outputs.computing():
         with ProgressReport(quiet=request.run.quiet) as progress:
             _compute(request, outputs, progress, work, net, z, mask)
@@ -115,9 +128,9 @@ def restore(request: Request) -> int:
     if work.interrupted:
         last = work.results[-1]
         phase = "training" if last is work.fit else "search"
-        made = f"interrupted after {last.steps} steps of the {phase}"
+        made = f"{signals.stop.words} after {last.steps} steps of the {phase}"
         warn(f"{made}, results so far were written{outputs.kept()}")
-    return EXIT_INTERRUPTED if work.interrupted else EXIT_OK
+    return signals.stop.exit_code if work.interrupted else EXIT_OK
 
 
 def _plan(request: Request) -> Outputs:
@@ -132,8 +145,12 @@ def _plan(request: Request) -> Outputs:
         if request.image.sigma is not None or request.image.clean is not None:
             outputs.plan(psnr_curve=outputs.beside("_psnr.png"))
     outputs.plan(json=request.run.json or outputs.beside(".json"))
-    for phase in ("search", "train") if request.search is not None else ("train",):
-        outputs.checkpoint(phase, resume=request.run.resume)
+    if request.search is None:
+        outputs.plan_checkpoints(request.run.resume, train=train_options("--"))
+    else:
+        outputs.plan_checkpoints(
+            request.run.resume, search=search_options("--search-"), train=train_options("--train-")
+        )
     return outputs
 
 
@@ -180,32 +197,33 @@ def _compute(
     z: Tensor,
     mask: Mask | None,
 ) -> None:
+    """Search, if there is no mask, and train, if no signal came before."""
     run, problem = request.run, work.problem
+    kept = outputs.checkpoints
     common: dict[str, Any] = {
         "clean": problem.clean,
         "backend": run.backend,
-        "callback": progress,
+        "callback": progress.watch,
         "checkpoint_seconds": run.checkpoint_seconds,
-        "resume": run.resume is True,
     }
     if request.search is not None:
-        work.found = search_mask(
-            net,
-            z,
-            problem.noisy,
-            seed=work.seed,
-            checkpoint=outputs.checkpoints[0],
-            **plain(request.search),
-            **common,
+        settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **plain(request.search), **common}
+        found = work.found = kept.run(
+            "search", lambda resume: search_mask(net, z, problem.noisy, resume=resume, **settings)
         )
-        if work.found.interrupted:
+        if found.interrupted:
+            signals.stop.note(signal.SIGINT)
+        if signals.stop.requested:
             return
-        mask = work.found.mask
+        mask = found.mask
     if mask is None:
         raise InputError("mask: expected a mask file or settings of a search, got neither")
-    work.fit = train_sparse(
-        net, mask, z, problem.noisy, checkpoint=outputs.checkpoints[-1], **plain(request.train), **common
+    cut, settings = mask, {"checkpoint": kept.paths["train"], **plain(request.train), **common}
+    work.fit = kept.run(
+        "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
     )
+    if work.fit.interrupted:
+        signals.stop.note(signal.SIGINT)
 
 
 def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> list[tuple[str, Tensor]]:

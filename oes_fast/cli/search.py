@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oes_fast.cli import options as o
+from oes_fast.cli import signals
 from oes_fast.cli.masks import Layer, layers, with_network_seed
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport, duration
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
-from oes_fast.cli.settings import RunSettings, SearchSettings, find_seed
-from oes_fast.cli.warn import EXIT_INTERRUPTED, EXIT_OK, warn
+from oes_fast.cli.settings import RunSettings, SearchSettings, find_seed, search_options
+from oes_fast.cli.warn import EXIT_OK, warn
 from oes_fast.errors import InputError
 from oes_fast.files import write_json
 from oes_fast.mask import Mask
@@ -82,33 +84,50 @@ def search(
     seed = find_seed("--seed", seed)
     noise_seed = find_seed("--noise-seed", noise_seed, seed)
     outputs = _plan(output, options, run)
+    with outputs.owned(settings.steps):
+        return _search(outputs, options, run, settings, seed, noise_seed)
+
+
+def _search(
+    outputs: Outputs,
+    options: ImageOptions,
+    run: RunSettings,
+    settings: SearchSettings,
+    seed: int,
+    noise_seed: int,
+) -> int:
     problem = load_problem(options, noise_seed=noise_seed, device=run.device)
     net, z = fresh_generator(problem.noisy, seed=seed)
-    if run.resume is False:
-        outputs.restart()
+    kept = outputs.checkpoints
     with outputs.computing():
         with ProgressReport(quiet=run.quiet) as progress:
-            found = search_mask(
-                net,
-                z,
-                problem.noisy,
-                seed=seed,
-                clean=problem.clean,
-                backend=run.backend,
-                callback=progress,
-                checkpoint=outputs.checkpoints[0],
-                checkpoint_seconds=run.checkpoint_seconds,
-                resume=run.resume is True,
-                **plain(settings),
+            found = kept.run(
+                "search",
+                lambda resume: search_mask(
+                    net,
+                    z,
+                    problem.noisy,
+                    seed=seed,
+                    clean=problem.clean,
+                    backend=run.backend,
+                    callback=progress.watch,
+                    checkpoint=kept.paths["search"],
+                    checkpoint_seconds=run.checkpoint_seconds,
+                    resume=resume,
+                    **plain(settings),
+                ),
             )
+        if found.interrupted:
+            signals.stop.note(signal.SIGINT)
         work = _Search(problem, run, settings, seed, found, layers(net, found.mask))
         _write(outputs, work)
     if not run.quiet:
         print_table(_rows(work), outputs.written.values())
     outputs.finish(complete=not work.interrupted)
     if work.interrupted:
-        warn(f"interrupted after {found.steps} steps, the mask so far was written{outputs.kept()}")
-    return EXIT_INTERRUPTED if work.interrupted else EXIT_OK
+        made = f"{signals.stop.words} after {found.steps} steps"
+        warn(f"{made}, the mask so far was written{outputs.kept()}")
+    return signals.stop.exit_code if work.interrupted else EXIT_OK
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ def _plan(output: Path, options: ImageOptions, run: RunSettings) -> Outputs:
     if run.plots:
         outputs.plan(probabilities=outputs.beside("_probabilities.png"), layers=outputs.beside("_layers.png"))
     outputs.plan(json=run.json or outputs.beside(".json"))
-    outputs.checkpoint("search", resume=run.resume)
+    outputs.plan_checkpoints(run.resume, search=search_options("--"))
     return outputs
 
 

@@ -96,7 +96,8 @@ class RunSettings:
     Attributes:
         device: where to compute.
         backend: how to compute.
-        resume: go on from checkpoints (True), throw them away (False), refuse where there are any (None).
+        resume: go on from checkpoints (True), start the unfinished phase afresh (False), refuse where there
+            are any (None).
         checkpoint_seconds: time between two checkpoints.
         quiet: print warnings and errors only.
         plots: write the plots.
@@ -141,6 +142,17 @@ class RunSettings:
             plots=plots,
             json=json,
         )
+
+
+def search_options(prefix: str) -> dict[str, str]:
+    """The option for each setting in a search's checkpoint; ``prefix`` as in :meth:`SearchSettings.of`."""
+    names = {name: f"--{name}" for name in ("density", "kl", "temperature", "seed", "backend")}
+    return names | {"lr": f"{prefix}lr", "weights": "--seed"}
+
+
+def train_options(prefix: str) -> dict[str, str]:
+    """As :func:`search_options`, of a training."""
+    return {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr", "weights": "--seed"}
 
 
 def find_preset(name: str) -> Preset:

@@ -14,7 +14,6 @@ PROGRAM = "oes-fast"
 EXIT_OK = 0
 EXIT_UNEXPECTED = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def say(kind: str, message: object) -> None:

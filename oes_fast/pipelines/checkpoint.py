@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_number
 from oes_fast.errors import CheckpointError, InputError, OESError
-from oes_fast.files import check_writable, load_tensors, save_tensors
+from oes_fast.files import check_writable, load_metadata, load_tensors, save_tensors
 from oes_fast.flat import fingerprint
+from oes_fast.pipelines.differences import compare
 
 _FORMAT = "oes_fast checkpoint 1"
+_RETRY_SECONDS = 1.0  # from a save that failed to the next, where the interval is shorter
 
 
 class Checkpoint:
@@ -28,6 +30,7 @@ class Checkpoint:
             other settings is refused.
         every_seconds: time between two saves.
         resume: go on from the file where it exists; without, an existing file is overwritten.
+        words: what to say of settings that are hashes, by their key: "512 x 512 pixels".
 
     Raises:
         OutputError: the file's folder cannot be written to.
@@ -40,6 +43,7 @@ class Checkpoint:
         *,
         every_seconds: float = 60.0,
         resume: bool = False,
+        words: Mapping[str, str] | None = None,
     ) -> None:
         if resume and path is None:
             raise InputError("resume: expected a checkpoint to go on from, got checkpoint=None")
@@ -47,7 +51,8 @@ class Checkpoint:
         self.settings = dict(settings)
         self.every_seconds = check_number("checkpoint_seconds", every_seconds, minimum=0.0)
         self.resume = resume
-        self._saved_at = time.monotonic()
+        self.words = dict(words or {})
+        self._due_at = time.monotonic() + self.every_seconds
         if path is not None:
             check_writable(path)
 
@@ -62,23 +67,27 @@ class Checkpoint:
         try:
             tensors, metadata = load_tensors(self.path)
         except InputError as error:
-            raise CheckpointError(str(error)) from error
+            raise CheckpointError(str(error), path=self.path) from error
         if metadata.get("format") != _FORMAT:
-            raise CheckpointError(f"{self.path}: expected a checkpoint ({_FORMAT}), got another file")
+            raise CheckpointError(
+                f"{self.path}: expected a checkpoint ({_FORMAT}), got another file", path=self.path
+            )
         step, settings = metadata.get("step"), metadata.get("settings")
         if not isinstance(step, int) or not isinstance(settings, dict) or "history" not in tensors:
-            raise CheckpointError(f"{self.path}: expected a checkpoint with step, settings and history")
-        for key, wanted in self.settings.items():
-            found = settings.get(key)
-            if found != wanted:
-                raise CheckpointError(
-                    f"{self.path}: the checkpoint was made with {key} = {found}, this run has {wanted}"
-                )
+            raise CheckpointError(
+                f"{self.path}: expected a checkpoint with step, settings and history", path=self.path
+            )
+        differences = compare(settings, self.settings, metadata.get("words"), self.words)
+        if differences:
+            clauses = "; ".join(difference.clause() for difference in differences)
+            raise CheckpointError(
+                f"{self.path}: the checkpoint was made {clauses}", path=self.path, differences=differences
+            )
         return step, tensors
 
     def due(self) -> bool:
         """Whether it is time to save."""
-        return self.path is not None and time.monotonic() - self._saved_at >= self.every_seconds
+        return self.path is not None and time.monotonic() >= self._due_at
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Write the state before step ``step``; the file before it stays until the new one is whole.
@@ -95,11 +104,27 @@ class Checkpoint:
                     f"{self.settings.get('phase', 'run')}: the state ({name}) is no longer finite at step "
                     f"{step}; a lower learning rate may help. {self.path} is left as it was"
                 )
-        metadata = {"format": _FORMAT, "step": step, "settings": self.settings}
-        save_tensors(
-            self.path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata
-        )
-        self._saved_at = time.monotonic()
+        metadata = {"format": _FORMAT, "step": step, "settings": self.settings, "words": self.words}
+        wait = max(self.every_seconds, _RETRY_SECONDS)
+        try:
+            save_tensors(
+                self.path,
+                {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+                metadata,
+            )
+            wait = self.every_seconds
+        finally:  # a disk that is full now is full at the next step: it is tried again after an interval
+            self._due_at = time.monotonic() + wait
+
+
+def checkpoint_step(path: str | os.PathLike[str]) -> int | None:
+    """The step a checkpoint is at; None if there is none, or it cannot be read."""
+    try:
+        metadata = load_metadata(path)
+    except InputError:
+        return None
+    step = metadata.get("step")
+    return step if metadata.get("format") == _FORMAT and isinstance(step, int) else None
 
 
 def network_digest(net: nn.Module) -> str:

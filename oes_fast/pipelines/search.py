@@ -24,6 +24,7 @@ from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.cut import MASK_OPTIONS, cut_mask
+from oes_fast.pipelines.differences import describe_image, describe_network
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
@@ -129,8 +130,10 @@ def search_mask(
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, at the cost of one
             dense step, in float64 where memory allows; where they differ, warn and run ``net`` as it is.
         record_every: steps from one record of the history to the next.
-        callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
-        checkpoint: file to keep the state in.
+        callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
+            NumPy or tensor boolean, a number other than 0) ends the run.
+        checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
+            where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
         resume: go on from ``checkpoint`` where it exists.
 
@@ -181,13 +184,21 @@ def search_mask(
         "noisy": digest(noisy),
         "clean": None if clean is None else digest(clean),
     }
+    words = {
+        "network": describe_network(net),
+        "z": describe_image(z),
+        "noisy": describe_image(noisy),
+        **({} if clean is None else {"clean": describe_image(clean)}),
+    }
     finished = run_steps(
         graphed(run, backend, z.device),
         steps=steps,
         record_every=record_every,
         clean=clean,
         callback=callback,
-        checkpoint=Checkpoint(checkpoint, settings, every_seconds=checkpoint_seconds, resume=resume),
+        checkpoint=Checkpoint(
+            checkpoint, settings, every_seconds=checkpoint_seconds, resume=resume, words=words
+        ),
     )
     # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
     found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class StepInfo:
 
 Callback = Callable[[StepInfo], object]
 
+_SAME_SECONDS = 2.0  # timeout(1), systemd and shells send two signals for one request
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -108,10 +110,16 @@ def run_steps(
 ) -> Finished:
     """Make ``steps`` updates, then evaluate once more.
 
-    Ctrl-C, or a callback that returns True, ends the run after the update under way: a checkpoint is
-    written and what there is returned. A second Ctrl-C raises KeyboardInterrupt at once.
+    Ctrl-C, or a callback that returns anything true, ends the run after the update under way: a checkpoint
+    is written and what there is returned. A second Ctrl-C raises KeyboardInterrupt at once.
+
+    SIGTERM and SIGHUP are the host application's, which may have set a handler for them: it is called as
+    ever. Where it has set none, the process would end at once, and does so after the update under way and its
+    checkpoint. Without a checkpoint they are left alone.
 
     Raises:
+        InputError: the callback is no function, or returned something that is neither true nor false, such
+            as an array of several elements; a checkpoint is written first.
         OESError: the loss is no longer finite.
         CheckpointError: see :meth:`Checkpoint.load`.
     """
@@ -125,13 +133,15 @@ def run_steps(
         step, state = resumed
         if step > steps:
             raise CheckpointError(
-                f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for"
+                f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for",
+                path=checkpoint.path,
             )
         history = History(state.pop("history"))
         _check_state(checkpoint, state, run.state())
         run.load_state(state)
     stop = False
-    with _delayed_interrupt() as interrupted:
+    wrong: InputError | None = None
+    with _delayed_signals(saves=checkpoint.path is not None) as interrupted:
         while True:
             final = step >= steps or stop or interrupted()
             if final or checkpoint.due():
@@ -139,17 +149,20 @@ def run_steps(
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
                 _record(history, step, run, output, clean)
-            if (
-                callback is not None
-                and callback(StepInfo(run.phase, step, steps, output, run, clean)) is True
-            ):
-                stop = True
+            if callback is not None and wrong is None:
+                answer = callback(StepInfo(run.phase, step, steps, output, run, clean))
+                try:
+                    stop = bool(answer) or stop
+                except Exception as error:  # whatever the type of the answer raises
+                    wrong, stop = _neither(answer, error), True
             if final:
                 break
             run.update(step)
             step += 1
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
         stopped = step < steps or interrupted()
+    if wrong is not None:
+        raise wrong
     seconds = time.monotonic() - began
     return Finished(output, run.average(), history, step, stopped, seconds)
 
@@ -162,12 +175,13 @@ def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
 def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     for name, tensor in like.items():
         if name not in state:
-            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}")
+            raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}", path=checkpoint.path)
         found = state[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(
                 f"{checkpoint.path}: expected {name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}, "
-                f"got {tuple(found.shape)} and {found.dtype}"
+                f"got {tuple(found.shape)} and {found.dtype}",
+                path=checkpoint.path,
             )
 
 
@@ -191,26 +205,55 @@ def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor
     history.add(step, loss, psnr, psnr_average)
 
 
+def _neither(answer: object, error: Exception) -> InputError:
+    shape = getattr(answer, "shape", None)
+    what = type(answer).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+    wrong = InputError(f"callback: expected to return something true or false, got {what}")
+    wrong.__cause__ = error
+    return wrong
+
+
 @contextmanager
-def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a flag while inside, so that it never falls into the middle of an update."""
+def _delayed_signals(*, saves: bool) -> Iterator[Callable[[], bool]]:
+    """Turn signals into a flag while inside, so that they never fall into the middle of an update.
+
+    Args:
+        saves: whether the run leaves a checkpoint, so that it pays to delay what is to end the process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     requested = False
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is None or previous is signal.SIG_IGN:  # set by C code, or a job in the background: not ours
-        yield lambda: False
-        return
+    deadly: int | None = None
+    since = 0.0
+    before: dict[int, Any] = {}
 
-    def handler(signum: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal requested
         if requested:
             raise KeyboardInterrupt
         requested = True
 
-    signal.signal(signal.SIGINT, handler)
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal requested, deadly, since
+        if deadly is not None and time.monotonic() - since > _SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if deadly is None:
+            requested, deadly, since = True, number, time.monotonic()
+
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if ctrl_c is not None and ctrl_c is not signal.SIG_IGN:  # set by C code, or a job in the background
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    if saves:
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
     try:
         yield lambda: requested
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if deadly is not None:
+            signal.raise_signal(deadly)

@@ -1,0 +1,174 @@
+"""What becomes of the checkpoints that a run finds: gone on from, set aside, or a reason to refuse.
+
+--resume goes on from them. --restart starts the phase that was under way afresh: a finished search is kept,
+as a search that is repeated ends where it ended. What is not gone on from is set aside under another name:
+nothing but the end of a run whose results are all written removes a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from oes_fast.cli.warn import warn
+from oes_fast.errors import CheckpointError, InputError, OutputError
+from oes_fast.files import load_metadata
+from oes_fast.pipelines.checkpoint import checkpoint_step
+
+Result = TypeVar("Result")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in the order of its phases.
+
+    Args:
+        paths: of the files, by phase: "search", "train" or both.
+        options: by phase, the option for each setting a checkpoint holds, for messages.
+        resume: go on from checkpoints (True), start afresh (False), refuse where there are any (None).
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, Path] | None = None,
+        options: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        resume: bool | None = None,
+    ) -> None:
+        self.paths = dict(paths or {})
+        self._options = dict(options or {})
+        self._resume = resume
+
+    def settle(self, *steps: int) -> None:
+        """Refuse, or set aside what is not to be gone on from.
+
+        Args:
+            steps: asked for, by phase in order.
+
+        Raises:
+            InputError: there is a checkpoint, and the user has not said what to do with it.
+            CheckpointError: one that is to be gone on from cannot be read.
+            OutputError: a checkpoint cannot be set aside.
+        """
+        if self._resume is True:
+            for phase in self._there():  # before the phases ahead of it are gone on with
+                self._check_readable(self.paths[phase])
+            return
+        if not self._there():
+            return
+        aside = self._restarted(dict(zip(self.paths, steps, strict=True)))
+        if self._resume is False:
+            for phase in aside:
+                _set_aside(self.paths[phase], "restarted")
+            return
+        there = [self.paths[phase] for phase in self._there()]
+        what, it = ("checkpoints of an unfinished run are", "them")
+        if len(there) == 1:
+            what, it = ("checkpoint of an unfinished run is", "it")
+        raise InputError(
+            f"{_names(there)}: the {what} here; --resume goes on from {it}, "
+            f"--restart {self._restart_does(aside)}"
+        )
+
+    def run(self, phase: str, call: Callable[[bool], Result]) -> Result:
+        """Run a phase: ``call(resume)``.
+
+        After --restart, a finished search that turns out not to be one of this run is set aside as well.
+        """
+        if self._resume is not False:
+            return call(self._resume is True)
+        try:
+            return call(True)
+        except CheckpointError as error:
+            _set_aside(self.paths[phase], self._reason(error))
+        return call(False)
+
+    def kept(self) -> str:
+        """What a message says of the checkpoints, empty if there are none."""
+        found = [self.paths[phase] for phase in self._there()]
+        return f"; kept: {_names(found)}; the same command with --resume goes on from there" if found else ""
+
+    def explain(self, error: CheckpointError) -> str:
+        """The message for a checkpoint that --resume cannot go on from: why, and what --restart does."""
+        phase = self._phase(error)
+        if phase is None:
+            return str(error)
+        aside = [p for p in self._there() if p == phase or phase == "search"]
+        return f"{self._reason(error)}; --restart {self._restart_does(aside)}"
+
+    def remove(self) -> None:
+        """Remove them: every result is written."""
+        for path in self.paths.values():
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"{path}: cannot remove the checkpoint: {error.strerror or error}"
+                ) from error
+
+    def _check_readable(self, path: Path) -> None:
+        try:
+            load_metadata(path)
+        except InputError as error:
+            broken = CheckpointError(str(error), path=path)
+            raise CheckpointError(self.explain(broken), path=path) from error
+
+    def _there(self) -> list[str]:
+        return [phase for phase, path in self.paths.items() if path.exists()]
+
+    def _restarted(self, steps: Mapping[str, int]) -> list[str]:
+        """The phases that --restart starts afresh, of those with a checkpoint."""
+        there = self._there()
+        step = checkpoint_step(self.paths["search"]) if "search" in there else None
+        if step is not None and ("train" in there or step == steps["search"]):  # the search was finished
+            there.remove("search")
+        return there
+
+    def _restart_does(self, aside: list[str]) -> str:
+        kept = [self.paths[phase] for phase in self._there() if phase not in aside]
+        does = []
+        if aside:
+            new = _names([_free_name(self.paths[phase]) for phase in aside])
+            does.append(
+                f"sets {_names([self.paths[phase] for phase in aside])} aside as {new} and starts "
+                f"{'the training' if kept else 'it' if len(aside) == 1 else 'both'} afresh"
+            )
+        if kept:
+            does.append(f"keeps the finished search in {_names(kept)} if it is one of this run")
+        return ", ".join(does)
+
+    def _phase(self, error: CheckpointError) -> str | None:
+        return next((p for p, path in self.paths.items() if str(path) == str(error.path)), None)
+
+    def _reason(self, error: CheckpointError) -> str:
+        options = self._options.get(self._phase(error) or "", {})
+        if not error.differences:
+            return str(error)
+        # z has no option: it follows from the image's size and the seed.
+        known = [d for d in error.differences if d.key != "z"] or error.differences
+        clauses = "; ".join(d.clause(options.get(d.key)) for d in known)
+        return f"{error.path}: the checkpoint was made {clauses}"
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    new = _free_name(path)
+    try:
+        os.replace(path, new)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot set the checkpoint aside: {error.strerror or error}") from error
+    warn(f"{path}: set aside as {new} ({reason})")
+
+
+def _free_name(path: Path) -> Path:
+    """out.train.old.ckpt for out.train.ckpt, or old2, old3 and so on: none is written over."""
+    number = 1
+    while True:
+        new = path.with_name(f"{path.stem}.old{number if number > 1 else ''}{path.suffix}")
+        if not new.exists():
+            return new
+        number += 1
+
+
+def _names(paths: list[Path]) -> str:
+    return " and ".join(str(path) for path in paths)
