@@ -87,12 +87,14 @@ def ceilings(
 
 
 def drawn_mask(net: nn.Module) -> oes.Mask:
-    """About the published masks' shares: half the channels dead, 12 and 40 % of the others' weights kept."""
+    """About the published masks' shares: channels without gamma dead, 12 and 40 % of the weights kept."""
     generator = torch.Generator().manual_seed(0)
-    bits = []
+    bits: list[Tensor] = []
+    norms = {id(m.bias) for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
     for parameter in net.parameters():
         share = {25: 0.12, 9: 0.4}.get(parameter[0][0].numel() if parameter.ndim == 4 else 0, 0.72)
-        bits.append(torch.rand(parameter.numel(), generator=generator) < share)
+        drawn = torch.rand(parameter.numel(), generator=generator) < share
+        bits.append(drawn & bits[-1] if id(parameter) in norms else drawn)  # no beta without its gamma
     bits[-2:] = [torch.ones_like(bit) for bit in bits[-2:]]  # the last layer, or colours would be missing
     return oes.Mask.from_flat(net, torch.cat(bits))
 

@@ -14,6 +14,7 @@ from oes_fast.rewrite.chain import Chain, find_chains
 from oes_fast.rewrite.chain_run import ChainRun
 from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value, activate
+from oes_fast.rewrite.execute_norm import count_batches
 from oes_fast.rewrite.execute_sparse import BACKEND
 from oes_fast.rewrite.execute_triton import TritonBuilder
 from oes_fast.rewrite.liveness import alive_channels
@@ -133,6 +134,7 @@ class Plan:
             values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
             for key in self._last[id(step.node)]:
                 del values[key]
+        count_batches(context.counted, buffers)
         output = self._finish(context, [values[id(self.graph.output)]]).x
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
