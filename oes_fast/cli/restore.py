@@ -183,6 +183,7 @@ def _compute(
     common: dict[str, Any] = {
         "clean": problem.clean,
         "backend": run.backend,
+        "precision": run.precision,
         "callback": progress,
         "checkpoint_seconds": run.checkpoint_seconds,
         "resume": run.resume is True,

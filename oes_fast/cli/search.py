@@ -39,6 +39,7 @@ def search(
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",
+    precision: o.Precision = "float32",
     threads: o.Threads = None,
     resume: o.Resume = None,
     checkpoint_seconds: o.CheckpointSeconds = 60.0,
@@ -70,6 +71,7 @@ def search(
     run = RunSettings.of(
         device=device,
         backend=backend,
+        precision=precision,
         threads=threads,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
@@ -95,6 +97,7 @@ def search(
                 seed=seed,
                 clean=problem.clean,
                 backend=run.backend,
+                precision=run.precision,
                 callback=progress,
                 checkpoint=outputs.checkpoints[0],
                 checkpoint_seconds=run.checkpoint_seconds,

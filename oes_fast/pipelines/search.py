@@ -34,6 +34,7 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
 
 
@@ -70,7 +71,7 @@ class SearchResult:
     backend: str
 
 
-@torch.inference_mode(False)  # so that gradients are there wherever it is called
+@in_precision
 def search_mask(
     net: nn.Module,
     z: Tensor,
@@ -87,6 +88,7 @@ def search_mask(
     seed: int = 0,
     clean: Tensor | None = None,
     backend: str = "auto",
+    precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -124,6 +126,8 @@ def search_mask(
         seed: of the noise, the tie-break and the draws, in [0, 2^64).
         clean: image to report the PSNR against; it does not enter the search.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
+            :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
         checkpoint: file to keep the state in.
@@ -169,6 +173,7 @@ def search_mask(
     settings = {
         "phase": run.phase,
         "backend": backend,
+        "precision": precision,
         **options,
         "record_every": record_every,
         "network": network_digest(net),
@@ -189,6 +194,8 @@ def search_mask(
     found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}
     if levels > 2:
         found["levels"] = levels
+    if precision != DEFAULT:
+        found["precision"] = precision
     mask, level, output = cut_mask(
         net,
         run.w0,

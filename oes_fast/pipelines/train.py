@@ -25,6 +25,7 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.precision import DEFAULT, in_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class TrainResult:
     backend: str
 
 
-@torch.inference_mode(False)  # so that gradients are there wherever it is called
+@in_precision
 def train_sparse(
     net: nn.Module,
     mask: Mask,
@@ -68,6 +69,7 @@ def train_sparse(
     clean: Tensor | None = None,
     average: float | None = None,
     backend: str = "auto",
+    precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -87,6 +89,8 @@ def train_sparse(
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
+            :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning True ends the run.
         checkpoint: file to keep the state in.
@@ -118,6 +122,7 @@ def train_sparse(
     settings = {
         "phase": run.phase,
         "backend": backend,
+        "precision": precision,
         "lr": lr,
         "average": average,
         "record_every": record_every,
