@@ -401,7 +401,7 @@ def batch_norm_act(
             SUM_BLOCK=by_sum.block,
             SHARES=triton.next_power_of_2(shares),
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     with on_device_of(x):
@@ -415,7 +415,7 @@ def batch_norm_act(
                 shares,
                 of_share,
                 BLOCK=by_sum.block,
-                num_warps=by_sum.warps,
+                **by_sum.options,
             )
         problem = (*x.shape, pad, activation)
         run("batch_norm_act", problem, for_interpreter(MAP_CONFIGS, out_rows * out_columns), launch)
@@ -474,7 +474,7 @@ def batch_norm_act_backward(
             slope,
             **options,
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     def launch(config: Config) -> None:
@@ -504,7 +504,7 @@ def batch_norm_act_backward(
             **options,
             SHARES=triton.next_power_of_2(shares),
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     with on_device_of(x):

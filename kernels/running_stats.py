@@ -70,4 +70,5 @@ def running_stats(
             HAS_OFFSET=offset is not None,
             BLOCK=BLOCK,
             num_warps=4,
+            enable_fp_fusion=True,
         )

@@ -157,8 +157,7 @@ def gather(
             ORDERED=index.ordered,
             TAPS=config.inner,
             BLOCK=config.block,
-            num_warps=config.warps,
-            enable_fp_fusion=True,
+            **config.options,
         )
 
     problem = (images, index.segments, rows, columns, source_columns, len(values), index.digest)
@@ -212,8 +211,7 @@ def dot(
             ORDERED=index.ordered,
             TAPS=config.inner,
             BLOCK=config.block,
-            num_warps=config.warps,
-            enable_fp_fusion=True,
+            **config.options,
         )
         result[:] = [partial[0] if splits == 1 else partial.sum(0)]
 

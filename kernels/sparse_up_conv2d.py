@@ -107,7 +107,7 @@ def sparse_up_conv2d(x: Tensor, values: Tensor, taps: Tensor, by_input: Tensor, 
 
         def launch(config: Config) -> None:
             grid = (n * outputs * triton.cdiv(4 * rows * columns, config.block),)
-            add_kernel[grid](out, mixed, rows, columns, BLOCK=config.block, num_warps=config.warps)
+            add_kernel[grid](out, mixed, rows, columns, BLOCK=config.block, **config.options)
 
         with on_device_of(x):
             run("up_add", tuple(out.shape), for_interpreter(ADD_CONFIGS, 4 * rows * columns), launch)
@@ -131,7 +131,7 @@ def sparse_up_conv2d_backward(
 
         def launch(config: Config) -> None:
             grid = (n * outputs * triton.cdiv(rows * columns, config.block),)
-            spread_kernel[grid](mixed, grad, rows, columns, BLOCK=config.block, num_warps=config.warps)
+            spread_kernel[grid](mixed, grad, rows, columns, BLOCK=config.block, **config.options)
 
         with on_device_of(x):
             run("up_spread", tuple(grad.shape), for_interpreter(SPREAD_CONFIGS, rows * columns), launch)

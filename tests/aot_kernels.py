@@ -40,7 +40,7 @@ def _cases(
     for config in configs:
         values = {**constants, "BLOCK": config.block} | ({inner: config.inner} if inner else {})
         label = f"{name}[{config.block}x{config.inner}w{config.warps}]"
-        found.append(Case(label, kernel, values, {"num_warps": config.warps}))
+        found.append(Case(label, kernel, values, dict(config.options)))
     return found
 
 
@@ -107,7 +107,7 @@ def _dense_cases() -> list[Case]:
                     "OUTER": config.outer, "INNER": config.inner, "BLOCK": config.block,
                 }  # fmt: skip
                 label = f"{name}_{precision}[{config.outer}x{config.inner}x{config.block}w{config.warps}]"
-                options = {"num_warps": config.warps, "num_stages": config.stages}
+                options = {**config.options, "num_stages": config.stages}
                 cases.append(Case(label, kernel, values, options))
     return cases
 
