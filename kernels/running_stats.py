@@ -10,7 +10,7 @@ from torch import Tensor
 BLOCK = 128  # channels of a program: a layer has about as many
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["offset_ptr"])
 def move_kernel(
     running_mean_ptr,
     running_var_ptr,

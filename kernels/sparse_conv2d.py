@@ -19,7 +19,7 @@ from torch import Tensor
 COPY_CONFIGS = (Config(block=512), Config(block=1024))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "top", "left"])
 def frame_kernel(out_ptr, x_ptr, rows, columns, out_rows, out_columns, top, left, BLOCK: tl.constexpr):
     """Copy a plane into a larger one, zeros around it."""
     blocks = tl.cdiv(out_rows * out_columns, BLOCK)
@@ -32,7 +32,7 @@ def frame_kernel(out_ptr, x_ptr, rows, columns, out_rows, out_columns, top, left
     tl.store(out_ptr + plane * out_rows * out_columns + pixel, x, mask=pixel < out_rows * out_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def split_kernel(planes_ptr, x_ptr, rows, columns, half_rows, half_columns, BLOCK: tl.constexpr):
     """The four phases of an image plane."""
     pixels = half_rows * half_columns
@@ -48,7 +48,7 @@ def split_kernel(planes_ptr, x_ptr, rows, columns, half_rows, half_columns, BLOC
     tl.store(planes_ptr + plane * pixels + pixel, x, mask=pixel < pixels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["half_rows", "half_columns"])
 def merge_kernel(x_ptr, planes_ptr, rows, columns, half_rows, half_columns, BLOCK: tl.constexpr):
     """The image plane of four phases."""
     pixels = rows * columns

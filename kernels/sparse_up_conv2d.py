@@ -19,7 +19,7 @@ ADD_CONFIGS = (Config(block=256), Config(block=512))
 SPREAD_CONFIGS = (Config(block=128), Config(block=256))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def add_kernel(out_ptr, mixed_ptr, rows, columns, BLOCK: tl.constexpr):
     """One block of pixels of one plane of the result [2 rows, 2 columns] from nine planes [rows, columns]."""
     pixels = 4 * rows * columns
@@ -66,7 +66,7 @@ def _rows(grad_ptr, row, column, rows, columns, inside):
     return _three(before, here, after, beyond, row == 0, row == rows - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def spread_kernel(mixed_ptr, grad_ptr, rows, columns, BLOCK: tl.constexpr):
     """The gradient of nine planes [rows, columns] from that of the result [2 rows, 2 columns]."""
     pixels = rows * columns

@@ -1,6 +1,6 @@
 """Counts what one step launches on backend "triton", with the kernels left out; prints JSON.
 
-python count_nodes.py train | search
+python count_nodes.py train search
 
 A program of its own, since it needs Triton's interpreter from the start, and never runs it: each launch is
 counted by its name. Of torch's operators those count that would be a node of a recorded step; views and new
@@ -34,6 +34,7 @@ from oes_fast.kernels import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oes_fast as oes
+from benchmarks.gpu_compile import launches, variant
 from benchmarks.gpu_parts import drawn_mask
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.search import SearchRun
@@ -84,27 +85,35 @@ def make(which, size):
 
 
 def count(which, size=192):
-    """(kernels by name, operators by name) of the third step."""
+    """(kernels by name, operators by name) of the second step, and what Triton would compile in the first."""
     tuning.interpreted = lambda: False  # the configurations of a device
     kernels, operators = collections.Counter(), collections.Counter()
 
-    def launched(self, *arguments, **options):
-        kernels[self.fn.__name__] += 1
+    def launched(self, *arguments, grid, warmup, **options):
+        kernels[self.__name__] += 1
 
-    interpreter.GridExecutor.__call__ = launched
+    interpreter.InterpretedFunction.run = launched
     run = make(which, size)
     clock = run.clock()
     clock.show(0)
-    for _ in range(3):
+    for _ in range(2):
         kernels.clear()
         operators.clear()
         with Counting(operators):
             run.forward(clock, final=False)
             run.update(clock)
             clock.tick()
-    return kernels, operators
+    variants = set()
+
+    def compiled(kernel, grid, arguments, options):
+        variants.add(variant(kernel, arguments, options))
+
+    with launches(compiled, interpreter.InterpretedFunction):
+        run.forward(clock, final=False)
+        run.update(clock)
+    return kernels, operators, sorted(variants)
 
 
 if __name__ == "__main__":
-    found_kernels, found_operators = count(sys.argv[1])
-    print(json.dumps({"kernels": found_kernels, "operators": found_operators}))
+    names = ("kernels", "operators", "variants")
+    print(json.dumps({which: dict(zip(names, count(which), strict=True)) for which in sys.argv[1:]}))

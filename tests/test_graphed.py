@@ -170,7 +170,8 @@ class Cuda:
             "CUDAGraph": Graph, "Stream": lambda device: OwnStream("side"), "stream": Stream,
             "graph_pool_handle": lambda: (0, 1), "current_stream": lambda device=None: this.stream,
             "set_stream": lambda stream: setattr(this, "stream", stream), "synchronize": lambda *_: None,
-            "empty_cache": lambda: None, "default_generators": (Generator(),), "device": lambda device: Stream(this.stream),
+            "empty_cache": lambda: None, "default_generators": (Generator(),),
+            "device": lambda device: Stream(this.stream),
             "get_sync_debug_mode": lambda: this.mode, "set_sync_debug_mode": set_mode,
         }  # fmt: skip
         for name, fake in fakes.items():

@@ -89,7 +89,7 @@ class CudaRecorder:
         """What torch leaves undone where the end of a recording raises."""
         index = self._device.index or 0
         torch.cuda.set_stream(stream)
-        # Each may be done already, or have nothing to do: torch 2.12 and newer end the allocations themselves.
+        # Each may be done already, or have nothing to do: torch 2.12 and newer end the allocations.
         for undo in (
             lambda: torch._C._cuda_endAllocateToPool(index, self._pool),
             graph.reset,
