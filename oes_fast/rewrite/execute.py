@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from oes_fast.ops.running_stats import LayerStats
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
@@ -63,6 +64,7 @@ class Context:
         update_stats: update them in place.
         head: the loss to take along, if one is asked for.
         counted: names of the batch counts to add one to when all stages have run.
+        moved: running statistics to move then.
     """
 
     z: Tensor
@@ -72,6 +74,7 @@ class Context:
     update_stats: bool
     head: Head | None = None
     counted: list[str] = field(default_factory=list)
+    moved: list[LayerStats] = field(default_factory=list)
 
 
 Run = Callable[[Context, list[Value]], Value]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from oes_fast.ops.batch_norm_act import batch_norm_act_with_statistics
 from oes_fast.ops.output_head import MOST_OUTPUTS, output_head
-from oes_fast.ops.running_stats import running_stats
+from oes_fast.ops.running_stats import LayerStats
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.ops.sparse_up_conv2d import sparse_up_conv2d
 from oes_fast.rewrite import stages as s
@@ -266,7 +266,7 @@ class FusedNormRun(NormRun):
         if not norm.of_batch:
             return y, self._normalised_constants(constants, blocks, buffers)
         if context.update_stats and norm.tracks:
-            self._move(x, mean, var, offset, constants, buffers, context.counted)
+            self._move(x, mean, var, offset, constants, context)
         return y, self._constants_in_training(x, blocks)
 
     def _move(
@@ -276,25 +276,26 @@ class FusedNormRun(NormRun):
         var: Tensor,
         offset: Tensor | None,
         constants: Tensor | None,
-        buffers: Mapping[str, Tensor],
-        counted: list[str],
+        context: Context,
     ) -> None:
-        norm = self._norm
+        norm, buffers = self._norm, context.buffers
         assert norm.mean is not None
         assert norm.var is not None
-        momentum = self._momentum(buffers, counted)
+        momentum = self._momentum(buffers, context.counted)
         self._track_constants(constants, buffers, momentum)
         pixels = x.numel() // x.shape[1] * norm.copies
-        running_stats(
-            buffers[norm.mean],
-            buffers[norm.var],
-            mean,
-            var,
-            channels=self._vary,
-            offset=None if offset is None else offset.detach(),
-            momentum=momentum,
-            correction=pixels / (pixels - 1),
-            backend=BACKEND,
+        # Moved after the pass, together with those of other layers: nothing in it reads them.
+        context.moved.append(
+            LayerStats(
+                buffers[norm.mean],
+                buffers[norm.var],
+                mean,
+                var,
+                self._vary,
+                None if offset is None else offset.detach().contiguous(),
+                momentum,
+                pixels / (pixels - 1),
+            )
         )
 
 
