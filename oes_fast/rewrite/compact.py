@@ -29,7 +29,7 @@ class CompactWeights:
         self._requests: list[tuple[str, tuple[Tensor, ...], tuple[int, ...]]] = []
         self._values: set[int] = set()
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
-        self._source = self._target = torch.empty(0, dtype=torch.int64)
+        self._source = self._target = torch.empty(0, dtype=torch.int64, device="cpu")
         self._back: Tensor | None = None
         self._numel = 0
         self._cuts: list[list[tuple[int, int, int] | tuple[int, Tensor]]] = []
@@ -69,7 +69,11 @@ class CompactWeights:
     def places(self, name: str, *channels: Tensor) -> Tensor:
         """Where the weights of such a block lie in the flat vector, int64; -1 for those the mask drops."""
         if self._places is None:
-            mask = torch.ones(self._layout.numel, dtype=torch.bool) if self._mask is None else self._mask
+            mask = (
+                torch.ones(self._layout.numel, dtype=torch.bool, device="cpu")
+                if self._mask is None
+                else self._mask
+            )
             self._places = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
         return _cut(self._places[name], channels)
 
@@ -81,20 +85,20 @@ class CompactWeights:
         offsets = dict(zip(self._layout.names, _offsets(self._layout.sizes), strict=True))
         pieces = []
         for place, (name, channels, _) in enumerate(self._requests):
-            numbers = torch.arange(self._shapes[name].numel()).view(self._shapes[name])
+            numbers = torch.arange(self._shapes[name].numel(), device="cpu").view(self._shapes[name])
             piece = _cut(numbers, channels)
             kept_here = self.kept(name, *channels)
             if place in self._values and kept_here is not None:
                 piece = piece[kept_here]
             pieces.append(piece.flatten() + offsets[name])
-        dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device="cpu")
         rank = torch.cumsum(self._mask, 0) - 1
         kept = self._mask[dense]
         target, source = torch.nonzero(kept).flatten(), rank[dense[kept]]
         self._target, self._source = target.to(device), source.to(device)
         self._numel = dense.numel() + 1  # the last is nobody's: what a weight that no block holds reads back
         if len(source.unique()) == len(source):
-            back = torch.full((int(self._mask.sum()),), dense.numel())
+            back = torch.full((int(self._mask.sum()),), dense.numel(), device="cpu")
             self._back = back.index_copy(0, source, target).to(device)
         self._split = _Pieces([*(torch.Size(size) for _, _, size in self._requests), torch.Size([1])])
 
@@ -117,7 +121,7 @@ class _Pieces:
     def __init__(self, shapes: Sequence[torch.Size]) -> None:
         self.shapes = tuple(shapes)
         self.sizes = [shape.numel() for shape in shapes]
-        self._zeros = torch.empty(0)
+        self._zeros = torch.empty(0, device="cpu")
 
     def __call__(self, vector: Tensor) -> tuple[Tensor, ...]:
         return _Split.apply(vector, self)
