@@ -54,3 +54,4 @@ def report_bandwidth(
     benchmark.extra_info["share of copy, median"] = round(statistics.median(copies) / times.median, 3)
     benchmark.extra_info["share of copy, minimum"] = round(min(copies) / times.min, 3)
     benchmark.extra_info["threads"] = threads
+    benchmark.extra_info["precision"] = "float32"  # no products of matrices

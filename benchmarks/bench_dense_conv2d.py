@@ -78,3 +78,4 @@ def test_dense_conv2d(
     benchmark.extra_info["GMAC/s"] = round(rate / 1e9, 2)
     benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)
     benchmark.extra_info["threads"] = threads
+    benchmark.extra_info["precision"] = "float32"  # a CPU has no other

@@ -98,3 +98,4 @@ def test_sparse_conv2d(
     benchmark.extra_info["dense ms"] = round(dense_time * 1e3, 3)
     benchmark.extra_info["times faster than dense"] = round(dense_time / median, 2)
     benchmark.extra_info["threads"] = threads
+    benchmark.extra_info["precision"] = "float32"  # a CPU has no other

@@ -18,10 +18,19 @@ import torch
 import oes_fast as oes
 from benchmarks.interleave import environment, write_result
 from benchmarks.steps import load_mask
+from oes_fast.precision import PRECISIONS
 
 
 def curve(
-    image: str, mask: str, *, size: int | None, sigma: float, seed: int, steps: int, backend: str
+    image: str,
+    mask: str,
+    *,
+    size: int | None,
+    sigma: float,
+    seed: int,
+    steps: int,
+    backend: str,
+    precision: str = "float32",
 ) -> Any:
     """One training: PSNR of the output and of the running average at every recorded step."""
     clean = oes.load_image(image, size=size).pixels
@@ -36,6 +45,7 @@ def curve(
         clean=clean,
         average=0.99,
         backend=backend,
+        precision=precision,
         record_every=max(1, steps // 500),
     )
     best = fit.history.best()
@@ -44,6 +54,7 @@ def curve(
     return {
         "seed": seed,
         "backend": fit.backend,
+        "precision": precision,
         "noisy psnr": oes.psnr(noisy, clean),
         "peak": {"step": best.step, "psnr": best.psnr},
         "peak of average": {"step": best_average.step, "psnr": best_average.psnr_average},
@@ -63,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", help="where to write the result")
     options = parser.parse_args()
@@ -78,6 +90,7 @@ def main() -> None:
                 seed=seed,
                 steps=options.steps,
                 backend=backend,
+                precision=options.precision,
             )
             runs.append({"asked": backend, **run})
             last, peak = run["last"], run["peak"]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import oes_fast
 from benchmarks.bandwidth import NUMEL
 from benchmarks.bench_sparse_conv2d import LAYERS
 from oes_fast.functional import (
@@ -37,6 +38,8 @@ class Case(NamedTuple):
         ours, theirs: calls on the backend and in plain PyTorch.
         moved: bytes that have to be read and written, or 0.
         macs: multiply-adds of the kept weights, or 0.
+        precision: of ours.
+        torch_precision: of theirs, the same where PyTorch has it.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Case(NamedTuple):
     theirs: Callable[[], object]
     moved: int = 0
     macs: int = 0
+    precision: str = "float32"
+    torch_precision: str = "float32"
 
 
 def _drawn(device: str, *shape: int) -> Tensor:
@@ -141,6 +146,8 @@ def dense_cases(device: str, backend: str, scale: int) -> Iterator[Case]:
                 ),  # type: ignore[misc]
                 lambda x=x, w=weight, m=mask: F.conv2d(x, w * m),  # type: ignore[misc]
                 macs=inputs * outputs * kernel**2 * (side - kernel + 1) ** 2,
+                precision=precision,
+                torch_precision="tf32" if precision == "tf32" else "float32",
             )
 
 
@@ -214,13 +221,17 @@ def kernel_rows(
     rows = []
     for cases in (sparse_cases, up_cases, dense_cases, other_cases):
         for case in cases(device, backend, scale):
-            row: dict[str, Any] = {"name": case.name}
+            row: dict[str, Any] = {
+                "name": case.name,
+                "precision": {"ours": case.precision, "torch": case.torch_precision},
+            }
             try:
                 if backend == "triton":
                     with _library.measuring():
                         case.ours()
                 row["ms"] = measure(case.ours, device=device)
-                row["torch ms"] = measure(case.theirs, device=device)
+                with oes_fast.precision(case.torch_precision):
+                    row["torch ms"] = measure(case.theirs, device=device)
                 row["times faster"] = row["torch ms"]["min"] / row["ms"]["min"]
                 if case.moved:
                     row["GB/s"] = case.moved / row["ms"]["min"] / 1e6

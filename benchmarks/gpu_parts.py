@@ -1,13 +1,17 @@
 """The parts of benchmarks.gpu that measure; the last line each prints is its result as JSON.
 
-python -m benchmarks.gpu_parts ceilings | kernels | steps | compiled | training
+python -m benchmarks.gpu_parts ceilings | kernels | steps | memory | compiled | training
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import multiprocessing
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +21,10 @@ from torch import Tensor, nn
 
 import oes_fast as oes
 from benchmarks.gpu_kernels import kernel_rows
-from benchmarks.interleave import interleave, ratios
+from benchmarks.interleave import compared
 from benchmarks.published import PublishedTraining
 from benchmarks.steps import load_mask, search_steps, training_steps
+from oes_fast.precision import PRECISIONS
 
 SIZE = 512
 
@@ -70,29 +75,27 @@ def ceilings(
     into = torch.empty_like(cached)
     in_cache = measure(lambda: into.copy_(cached), device=device)
     found["cached copy GB/s"] = 8 * small / in_cache["min"] / 1e6
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        for name, dtype, tf32 in (
-            ("float32", torch.float32, False),
-            ("tf32", torch.float32, True),
-            ("bfloat16", torch.bfloat16, False),
-        ):
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+    for name, dtype in (
+        ("float32", torch.float32),
+        ("tf32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+    ):
+        with oes.precision("tf32" if name == "tf32" else "float32"):
             a = torch.ones(side, side, dtype=dtype, device=device)
             took = measure(lambda a=a: a @ a, device=device, calls=2, rounds=3)  # type: ignore[misc]
-            found[f"{name} GMAC/s"] = side**3 / took["min"] / 1e6
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        found[f"{name} GMAC/s"] = side**3 / took["min"] / 1e6
     return found
 
 
 def drawn_mask(net: nn.Module) -> oes.Mask:
-    """About the published masks' shares: half the channels dead, 12 and 40 % of the others' weights kept."""
+    """About the published masks' shares: channels without gamma dead, 12 and 40 % of the weights kept."""
     generator = torch.Generator().manual_seed(0)
-    bits = []
+    bits: list[Tensor] = []
+    norms = {id(m.bias) for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
     for parameter in net.parameters():
         share = {25: 0.12, 9: 0.4}.get(parameter[0][0].numel() if parameter.ndim == 4 else 0, 0.72)
-        bits.append(torch.rand(parameter.numel(), generator=generator) < share)
+        drawn = torch.rand(parameter.numel(), generator=generator) < share
+        bits.append(drawn & bits[-1] if id(parameter) in norms else drawn)  # no beta without its gamma
     bits[-2:] = [torch.ones_like(bit) for bit in bits[-2:]]  # the last layer, or colours would be missing
     return oes.Mask.from_flat(net, torch.cat(bits))
 
@@ -120,17 +123,72 @@ def steps(
     fast: str = "triton",
     channels: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """Whole steps against the published way, in turn."""
+    """Whole steps against the published way, in turn: both in float32, and both in TF32, as it once ran."""
     net, kept, z, noisy = problem(mask, size, device, channels)
-    rows = {}
-    for case, contestants in (
-        ("training", training_steps(net, kept, z, noisy, ["torch", fast])),
-        ("search", search_steps(net, z, noisy, ["torch", fast])),
-    ):
-        times = interleave(contestants, rounds=rounds, warmup=min(3, rounds))
-        rows[case] = {"ms": times, "times faster": ratios(times, "published"), "size": size}
-        if device == "cuda":
-            rows[case]["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
+    rows: dict[str, Any] = {"training": [], "search": []}
+    for setting in PRECISIONS:
+        with oes.precision(setting):  # what is recorded and tuned as well
+            cases = {
+                "training": training_steps(net, kept, z, noisy, ["torch", fast]),
+                "search": search_steps(net, z, noisy, ["torch", fast]),
+            }
+            for case, made in cases.items():
+                found = compared(made, "published", rounds=rounds, warmup=min(3, rounds), precision=setting)
+                rows[case].append({"size": size, **found})
+    return rows
+
+
+def peak(
+    case: str,
+    way: str,
+    mask: str | None = None,
+    device: str = "cuda",
+    *,
+    size: int = SIZE,
+    count: int = 5,
+    channels: tuple[int, ...] | None = None,
+) -> float:
+    """Megabytes that a contestant's steps need at most; on a CPU the process's own, libraries and all."""
+    net, kept, z, noisy = problem(mask, size, device, channels)
+    backends = [] if way == "published" else [way]
+    if case == "search":
+        step = search_steps(net, z, noisy, backends)[way]
+    else:
+        step = training_steps(net, kept, z, noisy, backends)[way]
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with oes.precision("float32"):
+        for _ in range(count):
+            step()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    )
+
+
+def memory(
+    mask: str | None = None,
+    device: str = "cuda",
+    *,
+    size: int = SIZE,
+    fast: str = "triton",
+    channels: tuple[int, ...] | None = None,
+) -> list[dict[str, Any]]:
+    """:func:`peak` of every contestant, each in a process of its own, where nobody else's memory counts."""
+    rows: list[dict[str, Any]] = []
+    ways = [(case, way) for case in ("training", "search") for way in ("published", "torch", fast)]
+    with multiprocessing.get_context("spawn").Pool(3, maxtasksperchild=1) as pool:
+        options = {"size": size, "channels": channels}
+        found = [pool.apply_async(peak, (*way, mask, device), options) for way in ways]
+        for (case, way), megabytes in zip(ways, found, strict=True):
+            rows.append({"case": case, "way": way, "size": size, "precision": "float32"})
+            try:
+                rows[-1]["peak MB"] = round(megabytes.get(timeout=60), 1)
+            except Exception as error:
+                rows[-1]["error"] = f"{type(error).__name__}: {error}"[:500]
     return rows
 
 
@@ -143,13 +201,13 @@ def compiled(
     fast: str = "triton",
     mode: str = "max-autotune",
 ) -> dict[str, Any]:
-    """The training step against the published one whose network torch.compile compiled."""
+    """The training step against the published one whose network torch.compile compiled, in float32."""
     net, kept, z, noisy = problem(mask, size, device)
     baseline = PublishedTraining(net, kept.flat.to(device), z, noisy)
     baseline.net.compile(mode=mode)
     contestants = {"compiled": baseline.step, **training_steps(net, kept, z, noisy, [fast])}
-    times = interleave(contestants, rounds=rounds, warmup=min(3, rounds))
-    return {"ms": times, "times faster": ratios(times, "compiled"), "mode": mode, "size": size}
+    found = compared(contestants, "compiled", rounds=rounds, warmup=min(3, rounds))
+    return {**found, "mode": mode, "size": size}
 
 
 def training(
@@ -179,6 +237,7 @@ def training(
                 steps=count,
                 record_every=1,
                 backend=backend,
+                precision="float32",
             )
         )
         net = net.to("cpu")
@@ -190,6 +249,7 @@ def training(
     late = statistics.fmean(ours[-last:]) / statistics.fmean(theirs[-last:]) - 1
     found = {
         "size": size,
+        "precision": "float32",
         "steps": count,
         "seconds": [fit.seconds for fit in fits],
         "backends": [fit.backend for fit in fits],
@@ -208,7 +268,7 @@ def training(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=["ceilings", "kernels", "steps", "compiled", "training"])
+    parser.add_argument("part", choices=["ceilings", "kernels", "steps", "memory", "compiled", "training"])
     parser.add_argument("--mask")
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True  # the baselines at their best
@@ -216,6 +276,7 @@ def main() -> None:
         "ceilings": ceilings,
         "kernels": lambda: {"ceilings": ceilings(), "rows": kernel_rows(measure)},
         "steps": lambda: steps(options.mask),
+        "memory": lambda: memory(options.mask),
         "compiled": lambda: compiled(options.mask),
         "training": lambda: training(options.mask),
     }

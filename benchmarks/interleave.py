@@ -49,6 +49,33 @@ def ratios(times: Mapping[str, Mapping[str, float]], baseline: str) -> dict[str,
     return {name: {key: base[key] / t[key] for key in ("min", "median")} for name, t in times.items()}
 
 
+def compared(
+    contestants: Mapping[str, Callable[[], object]],
+    baseline: str,
+    *,
+    rounds: int,
+    warmup: int = 2,
+    precision: str = "float32",
+) -> dict[str, Any]:
+    """:func:`interleave` and :func:`ratios` as a row of a result, all contestants in one precision.
+
+    Args:
+        contestants, rounds, warmup: see there.
+        baseline: one of the contestants.
+        precision: of all of them, see :func:`oes_fast.precision`.
+
+    Returns:
+        "ms" and "times faster" by contestant, and "precision", the setting of each.
+    """
+    with oes_fast.precision(precision):
+        times = interleave(contestants, rounds=rounds, warmup=warmup)
+    return {
+        "ms": times,
+        "times faster": ratios(times, baseline),
+        "precision": dict.fromkeys(contestants, precision),
+    }
+
+
 def environment() -> dict[str, Any]:
     """What a figure depends on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -53,7 +53,12 @@ def study(options: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
         "history": {name: found.history[name] for name in ("step", "loss", "psnr")},
         "density of tensors": found.mask.layer_density(net),
     }
-    common = {"seed": seed, "backend": found.backend, "noisy psnr": oes.psnr(noisy, clean)}
+    common = {
+        "seed": seed,
+        "backend": found.backend,
+        "precision": "float32",
+        "noisy psnr": oes.psnr(noisy, clean),
+    }
     train = _trainer(options, net, z, noisy, clean)
     yield {**common, "mask": FOUND, **train(found.mask), "search": search}
     for number in range(options.random):

@@ -53,7 +53,15 @@ def main() -> None:
     for case in ("training", "search"):
         for way in ("published", *options.backend):
             peak = peak_of(case, way, options.mask, options.size, options.steps)
-            rows.append({"case": case, "way": way, "size": options.size, "peak MB": round(peak, 1)})
+            rows.append(
+                {
+                    "case": case,
+                    "way": way,
+                    "size": options.size,
+                    "precision": "float32",
+                    "peak MB": round(peak, 1),
+                }
+            )
             print(f"{case}, {way}: {peak:.0f} MB", flush=True)
     if options.json:
         write_result(options.json, {"environment": environment(), "memory": rows})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import environment, interleave, ratios, write_result
+from benchmarks.interleave import compared, environment, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
 from oes_fast.flat import flatten
@@ -31,6 +31,7 @@ from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
+from oes_fast.precision import PRECISIONS
 
 COMPILED = "compiled"  # among the backends: the published training through torch.compile
 
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--backend", nargs="+", default=["reference", "torch", "auto"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of both sides")
     parser.add_argument("--json", help="where to write the result")
     options = parser.parse_args()
     if not SETTINGS.keys().isdisjoint(options.backend):
@@ -153,11 +155,9 @@ def main() -> None:
             cases["search"] = search_steps(net, z, noisy, options.backend)
             cases["search, mask alone"] = mask_steps(net, z, noisy, options.backend)
             for case, steps in cases.items():
-                times = interleave(steps, rounds=options.rounds)
-                faster = ratios(times, "published")
-                rows.append(
-                    {"case": case, "size": size, "threads": threads, "ms": times, "times faster": faster}
-                )
+                found = compared(steps, "published", rounds=options.rounds, precision=options.precision)
+                times, faster = found["ms"], found["times faster"]
+                rows.append({"case": case, "size": size, "threads": threads, **found})
                 text = "  ".join(
                     f"{name} {t['min']:.1f}/{t['median']:.1f} ms ({faster[name]['min']:.2f}x/"
                     f"{faster[name]['median']:.2f}x)"

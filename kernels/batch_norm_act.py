@@ -12,6 +12,13 @@ from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 
+# Integers that no load's width hangs on, and addresses that are read one number at a time, are compiled for
+# in general: every special case of each would be one more compilation.
+_GENERAL = {
+    "do_not_specialize": ["channels", "shares", "blocks_of_share"],
+    "do_not_specialize_on_alignment": ["weight_ptr", "bias_ptr"],
+}
+
 # The first pass loads whole blocks in a loop, the second one block a program.
 SUM_CONFIGS = (
     Config(block=1024, warps=4),
@@ -26,7 +33,7 @@ MAP_CONFIGS = (
 # A padded gradient is folded from nine places: four pixels a thread take all registers there are.
 FOLD_CONFIGS = (Config(block=512, warps=4), Config(block=256, warps=4), Config(block=1024, warps=8))
 _PROGRAMS = 1024  # of the first pass, where there are pixels for them
-_MOST_SHARES = 64  # of a channel: every program of the second pass reads them all
+_MOST_SHARES = 64  # of a channel, a power of two: every program of the second pass reads them all
 
 
 @triton.jit
@@ -88,7 +95,7 @@ def _derivative(z, slope, ACTIVATION: tl.constexpr):
     return tl.full(z.shape, 1.0, tl.float32)
 
 
-@triton.jit
+@triton.jit(**_GENERAL)
 def moments_kernel(
     partial_ptr, x_ptr, images, channels, pixels, shares, blocks_of_share, BLOCK: tl.constexpr
 ):
@@ -151,7 +158,7 @@ def _statistics(
     return average, (tl.sum(squares, axis=0) + tl.sum(count * apart * apart, axis=0)) / values
 
 
-@triton.jit
+@triton.jit(**_GENERAL)
 def forward_kernel(
     y_ptr,
     mean_ptr,
@@ -219,7 +226,7 @@ def _normal(x_ptr, plane, pixel, inside, pixels, mean, scale):
     return tl.where(inside, (x - mean) * scale, 0.0)
 
 
-@triton.jit
+@triton.jit(**_GENERAL)
 def gradient_sums_kernel(
     partial_ptr,
     grad_ptr,
@@ -272,7 +279,7 @@ def gradient_sums_kernel(
     tl.store(at + channels * shares, tl.sum(products, axis=0))
 
 
-@triton.jit
+@triton.jit(**_GENERAL)
 def backward_kernel(
     grad_x_ptr,
     grad_weight_ptr,
@@ -399,9 +406,9 @@ def batch_norm_act(
             ACTIVATION=activation,
             PAD=pad,
             SUM_BLOCK=by_sum.block,
-            SHARES=triton.next_power_of_2(shares),
+            SHARES=_MOST_SHARES,
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     with on_device_of(x):
@@ -415,7 +422,7 @@ def batch_norm_act(
                 shares,
                 of_share,
                 BLOCK=by_sum.block,
-                num_warps=by_sum.warps,
+                **by_sum.options,
             )
         problem = (*x.shape, pad, activation)
         run("batch_norm_act", problem, for_interpreter(MAP_CONFIGS, out_rows * out_columns), launch)
@@ -474,7 +481,7 @@ def batch_norm_act_backward(
             slope,
             **options,
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     def launch(config: Config) -> None:
@@ -502,9 +509,9 @@ def batch_norm_act_backward(
             NEEDS_WEIGHT=needs_weight,
             NEEDS_BIAS=needs_bias,
             **options,
-            SHARES=triton.next_power_of_2(shares),
+            SHARES=_MOST_SHARES,
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     with on_device_of(x):

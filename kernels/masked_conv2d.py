@@ -258,7 +258,7 @@ def _options(config: Config, precision: int) -> dict[str, object]:
         "OUTER": config.outer,
         "INNER": config.inner,
         "BLOCK": config.block,
-        "num_warps": config.warps,
+        **config.options,
         "num_stages": config.stages,
     }
 

@@ -152,7 +152,7 @@ def output_head(
             SIGMOID=sigmoid,
             OUTPUTS=triton.next_power_of_2(outputs),
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     with on_device_of(x):
@@ -207,7 +207,7 @@ def output_head_backward(
             SIGMOID=sigmoid,
             OUTPUTS=triton.next_power_of_2(outputs),
             BLOCK=config.block,
-            num_warps=config.warps,
+            **config.options,
         )
 
     with on_device_of(x):

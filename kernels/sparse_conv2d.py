@@ -19,7 +19,7 @@ from torch import Tensor
 COPY_CONFIGS = (Config(block=512), Config(block=1024))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "top", "left"])
 def frame_kernel(out_ptr, x_ptr, rows, columns, out_rows, out_columns, top, left, BLOCK: tl.constexpr):
     """Copy a plane into a larger one, zeros around it."""
     blocks = tl.cdiv(out_rows * out_columns, BLOCK)
@@ -32,7 +32,7 @@ def frame_kernel(out_ptr, x_ptr, rows, columns, out_rows, out_columns, top, left
     tl.store(out_ptr + plane * out_rows * out_columns + pixel, x, mask=pixel < out_rows * out_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def split_kernel(planes_ptr, x_ptr, rows, columns, half_rows, half_columns, BLOCK: tl.constexpr):
     """The four phases of an image plane."""
     pixels = half_rows * half_columns
@@ -48,7 +48,7 @@ def split_kernel(planes_ptr, x_ptr, rows, columns, half_rows, half_columns, BLOC
     tl.store(planes_ptr + plane * pixels + pixel, x, mask=pixel < pixels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["half_rows", "half_columns"])
 def merge_kernel(x_ptr, planes_ptr, rows, columns, half_rows, half_columns, BLOCK: tl.constexpr):
     """The image plane of four phases."""
     pixels = rows * columns
@@ -159,7 +159,7 @@ def frame(x: Tensor, rows: int, columns: int, top: int, left: int) -> Tensor:
     def launch(config: Config) -> None:
         grid = (out.shape[0] * out.shape[1] * triton.cdiv(rows * columns, config.block),)
         frame_kernel[grid](
-            out, x, *x.shape[2:], rows, columns, top, left, BLOCK=config.block, num_warps=config.warps
+            out, x, *x.shape[2:], rows, columns, top, left, BLOCK=config.block, **config.options
         )
 
     with on_device_of(x):
@@ -178,7 +178,7 @@ def phase_split(x: Tensor) -> Tensor:
 
     def launch(config: Config) -> None:
         grid = (n * c * 4 * triton.cdiv(half[0] * half[1], config.block),)
-        split_kernel[grid](planes, x, rows, columns, *half, BLOCK=config.block, num_warps=config.warps)
+        split_kernel[grid](planes, x, rows, columns, *half, BLOCK=config.block, **config.options)
 
     with on_device_of(x):
         run("phase_split", tuple(x.shape), for_interpreter(COPY_CONFIGS, half[0] * half[1]), launch)
@@ -194,9 +194,7 @@ def phase_merge(planes: Tensor, rows: int, columns: int) -> Tensor:
 
     def launch(config: Config) -> None:
         grid = (n * c * triton.cdiv(rows * columns, config.block),)
-        merge_kernel[grid](
-            x, planes, rows, columns, *planes.shape[3:], BLOCK=config.block, num_warps=config.warps
-        )
+        merge_kernel[grid](x, planes, rows, columns, *planes.shape[3:], BLOCK=config.block, **config.options)
 
     with on_device_of(x):
         run("phase_merge", tuple(x.shape), for_interpreter(COPY_CONFIGS, rows * columns), launch)

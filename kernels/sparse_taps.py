@@ -30,11 +30,16 @@ DOT_CONFIGS = (
     Config(block=128, inner=CHUNK, warps=4),
     Config(block=64, inner=CHUNK, warps=2),
 )
+# Compiled for in general: every special case of each would be one more compilation, and widens no load.
+_GENERAL = {
+    "do_not_specialize": ["taps", "segments", "columns", "source_columns", "source_image", "blocks_of_split"],
+    "do_not_specialize_on_alignment": ["values_ptr"],
+}
 _PROGRAMS = 1024  # that the weight gradient is cut into where there are pixels for it: 8 for each of 132 SMs
 _MOST_SPLITS = 64
 
 
-@triton.jit
+@triton.jit(**_GENERAL)
 def gather_kernel(
     out_ptr,
     source_ptr,
@@ -76,7 +81,7 @@ def gather_kernel(
     tl.store(out_ptr + plane * pixels + pixel, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(**_GENERAL)
 def dot_kernel(
     partial_ptr,
     grad_ptr,
@@ -157,8 +162,7 @@ def gather(
             ORDERED=index.ordered,
             TAPS=config.inner,
             BLOCK=config.block,
-            num_warps=config.warps,
-            enable_fp_fusion=True,
+            **config.options,
         )
 
     problem = (images, index.segments, rows, columns, source_columns, len(values), index.digest)
@@ -212,8 +216,7 @@ def dot(
             ORDERED=index.ordered,
             TAPS=config.inner,
             BLOCK=config.block,
-            num_warps=config.warps,
-            enable_fp_fusion=True,
+            **config.options,
         )
         result[:] = [partial[0] if splits == 1 else partial.sum(0)]
 

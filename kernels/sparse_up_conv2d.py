@@ -19,7 +19,7 @@ ADD_CONFIGS = (Config(block=256), Config(block=512))
 SPREAD_CONFIGS = (Config(block=128), Config(block=256))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def add_kernel(out_ptr, mixed_ptr, rows, columns, BLOCK: tl.constexpr):
     """One block of pixels of one plane of the result [2 rows, 2 columns] from nine planes [rows, columns]."""
     pixels = 4 * rows * columns
@@ -66,7 +66,7 @@ def _rows(grad_ptr, row, column, rows, columns, inside):
     return _three(before, here, after, beyond, row == 0, row == rows - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def spread_kernel(mixed_ptr, grad_ptr, rows, columns, BLOCK: tl.constexpr):
     """The gradient of nine planes [rows, columns] from that of the result [2 rows, 2 columns]."""
     pixels = rows * columns
@@ -107,7 +107,7 @@ def sparse_up_conv2d(x: Tensor, values: Tensor, taps: Tensor, by_input: Tensor, 
 
         def launch(config: Config) -> None:
             grid = (n * outputs * triton.cdiv(4 * rows * columns, config.block),)
-            add_kernel[grid](out, mixed, rows, columns, BLOCK=config.block, num_warps=config.warps)
+            add_kernel[grid](out, mixed, rows, columns, BLOCK=config.block, **config.options)
 
         with on_device_of(x):
             run("up_add", tuple(out.shape), for_interpreter(ADD_CONFIGS, 4 * rows * columns), launch)
@@ -131,7 +131,7 @@ def sparse_up_conv2d_backward(
 
         def launch(config: Config) -> None:
             grid = (n * outputs * triton.cdiv(rows * columns, config.block),)
-            spread_kernel[grid](mixed, grad, rows, columns, BLOCK=config.block, num_warps=config.warps)
+            spread_kernel[grid](mixed, grad, rows, columns, BLOCK=config.block, **config.options)
 
         with on_device_of(x):
             run("up_spread", tuple(grad.shape), for_interpreter(SPREAD_CONFIGS, rows * columns), launch)

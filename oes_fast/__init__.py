@@ -35,6 +35,7 @@ from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.steps import StepInfo
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
+from oes_fast.precision import precision
 from oes_fast.rewrite import SparseGenerator, TraceError, VerificationError, sparsify
 from oes_fast.version import __version__
 
@@ -67,6 +68,7 @@ __all__ = [
     "load_image",
     "models",
     "noise_input",
+    "precision",
     "psnr",
     "save_image",
     "search_mask",

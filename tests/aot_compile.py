@@ -34,12 +34,13 @@ def signature(case):
     """Type of every argument by its name."""
     types = {}
     for name in inspect.signature(case.kernel.fn).parameters:
+        kind = re.sub(r"_\d(?=_ptr$|$)", "", name)  # the same of several layers
         if name in case.constants:
             types[name] = "constexpr"
         elif name.endswith("_ptr"):
-            types[name] = (POINTERS | (case.pointers or {})).get(name, "*fp32")
+            types[name] = (POINTERS | (case.pointers or {})).get(kind, "*fp32")
         else:
-            types[name] = "fp32" if name in FLOATS else "i64" if name == "numel" else "i32"
+            types[name] = "fp32" if kind in FLOATS else "i64" if name == "numel" else "i32"
     return types
 
 

@@ -40,7 +40,7 @@ def _cases(
     for config in configs:
         values = {**constants, "BLOCK": config.block} | ({inner: config.inner} if inner else {})
         label = f"{name}[{config.block}x{config.inner}w{config.warps}]"
-        found.append(Case(label, kernel, values, {"num_warps": config.warps}))
+        found.append(Case(label, kernel, values, dict(config.options)))
     return found
 
 
@@ -85,6 +85,7 @@ def all_cases() -> list[Case]:
     cases += _cases(
         "running_stats", running_stats.move_kernel, (Config(128),), HAS_CHANNELS=True, HAS_OFFSET=True
     )
+    cases += _cases("running_stats_layers", running_stats.move_layers_kernel, (Config(128),))
     head = {"OUTPUTS": 4, "SIGMOID": True}
     cases += _cases("head", output_head.forward_kernel, output_head.CONFIGS, HAS_BIAS=True, **head)
     needs = {"HAS_OUTPUT": True, "HAS_LOSS": True, "NEEDS_X": True, "NEEDS_WEIGHT": True}
@@ -107,7 +108,7 @@ def _dense_cases() -> list[Case]:
                     "OUTER": config.outer, "INNER": config.inner, "BLOCK": config.block,
                 }  # fmt: skip
                 label = f"{name}_{precision}[{config.outer}x{config.inner}x{config.block}w{config.warps}]"
-                options = {"num_warps": config.warps, "num_stages": config.stages}
+                options = {**config.options, "num_stages": config.stages}
                 cases.append(Case(label, kernel, values, options))
     return cases
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import oes_fast as oes  # isort: skip  # before torch, so that waiting threads leave the cores to the other worker
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,13 @@ def build_problem(
     noise = torch.randn(clean.shape, generator=generator, dtype=dtype)
     noisy = (clean + 0.1 * noise).clamp(0, 1)
     return Problem(net, mask, oes.noise_input(4, size, seed=seed, dtype=dtype), noisy, clean)
+
+
+@pytest.fixture(autouse=True)
+def whole_products() -> Iterator[None]:
+    """On a GPU PyTorch's convolutions, which kernels are held to, would round their operands to TF32."""
+    with oes.precision("float32") if torch.cuda.is_available() else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

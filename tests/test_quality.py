@@ -15,9 +15,10 @@ from conftest import REPO
 # From the top to the bottom; what is beside them comes after.
 LAYERS = ["cli", "pipelines", "rewrite", "nn", "ops", "reference"]
 BESIDE = {
-    "_checks", "_extension", "_image_codecs", "_image_common", "_image_jpeg2000", "_image_tiff", "_memory", "_openmp",
-    "_startup", "backends", "choices", "copies", "errors", "files", "flat", "functional", "image", "mask", "models",
-    "noise", "plots", "requirements", "version",
+    "_checks", "_command", "_extension", "_image_codecs", "_image_common", "_image_jpeg2000",
+    "_image_tiff", "_memory", "_openmp", "_startup", "backends", "choices", "copies", "errors", "files",
+    "flat", "functional", "image", "locks", "mask", "models", "noise", "plots", "precision",
+    "requirements", "version",
 }  # fmt: skip
 BELOW_OPS = {"_checks", "_C", "backends", "errors", "kernels", "reference"}
 

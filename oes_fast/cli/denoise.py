@@ -41,6 +41,7 @@ def denoise(
     seed: o.Seed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",
+    precision: o.Precision = "float32",
     threads: o.Threads = None,
     resume: o.Resume = None,
     checkpoint_seconds: o.CheckpointSeconds = 60.0,
@@ -69,6 +70,7 @@ def denoise(
     run = RunSettings.of(
         device=device,
         backend=backend,
+        precision=precision,
         threads=threads,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,

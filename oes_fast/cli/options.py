@@ -207,6 +207,15 @@ Backend = Annotated[
         help=f"How to compute: {', '.join((AUTO, *NAMES))}; `oes-fast info` says which are here.",
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help="Of float32 products: float32, or tf32, which newer NVIDIA GPUs compute faster from operands of "
+        "11 bits; elsewhere it changes nothing.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -203,6 +203,7 @@ def _compute(
     common: dict[str, Any] = {
         "clean": problem.clean,
         "backend": run.backend,
+        "precision": run.precision,
         "callback": progress.watch,
         "checkpoint_seconds": run.checkpoint_seconds,
     }

@@ -41,6 +41,7 @@ def search(
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",
+    precision: o.Precision = "float32",
     threads: o.Threads = None,
     resume: o.Resume = None,
     checkpoint_seconds: o.CheckpointSeconds = 60.0,
@@ -72,6 +73,7 @@ def search(
     run = RunSettings.of(
         device=device,
         backend=backend,
+        precision=precision,
         threads=threads,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
@@ -110,6 +112,7 @@ def _search(
                     seed=seed,
                     clean=problem.clean,
                     backend=run.backend,
+                    precision=run.precision,
                     callback=progress.watch,
                     checkpoint=kept.paths["search"],
                     checkpoint_seconds=run.checkpoint_seconds,

@@ -14,6 +14,7 @@ from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.cut import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
+from oes_fast.precision import PRECISIONS
 
 MAX_SEED = 2**63
 
@@ -96,6 +97,7 @@ class RunSettings:
     Attributes:
         device: where to compute.
         backend: how to compute.
+        precision: of float32 products.
         resume: go on from checkpoints (True), start the unfinished phase afresh (False), refuse where there
             are any (None).
         checkpoint_seconds: time between two checkpoints.
@@ -106,6 +108,7 @@ class RunSettings:
 
     device: torch.device
     backend: str
+    precision: str
     resume: bool | None
     checkpoint_seconds: float
     quiet: bool
@@ -118,6 +121,7 @@ class RunSettings:
         *,
         device: str,
         backend: str,
+        precision: str,
         threads: int | None,
         resume: bool | None,
         checkpoint_seconds: float,
@@ -136,6 +140,7 @@ class RunSettings:
         return cls(
             device=find_device(device),
             backend=find_backend(backend),
+            precision=check_choice("--precision", precision, PRECISIONS),
             resume=resume,
             checkpoint_seconds=check_number("--checkpoint-seconds", checkpoint_seconds, minimum=0.0),
             quiet=quiet,

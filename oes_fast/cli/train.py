@@ -23,6 +23,7 @@ def train(
     seed: o.Seed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",
+    precision: o.Precision = "float32",
     threads: o.Threads = None,
     resume: o.Resume = None,
     checkpoint_seconds: o.CheckpointSeconds = 60.0,
@@ -42,6 +43,7 @@ def train(
     run = RunSettings.of(
         device=device,
         backend=backend,
+        precision=precision,
         threads=threads,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,

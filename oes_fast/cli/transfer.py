@@ -23,6 +23,7 @@ def transfer(
     seed: o.TransferSeed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",
+    precision: o.Precision = "float32",
     threads: o.Threads = None,
     resume: o.Resume = None,
     checkpoint_seconds: o.CheckpointSeconds = 60.0,
@@ -41,6 +42,7 @@ def transfer(
     run = RunSettings.of(
         device=device,
         backend=backend,
+        precision=precision,
         threads=threads,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,

@@ -180,11 +180,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, given, _, *ctx.numbers = inputs
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)  # nobody has gradients of mean and variance: no zeros are made for them
     ctx.of_batch = given is None
     ctx.save_for_backward(x, weight, bias, mean, var)
 
 
-def _backward(ctx: Any, backend: str, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, backend: str, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
     needs = ctx.needs_input_grad[:3]
     operator = _library.kernel("batch_norm_act_backward", backend)
     found = operator(grad.contiguous(), *ctx.saved_tensors, *ctx.numbers, ctx.of_batch, *needs)

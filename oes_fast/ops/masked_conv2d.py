@@ -51,7 +51,8 @@ def masked_conv2d(
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         precision: of the products, with backend "triton": "float32"; "tf32", whose operands are cut to 11
             bits, so that a product is off by 2^-9 of itself at most; "bf16", rounded to 8 bits, 2^-7. The
-            sums are in float32 in all three.
+            sums are in float32 in all three. On a GPU the reference computes as :func:`oes_fast.precision`
+            says.
         backend: "auto", "reference", "torch" (the same here) or "triton" (float32 only, one group, no
             derivative in a mask of floats). "auto" is the reference, since no measurement on a device says
             yet where the kernels are faster.

@@ -7,6 +7,7 @@ read from memory (:class:`oes_fast.ops._clock.Clock`), outputs and losses lie wh
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from oes_fast.ops import _library
 from oes_fast.ops._clock import Clock
 from oes_fast.pipelines.steps import Run
 
-WARM_UP = 3  # steps before a recording: libraries choose and allocate what they need in the first ones
+WARM_UP = 3  # steps before a recording: libraries choose and allocate what they need in all but the last
 
 
 class Recordable(Run, Protocol):
@@ -54,10 +55,27 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """A function that repeats what ``call`` launches and returns what it returned, in the same memory."""
+        """A function that repeats what ``call`` launches and returns what it returned, in the same memory.
+
+        Where recording fails, the caller is on the stream it came from, memory comes from where it came from
+        before and random numbers go on; what is raised is the cause, not the end of the recording it spoilt.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            result = call()
+        stream = torch.cuda.current_stream(self._device)
+        random = torch.cuda.default_generators[self._device.index or 0].clone_state()
+        cause: BaseException | None = None
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                try:
+                    result = call()
+                except BaseException as error:
+                    cause = error
+                    raise
+        except BaseException:
+            self._give_up(graph, stream, random)
+            if cause is not None:
+                raise cause from None
+            raise
 
         def replay() -> Any:
             graph.replay()
@@ -65,13 +83,47 @@ class CudaRecorder:
 
         return replay
 
+    def _give_up(
+        self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, random: torch.Generator
+    ) -> None:
+        """What torch leaves undone where the end of a recording raises."""
+        index = self._device.index or 0
+        torch.cuda.set_stream(stream)
+        # Each may be done already, or have nothing to do: torch 2.12 and newer end the allocations.
+        for undo in (
+            lambda: torch._C._cuda_endAllocateToPool(index, self._pool),
+            graph.reset,
+            lambda: torch.cuda.default_generators[index].graphsafe_set_state(random),
+        ):
+            with contextlib.suppress(RuntimeError, AttributeError):
+                undo()
+
     def warm_up(self, call: Callable[[], Any]) -> None:
         """Make a call on the stream of the recordings."""
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
+            try:
+                with torch.cuda.stream(self._stream):
+                    call()
+            finally:
+                torch.cuda.current_stream().wait_stream(self._stream)
+
+    def rehearse(self, call: Callable[[], Any]) -> None:
+        """Warm up once more, and raise where the call waits for the device, which a recording cannot.
+
+        Raises:
+            RuntimeError: it waited, with the operation's name.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+
+        def strictly() -> None:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
                 call()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+
+        self.warm_up(strictly)
 
 
 class GraphedRun:
@@ -83,7 +135,7 @@ class GraphedRun:
 
     Args:
         run: the steps; anything else is asked of it.
-        recorder: records calls.
+        recorder: records calls, as :class:`CudaRecorder` does.
     """
 
     def __init__(self, run: Recordable, recorder: CudaRecorder) -> None:
@@ -130,15 +182,16 @@ class GraphedRun:
         before = {name: tensor.detach().clone() for name, tensor in self._run.state().items()}
         try:
             with _library.measuring():
-                for _ in range(WARM_UP):
+                for _ in range(WARM_UP - 1):
                     self._recorder.warm_up(lambda: self._step(step))
+            self._recorder.rehearse(lambda: self._step(step))
             self._run.load_state(before)
             forward = self._recorder(lambda: self._run.forward(self._clock, final=False))
             update = self._recorder(self._clocked_update)
-        except (RuntimeError, NotImplementedError) as error:  # torch.AcceleratorError is a RuntimeError
+        except Exception as error:  # Triton's are of kinds of their own; what is wrong in a step shows again
             warnings.warn(
                 f"{self._run.phase}: the step cannot be recorded as a CUDA graph "
-                f"({str(error).splitlines()[0]}); its kernels are launched one by one, which is slower",
+                f"({_first_line(error)}); its kernels are launched one by one, which is slower",
                 OESWarning,
                 stacklevel=5,
             )
@@ -154,6 +207,11 @@ class GraphedRun:
     def _clocked_update(self) -> None:
         self._run.update(self._clock)
         self._clock.tick()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def graphed(run: Recordable, backend: str, device: torch.device) -> Run:

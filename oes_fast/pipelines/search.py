@@ -35,6 +35,7 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
 
 
@@ -71,7 +72,7 @@ class SearchResult:
     backend: str
 
 
-@torch.inference_mode(False)  # so that gradients are there wherever it is called
+@in_precision
 def search_mask(
     net: nn.Module,
     z: Tensor,
@@ -89,6 +90,7 @@ def search_mask(
     clean: Tensor | None = None,
     backend: str = "auto",
     verify: bool = True,
+    precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -129,6 +131,8 @@ def search_mask(
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, at the cost of one
             dense step, in float64 where memory allows; where they differ, warn and run ``net`` as it is.
+        precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
+            :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
@@ -176,6 +180,7 @@ def search_mask(
     settings = {
         "phase": run.phase,
         "backend": backend,
+        "precision": precision,
         **options,
         "record_every": record_every,
         "network": network_digest(net),
@@ -204,6 +209,8 @@ def search_mask(
     found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}
     if levels > 2:
         found["levels"] = levels
+    if precision != DEFAULT:
+        found["precision"] = precision
     mask, level, output = cut_mask(
         net,
         run.w0,

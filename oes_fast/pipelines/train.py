@@ -26,6 +26,7 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.precision import DEFAULT, in_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class TrainResult:
     backend: str
 
 
-@torch.inference_mode(False)  # so that gradients are there wherever it is called
+@in_precision
 def train_sparse(
     net: nn.Module,
     mask: Mask,
@@ -70,6 +71,7 @@ def train_sparse(
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
+    precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -92,6 +94,8 @@ def train_sparse(
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, at the cost of one
             dense step, in float64 where memory allows; where they differ, warn and run ``net`` as it is.
+        precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
+            :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
@@ -125,6 +129,7 @@ def train_sparse(
     settings = {
         "phase": run.phase,
         "backend": backend,
+        "precision": precision,
         "lr": lr,
         "average": average,
         "record_every": record_every,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,11 @@ class CompactWeights:
         self._requests: list[tuple[str, tuple[Tensor, ...], tuple[int, ...]]] = []
         self._values: set[int] = set()
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
-        self._source = self._target = torch.empty(0, dtype=torch.int64)
+        self._source = self._target = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._back: Tensor | None = None
         self._numel = 0
+        self._cuts: list[list[tuple[int, int, int] | tuple[int, Tensor]]] = []
+        self._split = _Pieces(layout.shapes)
         self._places: dict[str, Tensor] | None = None
 
     @property
@@ -70,69 +74,140 @@ class CompactWeights:
     def places(self, name: str, *channels: Tensor) -> Tensor:
         """Where the weights of such a block lie in the flat vector, int64; -1 for those the mask drops."""
         if self._places is None:
-            mask = torch.ones(self._layout.numel, dtype=torch.bool) if self._mask is None else self._mask
+            mask = (
+                torch.ones(self._layout.numel, dtype=torch.bool, device="cpu")
+                if self._mask is None
+                else self._mask
+            )
             self._places = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
         return _cut(self._places[name], channels)
 
     def finish(self, device: torch.device) -> None:
         """Fix the blocks asked for; to be called once, before :meth:`blocks`."""
         if self._mask is None:
+            self._cuts = [_cuts(self._shapes[name], channels) for name, channels, _ in self._requests]
             return
         offsets = dict(zip(self._layout.names, _offsets(self._layout.sizes), strict=True))
         pieces = []
         for place, (name, channels, _) in enumerate(self._requests):
-            numbers = torch.arange(self._shapes[name].numel()).view(self._shapes[name])
+            numbers = torch.arange(self._shapes[name].numel(), device="cpu").view(self._shapes[name])
             piece = _cut(numbers, channels)
             kept_here = self.kept(name, *channels)
             if place in self._values and kept_here is not None:
                 piece = piece[kept_here]
             pieces.append(piece.flatten() + offsets[name])
-        dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device="cpu")
         rank = torch.cumsum(self._mask, 0) - 1
         kept = self._mask[dense]
-        self._target = torch.nonzero(kept).flatten().to(device)
-        self._source = rank[dense[kept]].to(device)
-        self._numel = dense.numel()
+        target, source = torch.nonzero(kept).flatten(), rank[dense[kept]]
+        self._target, self._source = target.to(device), source.to(device)
+        self._numel = dense.numel() + 1  # the last is nobody's: what a weight that no block holds reads back
+        if len(source.unique()) == len(source):
+            back = torch.full((int(self._mask.sum()),), dense.numel(), device="cpu")
+            self._back = back.index_copy(0, source, target).to(device)
+        self._split = _Pieces([*(torch.Size(size) for _, _, size in self._requests), torch.Size([1])])
 
     def blocks(self, weights: Tensor) -> list[Tensor]:
         """The blocks in the order they were asked for, differentiable in ``weights``."""
         if self._mask is None:
-            views = self._layout.views(weights)
-            return [_cut(views[name], channels) for name, channels, _ in self._requests]
-        compact = _Scatter.apply(weights, self._source, self._target, self._numel)
-        sizes = [torch.Size(size).numel() for _, _, size in self._requests]
-        pieces = compact.split(sizes)
-        return [piece.view(size) for piece, (_, _, size) in zip(pieces, self._requests, strict=True)]
+            views = dict(zip(self._layout.names, self._split(weights), strict=True))
+            cuts = zip(self._requests, self._cuts, strict=True)
+            return [_taken(views[name], of_block) for (name, _, _), of_block in cuts]
+        compact = _Scatter.apply(weights, self._source, self._target, self._back, self._numel)
+        return list(self._split(compact)[:-1])
+
+
+class _Pieces:
+    """A vector as tensors of given shapes, one after the other.
+
+    The gradient of a piece that nothing reads is taken from zeros that are made once, not in every step.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size]) -> None:
+        self.shapes = tuple(shapes)
+        self.sizes = [shape.numel() for shape in shapes]
+        self._zeros = torch.empty(0, device="cpu")
+
+    def __call__(self, vector: Tensor) -> tuple[Tensor, ...]:
+        return _Split.apply(vector, self)
+
+    def zeros(self, count: int, like: Tensor) -> Tensor:
+        """[count], not to be written to."""
+        known = self._zeros
+        if len(known) < count or known.dtype != like.dtype or known.device != like.device:
+            known = self._zeros = torch.zeros(max(self.sizes), dtype=like.dtype, device=like.device)
+        return known[:count]
+
+
+class _Split(torch.autograd.Function):
+    """Views of a vector; see :class:`_Pieces`."""
+
+    @staticmethod
+    def forward(vector: Tensor, pieces: _Pieces) -> tuple[Tensor, ...]:
+        parts = zip(vector.split(pieces.sizes), pieces.shapes, strict=True)
+        return tuple(part.view(shape) for part, shape in parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.pieces = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        like = next((grad for grad in grads if grad is not None), None)
+        if like is None:
+            return None, None
+        parts = zip(grads, ctx.pieces.sizes, strict=True)
+        flat = [ctx.pieces.zeros(n, like) if grad is None else grad.reshape(-1) for grad, n in parts]
+        return torch.cat(flat), None
 
 
 class _Scatter(torch.autograd.Function):
-    """out[target] = weights[source], zero elsewhere. A weight may go to several places."""
+    """out[target] = weights[source], zero elsewhere.
+
+    A weight may go to several places. Where none does, ``back`` tells the one place of each, or the last.
+    """
 
     @staticmethod
-    def forward(weights: Tensor, source: Tensor, target: Tensor, numel: int) -> Tensor:
+    def forward(weights: Tensor, source: Tensor, target: Tensor, back: Tensor | None, numel: int) -> Tensor:
         return weights.new_zeros(numel).index_copy_(0, target, weights.index_select(0, source))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weights, source, target, _ = inputs
-        ctx.save_for_backward(source, target)
+        weights, source, target, back, _ = inputs
+        ctx.save_for_backward(source, target, back)
         ctx.kept = weights.numel()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        source, target = ctx.saved_tensors
-        return grad.new_zeros(ctx.kept).index_add_(0, source, grad.index_select(0, target)), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        source, target, back = ctx.saved_tensors
+        if back is not None:
+            return grad.index_select(0, back), None, None, None, None
+        summed = grad.new_zeros(ctx.kept).index_add_(0, source, grad.index_select(0, target))
+        return summed, None, None, None, None
+
+
+def _cuts(shape: torch.Size, channels: tuple[Tensor, ...]) -> list[tuple[int, int, int] | tuple[int, Tensor]]:
+    """(dimension, first, length) or (dimension, indices) of each dimension that is not taken whole."""
+    found: list[tuple[int, int, int] | tuple[int, Tensor]] = []
+    for dim, index in enumerate(channels):
+        first, count = int(index[0]) if len(index) else 0, len(index)
+        if not torch.equal(index, torch.arange(first, first + count, device=index.device)):
+            found.append((dim, index))
+        elif count != shape[dim]:
+            found.append((dim, first, count))
+    return found
+
+
+def _taken(tensor: Tensor, cuts: list[tuple[int, int, int] | tuple[int, Tensor]]) -> Tensor:
+    for cut in cuts:
+        tensor = tensor.index_select(*cut) if len(cut) == 2 else tensor.narrow(*cut)
+    return tensor
 
 
 def _cut(tensor: Tensor, channels: tuple[Tensor, ...]) -> Tensor:
     """The given indices of the leading dimensions; a view where they are ranges."""
-    for dim, index in enumerate(channels):
-        first = int(index[0]) if len(index) else 0
-        if torch.equal(index, torch.arange(first, first + len(index), device=index.device)):
-            tensor = tensor.narrow(dim, first, len(index))
-        else:
-            tensor = tensor.index_select(dim, index)
-    return tensor
+    return _taken(tensor, _cuts(tensor.shape, channels))
 
 
 def _offsets(sizes: list[int]) -> list[int]:

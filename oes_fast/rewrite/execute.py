@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from oes_fast.copies import copy_network
+from oes_fast.ops.running_stats import LayerStats
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.compact import CompactWeights
@@ -64,6 +63,8 @@ class Context:
         buffers: running statistics by name.
         update_stats: update them in place.
         head: the loss to take along, if one is asked for.
+        counted: names of the batch counts to add one to when all stages have run.
+        moved: running statistics to move then.
     """
 
     z: Tensor
@@ -72,6 +73,8 @@ class Context:
     buffers: Mapping[str, Tensor]
     update_stats: bool
     head: Head | None = None
+    counted: list[str] = field(default_factory=list)
+    moved: list[LayerStats] = field(default_factory=list)
 
 
 Run = Callable[[Context, list[Value]], Value]
@@ -294,7 +297,15 @@ class Builder:
             (value,) = values
             x, offset = select(value.x, take, 1), value.offset
             offset = None if offset is None else select(offset, take, 0)
-            x, const = run(x, offset, value.const, context.blocks, context.buffers, context.update_stats)
+            x, const = run(
+                x,
+                offset,
+                value.const,
+                context.blocks,
+                context.buffers,
+                context.update_stats,
+                context.counted,
+            )
             if act is None:
                 return Value(x, const)
             return Value(activate(x, act, fresh=True), None if const is None else activate(const, act))
@@ -510,9 +521,10 @@ _BUILDERS: dict[type, Callable[[Builder, s.Node], Run]] = {
 def spread(kernel: Tensor, factor: int) -> Tensor:
     """Full convolution of [O, I, kH, kW] with factor x factor ones: [O, I, kH + f - 1, kW + f - 1]."""
     last = factor - 1
-    shifts = range(factor)
-    rows = reduce(operator.add, (F.pad(kernel, (0, 0, shift, last - shift)) for shift in shifts))
-    return reduce(operator.add, (F.pad(rows, (shift, last - shift)) for shift in shifts))
+    inside = min(last, factor // 2)  # zeros that the sum adds around the kernel by itself
+    if last > inside:
+        kernel = F.pad(kernel, [last - inside] * 4)
+    return F.avg_pool2d(kernel, factor, 1, inside, divisor_override=1)
 
 
 def activate(x: Tensor, act: s.Act, *, fresh: bool = False) -> Tensor:

@@ -51,6 +51,7 @@ class NormRun:
         blocks: list[Tensor],
         buffers: Mapping[str, Tensor],
         update_stats: bool,
+        counted: list[str],
     ) -> tuple[Tensor, Tensor | None]:
         """(normalised channels [N, vary, H, W], constants [const] or None).
 
@@ -61,13 +62,14 @@ class NormRun:
             blocks: weights.
             buffers: running statistics by name.
             update_stats: update them.
+            counted: batch counts to add one to after the pass, by name; see :func:`count_batches`.
         """
         gamma = None if self._gamma is None else blocks[self._gamma]
         beta = None if self._beta is None else blocks[self._beta]
         if self._norm.of_batch:
             mean = var = None
             if update_stats and self._norm.tracks:
-                momentum = self._momentum(buffers)
+                momentum = self._momentum(buffers, counted)
                 self._track_constants(constants, buffers, momentum)
                 mean, var = self._running(buffers)
                 before = var.clone()
@@ -121,13 +123,16 @@ class NormRun:
             buffers[self._norm.var].index_select(0, self._vary),
         )
 
-    def _momentum(self, buffers: Mapping[str, Tensor]) -> float:
-        """Weight of the new statistics; counts the batch."""
-        if self._norm.count is not None and self._norm.counts:
-            buffers[self._norm.count].add_(1)
+    def _momentum(self, buffers: Mapping[str, Tensor], counted: list[str]) -> float:
+        """Weight of the new statistics; counts the batch, after the pass where it does not need the count."""
+        counts = self._norm.count is not None and self._norm.counts
         if self._norm.momentum is not None:
+            if counts and self._norm.count is not None:
+                counted.append(self._norm.count)
             return self._norm.momentum
         assert self._norm.count is not None
+        if counts:
+            buffers[self._norm.count].add_(1)
         return 1.0 / float(buffers[self._norm.count])
 
     def _store(
@@ -171,6 +176,15 @@ class NormRun:
             k = _spread(constants, self._tracked_from, mean)
             mean.index_copy_(0, self._tracked, mean[self._tracked].lerp(k, momentum))
             var.index_copy_(0, self._tracked, var[self._tracked] * (1 - momentum))
+
+
+def count_batches(counted: list[str], buffers: Mapping[str, Tensor]) -> None:
+    """Add one to the batch count of each layer, by all layers' names: one launch where each ran once."""
+    while counted:
+        once = list(dict.fromkeys(counted))
+        torch._foreach_add_([buffers[name] for name in once], 1)
+        for name in once:
+            counted.remove(name)
 
 
 def _places(have: Tensor, wanted: Tensor, device: torch.device) -> Tensor:

@@ -7,15 +7,16 @@ takes the loss where one is asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from oes_fast.ops.batch_norm_act import batch_norm_act_with_statistics
 from oes_fast.ops.output_head import MOST_OUTPUTS, output_head
-from oes_fast.ops.running_stats import running_stats
+from oes_fast.ops.running_stats import LayerStats
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.ops.sparse_up_conv2d import sparse_up_conv2d
 from oes_fast.rewrite import stages as s
@@ -175,11 +176,30 @@ class TritonBuilder(Builder):
         box = node.stage
         assert isinstance(box, s.Box)
         # One pass in either direction, where sums of slices make many.
+        if self._averages(node):
+            return self._each(node, lambda x: F.avg_pool2d(x, box.size, 1), lambda k: k)
         return self._each(
             node,
             lambda x: F.avg_pool2d(x, box.size, 1, divisor_override=1),
             lambda k: k * box.size**2,
         )
+
+    def _averages(self, node: s.Node) -> bool:
+        """A box that divides by its size, so that the convolution after it need not scale its weights."""
+        box, reader = node.stage, self._graph.sole_user(node)
+        return (
+            isinstance(box, s.Box)
+            and reader is not None
+            and isinstance(reader.stage, s.Conv)
+            and reader.stage.scale * box.size**2 == 1.0
+        )
+
+    def _convolution(
+        self, node: s.Node, conv: s.Conv, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    ) -> Run:
+        if self._averages(node.inputs[0]):
+            conv = dataclasses.replace(conv, scale=1.0)
+        return super()._convolution(node, conv, convolve)
 
     # ---- the last layer
 
@@ -246,7 +266,7 @@ class FusedNormRun(NormRun):
         if not norm.of_batch:
             return y, self._normalised_constants(constants, blocks, buffers)
         if context.update_stats and norm.tracks:
-            self._move(x, mean, var, offset, constants, buffers)
+            self._move(x, mean, var, offset, constants, context)
         return y, self._constants_in_training(x, blocks)
 
     def _move(
@@ -256,24 +276,26 @@ class FusedNormRun(NormRun):
         var: Tensor,
         offset: Tensor | None,
         constants: Tensor | None,
-        buffers: Mapping[str, Tensor],
+        context: Context,
     ) -> None:
-        norm = self._norm
+        norm, buffers = self._norm, context.buffers
         assert norm.mean is not None
         assert norm.var is not None
-        momentum = self._momentum(buffers)
+        momentum = self._momentum(buffers, context.counted)
         self._track_constants(constants, buffers, momentum)
         pixels = x.numel() // x.shape[1] * norm.copies
-        running_stats(
-            buffers[norm.mean],
-            buffers[norm.var],
-            mean,
-            var,
-            channels=self._vary,
-            offset=None if offset is None else offset.detach(),
-            momentum=momentum,
-            correction=pixels / (pixels - 1),
-            backend=BACKEND,
+        # Moved after the pass, together with those of other layers: nothing in it reads them.
+        context.moved.append(
+            LayerStats(
+                buffers[norm.mean],
+                buffers[norm.var],
+                mean,
+                var,
+                self._vary,
+                None if offset is None else offset.detach().contiguous(),
+                momentum,
+                pixels / (pixels - 1),
+            )
         )
 
 

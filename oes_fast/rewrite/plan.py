@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast.flat import FlatLayout
+from oes_fast.ops.running_stats import running_stats_of_layers
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.chain import Chain, find_chains
 from oes_fast.rewrite.chain_run import ChainRun
 from oes_fast.rewrite.compact import CompactWeights
 from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value, activate
+from oes_fast.rewrite.execute_norm import count_batches
 from oes_fast.rewrite.execute_sparse import BACKEND
 from oes_fast.rewrite.execute_triton import TritonBuilder
 from oes_fast.rewrite.liveness import alive_channels
@@ -139,6 +141,8 @@ class Plan:
                 observe(step.node, values[id(step.node)])
             for key in self._last[id(step.node)]:
                 del values[key]
+        count_batches(context.counted, buffers)
+        running_stats_of_layers(context.moved)
         output = self._finish(context, [values[id(self.graph.output)]]).x
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
