@@ -28,7 +28,7 @@ class CompactWeights:
         self._requests: list[tuple[str, tuple[Tensor, ...], tuple[int, ...]]] = []
         self._values: set[int] = set()
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
-        self._source = self._target = torch.empty(0, dtype=torch.int64)
+        self._source = self._target = torch.empty(0, dtype=torch.int64, device="cpu")
         self._numel = 0
         self._places: dict[str, Tensor] | None = None
 
@@ -65,7 +65,11 @@ class CompactWeights:
     def places(self, name: str, *channels: Tensor) -> Tensor:
         """Where the weights of such a block lie in the flat vector, int64; -1 for those the mask drops."""
         if self._places is None:
-            mask = torch.ones(self._layout.numel, dtype=torch.bool) if self._mask is None else self._mask
+            mask = (
+                torch.ones(self._layout.numel, dtype=torch.bool, device="cpu")
+                if self._mask is None
+                else self._mask
+            )
             self._places = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
         return _cut(self._places[name], channels)
 
@@ -76,13 +80,13 @@ class CompactWeights:
         offsets = dict(zip(self._layout.names, _offsets(self._layout.sizes), strict=True))
         pieces = []
         for place, (name, channels, _) in enumerate(self._requests):
-            numbers = torch.arange(self._shapes[name].numel()).view(self._shapes[name])
+            numbers = torch.arange(self._shapes[name].numel(), device="cpu").view(self._shapes[name])
             piece = _cut(numbers, channels)
             kept_here = self.kept(name, *channels)
             if place in self._values and kept_here is not None:
                 piece = piece[kept_here]
             pieces.append(piece.flatten() + offsets[name])
-        dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device="cpu")
         rank = torch.cumsum(self._mask, 0) - 1
         kept = self._mask[dense]
         self._target = torch.nonzero(kept).flatten().to(device)

@@ -96,9 +96,9 @@ class LoneConvolution:
         source_shape: tuple[int, ...] = image
         if fixed and spec.stride == 2:  # four planes of half the size, rounded up
             source_shape = (4 * image[0], image[1] // 2 + 1, image[2] // 2 + 1)
-        self._weights = torch.ones(len(lone.weights), dtype=dtype)
-        self._source = torch.ones(math.prod(source_shape) + extension.SLACK, dtype=dtype)
-        self._output = torch.ones(self._chain.shape, dtype=dtype)
+        self._weights = torch.ones(len(lone.weights), dtype=dtype, device="cpu")
+        self._source = torch.ones(math.prod(source_shape) + extension.SLACK, dtype=dtype, device="cpu")
+        self._output = torch.ones(self._chain.shape, dtype=dtype, device="cpu")
         self._grad_weights = torch.zeros_like(self._weights)
         self._grad_source = torch.empty_like(self._source)
         self._fixed = fixed
