@@ -117,6 +117,11 @@ def _pruned(conv: nn.Conv2d) -> set[str]:
 
 
 def _check_hooks(conv: nn.Conv2d) -> None:
+    for name, parameter in conv.named_parameters(recurse=False):
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(
+                f"conv: expected initialised parameters, got a lazy {name}; run conv once before"
+            )
     for hook in conv._forward_pre_hooks.values():
         undo = _NORMS.get(type(hook).__name__)
         if undo is not None:
@@ -136,8 +141,6 @@ def _check_hooks(conv: nn.Conv2d) -> None:
 
 def _parameter(conv: nn.Conv2d, name: str) -> Tensor:
     parameter = conv._parameters.get(name)
-    if isinstance(parameter, UninitializedParameter):
-        raise InputError(f"conv: expected initialised parameters, got a lazy {name}; run conv once before")
     if parameter is None:
         raise InputError(f"conv: expected a parameter {name!r}, got none")
     if parameter.dtype not in DTYPES:
