@@ -37,3 +37,7 @@ class CheckpointWarning(OESWarning):
 
 class CollapsedRunWarning(OESWarning):
     """The restored image is flat: the sparse network collapsed, as the paper reports below 4 % density."""
+
+
+class DivergedRunWarning(OESWarning):
+    """The loss left for good: it ended clearly above where it began, or lost most of what it had reached."""

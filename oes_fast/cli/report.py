@@ -74,6 +74,7 @@ def describe_run(
         "settings": {**settings, "backend": run.backend, "checkpoint_seconds": run.checkpoint_seconds},
         "resumed": run.resume is True,
         "collapsed": last.collapsed,
+        "diverged": any(result.diverged for result in phases.values()),
         "steps": {name: result.steps for name, result in phases.items()},
         "seconds": {**seconds, "total": sum(seconds.values())},  # of this call, where it was resumed
         "mask": describe_mask(last.mask),

@@ -17,6 +17,13 @@ from oes_fast.files import check_writable, load_tensors, save_tensors
 from oes_fast.flat import fingerprint
 
 _FORMAT = "oes_fast checkpoint 1"
+_LARGE = ": gradients are too large, by a large kl or weights; smaller ones may help"
+_HINTS = {
+    "weights": ": a lower learning rate may help",
+    "logits": ": a lower learning rate may help",
+    "exp_avg": _LARGE,
+    "exp_avg_sq": _LARGE,
+}
 
 
 class Checkpoint:
@@ -90,10 +97,13 @@ class Checkpoint:
         if self.path is None:
             return
         for name, tensor in state.items():
-            if name != "history" and not bool(torch.isfinite(tensor).all()):
+            # Buffers of the network may hold infinity from the start, as masks of attention do.
+            bad = tensor.isnan() if name.startswith("buffer.") else ~torch.isfinite(tensor)
+            if name != "history" and bool(bad.any()):
+                self._saved_at = time.monotonic()  # the next try is an interval away, as is its warning
                 raise OESError(
                     f"{self.settings.get('phase', 'run')}: the state ({name}) is no longer finite at step "
-                    f"{step}; a lower learning rate may help. {self.path} is left as it was"
+                    f"{step}{_HINTS.get(name, '')}. {self.path} is left as it was"
                 )
         metadata = {"format": _FORMAT, "step": step, "settings": self.settings}
         save_tensors(

@@ -11,6 +11,7 @@ from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.models.generator import Generator
+from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
 
@@ -27,6 +28,7 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
     if not isinstance(net, nn.Module):
         raise InputError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     FlatLayout.of(net)
+    check_finite_network(net)
     weights = next(net.parameters()).detach()
     check_tensor("z", z, ndim=4, shape=(1, None, None, None), like=weights, finite=True)
     first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)

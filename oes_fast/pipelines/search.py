@@ -24,6 +24,7 @@ from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.cut import MASK_OPTIONS, cut_mask
+from oes_fast.pipelines.divergence import detect_divergence, finite_logits
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
@@ -54,6 +55,8 @@ class SearchResult:
         steps: updates made.
         interrupted: stopped before the last step.
         collapsed: ``output`` is flat.
+        diverged: the loss left for good: it ended clearly above where it began, or lost most of what it had
+            reached.
         seconds: time this call took.
         backend: that ran it.
     """
@@ -66,6 +69,7 @@ class SearchResult:
     steps: int
     interrupted: bool
     collapsed: bool
+    diverged: bool
     seconds: float
     backend: str
 
@@ -137,7 +141,7 @@ def search_mask(
         InputError: an argument does not fit, with its name.
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here, or was named and has no mask of more than two levels.
-        OESError: the loss became infinite or NaN.
+        OESError: the loss became infinite or NaN; the message says when and what may be to blame.
     """
     check_run_inputs(net, z, noisy, clean)
     z, noisy = ordinary(z), ordinary(noisy)
@@ -189,10 +193,11 @@ def search_mask(
     found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}
     if levels > 2:
         found["levels"] = levels
+    logits = finite_logits(run.logits)
     mask, level, output = cut_mask(
         net,
         run.w0,
-        run.logits,
+        logits,
         lambda weights: function(weights, update_stats=False),
         option=mask_option,
         density=density,
@@ -202,13 +207,14 @@ def search_mask(
     )
     return SearchResult(
         mask=mask,
-        logits=run.logits,
+        logits=logits,
         level=level,
         output=output,
         history=finished.history,
         steps=finished.steps,
         interrupted=finished.interrupted,
         collapsed=detect_collapse(output, noisy, run.phase),
+        diverged=detect_divergence(finished.history, finished.steps, run.phase),
         seconds=finished.seconds,
         backend=backend,
     )
@@ -240,7 +246,8 @@ class SearchRun:
         self.w0 = function.initial_weights()
         shape = (self.w0.numel(),) if levels == 2 else (levels - 1, self.w0.numel())
         # All levels are equally likely at first.
-        self.logits = self.w0.new_full(shape, initial_logit(levels))
+        self._initial_logit = initial_logit(levels)
+        self.logits = self.w0.new_full(shape, self._initial_logit)
         self._exp_avg = torch.zeros_like(self.logits)
         self._exp_avg_sq = torch.zeros_like(self.logits)
         self._weights = torch.empty_like(self.w0)
@@ -276,6 +283,11 @@ class SearchRun:
     def objective(self) -> Tensor:
         """Data term plus the weighted KL term."""
         return self._loss.detach() + self._kl * mask_kl(self.logits, density=self._density)
+
+    def terms(self) -> tuple[Tensor, tuple[float, float]]:
+        """(mean squared error, weight of the KL term and what the term was at the start)."""
+        initial = mask_kl(torch.full_like(self.logits, self._initial_logit), density=self._density)
+        return self._loss.detach(), (self._kl, self._kl * float(initial))
 
     def update(self, step: int | Clock) -> None:
         """Gradient of the masked weights, then the fused update of the logits."""

@@ -15,8 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError, OutputError
+from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError
 from oes_fast.pipelines.checkpoint import Checkpoint
+from oes_fast.pipelines.divergence import blame
 from oes_fast.pipelines.history import History
 
 
@@ -33,6 +34,9 @@ class Run(Protocol):
 
     def update(self, step: int) -> None:
         """Update number ``step``, from 0."""
+
+    def terms(self) -> tuple[Tensor, tuple[float, float] | None]:
+        """(mean squared error of the objective, weight of its KL term and the term's value at the start)."""
 
     def average(self) -> Tensor | None:
         """Running average of the outputs, or None."""
@@ -174,8 +178,9 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
 def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None:
     try:
         checkpoint.save(step, {**run.state(), "history": history.rows})
-    except OutputError as error:  # a full disk is no reason to lose what is computed
-        warnings.warn(f"{error}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
+    except Exception as error:  # a full disk, say, is no reason to lose what is computed
+        text = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
 
 
 def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor | None) -> None:
@@ -185,9 +190,8 @@ def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor
     psnr_average: Tensor | float = nan if clean is None or average is None else psnr_tensor(average, clean)
     loss = run.objective()
     if not torch.isfinite(loss):
-        raise OESError(
-            f"{run.phase}: the loss is {float(loss)} at step {step}; a lower learning rate may help"
-        )
+        data_loss, kl = run.terms()
+        raise OESError(blame(run.phase, step, float(loss), float(data_loss), output, history, kl))
     history.add(step, loss, psnr, psnr_average)
 
 

@@ -15,6 +15,7 @@ from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
+from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
@@ -40,6 +41,8 @@ class TrainResult:
         steps: updates made.
         interrupted: stopped before the last step.
         collapsed: the output is flat.
+        diverged: the loss left for good: it ended clearly above where it began, or lost most of what it had
+            reached.
         seconds: time this call took.
         backend: that ran it.
     """
@@ -52,6 +55,7 @@ class TrainResult:
     steps: int
     interrupted: bool
     collapsed: bool
+    diverged: bool
     seconds: float
     backend: str
 
@@ -101,7 +105,7 @@ def train_sparse(
         MaskMismatchError: the mask belongs to another network.
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here.
-        OESError: the loss became infinite or NaN.
+        OESError: the loss became infinite or NaN; the message says when and what may be to blame.
     """
     check_run_inputs(net, z, noisy, clean)
     if not isinstance(mask, Mask):
@@ -145,6 +149,7 @@ def train_sparse(
         steps=finished.steps,
         interrupted=finished.interrupted,
         collapsed=detect_collapse(finished.output, noisy, run.phase),
+        diverged=detect_divergence(finished.history, finished.steps, run.phase),
         seconds=finished.seconds,
         backend=backend,
     )
@@ -203,6 +208,10 @@ class TrainRun:
     def objective(self) -> Tensor:
         """Mean squared error to the noisy image."""
         return self._loss.detach()
+
+    def terms(self) -> tuple[Tensor, None]:
+        """The objective; there is no KL term."""
+        return self._loss.detach(), None
 
     def update(self, step: int | Clock) -> None:
         """Gradient and one step of Adam."""
