@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch import nn
 import oes_fast as oes
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.divergence import finite_logits, has_diverged
+
+pytest_plugins = ("cli_fixtures",)
 
 
 def curve(shape, count=101, start=0.1, seed=0, noise=0.0):
@@ -229,6 +233,35 @@ def test_a_state_that_cannot_be_saved_is_said_once_an_interval(make_problem, tmp
     assert len([w for w in seen if issubclass(w.category, oes.CheckpointWarning)]) == 1
 
 
+@pytest.mark.parametrize("record_every", [4, 100])
+def test_a_search_that_is_not_finite_at_its_end_returns_the_mask_of_its_last_record(
+    make_problem, tmp_path, record_every
+):
+    problem, path = make_problem(dtype=torch.float32), tmp_path / "search.ckpt"
+    last = 8 if record_every == 4 else 0
+    broken = copy.deepcopy(problem)
+    calls = []
+
+    def break_later(module, inputs, output):
+        calls.append(1)
+        return output if len(calls) <= 9 else output * math.inf
+
+    broken.net[-1].register_forward_hook(break_later)
+    options = {"backend": "reference", "record_every": record_every}
+    with (
+        pytest.warns(
+            oes.DivergedRunWarning, match=rf"^search: .* at step 10, .*the result is that of step {last}$"
+        ),
+        pytest.warns(oes.CheckpointWarning, match="logits"),
+    ):
+        found = search(broken, steps=10, checkpoint=path, **options)
+    assert found.diverged
+    expected = search(problem, steps=last, **options)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.mask.flat, expected.mask.flat)
+    assert found.history.step[-1] == last
+
+
 def test_a_mask_is_cut_from_the_logits_that_are_numbers():
     logits = torch.tensor([0.5, math.nan, math.inf, -math.inf, -2.0])
     with pytest.warns(oes.DivergedRunWarning, match=r"^search: 3 of 5 logits"):
@@ -247,6 +280,12 @@ def test_the_command_line_says_and_writes(cli_images, tmp_path, capsys, monkeypa
     def fail(self, step, state):
         raise RuntimeError("no save")
 
+    def small(noisy, *, seed):
+        net = oes.models.skip(4, noisy.shape[1], num_channels_down=(4, 6), filter_size_down=3, seed=seed)
+        return net, oes.noise_input(4, noisy.shape[-2:], seed=seed)
+
+    for module in ("search", "restore"):
+        monkeypatch.setattr(sys.modules[f"oes_fast.cli.{module}"], "fresh_generator", small)
     monkeypatch.setattr(Checkpoint, "save", fail)
     assert run_command("search", image, "-o", mask, "--steps", "1", "--density", "0.5", *common) == 0
     assert "no save; the run goes on without a checkpoint of step 1" in capsys.readouterr().err

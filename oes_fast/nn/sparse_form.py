@@ -229,6 +229,7 @@ class _SparseForm(torch.autograd.Function):
 def _is_plain(grad: Tensor) -> bool:
     return (
         type(grad) is Tensor
+        and not torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched
         and torch._C._functorch.peek_interpreter_stack() is None
         and _python_dispatch._get_current_dispatch_mode() is None
     )

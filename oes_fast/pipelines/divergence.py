@@ -66,9 +66,10 @@ def detect_divergence(history: History, steps: int, phase: str) -> bool:
     if not has_diverged(losses, steps, phase):
         return False
     best = min(history, key=lambda record: record.loss)
+    remedy = "a lower learning rate may help" + (", or a smaller kl" if phase == "search" else "")
     warnings.warn(
         f"{phase}: the run has diverged: the loss was {losses[0]:.4g} at the start, {best.loss:.4g} at step "
-        f"{best.step}, the lowest, and is {losses[-1]:.4g} at the end; a lower learning rate may help",
+        f"{best.step}, the lowest, and is {losses[-1]:.4g} at the end; {remedy}",
         DivergedRunWarning,
         stacklevel=4,  # the caller of the pipeline: past it and the decorator around it
     )
@@ -112,8 +113,8 @@ def finite_logits(logits: Tensor) -> Tensor:
     if bool(logits.isnan().all()):
         raise OESError("search: none of the logits is a number, so there is no mask to cut")
     warnings.warn(
-        f"search: {bad} of {logits.numel()} logits are NaN or infinite: the mask is cut with infinite ones as "
-        "they are and without the NaN",
+        f"search: {bad} of {logits.numel()} logits are NaN or infinite: infinite ones are taken as the "
+        "largest there are, NaN as never kept",
         DivergedRunWarning,
         stacklevel=4,
     )
@@ -155,8 +156,8 @@ def blame(
     if step == 0:
         bad = output.numel() - int(torch.isfinite(output).sum())
         return (
-            f"{said}, before any update, so the learning rate is not to blame: {bad} of {output.numel()} outputs "
-            "of the network are NaN or infinite, or they are too large to square; its weights may be too large, "
-            "or its code divides by 0"
+            f"{said}, before any update, so the learning rate is not to blame: {bad} of {output.numel()} "
+            "outputs of the network are NaN or infinite, or they are too large to square; its weights may be "
+            "too large, or its code divides by 0"
         )
     return f"{said}; a lower learning rate may help"

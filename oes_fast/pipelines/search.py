@@ -214,7 +214,7 @@ def search_mask(
         steps=finished.steps,
         interrupted=finished.interrupted,
         collapsed=detect_collapse(output, noisy, run.phase),
-        diverged=detect_divergence(finished.history, finished.steps, run.phase),
+        diverged=finished.fell_back or detect_divergence(finished.history, finished.steps, run.phase),
         seconds=finished.seconds,
         backend=backend,
     )
@@ -248,6 +248,7 @@ class SearchRun:
         # All levels are equally likely at first.
         self._initial_logit = initial_logit(levels)
         self.logits = self.w0.new_full(shape, self._initial_logit)
+        self._kept: Tensor | None = None
         self._exp_avg = torch.zeros_like(self.logits)
         self._exp_avg_sq = torch.zeros_like(self.logits)
         self._weights = torch.empty_like(self.w0)
@@ -289,6 +290,20 @@ class SearchRun:
         initial = mask_kl(torch.full_like(self.logits, self._initial_logit), density=self._density)
         return self._loss.detach(), (self._kl, self._kl * float(initial))
 
+    def keep(self) -> None:
+        """Remember the logits: a mask can be cut from them whatever becomes of the search."""
+        if self._kept is None:
+            self._kept = self.logits.clone()
+        else:
+            self._kept.copy_(self.logits)
+
+    def fall_back(self) -> bool:
+        """Take the logits last kept."""
+        if self._kept is None:
+            return False
+        self.logits.copy_(self._kept)
+        return True
+
     def update(self, step: int | Clock) -> None:
         """Gradient of the masked weights, then the fused update of the logits."""
         (grad,) = torch.autograd.grad(self._loss, self._weights)
@@ -319,3 +334,4 @@ class SearchRun:
         """Take over what :meth:`state` gave."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        self.keep()

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError
+from oes_fast.errors import CheckpointError, CheckpointWarning, DivergedRunWarning, InputError, OESError
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.divergence import blame
 from oes_fast.pipelines.history import History
@@ -37,6 +37,12 @@ class Run(Protocol):
 
     def terms(self) -> tuple[Tensor, tuple[float, float] | None]:
         """(mean squared error of the objective, weight of its KL term and the term's value at the start)."""
+
+    def keep(self) -> None:
+        """Remember what a result can be made of, should the run be no longer finite at its end."""
+
+    def fall_back(self) -> bool:
+        """Go back to what was last kept; whether there is a result then."""
 
     def average(self) -> Tensor | None:
         """Running average of the outputs, or None."""
@@ -90,6 +96,7 @@ class Finished:
         history: recorded steps.
         steps: updates made.
         interrupted: stopped by a callback before the last step, or by Ctrl-C.
+        fell_back: no longer finite at its end, and set back to the last record.
         seconds: time this call took.
     """
 
@@ -98,6 +105,7 @@ class Finished:
     history: History
     steps: int
     interrupted: bool
+    fell_back: bool
     seconds: float
 
 
@@ -134,7 +142,7 @@ def run_steps(
         history = History(state.pop("history"))
         _check_state(checkpoint, state, run.state())
         run.load_state(state)
-    stop = False
+    stop = fell_back = False
     with _delayed_interrupt() as interrupted:
         while True:
             final = step >= steps or stop or interrupted()
@@ -142,7 +150,7 @@ def run_steps(
                 _save(checkpoint, step, run, history)
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
-                _record(history, step, run, output, clean)
+                fell_back = _record(history, step, run, output, clean, final=final)
             if (
                 callback is not None
                 and callback(StepInfo(run.phase, step, steps, output, run, clean)) is True
@@ -155,7 +163,7 @@ def run_steps(
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
         stopped = step < steps or interrupted()
     seconds = time.monotonic() - began
-    return Finished(output, run.average(), history, step, stopped, seconds)
+    return Finished(output, run.average(), history, step, stopped, fell_back, seconds)
 
 
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
@@ -183,7 +191,10 @@ def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None
         warnings.warn(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
 
 
-def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor | None) -> None:
+def _record(
+    history: History, step: int, run: Run, output: Tensor, clean: Tensor | None, *, final: bool
+) -> bool:
+    """Add a record; whether the run is no longer finite at its end and fell back to the last record."""
     nan = float("nan")
     average = run.average()
     psnr: Tensor | float = nan if clean is None else psnr_tensor(output, clean)
@@ -191,8 +202,14 @@ def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor
     loss = run.objective()
     if not torch.isfinite(loss):
         data_loss, kl = run.terms()
-        raise OESError(blame(run.phase, step, float(loss), float(data_loss), output, history, kl))
+        said = blame(run.phase, step, float(loss), float(data_loss), output, history, kl)
+        if not final or not len(history) or not run.fall_back():
+            raise OESError(said)
+        warnings.warn(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning, 5)
+        return True
     history.add(step, loss, psnr, psnr_average)
+    run.keep()
+    return False
 
 
 @contextmanager

@@ -213,6 +213,13 @@ class TrainRun:
         """The objective; there is no KL term."""
         return self._loss.detach(), None
 
+    def keep(self) -> None:
+        """Nothing: the image of weights that are not finite is none."""
+
+    def fall_back(self) -> bool:
+        """There is no result."""
+        return False
+
     def update(self, step: int | Clock) -> None:
         """Gradient and one step of Adam."""
         (grad,) = torch.autograd.grad(self._loss, self.weights)
