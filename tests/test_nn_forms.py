@@ -34,6 +34,7 @@ def fresh(tmp_path, monkeypatch):
     """A folder of its own, nothing known."""
     require("cpu")
     monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
+    monkeypatch.setattr(sparse_form, "_DENSE_BELOW", 0)  # these images are small
     sparse_form._known.cache_clear()
     yield
     sparse_form._known.cache_clear()
@@ -225,6 +226,10 @@ def test_clear_cases_are_not_timed(monkeypatch):
     for density in (0, 0.95, 1.1):
         layer = make(density, padding=1)
         torch.testing.assert_close(layer(x), dense(layer, x))
+    monkeypatch.undo()
+    monkeypatch.setattr(sparse_form, "_measure", None)
+    layer = make(0.1, padding=1)
+    assert torch.equal(layer(x), dense(layer, x))  # calls cost more than its sums
     layer = make(1.1, padding=1)
     conv = torch.nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
     conv.load_state_dict({"weight": layer.weight, "bias": layer.bias})

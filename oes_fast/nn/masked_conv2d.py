@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -104,15 +105,24 @@ class MaskedConv2d(nn.Conv2d):
             raise InputError(f"x: expected a tensor of 4 dimensions, got {_kind(x)}")
         if x.ndim == 3:
             return self.forward(x[None])[0]
-        if torch.is_autocast_enabled(x.device.type) or self.weight.dtype not in FLOAT_DTYPES:
+        autocast = _autocasts(x.device.type)
+        if autocast or self.weight.dtype not in FLOAT_DTYPES:
             # What PyTorch makes of other dtypes: the kernels, and the operation, have two.
-            if not torch.is_autocast_enabled(x.device.type):
+            if not autocast:
                 check_tensor("x", x, dtypes=(self.weight.dtype,), device=self.weight.device)
             return self._conv_forward(x, self.weight * self.mask, self.bias)
-        if not torch.compiler.is_compiling() and self._is_sparse_problem(x):
-            output = self._timed(x)
-            if output is not None:
-                return output
+        if not torch.compiler.is_compiling() and x.device.type == "cpu":
+            mask = self.mask
+            seen = _DENSE.get(self)
+            if (
+                seen is not None
+                and seen == _call(x, mask)
+                and seen.mask is mask
+                and x.dtype == self.weight.dtype
+            ):
+                return self._conv_forward(x, self.weight * mask, self.bias)
+            if self._is_sparse_problem(x):
+                return self._timed(x)
         return masked_conv2d(
             x,
             self.weight,
@@ -148,8 +158,9 @@ class MaskedConv2d(nn.Conv2d):
             and sparse_form.usable(x, self.weight, self.mask, self.bias)
         )
 
-    def _timed(self, x: Tensor) -> Tensor | None:
-        """The output where a form other than the dense one is faster, or nothing is dropped; else None."""
+    def _timed(self, x: Tensor) -> Tensor:
+        """The output, in the form that is faster."""
+        call = _call(x, self.mask)
         kept = _KEPT.get(self)
         # By content: whatever wrote to the mask, and however, is seen.
         if kept is None or kept.mask.shape != self.mask.shape or not torch.equal(kept.mask, self.mask):
@@ -163,12 +174,39 @@ class MaskedConv2d(nn.Conv2d):
             window = window._replace(rows=0, columns=0)
         forms = sparse_form.choose(kept, x, self.weight, window)
         if forms is None:
+            if call is not None:
+                _DENSE[self] = call
             return F.conv2d(x, self.weight * self.mask, self.bias, window.stride, window[1:])
         return sparse_form.sparse_form(kept, forms, x, self.weight, self.bias, window)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call whose dense form was found the faster one; where the next is the same, nothing is looked up."""
+
+    mask: Tensor = field(compare=False)
+    version: int
+    shape: torch.Size
+    dtype: torch.dtype
+    threads: int
+
+
+def _call(x: Tensor, mask: Tensor) -> _Call | None:
+    if mask.is_inference():  # it counts no versions
+        return None
+    return _Call(mask, mask._version, x.shape, x.dtype, torch.get_num_threads())
+
+
 # Beside the layers and not in them: copies, pickles and state dicts hold nothing of it.
 _KEPT: WeakKeyDictionary[MaskedConv2d, sparse_form.Kept] = WeakKeyDictionary()
+_DENSE: WeakKeyDictionary[MaskedConv2d, _Call] = WeakKeyDictionary()
+
+
+def _autocasts(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except RuntimeError:  # a kind of device without, such as "meta"
+        return False
 
 
 def _kind(x: object) -> str:

@@ -30,8 +30,10 @@ from oes_fast.ops.sparse_conv2d import SparsePattern
 _ROUNDS = 12
 _CLEAR = 1.5  # a ratio of times that needs no more rounds
 _SECONDS = 1.0  # after which no more rounds begin
+_OVERHEAD = 50e-6  # seconds that a call of the sparse form costs around the kernels
 _GAIN = 0.85  # share of the dense time that the sparse form must stay below: a draw goes to the dense one
 _DENSE_FROM = 0.85  # share of weights kept from which nothing is timed
+_DENSE_BELOW = 2**22  # multiply-accumulates of the dense form below which calls cost more than sums
 
 
 class Window(NamedTuple):
@@ -109,7 +111,7 @@ def choose(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Forms | Non
         weight: [O, C, kH, kW].
         window: of the convolution.
     """
-    if not kept.count or kept.share >= _DENSE_FROM:
+    if not kept.count or kept.share >= _DENSE_FROM or _macs(x, weight, window) < _DENSE_BELOW:
         return None
     problem = (x.shape, x.dtype, window, torch.get_num_threads())
     if problem not in kept.known:
@@ -123,6 +125,10 @@ def choose(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Forms | Non
         forms = Forms(*map(bool, known[key]))
         kept.known[problem] = forms if any(forms) else None
     return kept.known[problem]
+
+
+def _macs(x: Tensor, weight: Tensor, window: Window) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3] * weight.numel() // window.stride**2
 
 
 def _file(capability: str) -> Path:
@@ -156,7 +162,7 @@ def _measure(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Forms:
 
 
 def _faster(first: Callable[[], object], second: Callable[[], object]) -> bool:
-    """Whether ``first`` takes clearly less time than ``second``: the least of some rounds in turn."""
+    """Whether ``first``, the sparse form, takes clearly less time: the least of some rounds in turn."""
     least = [math.inf, math.inf]
     started = time.perf_counter()
     for turn in range(_ROUNDS):
@@ -167,7 +173,7 @@ def _faster(first: Callable[[], object], second: Callable[[], object]) -> bool:
         clear = max(least) > _CLEAR * min(least) or time.perf_counter() - started > _SECONDS
         if turn >= 2 and clear:  # the first round warms up
             break
-    return least[0] < _GAIN * least[1]
+    return least[0] + _OVERHEAD < _GAIN * least[1]
 
 
 def sparse_form(
