@@ -179,6 +179,27 @@ def test_the_first_step_blames_the_network_and_not_the_learning_rate(make_proble
         train(full)
 
 
+class Root(nn.Module):
+    """A network with a finite output and no derivative."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, z):
+        output = self.net(z)
+        return output + torch.sqrt(output - output.detach())
+
+
+@pytest.mark.parametrize("run", [train, search])
+def test_a_first_gradient_that_is_not_finite_is_said(make_problem, run):
+    problem = make_problem()
+    net = Root(problem.net)
+    broken = problem._replace(net=net, mask=oes.Mask.from_flat(net, problem.mask.flat))
+    with pytest.raises(oes.OESError, match=r"gradient of the first step is NaN or infinite .* not to blame"):
+        run(broken, backend="reference")
+
+
 @pytest.mark.parametrize("kl", [1e36, 1e38])
 def test_a_large_kl_is_blamed(make_problem, kl):
     with pytest.raises(

@@ -38,7 +38,7 @@ class MaskedConv2d(nn.Conv2d):
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, mask: Tensor | None = None) -> MaskedConv2d:
-        """A masked copy of a convolution.
+        """A masked copy of a convolution, of whose parameters it shares none, tied ones included.
 
         Args:
             conv: the layer to copy, of float32, float64, float16 or bfloat16. A layer that

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oes_fast.errors import CheckpointError, CheckpointWarning, DivergedRunWarning, InputError, OESError
 from oes_fast.pipelines.checkpoint import Checkpoint
-from oes_fast.pipelines.divergence import blame
+from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 
 
@@ -159,6 +159,8 @@ def run_steps(
             if final:
                 break
             run.update(step)
+            if step == 0:
+                check_first_gradient(run.phase, run.state()["exp_avg"])
             step += 1
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
         stopped = step < steps or interrupted()
