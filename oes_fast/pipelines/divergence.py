@@ -107,8 +107,8 @@ def check_first_gradient(phase: str, exp_avg: Tensor) -> None:
     if bad:
         raise OESError(
             f"{phase}: the gradient of the first step is NaN or infinite for {bad} of {exp_avg.numel()} "
-            "weights, so the learning rate is not to blame: the network's weights may be too large, or its code "
-            "has no derivative there, as a root at 0"
+            "weights, so the learning rate is not to blame: the network's weights may be too large, or its "
+            "code has no derivative there, as a root at 0"
         )
 
 
