@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -116,8 +115,8 @@ class MaskedConv2d(nn.Conv2d):
             seen = _DENSE.get(self)
             if (
                 seen is not None
-                and seen == _call(x, mask)
                 and seen.mask is mask
+                and seen[1:] == (mask._version, x.shape, torch.get_num_threads())
                 and x.dtype == self.weight.dtype
             ):
                 return self._conv_forward(x, self.weight * mask, self.bias)
@@ -160,11 +159,11 @@ class MaskedConv2d(nn.Conv2d):
 
     def _timed(self, x: Tensor) -> Tensor:
         """The output, in the form that is faster."""
-        call = _call(x, self.mask)
         kept = _KEPT.get(self)
         # By content: whatever wrote to the mask, and however, is seen.
         if kept is None or kept.mask.shape != self.mask.shape or not torch.equal(kept.mask, self.mask):
             kept = _KEPT[self] = sparse_form.Kept(self.mask)
+        shape = x.shape
         rows, columns = cast("tuple[int, int]", self.padding)
         if kept.count == kept.mask.numel():
             return self._conv_forward(x, self.weight, self.bias)
@@ -174,27 +173,19 @@ class MaskedConv2d(nn.Conv2d):
             window = window._replace(rows=0, columns=0)
         forms = sparse_form.choose(kept, x, self.weight, window)
         if forms is None:
-            if call is not None:
-                _DENSE[self] = call
+            if not self.mask.is_inference():  # it counts no versions
+                _DENSE[self] = _Call(self.mask, self.mask._version, shape, torch.get_num_threads())
             return F.conv2d(x, self.weight * self.mask, self.bias, window.stride, window[1:])
         return sparse_form.sparse_form(kept, forms, x, self.weight, self.bias, window)
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """A call whose dense form was found the faster one; where the next is the same, nothing is looked up."""
 
-    mask: Tensor = field(compare=False)
+    mask: Tensor
     version: int
     shape: torch.Size
-    dtype: torch.dtype
     threads: int
-
-
-def _call(x: Tensor, mask: Tensor) -> _Call | None:
-    if mask.is_inference():  # it counts no versions
-        return None
-    return _Call(mask, mask._version, x.shape, x.dtype, torch.get_num_threads())
 
 
 # Beside the layers and not in them: copies, pickles and state dicts hold nothing of it.
