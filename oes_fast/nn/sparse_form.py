@@ -52,6 +52,9 @@ class Forms(NamedTuple):
     grad_weight: bool
 
 
+_NONE = Forms(False, False, False)
+
+
 class Kept:
     """The weights a mask keeps, as the kernels read them.
 
@@ -152,17 +155,33 @@ def _measure(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Forms:
             lambda: _dense_gradients(grad, x, weight * kept.mask, window, *wanted),
         )
 
-    return Forms(
-        _faster(
-            lambda: _sparse(kept, x, weight, window), lambda: _dense(x, weight * kept.mask, None, window)
-        ),
-        faster_gradient(True),
-        faster_gradient(False),
+    def step(forms: Forms) -> Callable[[], object]:
+        return lambda: _step(kept, forms, x, weight, window, grad)
+
+    output = _faster(
+        lambda: _sparse(kept, x, weight, window), lambda: _dense(x, weight * kept.mask, None, window)
     )
+    best = Forms(output, faster_gradient(True), faster_gradient(False))
+    # The parts together, with all that lies between them: what does not pay as a whole is left out.
+    for forms in (best, Forms(output, False, False)):
+        if any(forms) and _faster(step(forms), step(_NONE), clearly=False):
+            return forms
+    return _NONE
 
 
-def _faster(first: Callable[[], object], second: Callable[[], object]) -> bool:
-    """Whether ``first``, the sparse form, takes clearly less time: the least of some rounds in turn."""
+def _step(kept: Kept, forms: Forms, x: Tensor, weight: Tensor, window: Window, grad: Tensor) -> object:
+    """Output and both gradients."""
+    with torch.enable_grad():
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        if any(forms):
+            output = sparse_form(kept, forms, x, weight, None, window)
+        else:
+            output = _dense(x, weight * kept.mask, None, window)
+        return torch.autograd.grad(output, (x, weight), grad)
+
+
+def _faster(first: Callable[[], object], second: Callable[[], object], *, clearly: bool = True) -> bool:
+    """Whether ``first``, the sparse form, takes (clearly) less time: the least of some rounds in turn."""
     least = [math.inf, math.inf]
     started = time.perf_counter()
     for turn in range(_ROUNDS):
@@ -173,7 +192,7 @@ def _faster(first: Callable[[], object], second: Callable[[], object]) -> bool:
         clear = max(least) > _CLEAR * min(least) or time.perf_counter() - started > _SECONDS
         if turn >= 2 and clear:  # the first round warms up
             break
-    return least[0] + _OVERHEAD < _GAIN * least[1]
+    return least[0] + _OVERHEAD < _GAIN * least[1] if clearly else least[0] < least[1]
 
 
 def sparse_form(
