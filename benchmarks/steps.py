@@ -84,7 +84,8 @@ def mask_steps(
 ) -> dict[str, Callable[[], object]]:
     """What a search step does but for the network: drawing the mask, KL term, chain rule and Adam."""
     published = PublishedSearch(net, z, noisy)
-    grads = [1e-6 * torch.randn_like(parameter) for parameter in net.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    grads = [1e-6 * torch.randn(p.shape, generator=generator).to(p) for p in net.parameters()]
     steps: dict[str, Callable[[], object]] = {"published": lambda: published.mask_step(grads)}
     w0, grad = flatten(net), torch.cat([g.flatten() for g in grads])
     for backend in backends:

@@ -19,7 +19,7 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
-from oes_fast.choices import choices_file, read_choices, store_choices
+from oes_fast.choices import choices_file, known_choice, note_choice, read_choices, store_choices
 
 
 class Config(NamedTuple):
@@ -95,7 +95,7 @@ def run(
     file = cache_file()
     known = _chosen.get((file, key))
     if known is None:
-        known = _stored(file).get(key)
+        known = _taken(file, key) or _stored(file).get(key)
         if known is None and _measuring:
             known = _fastest(configs, launch)
             _store(file, key, known)
@@ -109,7 +109,9 @@ def run(
             if place == len(order) - 1:
                 raise
             continue
-        _chosen[file, key] = config
+        if _chosen.get((file, key)) != config:
+            _chosen[file, key] = config
+            note_choice(f"kernel {file.stem} {key}", list(config))
         return
 
 
@@ -169,6 +171,14 @@ def _file_of(device: int | None, folder: str | None) -> Path:
         major, minor = torch.cuda.get_device_capability(device)
         which = f"{torch.cuda.get_device_name(device)}-sm{major}{minor}"
     return choices_file("kernels", which, "triton", triton.__version__, "torch", torch.__version__)
+
+
+def _taken(file: Path, key: str) -> Config | None:
+    """What a run that is resumed here has chosen."""
+    row = known_choice(f"kernel {file.stem} {key}")
+    with contextlib.suppress(TypeError, ValueError):
+        return Config(*(int(number) for number in row))
+    return None
 
 
 @functools.cache

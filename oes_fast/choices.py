@@ -31,8 +31,18 @@ def choice(key: str, find: Callable[[], Any]) -> Any:
         find: looks it up or measures it; gives a JSON value.
     """
     if key not in _in_use:
-        _in_use[key] = find()
+        note_choice(key, find())
     return _in_use[key]
+
+
+def known_choice(key: str) -> Any:
+    """The choice that this process has made under ``key``; None if there is none yet."""
+    return _in_use.get(key)
+
+
+def note_choice(key: str, value: Any) -> None:
+    """Remember a choice, a JSON value, as one that this process has made."""
+    _in_use[key] = value
 
 
 def choices_in_use() -> dict[str, Any]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from oes_fast.pipelines.differences import Difference
+from typing import Any
 
 
 class OESError(Exception):
@@ -25,12 +22,10 @@ class CheckpointError(InputError):
 
     Attributes:
         path: the file, None if it is not known.
-        differences: the settings that differ, each with ``key``, ``found`` and ``wanted``.
+        differences: the settings that differ, each a :class:`oes_fast.pipelines.differences.Difference`.
     """
 
-    def __init__(
-        self, *message: object, path: object = None, differences: tuple[Difference, ...] = ()
-    ) -> None:
+    def __init__(self, *message: object, path: object = None, differences: tuple[Any, ...] = ()) -> None:
         super().__init__(*message)
         self.path = path
         self.differences = differences
@@ -49,7 +44,9 @@ class OESWarning(UserWarning):
 
 
 class CheckpointWarning(OESWarning):
-    """A checkpoint could not be written; the run goes on, and the checkpoint before it is still there."""
+    """A checkpoint could not be written, and the one before it is still there; or one that is resumed was
+    made in another environment. The run goes on.
+    """
 
 
 class CollapsedRunWarning(OESWarning):
@@ -58,3 +55,7 @@ class CollapsedRunWarning(OESWarning):
 
 class ImageWarning(OESWarning):
     """An image file was read or written in a way that one should know: a range taken, a part left out."""
+
+
+class DivergedRunWarning(OESWarning):
+    """The loss left for good: it ended clearly above where it began, or lost most of what it had reached."""

@@ -173,8 +173,8 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
     Args:
         pixels: float in [0, 1], any shape and device.
         sigma: standard deviation in units of the [0, 1] range, 0 to 1 (25 levels of 8 bits are 25/255).
-        seed: of the noise, in [0, 2^64). Drawn on the CPU from a generator of its own: every device has the
-            same noise, and the global random state is not touched.
+        seed: of the noise, in [0, 2^64). Drawn on the CPU in float32 from a generator of its own: every
+            device and dtype has the same noise, and the global random state is not touched.
 
     Returns:
         Tensor like ``pixels``.
@@ -190,8 +190,8 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
             f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
         )
     generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), IMAGE_NOISE)
-    noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype)
-    return (pixels + sigma * noise.to(pixels.device)).clamp(0, 1)
+    noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
+    return (pixels + sigma * noise.to(pixels)).clamp(0, 1)
 
 
 def psnr(output: Tensor, clean: Tensor) -> float:

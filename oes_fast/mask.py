@@ -196,7 +196,8 @@ class Mask:
         self.check(net)
         generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), SHUFFLE)
         pieces = self.flat.split(FlatLayout.of(net).sizes)
-        flat = torch.cat([p[torch.randperm(p.numel(), generator=generator)] for p in pieces])
+        orders = [torch.randperm(p.numel(), generator=generator, device="cpu") for p in pieces]
+        flat = torch.cat([p[order] for p, order in zip(pieces, orders, strict=True)])
         return Mask(flat, self.fingerprint, {"source": "shuffled", "seed": seed})
 
     def check(self, net: nn.Module) -> None:

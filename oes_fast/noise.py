@@ -29,7 +29,8 @@ def noise_input(
         size: (H, W) of the image.
         seed: of the noise, in [0, 2^64). The global random state is not touched.
         dtype: float32 or float64.
-        device: where to put it; it is drawn on the CPU, so every device has the same numbers.
+        device: where to put it, None for the CPU. It is drawn on the CPU in float32, so every device and
+            dtype has the same numbers.
 
     Returns:
         Tensor of shape [1, channels, H, W].
@@ -44,4 +45,5 @@ def noise_input(
         raise InputError(f"dtype: expected float32 or float64, got {dtype}")
     generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), INPUT_NOISE)
     shape = (1, check_integer("channels", channels, minimum=1), height, width)
-    return torch.rand(shape, generator=generator, dtype=dtype, device="cpu").mul_(INPUT_SCALE).to(device)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return drawn.mul_(INPUT_SCALE).to("cpu" if device is None else device, dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernel_backends import require
 
+from oes_fast import choices
 from oes_fast.choices import read_choices
 from oes_fast.rewrite import forms
 
@@ -15,8 +16,10 @@ def fresh(tmp_path, monkeypatch):
     """A folder of its own, nothing known."""
     monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
     forms._known.cache_clear()
+    choices._in_use.clear()
     yield
     forms._known.cache_clear()
+    choices._in_use.clear()
 
 
 def spec(share, kind="direct", stride=1):
@@ -56,10 +59,12 @@ def test_the_faster_form_is_kept(monkeypatch, tmp_path):
     (file,) = (tmp_path / "choices").iterdir()
     assert list(read_choices(file).values()) == [True]
     forms._known.cache_clear()  # as another process
+    choices._in_use.clear()
     monkeypatch.setattr(forms, "_time", None)
     assert choose(spec(0.5))
     file.write_text("not JSON")
     forms._known.cache_clear()
+    choices._in_use.clear()
     monkeypatch.setattr(forms, "_time", lambda *args: 2.0 if args[4] else 1.0)
     assert not choose(spec(0.5))
 

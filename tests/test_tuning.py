@@ -14,6 +14,8 @@ from oes_fast.kernels import tuning
 from oes_fast.kernels.tuning import Config, measuring, run
 from triton.runtime.errors import OutOfResources
 
+from oes_fast import choices
+
 REAL_TIME = tuning._time
 CONFIGS = (Config(64), Config(128), Config(256))
 
@@ -25,8 +27,10 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_chosen", {})
     monkeypatch.setattr(tuning, "_time", lambda config, launch: 1 / config.block)
     tuning._stored.cache_clear()
+    choices._in_use.clear()
     yield
     tuning._stored.cache_clear()
+    choices._in_use.clear()
 
 
 @pytest.fixture
@@ -70,6 +74,7 @@ def test_the_fastest_is_remembered_and_kept(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "_measuring", False)
     monkeypatch.setattr(tuning, "_chosen", {})
     tuning._stored.cache_clear()
+    choices._in_use.clear()
     assert launches() == [Config(256)]
     assert launches(problem=(3,)) == [CONFIGS[0]]
 

@@ -207,6 +207,14 @@ Backend = Annotated[
         help=f"How to compute: {', '.join((AUTO, *NAMES))}; `oes-fast info` says which are here.",
     ),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        rich_help_panel=RUN,
+        help="Compare the rewritten network with the dense one before the first step, which costs one dense "
+        "step; where they differ, warn and run the dense one.",
+    ),
+]
 Precision = Annotated[
     str,
     typer.Option(

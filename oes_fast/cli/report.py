@@ -78,10 +78,12 @@ def describe_run(
             **settings,
             "backend": run.backend,
             "precision": run.precision,
+            "verify": run.verify,
             "checkpoint_seconds": run.checkpoint_seconds,
         },
         "resumed": run.resume is True,
         "collapsed": last.collapsed,
+        "diverged": any(result.diverged for result in phases.values()),
         "steps": {name: result.steps for name, result in phases.items()},
         "seconds": {**seconds, "total": sum(seconds.values())},  # of this call, where it was resumed
         "mask": describe_mask(last.mask),

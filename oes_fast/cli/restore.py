@@ -204,6 +204,7 @@ def _compute(
         "clean": problem.clean,
         "backend": run.backend,
         "precision": run.precision,
+        "verify": run.verify,
         "callback": progress.watch,
         "checkpoint_seconds": run.checkpoint_seconds,
     }

@@ -98,6 +98,7 @@ class RunSettings:
         device: where to compute.
         backend: how to compute.
         precision: of float32 products.
+        verify: hold the rewritten network against the dense one first.
         resume: go on from checkpoints (True), start the unfinished phase afresh (False), refuse where there
             are any (None).
         checkpoint_seconds: time between two checkpoints.
@@ -109,6 +110,7 @@ class RunSettings:
     device: torch.device
     backend: str
     precision: str
+    verify: bool
     resume: bool | None
     checkpoint_seconds: float
     quiet: bool
@@ -122,6 +124,7 @@ class RunSettings:
         device: str,
         backend: str,
         precision: str,
+        verify: bool,
         threads: int | None,
         resume: bool | None,
         checkpoint_seconds: float,
@@ -141,6 +144,7 @@ class RunSettings:
             device=find_device(device),
             backend=find_backend(backend),
             precision=check_choice("--precision", precision, PRECISIONS),
+            verify=verify,
             resume=resume,
             checkpoint_seconds=check_number("--checkpoint-seconds", checkpoint_seconds, minimum=0.0),
             quiet=quiet,

@@ -148,7 +148,7 @@ def _read_storage(stream: io.BytesIO, dtype: torch.dtype, numel: int) -> Tensor:
     if len(payload) < length:
         raise PickleError("a storage is cut off")
     if not numel:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     raw = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     if dtype == torch.bool and int(raw.max()) > 1:
         raise PickleError("a bool storage holds bytes other than 0 and 1")
@@ -176,7 +176,7 @@ def _integers(values: object) -> tuple[int, ...]:
 
 def _empty(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     try:
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(size, dtype=dtype, device="cpu")
     except RuntimeError as error:  # sizes whose product overflows, with a zero among them
         raise PickleError("a tensor has a damaged shape") from error
 

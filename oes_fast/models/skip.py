@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from oes_fast._checks import check_choice, check_integer
+from oes_fast._checks import FLOAT_DTYPES, check_choice, check_integer
 from oes_fast.errors import InputError
+from oes_fast.models.drawn import drawn_conv2d
 from oes_fast.models.generator import Concat, Generator, append
 
 PUBLISHED_CHANNELS = (16, 32, 64, 128, 128, 128)
@@ -33,6 +34,8 @@ def skip(
     act_fun: str = "LeakyReLU",
     need1x1_up: bool = False,
     seed: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> Generator:
     """The generator G; the defaults are the published network of OES: 3,008,867 parameters.
 
@@ -55,8 +58,12 @@ def skip(
         downsample_mode: "stride", "avg" or "max", one or one for each scale.
         act_fun: "LeakyReLU" (slope 0.2), "ELU", "SiLU" (alias "Swish") or "none".
         need1x1_up: a 1 x 1 convolution after every convolution going up.
-        seed: of the initial weights (PyTorch's default initialisation). The global random state is left as
-            it was. None draws from the global state, as PyTorch modules do.
+        seed: of the initial weights (PyTorch's default initialisation), in [0, 2^64). They are drawn in
+            float32 on the CPU by a generator of their own and then converted: the same in every dtype, on
+            every device and in every thread, and the global random state is neither read nor changed. None
+            draws from the global state, as PyTorch modules do.
+        dtype: of the weights, float32 or float64; None for torch.get_default_dtype().
+        device: of the weights; None for torch.get_default_device().
 
     Returns:
         A :class:`Generator`: input [N, num_input_channels, H, W], output [N, num_output_channels, H, W], any
@@ -80,6 +87,8 @@ def skip(
     check_choice("act_fun", act_fun, tuple(_ACTIVATIONS))
     check_integer("num_input_channels", num_input_channels, minimum=1)
     check_integer("num_output_channels", num_output_channels, minimum=1)
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise InputError(f"dtype: expected float32 or float64, got {dtype}")
 
     # Batch statistics need more than one pixel at the coarsest scale, reflection by p more than p:
     # going up and across at the size before the down-sampling, going down (second convolution) after it.
@@ -91,36 +100,40 @@ def skip(
             minimum = max(minimum, reach * 2**i)
     net = Generator(multiple=2**depth, minimum=minimum)
 
-    with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            # Not torch.manual_seed: it reseeds every GPU as well, which the fork does not restore.
-            torch.default_generator.manual_seed(check_integer("seed", seed, minimum=0, below=2**64))
-        sequence: nn.Sequential = net
-        inputs = num_input_channels
-        for i in range(depth):
-            deepest = i == depth - 1
-            below = down[i] if deepest else up[i + 1]
-            inner = nn.Sequential()
-            branch = nn.Sequential()
-            _add_conv(branch, inputs, down[i], kernel_down[i], pad, need_bias, act_fun, downsample[i])
-            _add_conv(branch, down[i], down[i], kernel_down[i], pad, need_bias, act_fun)
-            if not deepest:
-                append(branch, inner)
-            append(branch, nn.Upsample(scale_factor=2, mode=upsample[i]))
-            if skips[i]:
-                across = nn.Sequential()
-                _add_conv(across, inputs, skips[i], kernel_skip, pad, need_bias, act_fun)
-                append(sequence, Concat(1, across, branch))
-            else:
-                append(sequence, branch)
-            append(sequence, nn.BatchNorm2d(skips[i] + below))
-            _add_conv(sequence, skips[i] + below, up[i], kernel_up[i], pad, need_bias, act_fun)
-            if need1x1_up:
-                _add_conv(sequence, up[i], up[i], 1, pad, need_bias, act_fun)
-            inputs, sequence = down[i], inner
-        append(net, _conv(up[0], num_output_channels, 1, pad, need_bias))
-        if need_sigmoid:
-            append(net, nn.Sigmoid())
+    make = _Layers(
+        pad,
+        need_bias,
+        act_fun,
+        None if seed is None else _generator(seed),
+        torch.get_default_dtype() if dtype is None else dtype,
+        torch.get_default_device() if device is None else torch.device(device),
+    )
+    sequence: nn.Sequential = net
+    inputs = num_input_channels
+    for i in range(depth):
+        deepest = i == depth - 1
+        below = down[i] if deepest else up[i + 1]
+        inner = nn.Sequential()
+        branch = nn.Sequential()
+        make.add_conv(branch, inputs, down[i], kernel_down[i], downsample[i])
+        make.add_conv(branch, down[i], down[i], kernel_down[i])
+        if not deepest:
+            append(branch, inner)
+        append(branch, nn.Upsample(scale_factor=2, mode=upsample[i]))
+        if skips[i]:
+            across = nn.Sequential()
+            make.add_conv(across, inputs, skips[i], kernel_skip)
+            append(sequence, Concat(1, across, branch))
+        else:
+            append(sequence, branch)
+        append(sequence, make.norm(skips[i] + below))
+        make.add_conv(sequence, skips[i] + below, up[i], kernel_up[i])
+        if need1x1_up:
+            make.add_conv(sequence, up[i], up[i], 1)
+        inputs, sequence = down[i], inner
+    append(net, make.conv(up[0], num_output_channels, 1))
+    if need_sigmoid:
+        append(net, nn.Sigmoid())
     return net
 
 
@@ -133,37 +146,61 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _add_conv(
-    sequence: nn.Sequential,
-    inputs: int,
-    outputs: int,
-    kernel: int,
-    pad: str,
-    bias: bool,
-    act_fun: str,
-    downsample: str | None = None,
-) -> None:
-    """Append convolution, batch norm and activation, with the down-sampling that ``downsample`` names."""
-    append(sequence, _conv(inputs, outputs, kernel, pad, bias, downsample))
-    append(sequence, nn.BatchNorm2d(outputs))
-    append(sequence, _ACTIVATIONS[act_fun]())
+@dataclass(frozen=True)
+class _Layers:
+    """Makes the layers of a network; the order in which they are asked for is that of the random numbers."""
+
+    pad: str
+    bias: bool
+    act_fun: str
+    generator: torch.Generator | None
+    dtype: torch.dtype
+    device: torch.device
+
+    def add_conv(
+        self, sequence: nn.Sequential, inputs: int, outputs: int, kernel: int, downsample: str | None = None
+    ) -> None:
+        """Append convolution, batch norm and activation, with the down-sampling ``downsample`` names."""
+        append(sequence, self.conv(inputs, outputs, kernel, downsample))
+        append(sequence, self.norm(outputs))
+        append(sequence, _ACTIVATIONS[self.act_fun]())
+
+    def conv(self, inputs: int, outputs: int, kernel: int, downsample: str | None = None) -> nn.Sequential:
+        """Padding and convolution, with the down-sampling that ``downsample`` names."""
+        stride = 2 if downsample == "stride" else 1
+        reach = kernel // 2
+        layers: list[nn.Module] = []
+        if self.pad == "reflection":
+            layers.append(nn.ReflectionPad2d(reach))
+            reach = 0
+        layers.append(
+            drawn_conv2d(
+                inputs,
+                outputs,
+                kernel,
+                generator=self.generator,
+                dtype=self.dtype,
+                device=self.device,
+                stride=stride,
+                padding=reach,
+                bias=self.bias,
+            )
+        )
+        if downsample == "avg":
+            layers.append(nn.AvgPool2d(2, 2))
+        if downsample == "max":
+            layers.append(nn.MaxPool2d(2, 2))
+        return nn.Sequential(*layers)
+
+    def norm(self, channels: int) -> nn.BatchNorm2d:
+        """Batch norm."""
+        return nn.BatchNorm2d(channels, dtype=self.dtype, device=self.device)
 
 
-def _conv(
-    inputs: int, outputs: int, kernel: int, pad: str, bias: bool, downsample: str | None = None
-) -> nn.Sequential:
-    stride = 2 if downsample == "stride" else 1
-    reach = kernel // 2
-    layers: list[nn.Module] = []
-    if pad == "reflection":
-        layers.append(nn.ReflectionPad2d(reach))
-        reach = 0
-    layers.append(nn.Conv2d(inputs, outputs, kernel, stride, padding=reach, bias=bias))
-    if downsample == "avg":
-        layers.append(nn.AvgPool2d(2, 2))
-    if downsample == "max":
-        layers.append(nn.MaxPool2d(2, 2))
-    return nn.Sequential(*layers)
+def _generator(seed: int) -> torch.Generator:
+    # Not seeded_generator, which keeps streams apart: these are the words of torch.manual_seed(seed), so that
+    # a seed gives the network that PyTorch gives under it.
+    return torch.Generator("cpu").manual_seed(check_integer("seed", seed, minimum=0, below=2**64))
 
 
 def _channels(name: str, value: int | Sequence[int], depth: int, minimum: int) -> list[int]:

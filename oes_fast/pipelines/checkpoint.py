@@ -5,20 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
-from oes_fast.errors import CheckpointError, InputError, OESError
+from oes_fast.choices import choices_in_use, take_choices
+from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError
 from oes_fast.files import check_writable, load_metadata, load_tensors, save_tensors
 from oes_fast.flat import fingerprint
 from oes_fast.pipelines.differences import compare
+from oes_fast.pipelines.environment import differences as differences_of
+from oes_fast.pipelines.environment import environment
 
 _FORMAT = "oes_fast checkpoint 1"
 _RETRY_SECONDS = 1.0  # from a save that failed to the next, where the interval is shorter
+_LARGE = ": gradients are too large, by a large kl or weights; smaller ones may help"
+_HINTS = {
+    "weights": ": a lower learning rate may help",
+    "logits": ": a lower learning rate may help",
+    "exp_avg": _LARGE,
+    "exp_avg_sq": _LARGE,
+}
 
 
 class Checkpoint:
@@ -31,6 +43,7 @@ class Checkpoint:
         every_seconds: time between two saves.
         resume: go on from the file where it exists; without, an existing file is overwritten.
         words: what to say of settings that are hashes, by their key: "512 x 512 pixels".
+        device: that the run computes on.
 
     Raises:
         OutputError: the file's folder cannot be written to.
@@ -44,6 +57,7 @@ class Checkpoint:
         every_seconds: float = 60.0,
         resume: bool = False,
         words: Mapping[str, str] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if resume and path is None:
             raise InputError("resume: expected a checkpoint to go on from, got checkpoint=None")
@@ -52,6 +66,7 @@ class Checkpoint:
         self.every_seconds = check_number("checkpoint_seconds", every_seconds, minimum=0.0)
         self.resume = resume
         self.words = dict(words or {})
+        self.device = torch.device("cpu") if device is None else device
         self._due_at = time.monotonic() + self.every_seconds
         if path is not None:
             check_writable(path)
@@ -83,7 +98,17 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: the checkpoint was made {clauses}", path=self.path, differences=differences
             )
+        self._warn_of_environment(metadata.get("environment"))
         return step, tensors
+
+    def _warn_of_environment(self, made_in: object) -> None:
+        if isinstance(made_in, dict) and (other := differences_of(made_in, environment(self.device))):
+            warnings.warn(
+                f"{self.path}: the checkpoint was made with {', '.join(other)}: the run goes on from it, but "
+                "may end with other bits than a run without a break: rounding differs, training amplifies it",
+                CheckpointWarning,
+                stacklevel=5,
+            )
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -98,23 +123,47 @@ class Checkpoint:
         """
         if self.path is None:
             return
-        for name, tensor in state.items():
-            if name != "history" and not bool(torch.isfinite(tensor).all()):
-                raise OESError(
-                    f"{self.settings.get('phase', 'run')}: the state ({name}) is no longer finite at step "
-                    f"{step}; a lower learning rate may help. {self.path} is left as it was"
-                )
-        metadata = {"format": _FORMAT, "step": step, "settings": self.settings, "words": self.words}
+        metadata = {
+            "format": _FORMAT,
+            "step": step,
+            "settings": self.settings,
+            "words": self.words,
+            "environment": environment(self.device),
+            "choices": choices_in_use(),
+        }
         wait = max(self.every_seconds, _RETRY_SECONDS)
         try:
+            for name, tensor in state.items():
+                # Buffers of the network may hold infinity from the start, as masks of attention do.
+                bad = tensor.isnan() if name.startswith("buffer.") else ~torch.isfinite(tensor)
+                if name != "history" and bool(bad.any()):
+                    phase = self.settings.get("phase", "run")
+                    raise OESError(
+                        f"{phase}: the state ({name}) is no longer finite at step {step}"
+                        f"{_HINTS.get(name, '')}. {self.path} is left as it was"
+                    )
             save_tensors(
                 self.path,
                 {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
                 metadata,
             )
             wait = self.every_seconds
-        finally:  # a disk that is full now is full at the next step: it is tried again after an interval
+        finally:  # what fails now fails at the next step: it is tried, and said, again after an interval
             self._due_at = time.monotonic() + wait
+
+
+def take_checkpoint_choices(path: str | os.PathLike[str] | None, *, resume: bool) -> None:
+    """Choose between algorithms as the run did that is to be resumed, whatever would be measured now.
+
+    To be called before the network is bound. A file that cannot be read is left to :meth:`Checkpoint.load`.
+    """
+    if path is None or not resume or not os.path.exists(path):
+        return
+    with suppress(InputError):
+        metadata = load_metadata(path)
+        choices = metadata.get("choices")
+        if metadata.get("format") == _FORMAT and isinstance(choices, dict):
+            take_choices(choices)
 
 
 def checkpoint_step(path: str | os.PathLike[str]) -> int | None:

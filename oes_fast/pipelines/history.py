@@ -45,7 +45,7 @@ class History(Sequence[Record]):
     def rows(self) -> Tensor:
         """All records, float64 of shape [records, 4], on the CPU."""
         if not self._rows:
-            return torch.empty(0, len(Record._fields), dtype=torch.float64)
+            return torch.empty(0, len(Record._fields), dtype=torch.float64, device="cpu")
         return torch.stack([row.cpu() for row in self._rows])
 
     def column(self, name: str) -> list[float]:

@@ -11,6 +11,7 @@ from oes_fast._checks import check_tensor, described
 from oes_fast.errors import CollapsedRunWarning, InputError
 from oes_fast.flat import check_network
 from oes_fast.models.generator import Generator
+from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
 
@@ -25,6 +26,7 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
         clean: None or an image of the shape of ``noisy``.
     """
     check_network(net)
+    check_finite_network(net)
     weights = next(net.parameters()).detach()
     check_tensor("z", z, like=weights, finite=True)
     if z.ndim < 2 or z.shape[0] != 1 or z.numel() == 0:

@@ -22,9 +22,15 @@ from oes_fast.ops._library import candidates
 from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
-from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
+from oes_fast.pipelines.checkpoint import (
+    Checkpoint,
+    digest,
+    network_digest,
+    take_checkpoint_choices,
+)
 from oes_fast.pipelines.cut import MASK_OPTIONS, cut_mask
 from oes_fast.pipelines.differences import describe_image, describe_network
+from oes_fast.pipelines.divergence import detect_divergence, finite_logits
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
@@ -56,6 +62,8 @@ class SearchResult:
         steps: updates made.
         interrupted: stopped before the last step.
         collapsed: ``output`` is flat.
+        diverged: the loss left for good: it ended clearly above where it began, or lost most of what it had
+            reached.
         seconds: time this call took.
         backend: that ran it.
     """
@@ -68,6 +76,7 @@ class SearchResult:
     steps: int
     interrupted: bool
     collapsed: bool
+    diverged: bool
     seconds: float
     backend: str
 
@@ -148,7 +157,7 @@ def search_mask(
         InputError: an argument does not fit, with its name.
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here, or was named and has no mask of more than two levels.
-        OESError: the loss became infinite or NaN.
+        OESError: the loss became infinite or NaN; the message says when and what may be to blame.
     """
     check_run_inputs(net, z, noisy, clean)
     z, noisy = ordinary(z), ordinary(noisy)
@@ -167,6 +176,7 @@ def search_mask(
     check_integer("draws", draws, minimum=1, below=2**32)
     if levels > 2 and backend not in (AUTO, "reference", "torch"):
         resolve(backend, z.device, candidates(z.dtype, levels=True))  # says what it lacks
+    take_checkpoint_choices(checkpoint, resume=resume)
     function, backend = make_function(net, z, None, backend, verify=verify)
     options: dict[str, Any] = {
         "density": density,
@@ -202,7 +212,12 @@ def search_mask(
         clean=clean,
         callback=callback,
         checkpoint=Checkpoint(
-            checkpoint, settings, every_seconds=checkpoint_seconds, resume=resume, words=words
+            checkpoint,
+            settings,
+            every_seconds=checkpoint_seconds,
+            resume=resume,
+            words=words,
+            device=z.device,
         ),
     )
     # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
@@ -211,10 +226,11 @@ def search_mask(
         found["levels"] = levels
     if precision != DEFAULT:
         found["precision"] = precision
+    logits = finite_logits(run.logits)
     mask, level, output = cut_mask(
         net,
         run.w0,
-        run.logits,
+        logits,
         lambda weights: function(weights, update_stats=False),
         option=mask_option,
         density=density,
@@ -224,13 +240,14 @@ def search_mask(
     )
     return SearchResult(
         mask=mask,
-        logits=run.logits,
+        logits=logits,
         level=level,
         output=output,
         history=finished.history,
         steps=finished.steps,
         interrupted=finished.interrupted,
         collapsed=detect_collapse(output, noisy, run.phase),
+        diverged=finished.fell_back or detect_divergence(finished.history, finished.steps, run.phase),
         seconds=finished.seconds,
         backend=backend,
     )
@@ -262,7 +279,9 @@ class SearchRun:
         self.w0 = function.initial_weights()
         shape = (self.w0.numel(),) if levels == 2 else (levels - 1, self.w0.numel())
         # All levels are equally likely at first.
-        self.logits = self.w0.new_full(shape, initial_logit(levels))
+        self._initial_logit = initial_logit(levels)
+        self.logits = self.w0.new_full(shape, self._initial_logit)
+        self._kept: Tensor | None = None
         self._exp_avg = torch.zeros_like(self.logits)
         self._exp_avg_sq = torch.zeros_like(self.logits)
         self._weights = torch.empty_like(self.w0)
@@ -299,6 +318,25 @@ class SearchRun:
         """Data term plus the weighted KL term."""
         return self._loss.detach() + self._kl * mask_kl(self.logits, density=self._density)
 
+    def terms(self) -> tuple[Tensor, tuple[float, float]]:
+        """(mean squared error, weight of the KL term and what the term was at the start)."""
+        initial = mask_kl(torch.full_like(self.logits, self._initial_logit), density=self._density)
+        return self._loss.detach(), (self._kl, self._kl * float(initial))
+
+    def keep(self) -> None:
+        """Remember the logits: a mask can be cut from them whatever becomes of the search."""
+        if self._kept is None:
+            self._kept = self.logits.clone()
+        else:
+            self._kept.copy_(self.logits)
+
+    def fall_back(self) -> bool:
+        """Take the logits last kept."""
+        if self._kept is None:
+            return False
+        self.logits.copy_(self._kept)
+        return True
+
     def update(self, step: int | Clock) -> None:
         """Gradient of the masked weights, then the fused update of the logits."""
         (grad,) = torch.autograd.grad(self._loss, self._weights)
@@ -329,3 +367,4 @@ class SearchRun:
         """Take over what :meth:`state` gave."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        self.keep()

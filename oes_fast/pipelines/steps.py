@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError, OutputError
+from oes_fast.errors import CheckpointError, CheckpointWarning, DivergedRunWarning, InputError, OESError
 from oes_fast.pipelines.checkpoint import Checkpoint
+from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 
 
@@ -33,6 +34,15 @@ class Run(Protocol):
 
     def update(self, step: int) -> None:
         """Update number ``step``, from 0."""
+
+    def terms(self) -> tuple[Tensor, tuple[float, float] | None]:
+        """(mean squared error of the objective, weight of its KL term and the term's value at the start)."""
+
+    def keep(self) -> None:
+        """Remember what a result can be made of, should the run be no longer finite at its end."""
+
+    def fall_back(self) -> bool:
+        """Go back to what was last kept; whether there is a result then."""
 
     def average(self) -> Tensor | None:
         """Running average of the outputs, or None."""
@@ -88,6 +98,7 @@ class Finished:
         history: recorded steps.
         steps: updates made.
         interrupted: stopped by a callback before the last step, or by Ctrl-C.
+        fell_back: no longer finite at its end, and set back to the last record.
         seconds: time this call took.
     """
 
@@ -96,6 +107,7 @@ class Finished:
     history: History
     steps: int
     interrupted: bool
+    fell_back: bool
     seconds: float
 
 
@@ -139,7 +151,7 @@ def run_steps(
         history = History(state.pop("history"))
         _check_state(checkpoint, state, run.state())
         run.load_state(state)
-    stop = False
+    stop = fell_back = False
     wrong: InputError | None = None
     with _delayed_signals(saves=checkpoint.path is not None) as interrupted:
         while True:
@@ -148,7 +160,7 @@ def run_steps(
                 _save(checkpoint, step, run, history)
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
-                _record(history, step, run, output, clean)
+                fell_back = _record(history, step, run, output, clean, final=final)
             if callback is not None and wrong is None:
                 answer = callback(StepInfo(run.phase, step, steps, output, run, clean))
                 try:
@@ -158,13 +170,15 @@ def run_steps(
             if final:
                 break
             run.update(step)
+            if step == 0:
+                check_first_gradient(run.phase, run.state()["exp_avg"])
             step += 1
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
         stopped = step < steps or interrupted()
     if wrong is not None:
         raise wrong
     seconds = time.monotonic() - began
-    return Finished(output, run.average(), history, step, stopped, seconds)
+    return Finished(output, run.average(), history, step, stopped, fell_back, seconds)
 
 
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
@@ -188,21 +202,30 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
 def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None:
     try:
         checkpoint.save(step, {**run.state(), "history": history.rows})
-    except OutputError as error:  # a full disk is no reason to lose what is computed
-        warnings.warn(f"{error}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
+    except Exception as error:  # a full disk, say, is no reason to lose what is computed
+        text = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
 
 
-def _record(history: History, step: int, run: Run, output: Tensor, clean: Tensor | None) -> None:
+def _record(
+    history: History, step: int, run: Run, output: Tensor, clean: Tensor | None, *, final: bool
+) -> bool:
+    """Add a record; whether the run is no longer finite at its end and fell back to the last record."""
     nan = float("nan")
     average = run.average()
     psnr: Tensor | float = nan if clean is None else psnr_tensor(output, clean)
     psnr_average: Tensor | float = nan if clean is None or average is None else psnr_tensor(average, clean)
     loss = run.objective()
     if not torch.isfinite(loss):
-        raise OESError(
-            f"{run.phase}: the loss is {float(loss)} at step {step}; a lower learning rate may help"
-        )
+        data_loss, kl = run.terms()
+        said = blame(run.phase, step, float(loss), float(data_loss), output, history, kl)
+        if not final or not len(history) or not run.fall_back():
+            raise OESError(said)
+        warnings.warn(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning, 5)
+        return True
     history.add(step, loss, psnr, psnr_average)
+    run.keep()
+    return False
 
 
 def _neither(answer: object, error: Exception) -> InputError:

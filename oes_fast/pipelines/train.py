@@ -14,8 +14,14 @@ from oes_fast.flat import flatten
 from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
-from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
+from oes_fast.pipelines.checkpoint import (
+    Checkpoint,
+    digest,
+    network_digest,
+    take_checkpoint_choices,
+)
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
+from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
@@ -42,6 +48,8 @@ class TrainResult:
         steps: updates made.
         interrupted: stopped before the last step.
         collapsed: the output is flat.
+        diverged: the loss left for good: it ended clearly above where it began, or lost most of what it had
+            reached.
         seconds: time this call took.
         backend: that ran it.
     """
@@ -54,6 +62,7 @@ class TrainResult:
     steps: int
     interrupted: bool
     collapsed: bool
+    diverged: bool
     seconds: float
     backend: str
 
@@ -112,7 +121,7 @@ def train_sparse(
         MaskMismatchError: the mask belongs to another network.
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here.
-        OESError: the loss became infinite or NaN.
+        OESError: the loss became infinite or NaN; the message says when and what may be to blame.
     """
     check_run_inputs(net, z, noisy, clean)
     if not isinstance(mask, Mask):
@@ -124,6 +133,7 @@ def train_sparse(
     check_number("lr", lr, above=0.0)
     if average is not None:
         check_number("average", average, minimum=0.0, below=1.0)
+    take_checkpoint_choices(checkpoint, resume=resume)
     function, backend = make_function(net, z, mask, backend, verify=verify)
     run = TrainRun(function, noisy, lr, average, backend)
     settings = {
@@ -154,7 +164,12 @@ def train_sparse(
         clean=clean,
         callback=callback,
         checkpoint=Checkpoint(
-            checkpoint, settings, every_seconds=checkpoint_seconds, resume=resume, words=words
+            checkpoint,
+            settings,
+            every_seconds=checkpoint_seconds,
+            resume=resume,
+            words=words,
+            device=z.device,
         ),
     )
     return TrainResult(
@@ -166,6 +181,7 @@ def train_sparse(
         steps=finished.steps,
         interrupted=finished.interrupted,
         collapsed=detect_collapse(finished.output, noisy, run.phase),
+        diverged=detect_divergence(finished.history, finished.steps, run.phase),
         seconds=finished.seconds,
         backend=backend,
     )
@@ -224,6 +240,17 @@ class TrainRun:
     def objective(self) -> Tensor:
         """Mean squared error to the noisy image."""
         return self._loss.detach()
+
+    def terms(self) -> tuple[Tensor, None]:
+        """The objective; there is no KL term."""
+        return self._loss.detach(), None
+
+    def keep(self) -> None:
+        """Nothing: the image of weights that are not finite is none."""
+
+    def fall_back(self) -> bool:
+        """There is no result."""
+        return False
 
     def update(self, step: int | Clock) -> None:
         """Gradient and one step of Adam."""

@@ -27,7 +27,7 @@ def fresh_generator(noisy: Tensor, *, seed: int = 0) -> tuple[Generator, Tensor]
     """
     check_tensor("noisy", noisy, ndim=4)
     channels, height, width = noisy.shape[1:]
-    net = skip(INPUT_CHANNELS, channels, seed=seed).to(noisy)
+    net = skip(INPUT_CHANNELS, channels, seed=seed, dtype=noisy.dtype, device=noisy.device)
     z = noise_input(INPUT_CHANNELS, (height, width), seed=seed, dtype=noisy.dtype, device=noisy.device)
     return net, z
 

@@ -100,7 +100,7 @@ def seeded_generator(seed: int, stream: int) -> torch.Generator:
         stream: what it is for.
     """
     low, high = random_bits(seed, 0, 2, stream=stream, device="cpu").tolist()
-    return torch.Generator().manual_seed((high << 32 | low) & 0x7FFFFFFFFFFFFFFF)
+    return torch.Generator("cpu").manual_seed((high << 32 | low) & 0x7FFFFFFFFFFFFFFF)
 
 
 def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,7 +136,7 @@ def logistic_noise(
     Returns:
         ``dtype`` tensor of shape [numel].
     """
-    return _last_noise(seed, step, numel, dtype, device).clone()
+    return _last_noise(seed, step, numel, dtype, _device(device)).clone()
 
 
 def gumbel_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -173,13 +173,16 @@ def level_noise(
     Returns:
         ``dtype`` tensor of shape [levels, numel].
     """
-    return _last_levels(seed, step, numel, levels, stream, dtype, device).clone()
+    return _last_levels(seed, step, numel, levels, stream, dtype, _device(device)).clone()
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """Which one None stands for at the moment: not what it stood for when the noise was kept."""
+    return torch.get_default_device() if device is None else torch.device(device)
 
 
 @functools.lru_cache(maxsize=1)
-def _last_noise(
-    seed: int, step: int, numel: int, dtype: torch.dtype, device: torch.device | str | None
-) -> Tensor:
+def _last_noise(seed: int, step: int, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # A step of the search asks twice, for its sample and for its update; drawing takes most of the time.
     noise = torch.empty(numel, dtype=dtype, device=device)
     return _draw(noise, seed, step, MASK_NOISE, logistic_from_bits)
@@ -193,7 +196,7 @@ def _last_levels(
     levels: int,
     stream: int,
     dtype: torch.dtype,
-    device: torch.device | str | None,
+    device: torch.device,
 ) -> Tensor:
     noise = torch.empty(levels, numel, dtype=dtype, device=device)
     for level, row in enumerate(noise):

@@ -164,7 +164,9 @@ class Program:
         spec.scale = conv.scale
         places = self._weights.places(conv.weight, outputs.vary, source.vary + conv.first)
         first = int(places.flatten()[0])
-        if first >= 0 and torch.equal(places.flatten(), torch.arange(first, first + places.numel())):
+        if first >= 0 and torch.equal(
+            places.flatten(), torch.arange(first, first + places.numel(), device="cpu")
+        ):
             spec.first_weight = first
             spec.dense = True
         else:

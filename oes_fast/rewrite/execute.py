@@ -126,17 +126,17 @@ class Builder:
         if not isinstance(node.stage, s.Constant | s.Parameter | s.Opaque) or len(node.shape) != 4:
             return run
         # These make all channels; their readers expect the ones that are alive.
-        take = positions(torch.arange(node.shape[1]), self._alive[id(node)].vary, self._device)
+        take = positions(torch.arange(node.shape[1], device="cpu"), self._alive[id(node)].vary, self._device)
         return run if take is None else lambda context, values: Value(select(run(context, values).x, take, 1))
 
     def output(self) -> Run:
         """The function that puts the output's channels together."""
-        return self._assembled(self._graph.output, torch.arange(self._graph.output.shape[1]))
+        return self._assembled(self._graph.output, torch.arange(self._graph.output.shape[1], device="cpu"))
 
     # ---- leaves
 
     def _input(self, node: s.Node) -> Run:
-        take = positions(torch.arange(node.shape[1]), self._alive[id(node)].vary, self._device)
+        take = positions(torch.arange(node.shape[1], device="cpu"), self._alive[id(node)].vary, self._device)
         return lambda context, _: Value(select(context.z, take, 1))
 
     def _constant(self, node: s.Node) -> Run:
@@ -424,7 +424,9 @@ class Builder:
         stage = node.stage
         assert isinstance(stage, s.Opaque)
         assemble = [
-            self._assembled(i, torch.arange(i.shape[1])) if len(i.shape) == 4 else (lambda _, v: v[0])
+            self._assembled(i, torch.arange(i.shape[1], device="cpu"))
+            if len(i.shape) == 4
+            else (lambda _, v: v[0])
             for i in node.inputs
         ]
         call = self._call(stage)

@@ -98,18 +98,13 @@ class LoneConvolution:
         self._chain = chain_type(*image, fixed, len(lone.weights))
         self._chain.add_conv(lone)
         self._chain.finish(extension.OutputAct.LEAKY_RELU, 1.0)
-        weights = torch.ones(len(lone.weights), dtype=dtype).numpy()
-        source = torch.ones(self._chain.source_size, dtype=dtype).numpy()
-        output = torch.ones(math.prod(self._chain.shape), dtype=dtype).numpy()
-        grad_source = None if fixed else torch.empty(len(source), dtype=dtype).numpy()
-        self._forward: tuple[Any, ...] = (weights, source, output, [], None)
-        self._backward = (
-            weights,
-            source,
-            output,
-            torch.zeros(len(weights), dtype=dtype).numpy(),
-            grad_source,
+        weights, source, output = (
+            torch.ones(size, dtype=dtype, device="cpu").numpy()
+            for size in (len(lone.weights), self._chain.source_size, math.prod(self._chain.shape))
         )
+        self._forward: tuple[Any, ...] = (weights, source, output, [], None)
+        grad_source = None if fixed else source.copy()
+        self._backward = (weights, source, output, weights.copy(), grad_source)
 
     def forward(self) -> None:
         """The convolution."""

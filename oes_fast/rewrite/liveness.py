@@ -59,7 +59,7 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, 
     status: dict[int, Tensor] = {}
     for node in graph.nodes:
         status[id(node)] = _status(node, [status[id(i)] for i in node.inputs], kept)
-    wanted = {id(node): torch.zeros(_channels(node), dtype=torch.bool) for node in graph.nodes}
+    wanted = {id(node): torch.zeros(_channels(node), dtype=torch.bool, device="cpu") for node in graph.nodes}
     wanted[id(graph.output)][:] = True
     for node in reversed(graph.nodes):
         for source, want in zip(node.inputs, _wants(node, wanted[id(node)], kept), strict=True):
@@ -101,7 +101,7 @@ def _status(node: s.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None) 
         return torch.maximum(*inputs)
     if isinstance(stage, s.Pad | s.Box | s.Pool | s.Upsample | s.Crop):
         return inputs[0]
-    return torch.full((_channels(node),), VARY)
+    return torch.full((_channels(node),), VARY, device="cpu")
 
 
 def _activated(status: Tensor, act: s.Act | None) -> Tensor:
@@ -123,28 +123,28 @@ def _wants(node: s.Node, wanted: Tensor, kept: dict[str, Tensor] | None) -> list
         return [wanted, wanted]
     if isinstance(stage, s.Act | s.Pad | s.Box | s.Pool | s.Upsample | s.Crop):
         return [wanted]
-    return [torch.ones(_channels(i), dtype=torch.bool) for i in node.inputs]
+    return [torch.ones(_channels(i), dtype=torch.bool, device="cpu") for i in node.inputs]
 
 
 def _links(kept: dict[str, Tensor] | None, conv: s.Conv) -> Tensor:
     """Which output reads which input channel: bool [O, I]."""
     inputs, outputs = conv.channels
     if kept is None:
-        return torch.ones(outputs, inputs, dtype=torch.bool)
+        return torch.ones(outputs, inputs, dtype=torch.bool, device="cpu")
     return kept[conv.weight][:, conv.first : conv.first + inputs].flatten(2).any(2)
 
 
 def _kept(kept: dict[str, Tensor] | None, name: str | None, norm: s.Norm, *, missing: bool = True) -> Tensor:
     """Which channels of a batch norm have the parameter ``name``; ``missing`` where it has none."""
     if name is None:
-        return torch.full((norm.channels,), missing)
+        return torch.full((norm.channels,), missing, device="cpu")
     if kept is None:
-        return torch.ones(norm.channels, dtype=torch.bool)
+        return torch.ones(norm.channels, dtype=torch.bool, device="cpu")
     return kept[name][norm.first : norm.first + norm.channels]
 
 
 def _of(kept: dict[str, Tensor] | None, name: str, channels: int) -> Tensor:
-    return torch.ones(channels, dtype=torch.bool) if kept is None else kept[name]
+    return torch.ones(channels, dtype=torch.bool, device="cpu") if kept is None else kept[name]
 
 
 def _merge(varies: Tensor, constant: Tensor) -> Tensor:
