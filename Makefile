@@ -15,7 +15,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The tests of the C++ kernels, for builds made for them alone; the usual build follows, whose objects are kept.
-KERNELS := tests/test_chain.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
+KERNELS := tests/test_chain.py tests/test_chain_checks.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
 	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
 REBUILD := $(BIN)/python setup.py -q build_ext --inplace
 
