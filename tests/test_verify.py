@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -233,3 +234,62 @@ def test_default_device_of_the_caller_does_not_matter(backend):
 def test_dropout_on_the_input_draws_in_the_dense_order():
     net = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 3, 3, padding=1))
     oes.sparsify(net).train()(problem()[0])
+
+
+class Own(nn.Module):
+    """A network whose own code does what a trace cannot see."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.a, self.b, self.code = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(12, 3, 1), code
+        self.kept, self.generator = {}, torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(self.code(self, torch.cat([h, x], 1)))
+
+
+def into_a_fresh_tensor(net, h):
+    out = torch.zeros(h.shape, dtype=h.dtype)
+    out[:, :8] = h[:, :8]
+    return out
+
+
+def counted(net, h):
+    net.kept["calls"] = net.kept.get("calls", 0) + 1
+    return h * net.kept["calls"]
+
+
+def cached(net, h):
+    if "first" not in net.kept:
+        net.kept["first"] = True
+        return h
+    return 2 * h
+
+
+UNSEEN = {
+    "assignment into a fresh tensor": into_a_fresh_tensor,
+    "in place, by the name of an operator": lambda net, h: (
+        torch.ops.aten.mul_.Tensor(torch.ones(1, 12, 1, 1).to(h.dtype), h.detach().mean()) * h
+    ),
+    "isinstance": lambda net, h: 2 * h if isinstance(h, torch.Tensor) else h,
+    "is_tensor": lambda net, h: 2 * h if torch.is_tensor(h) else h,
+    "grad mode": lambda net, h: 2 * h if torch.is_grad_enabled() else h,
+    "a counter in a dictionary": counted,
+    "a cache": cached,
+    "a generator of its own": lambda net, h: h * torch.rand(1, generator=net.generator).item(),
+}
+
+
+@pytest.mark.parametrize("construct", UNSEEN)
+def test_what_a_trace_cannot_see_is_found_where_it_is_not_refused(monkeypatch, construct):
+    """The refusals switched off, one by one what they are for comes through the trace wrong."""
+    trace = importlib.import_module("oes_fast.rewrite.trace")
+    convert = importlib.import_module("oes_fast.rewrite.convert")
+    monkeypatch.setattr(trace, "check_recorded", lambda *_: None)
+    monkeypatch.setattr(trace, "refuse_side_effects", lambda net: nullcontext())
+    monkeypatch.setattr(trace, "isinstance_of_traced", lambda *_: nullcontext())
+    monkeypatch.setattr(convert.Converter, "_refuse_in_place", lambda *_: None)
+    net, (z, _) = Own(UNSEEN[construct]), problem()
+    with pytest.raises(oes.VerificationError, match="Own: rewritten, it computes something else"):
+        oes.sparsify(net).train()(z)

@@ -90,7 +90,9 @@ def compare(
 
 
 def describe_image(image: Tensor) -> str:
-    """ "512 x 512 pixels of 3 channels" for [1, C, H, W]."""
+    """ "512 x 512 pixels of 3 channels" for [1, C, H, W]; the shape of what is no image."""
+    if image.ndim < 3:
+        return f"shape {tuple(image.shape)}"
     channels, height, width = image.shape[-3:]
     return f"{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
 

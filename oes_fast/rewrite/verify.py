@@ -1,8 +1,9 @@
 """The rewritten network held against the dense one, once, before anything relies on it.
 
 Both are run on the caller's own input with weights drawn about the present ones: loss, image, gradients and
-running statistics must agree. The dense network makes one step, in float64 where memory allows: on a CPU
-that takes as long as four to six in float32.
+running statistics must agree, and so must the image of a second call, without gradients: what a network
+keeps from call to call shows there. The dense network makes one step and the forward half of another, in
+float64 where memory allows: on a CPU that takes as long as six to nine steps in float32.
 
 What is compared is the mathematics, so the eps of every norm is raised on both sides: a dense network
 amplifies the rounding of a constant channel by 1 / sqrt(eps), 316 times, in each batch norm, where the
@@ -83,6 +84,7 @@ class Outcome:
         output: image.
         grad: of the kept weights, flat.
         buffers: running statistics afterwards, by name.
+        again: image of a second call, without gradients.
         random: drawn with the random numbers of :func:`_same_random_numbers`.
     """
 
@@ -90,6 +92,7 @@ class Outcome:
     output: Tensor
     grad: Tensor
     buffers: dict[str, Tensor]
+    again: Tensor
     random: bool = False
 
 
@@ -186,7 +189,9 @@ class _Comparison:
         flat = torch.cat(
             [grads.pop(0) if p.requires_grad else torch.zeros_like(p).flatten() for p in net.parameters()]
         )
-        return Outcome(loss.detach(), output.detach(), self._kept_of(flat), buffers)
+        with torch.no_grad():
+            again = net(z)
+        return Outcome(loss.detach(), output.detach(), self._kept_of(flat), buffers, again)
 
     def _rewritten_twice(self, twin: SparseGenerator, like: Outcome, dtype: torch.dtype) -> Iterator[Outcome]:
         """With the loss that the last layer may take along, and with that of the image it gives."""
@@ -202,9 +207,11 @@ class _Comparison:
         head = Head(target) if fused else None
         output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
         loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
-        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        after = {name: buffer.clone() for name, buffer in buffers.items()}
         (grad,) = _gradients(loss, [leaf])
-        return Outcome(loss.detach(), output.detach(), grad, buffers)
+        with torch.no_grad():
+            again = twin.evaluate(leaf, z, buffers, update_stats=True)
+        return Outcome(loss.detach(), output.detach(), grad, after, again)
 
     def _kept_of(self, flat: Tensor) -> Tensor:
         return flat if self._mask is None else flat[self._mask]
@@ -223,6 +230,10 @@ class _Comparison:
             at = tolerance.apart(one, other, 1e-3)
             if at is not None:
                 return f"{name} {_number(one, at)} instead of {_number(other, at)}"
+        at = tolerance.apart(ours.again, theirs.again, 1e-3)
+        if at is not None:
+            one, other = _number(ours.again, at), _number(theirs.again, at)
+            return f"image {one} instead of {other} in a second call, without gradients"
         wrong = self._wrong_gradients(ours, theirs, tolerance)
         if wrong:
             name, at, one, other = wrong[-1]
@@ -268,6 +279,8 @@ class _Comparison:
                     continue
                 if tolerance.apart(ours.loss, dense.loss, 1e-3) is not None:
                     return f"the loss of the last stage{where}"
+                if tolerance.apart(ours.again, dense.again, 1e-3) is not None:
+                    return f"what a call leaves for the next, or does with gradients alone{where}"
                 wrong = self._wrong_gradients(ours, dense, tolerance)
                 if wrong:
                     return f"the backward pass of {wrong[-1][0]}{where}"
