@@ -36,7 +36,7 @@ def cli_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli_denoised(cli_images: Path) -> Path:
     """The output of a denoise run of 2 + 8 steps that nothing disturbed."""
     out = cli_images / "denoised.png"
-    assert run("denoise", cli_images / "rgb.png", "-o", out, *NOISE, *STEPS) == 0
+    assert run("denoise", cli_images / "rgb.png", "-o", out, *NOISE, *STEPS, "--verify") == 0
     return out
 
 

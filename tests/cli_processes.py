@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cli_runs import unverified
+
 COMMAND = [sys.executable, "-m", "oes_fast"]
 
 
@@ -23,7 +25,7 @@ def start(*args: object, before: tuple[str, ...] = (), **options: Any) -> subpro
     """
     env = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("env", {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen([*before, *COMMAND, *map(str, args)], env=env, **(pipes | options))
+    return subprocess.Popen([*before, *COMMAND, *unverified(args)], env=env, **(pipes | options))
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

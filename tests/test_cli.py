@@ -14,6 +14,7 @@ import torch
 from cli_runs import NOISE, RESULTS, files_of, result_of, run
 
 import oes_fast as oes
+from oes_fast.cli import main
 from oes_fast.cli.progress import duration
 
 pytest_plugins = ("cli_fixtures",)
@@ -69,6 +70,21 @@ class TestDenoise:
             oes.psnr(oes.load_image(cli_denoised).pixels, clean), abs=0.05
         )
         assert psnr["peak"] >= psnr["last"]
+
+    @pytest.mark.parametrize("given", [[], ["--verify"], ["--no-verify"]], ids=str)
+    def test_runs_are_verified_unless_told_otherwise(
+        self, given: list[str], cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Asked(Exception):
+            pass
+
+        def search_mask(*args: object, verify: bool, **settings: object) -> None:
+            raise Asked(verify)
+
+        monkeypatch.setattr("oes_fast.cli.restore.search_mask", search_mask)
+        monkeypatch.setenv("OES_FAST_DEBUG", "1")
+        with pytest.raises(Asked, match=str(given != ["--no-verify"])):
+            main(["denoise", str(cli_images / "rgb.png"), "-o", str(tmp_path / "o.png"), "--quiet", *given])
 
     @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
     def test_is_what_the_library_computes(self, cli_denoised: Path, cli_images: Path) -> None:
