@@ -29,7 +29,7 @@ def run(*args: object) -> int:
 
 
 def unverified(args: Sequence[object]) -> list[str]:
-    """The arguments, without the comparison with the dense network: it takes a second and has its own tests."""
+    """The arguments, without the comparison with the dense network, which has tests of its own."""
     arguments = [str(a) for a in args]
     runs = arguments[:1] in (["denoise"], ["search"], ["train"], ["transfer"])
     asked = {"--verify", "--no-verify", "--help", "-h"} & set(arguments)
