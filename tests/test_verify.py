@@ -16,7 +16,7 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.flat import FlatLayout
-from oes_fast.rewrite import execute, verify
+from oes_fast.rewrite import execute, verify, verify_problem
 from oes_fast.rewrite import stages as s
 
 SPARSIFY = importlib.import_module("oes_fast.rewrite.sparsify")  # whose name in the package is the function's
@@ -207,7 +207,7 @@ def test_the_stage_is_named(monkeypatch):
 
 
 def test_without_memory_for_float64(monkeypatch):
-    monkeypatch.setattr(verify, "available_memory", lambda device: 0.0)
+    monkeypatch.setattr(verify_problem, "available_memory", lambda device: 0.0)
     monkeypatch.setattr(verify, "TIGHT", None)
     net, (z, _) = small_net(), problem()
     oes.sparsify(net, mask_of(net)).train()(z)

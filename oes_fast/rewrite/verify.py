@@ -13,32 +13,33 @@ rewritten one has no rounding at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from oes_fast._memory import available_memory
 from oes_fast.copies import copy_network
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
 from oes_fast.rewrite import stages as s
 from oes_fast.rewrite.execute import Head, Value, activate
+from oes_fast.rewrite.verify_problem import (
+    DrawsNumbersError,
+    Watch,
+    drawn_weights,
+    fits_in_float64,
+    gradients,
+    same_random_numbers,
+    target_image,
+    with_raised_eps,
+)
 
 if TYPE_CHECKING:
     from oes_fast.rewrite.plan import Plan
     from oes_fast.rewrite.sparsify import SparseGenerator
-
-EPS = 1e-2  # of norms, at least
-SEED = 20_240_721
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-# Values that a dense step in float64 holds at once for each value of a result: 4 to 7 were measured.
-VALUES_HELD = 8
 
 
 class VerificationError(OESError):
@@ -85,7 +86,7 @@ class Outcome:
         grad: of the kept weights, flat.
         buffers: running statistics afterwards, by name.
         again: image of a second call, without gradients.
-        random: drawn with the random numbers of :func:`_same_random_numbers`.
+        random: drawn with the random numbers of :func:`same_random_numbers`.
     """
 
     loss: Tensor
@@ -128,9 +129,9 @@ class _Comparison:
     def __init__(self, generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: Tensor) -> None:
         self._generator = generator
         self._name = type(net).__name__
-        self._raised = _with_raised_eps(net)
+        self._raised = with_raised_eps(net)
         self._exact = self._raised
-        if _fits_in_float64(generator, net, z):
+        if fits_in_float64(generator, net, z):
             self._exact = copy_network(self._raised).double()
         self.dtype = next(self._exact.parameters()).dtype
         self._z = z.detach()
@@ -139,17 +140,17 @@ class _Comparison:
         flat = torch.ones(layout.numel, dtype=torch.bool, device="cpu") if mask is None else mask.cpu()
         self._kept = {name: int(view.sum()) for name, view in layout.views(flat).items()}
         self._frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
-        self._weights = _drawn(net, generator.dense_weights(), flat)
+        self._weights = drawn_weights(net, generator.dense_weights(), flat)
 
     def dense_and_rewritten(self, kernels: str) -> Outcome:
         """What the rewritten side computes, once it is found to be what the dense one does."""
         twin = self._generator.twin(self._exact, kernels)
-        watch = _Watch(self.dtype)
+        watch = Watch(self.dtype)
         try:
             dense = self._dense(watch)
-        except _DrawsNumbersError:  # such as dropout: both sides are given the same numbers
-            watch = _Watch(self.dtype, may_draw=True)
-            with _same_random_numbers(self._z.device):
+        except DrawsNumbersError:  # such as dropout: both sides are given the same numbers
+            watch = Watch(self.dtype, may_draw=True)
+            with same_random_numbers(self._z.device):
                 dense = replace(self._dense(watch), random=True)
         exact = self.dtype == torch.float64
         tolerance = TIGHT if exact and not watch.narrower else CAST if exact else LOOSE
@@ -175,7 +176,7 @@ class _Comparison:
 
     # ---- the two sides
 
-    def _dense(self, watch: _Watch | None = None) -> Outcome:
+    def _dense(self, watch: Watch | None = None) -> Outcome:
         # The module itself, its own parameters filled in: its code may look at what they are.
         net, z = copy_network(self._exact), self._z.to(self.dtype)
         unflatten_(net, self._weights.to(self._z.device, self.dtype))
@@ -184,8 +185,8 @@ class _Comparison:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise _NoImageError
         buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        loss = F.mse_loss(output, _target(output.shape, z.to(output.dtype)))
-        grads = _gradients(loss, [p for p in net.parameters() if p.requires_grad])
+        loss = F.mse_loss(output, target_image(output.shape, z.to(output.dtype)))
+        grads = gradients(loss, [p for p in net.parameters() if p.requires_grad])
         flat = torch.cat(
             [grads.pop(0) if p.requires_grad else torch.zeros_like(p).flatten() for p in net.parameters()]
         )
@@ -196,19 +197,19 @@ class _Comparison:
     def _rewritten_twice(self, twin: SparseGenerator, like: Outcome, dtype: torch.dtype) -> Iterator[Outcome]:
         """With the loss that the last layer may take along, and with that of the image it gives."""
         for fused in (True, False):
-            with _same_random_numbers(self._z.device) if like.random else nullcontext():
+            with same_random_numbers(self._z.device) if like.random else nullcontext():
                 yield replace(self._rewritten(twin, dtype, fused=fused), random=like.random)
 
     def _rewritten(self, twin: SparseGenerator, dtype: torch.dtype, *, fused: bool) -> Outcome:
         leaf = self._kept_of(self._weights.to(self._z.device, dtype)).clone().requires_grad_()
         z = self._z.to(dtype)
         buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
-        target = _target(twin.plan(z).graph.output.shape, z)
+        target = target_image(twin.plan(z).graph.output.shape, z)
         head = Head(target) if fused else None
         output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
         loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
         after = {name: buffer.clone() for name, buffer in buffers.items()}
-        (grad,) = _gradients(loss, [leaf])
+        (grad,) = gradients(loss, [leaf])
         with torch.no_grad():
             again = twin.evaluate(leaf, z, buffers, update_stats=True)
         return Outcome(loss.detach(), output.detach(), grad, after, again)
@@ -232,8 +233,8 @@ class _Comparison:
                 return f"{name} {_number(one, at)} instead of {_number(other, at)}"
         at = tolerance.apart(ours.again, theirs.again, 1e-3)
         if at is not None:
-            one, other = _number(ours.again, at), _number(theirs.again, at)
-            return f"image {one} instead of {other} in a second call, without gradients"
+            second = f"{_number(ours.again, at)} instead of {_number(theirs.again, at)}"
+            return f"image {second} in a second call, without gradients"
         wrong = self._wrong_gradients(ours, theirs, tolerance)
         if wrong:
             name, at, one, other = wrong[-1]
@@ -265,12 +266,12 @@ class _Comparison:
 
     def _stage(self, random: bool, kernels: str, tolerance: Tolerance) -> str:
         """The first stage whose result differs, else the last parameter whose gradient does."""
-        with _same_random_numbers(self._z.device) if random else nullcontext():
+        with same_random_numbers(self._z.device) if random else nullcontext():
             dense, expected = self._dense_stages()
         for name in dict.fromkeys(("torch", kernels)):
             where = "" if name == "torch" else f" on the kernels of backend {name!r}"
             twin = self._generator.twin(self._exact, name)
-            with _same_random_numbers(self._z.device) if random else nullcontext():
+            with same_random_numbers(self._z.device) if random else nullcontext():
                 found = self._first_stage(twin, dict(expected), tolerance)
             if found is not None:
                 return f"stage {found}{where}"
@@ -343,95 +344,6 @@ class _Comparison:
 
 class _NoImageError(Exception):
     """The network gives no real numbers: its user will be told, there is nothing to compare."""
-
-
-class _DrawsNumbersError(Exception):
-    """An operation is about to draw random numbers."""
-
-
-class _Watch(TorchDispatchMode):
-    """Stops before random numbers are drawn, unless they may be, and sees results narrower than ``dtype``."""
-
-    def __init__(self, dtype: torch.dtype, *, may_draw: bool = False) -> None:
-        super().__init__()
-        self._bits = torch.finfo(dtype).bits
-        self._may_draw = may_draw
-        self.narrower = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags and not self._may_draw:
-            raise _DrawsNumbersError
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                self.narrower |= torch.finfo(tensor.dtype).bits < self._bits
-        return result
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Inside, PyTorch draws the same numbers every time; afterwards it goes on as if none had been drawn."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for generator in generators:
-            generator.manual_seed(SEED)
-        yield
-
-
-def _drawn(net: nn.Module, weights: Tensor, kept: Tensor) -> Tensor:
-    """Weights about the present ones, zero where the mask drops.
-
-    A beta that is 0, whose gamma the mask drops or is 0 too, makes a channel that is exactly 0, where
-    activations have their kink: every second of them stays.
-    """
-    generator = torch.Generator(device="cpu").manual_seed(SEED)
-    weights = weights.detach().cpu()
-    noise = torch.randn(weights.numel(), generator=generator, dtype=torch.float32, device="cpu").to(weights)
-    layout = FlatLayout.of(net)
-    present, drawn = layout.views(weights * kept), (weights * kept).clone()
-    views = layout.views(drawn)
-    for name, of_noise in layout.views(noise).items():
-        size = float(present[name].square().mean().sqrt()) if present[name].numel() else 0.0
-        views[name] += (0.3 * size or 0.1) * of_noise
-    for path, module in net.named_modules():
-        scale, shift = (f"{path}.{name}".lstrip(".") for name in ("weight", "bias"))
-        if isinstance(module, _NORMS) and scale in views and shift in views:
-            zero = torch.nonzero((present[scale] == 0) & (present[shift] == 0))[::2]
-            views[shift][tuple(zero.T)] = 0.0
-    return drawn * kept
-
-
-def _with_raised_eps(net: nn.Module) -> nn.Module:
-    raised = copy_network(net)
-    for module in raised.modules():
-        if isinstance(module, _NORMS):
-            module.eps = max(module.eps, EPS)
-    return raised
-
-
-def _fits_in_float64(generator: SparseGenerator, net: nn.Module, z: Tensor) -> bool:
-    """Whether a dense step in float64 leaves half of the free memory."""
-    values = sum(torch.Size(node.shape).numel() for node in generator.plan(z).graph.nodes)
-    parameters = sum(p.numel() for p in net.parameters())
-    return 8 * (VALUES_HELD * values + 6 * parameters) < available_memory(z.device) / 2
-
-
-def _target(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An image to compare with, the same on both sides."""
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
-
-
-def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Flat gradients of the leaves, zero where the loss does not depend on one."""
-    if not loss.requires_grad:
-        return [torch.zeros_like(leaf).flatten() for leaf in leaves]
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return [grad.flatten() for grad in grads]
 
 
 def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[tuple[str, Tensor, Tensor]]:
