@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -142,6 +143,16 @@ def outdated(compiled: str, source: str) -> bool:
         return True
 
 
+class FreshModules(build_py):
+    """Collects the modules, and none that an earlier build has left and the sources no longer have."""
+
+    def run(self) -> None:
+        """Called by setuptools, before the extension is built."""
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "oes_fast"), ignore_errors=True)
+        super().run()
+
+
 class Build(build_ext):
     """Builds the extension, or says why it does not; compiles in parallel, and only what has changed."""
 
@@ -219,7 +230,7 @@ def extensions() -> dict[str, Any]:
     compiled = [path for path in files if path.endswith(".cpp")]
     return {
         "ext_modules": [Extension(_extension.NAME, compiled, depends=files, language="c++")],
-        "cmdclass": {"build_ext": Build},
+        "cmdclass": {"build_ext": Build, "build_py": FreshModules},
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ def check_number(
     below: float | None = None,
 ) -> float:
     """Return ``value`` as a float if it is finite and in range (``above`` and ``below`` are exclusive)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers too
         raise InputError(f"{name}: expected a number, got {type(value).__name__}")
     bounds = [
         (minimum is None or value >= minimum, f">= {minimum}"),
@@ -158,6 +158,13 @@ def check_integer(name: str, value: int, *, minimum: int | None = None, below: i
         bounds += [f"< {below}"] if below is not None else []
         raise InputError(f"{name}: expected an integer {' and '.join(bounds)}, got {value}")
     return int(value)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:

@@ -31,6 +31,8 @@ class FlatLayout:
         Raises:
             InputError: the network has no parameters, parameters of several dtypes or devices, or lazy ones.
         """
+        if not isinstance(net, nn.Module):
+            raise InputError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
         named = dict(net.named_parameters())
         if not named:
             raise InputError("net: expected a network with parameters, got one without any")
@@ -76,7 +78,7 @@ def check_network(net: object) -> nn.Module:
     Raises:
         InputError: it is no torch.nn.Module, is wrapped for several devices, or see :meth:`FlatLayout.of`.
     """
-    if not isinstance(net, nn.Module):
+    if not isinstance(net, nn.Module):  # asked for by FlatLayout.of as well, but modules() comes first
         raise InputError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     wrapper = next((m for m in net.modules() if isinstance(m, _WRAPPERS)), None)
     if wrapper is not None:

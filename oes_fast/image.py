@@ -194,6 +194,9 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
     return (pixels + sigma * noise.to(pixels)).clamp(0, 1)
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def psnr(output: Tensor, clean: Tensor) -> float:
     """Peak signal-to-noise ratio 10 log10(1 / mse) in dB, for images in [0, 1]; infinity for equal ones.
 
@@ -202,8 +205,10 @@ def psnr(output: Tensor, clean: Tensor) -> float:
         clean: same shape.
 
     Raises:
-        InputError: the shapes differ.
+        InputError: the shapes differ, or one is no tensor of a float dtype.
     """
+    check_tensor("output", output, dtypes=_FLOATS)
+    check_tensor("clean", clean, dtypes=_FLOATS)
     if output.shape != clean.shape:
         raise InputError(f"output: expected shape {tuple(clean.shape)}, got {tuple(output.shape)}")
     difference = output.detach().to(torch.float64) - clean.detach().to(output.device, torch.float64)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -465,3 +468,21 @@ def test_a_checkpoint_of_a_network_without_buffers(problem, tmp_path):
     other = problem._replace(net=net, mask=mask)
     start("train", other, tmp_path / "checkpoint", steps=5)
     assert_same("train", start("train", other, tmp_path / "checkpoint", resume=True), start("train", other))
+
+
+@pytest.mark.parametrize("name", ["weights", "exp_avg", "history"])
+def test_contents_that_changed_are_refused(tmp_path, name):
+    """Bytes that a disk has lost, where the file is as long as it was."""
+    path = tmp_path / "run.ckpt"
+    net = oes.models.skip(4, 3, num_channels_down=(4,), filter_size_down=3, seed=0)
+    z, noisy = oes.noise_input(4, (16, 16), seed=0), torch.rand(1, 3, 16, 16)
+    mask = oes.Mask.from_flat(net, torch.ones(sum(p.numel() for p in net.parameters())))
+    run = functools.partial(oes.train_sparse, net, mask, z, noisy, checkpoint=path, verify=False)
+    run(steps=2)
+    data = bytearray(path.read_bytes())
+    length = struct.unpack("<Q", data[:8])[0]
+    at = 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
+    data[at : at + 4] = struct.pack("<f", 50.0)
+    path.write_bytes(data)
+    with pytest.raises(oes.CheckpointError, match=r"run.ckpt: the checkpoint is damaged"):
+        run(steps=3, resume=True)

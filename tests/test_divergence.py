@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
-import sys
 import warnings
 
 import numpy as np
@@ -306,7 +306,7 @@ def test_the_command_line_says_and_writes(cli_images, tmp_path, capsys, monkeypa
         return net, oes.noise_input(4, noisy.shape[-2:], seed=seed)
 
     for module in ("search", "restore"):
-        monkeypatch.setattr(sys.modules[f"oes_fast.cli.{module}"], "fresh_generator", small)
+        monkeypatch.setattr(importlib.import_module(f"oes_fast.cli.{module}"), "fresh_generator", small)
     monkeypatch.setattr(Checkpoint, "save", fail)
     assert run_command("search", image, "-o", mask, "--steps", "1", "--density", "0.5", *common) == 0
     assert "no save; the run goes on without a checkpoint of step 1" in capsys.readouterr().err

@@ -289,6 +289,16 @@ class TestSetup:
         header.unlink()
         assert outdated(str(compiled), str(source))
 
+    def test_modules_of_an_earlier_build_are_not_packed(self, tmp_path):
+        stale = tmp_path / "oes_fast" / "zz_stale.py"
+        stale.parent.mkdir()
+        stale.touch()
+        command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not stale.exists()
+        assert (tmp_path / "oes_fast" / "kernels" / "philox.py").is_file()
+
     def test_without_a_compiler_the_package_installs(self, tmp_path):
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         leftover = tmp_path / "oes_fast" / f"_C{suffix}"  # of an earlier build; it would be packed

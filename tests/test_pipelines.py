@@ -498,3 +498,58 @@ def test_transfer_to_another_image(make_problem):
     assert mask.fingerprint in str(caught.value)
     with pytest.raises(oes.InputError, match=r"^noisy: "):
         oes.transfer_mask(mask, problem.noisy[0], steps=1)
+
+
+WRONG = {
+    "verify": ("no", "verify: expected True or False, got 'no'"),
+    "checkpoint": (5, "checkpoint: expected a file name or None, got int"),
+    "lr": (torch.tensor(0.1), "lr: expected a number, got Tensor"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_of_another_kind_are_refused_by_name(name):
+    value, message = WRONG[name]
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1))
+    z, noisy = torch.rand(1, 4, 8, 8), torch.rand(1, 3, 8, 8)
+    mask = oes.Mask.from_flat(net, torch.ones(15))
+    with pytest.raises(oes.InputError, match=message):
+        oes.train_sparse(net, mask, z, noisy, steps=1, **{name: value})
+    with pytest.raises(oes.InputError, match=message):
+        oes.search_mask(net, z, noisy, steps=1, density=0.5, **{name: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1))
+    z, noisy = torch.rand(1, 4, 8, 8), torch.rand(1, 3, 8, 8)
+    options = {
+        "steps": np.int64(2),
+        "density": np.float32(0.5),
+        "lr": np.float32(0.1),
+        "seed": np.uint64(2**64 - 1),
+    }
+    found = oes.search_mask(net, z, noisy, **options)
+    expected = oes.search_mask(net, z, noisy, steps=2, density=0.5, lr=float(np.float32(0.1)), seed=2**64 - 1)
+    assert torch.equal(found.logits, expected.logits)
+
+
+@pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
+def test_inputs_the_network_does_not_take_are_an_input_error():
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 3, 1))
+    z, noisy = torch.rand(1, 4, 8, 8), torch.rand(1, 3, 8, 8)
+    for backend in ("auto", "reference"):
+        with pytest.raises(
+            oes.InputError, match=r"net: expected a network that takes z of shape \(1, 4, 8, 8\)"
+        ):
+            oes.search_mask(net, z, noisy, steps=1, density=0.5, backend=backend)
+    with pytest.raises(oes.InputError, match=r"got parameter 0.weight on the meta device"):
+        oes.search_mask(net.to("meta"), z.to("meta"), noisy.to("meta"), steps=1, density=0.5)
+    with pytest.raises(oes.InputError, match=r"mask: expected an oes_fast.Mask, got Tensor"):
+        oes.sparsify(net, torch.ones(27))
+    for call in (oes.fingerprint, lambda net: oes.Mask.from_flat(net, [True])):
+        with pytest.raises(oes.InputError, match=r"net: expected a torch.nn.Module, got NoneType"):
+            call(None)
+    with pytest.raises(oes.InputError, match=r"output: expected a torch.Tensor, got ndarray"):
+        oes.psnr(np.zeros(3), torch.zeros(3))
+    with pytest.raises(oes.InputError, match="clean: expected dtype"):
+        oes.psnr(torch.zeros(3), torch.zeros(3, dtype=torch.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import warnings
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from networks import masks, networks
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import oes_fast as oes
 from oes_fast.flat import FlatLayout
@@ -293,3 +295,67 @@ def test_what_a_trace_cannot_see_is_found_where_it_is_not_refused(monkeypatch, c
     net, (z, _) = Own(UNSEEN[construct]), problem()
     with pytest.raises(oes.VerificationError, match="Own: rewritten, it computes something else"):
         oes.sparsify(net).train()(z)
+
+
+def test_rounding_of_the_dtype_itself_is_no_fault():
+    """Where the dense network is as far from float64 in float32: at z = 0 for gradients, or by overflow."""
+    net = small_net()
+    mask = mask_of(net, [("2.weight", slice(0, 3)), ("6.weight", 2)])
+    oes.sparsify(net, mask).train()(torch.zeros(1, 4, 16, 16))
+    deep = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(10)))
+    with torch.no_grad():
+        for parameter in deep.parameters():
+            parameter *= 1e5
+    assert not oes.sparsify(deep, mask_of(deep)).train()(problem()[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_that_are_counted_twice_are_no_secret(backend):
+    """PyTorch's checkpoint runs a batch norm again in the backward pass, which counts the batch again."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.body, self.out = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), norm), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.out(checkpoint(self.body, x, use_reentrant=False))
+
+    z, noisy = problem(dtype=torch.float64)
+    with pytest.raises(oes.VerificationError, match=r"body.1.running_mean"):
+        oes.sparsify(Checkpointed(nn.BatchNorm2d(8)).double(), backend=backend).train()(z)
+    net = Checkpointed(nn.GroupNorm(2, 8)).double()
+    mask = mask_of(net, [("body.0.weight", slice(0, 4))])
+    losses = [
+        oes.train_sparse(net, mask, z, noisy, steps=5, backend=each, record_every=1).history.loss
+        for each in ("reference", backend)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    dense = oes.sparsify(net, mask, verify=False).to_dense().train()
+    optimizer = torch.optim.Adam(dense.parameters(), lr=1e-2)
+    kept = FlatLayout.of(net).views(mask.flat)
+    for expected in losses[0]:
+        loss = nn.functional.mse_loss(dense(z), noisy)
+        assert expected == pytest.approx(float(loss.detach()), rel=1e-9)
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in dense.named_parameters():
+            parameter.grad *= kept[name]
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_dtype_takes_the_networks_own_code_along(backend):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    net, (z, _) = Plain(), problem()
+    fast = oes.sparsify(net, mask_of(net), backend=backend)
+    for _ in range(2):
+        torch.testing.assert_close(fast.double()(z.double()), copy.deepcopy(net).double()(z.double()))
+        torch.testing.assert_close(fast.float()(z), net(z))

@@ -61,6 +61,8 @@ class Checkpoint:
     ) -> None:
         if resume and path is None:
             raise InputError("resume: expected a checkpoint to go on from, got checkpoint=None")
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise InputError(f"checkpoint: expected a file name or None, got {type(path).__name__}")
         self.path = path
         self.settings = dict(settings)
         self.every_seconds = check_number("checkpoint_seconds", every_seconds, minimum=0.0)
@@ -91,6 +93,10 @@ class Checkpoint:
         if not isinstance(step, int) or not isinstance(settings, dict) or "history" not in tensors:
             raise CheckpointError(
                 f"{self.path}: expected a checkpoint with step, settings and history", path=self.path
+            )
+        if metadata.get("digest", _digest_of(tensors)) != _digest_of(tensors):
+            raise CheckpointError(
+                f"{self.path}: the checkpoint is damaged: its contents have changed", path=self.path
             )
         differences = compare(settings, self.settings, metadata.get("words"), self.words)
         if differences:
@@ -142,14 +148,15 @@ class Checkpoint:
                         f"{phase}: the state ({name}) is no longer finite at step {step}"
                         f"{_HINTS.get(name, '')}. {self.path} is left as it was"
                     )
-            save_tensors(
-                self.path,
-                {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-                metadata,
-            )
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            save_tensors(self.path, tensors, metadata | {"digest": _digest_of(tensors)})
             wait = self.every_seconds
         finally:  # what fails now fails at the next step: it is tried, and said, again after an interval
             self._due_at = time.monotonic() + wait
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+    return digest(*(tensors[name] for name in sorted(tensors)))
 
 
 def take_checkpoint_choices(path: str | os.PathLike[str] | None, *, resume: bool) -> None:

@@ -82,6 +82,8 @@ def check_finite_network(net: nn.Module) -> None:
     A buffer may hold infinity, as masks of attention do, but for a batch norm's statistics.
     """
     for name, parameter in net.named_parameters():
+        if parameter.is_meta:
+            raise InputError(f"net: expected weights with values, got parameter {name} on the meta device")
         _check_finite(f"parameter {name}", parameter, ~torch.isfinite(parameter.detach()))
     for name, buffer in net.named_buffers():
         if buffer.is_floating_point() or buffer.is_complex():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
-from oes_fast.errors import InputError, OESWarning
+from oes_fast.errors import InputError, OESError, OESWarning
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_output
@@ -66,6 +66,13 @@ class DenseFunction:
         self._z = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
+        self._parameters = [parameter.requires_grad_() for parameter in self._net.parameters()]
+        self._places = [
+            (module, key, name)
+            for path, module in self._net.named_modules()
+            for key, _ in module.named_buffers(recurse=False)
+            if (name := f"{path}.{key}".lstrip(".")) in dict(net.named_buffers())
+        ]
         self.buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
 
     def initial_weights(self) -> Tensor:
@@ -79,10 +86,28 @@ class DenseFunction:
 
     def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
         """Image [1, C, H, W], differentiable in ``weights`` [numel]."""
-        buffers = self.buffers
-        if not update_stats:
-            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-        return functional_call(self._net, {**self._layout.views(weights), **buffers}, (self._z,))
+        # The network keeps them until the next call: its code may compute again during the backward pass.
+        for parameter, view in zip(
+            self._parameters, self._layout.views(weights.detach()).values(), strict=True
+        ):
+            parameter.data = view
+        for module, key, name in self._places:
+            setattr(module, key, self.buffers[name] if update_stats else self.buffers[name].clone())
+        output = self._run()
+        if not isinstance(output, Tensor) or not (output.requires_grad and weights.requires_grad):
+            return output
+        return _Through.apply(weights, _Graph(output, self._parameters))
+
+    def _run(self) -> Tensor:
+        try:
+            return self._net(self._z)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError | OESError):
+                raise
+            raise InputError(
+                f"net: expected a network that takes z of shape {tuple(self._z.shape)}, its code raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
         """(image, mean squared error to ``target``)."""
@@ -98,6 +123,32 @@ class DenseFunction:
         for name, buffer in net.named_buffers():
             buffer.copy_(self.buffers[name])
         return net
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """An output with the graph it has over the parameters of a network."""
+
+    output: Tensor
+    parameters: list[Tensor]
+
+
+class _Through(torch.autograd.Function):
+    """The output as a function of the flat vector that the parameters are views of."""
+
+    @staticmethod
+    def forward(weights: Tensor, graph: _Graph) -> Tensor:
+        return graph.output.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.graph = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        output, parameters = ctx.graph.output, ctx.graph.parameters
+        grads = torch.autograd.grad(output, parameters, grad, allow_unused=True, materialize_grads=True)
+        return torch.cat([each.flatten() for each in grads]), None
 
 
 class RewrittenFunction:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import check_choice, check_flag, check_integer, check_number
 from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
@@ -161,16 +161,17 @@ def search_mask(
     """
     check_run_inputs(net, z, noisy, clean)
     z, noisy = ordinary(z), ordinary(noisy)
-    check_number("density", density, above=0.0, below=1.0)
+    density = check_number("density", density, above=0.0, below=1.0)
     numel = FlatLayout.of(net).numel
     if int(density * numel) == 0:
         raise InputError(f"density: expected to keep one weight of {numel} at least, got {density}")
     check_integer("steps", steps, minimum=0, below=2**32)
     check_integer("record_every", record_every, minimum=1)
-    check_number("lr", lr, above=0.0)
-    check_number("kl", kl, minimum=0.0)
-    check_number("temperature", temperature, above=0.0)
-    check_integer("seed", seed, minimum=0, below=2**64)
+    check_flag("verify", verify)
+    lr = check_number("lr", lr, above=0.0)
+    kl = check_number("kl", kl, minimum=0.0)
+    temperature = check_number("temperature", temperature, above=0.0)
+    seed = check_integer("seed", seed, minimum=0, below=2**64)
     check_integer("levels", levels, minimum=2, below=2**16)
     check_choice("mask_option", mask_option, MASK_OPTIONS)
     check_integer("draws", draws, minimum=1, below=2**32)

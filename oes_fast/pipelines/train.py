@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer, check_number
+from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
@@ -130,9 +130,10 @@ def train_sparse(
     z, noisy = ordinary(z), ordinary(noisy)
     check_integer("steps", steps, minimum=0)
     check_integer("record_every", record_every, minimum=1)
-    check_number("lr", lr, above=0.0)
+    check_flag("verify", verify)
+    lr = check_number("lr", lr, above=0.0)
     if average is not None:
-        check_number("average", average, minimum=0.0, below=1.0)
+        average = check_number("average", average, minimum=0.0, below=1.0)
     take_checkpoint_choices(checkpoint, resume=resume)
     function, backend = make_function(net, z, mask, backend, verify=verify)
     run = TrainRun(function, noisy, lr, average, backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import torch
@@ -225,6 +226,13 @@ class SparseGenerator(nn.Module):
         if state != own:
             raise MaskMismatchError(f"state: made for {state}, loaded into {own}")
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseGenerator:
+        """Moves to another dtype or device take the network along that is kept for its code."""
+        super()._apply(fn, recurse)
+        self._net._apply(fn)
+        self._plans, self._prepared = {}, None
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold functions, which do not pickle; they are made again when needed.
         return self.__dict__ | {"_plans": {}, "_prepared": None}
@@ -281,6 +289,8 @@ def sparsify(
             module is first called, since a trace needs the shape of the input.)
     """
     check_network(net)
+    if mask is not None and not isinstance(mask, Mask):
+        raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
     chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
     if mask is not None:
         mask.check(net)
