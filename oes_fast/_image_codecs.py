@@ -219,7 +219,7 @@ def _read(image: PillowImage.Image, data: bytes, kind: str, notes: list[str]) ->
     if kind == "SGI" and data[3] != 1:
         raise InputError("expected SGI of 8 bits, got 16")
     if kind == "PPM" and (deep := _deep_pnm(data)) is not None:
-        return (*deep, 16)
+        return (*deep, 16 if deep[1] > 255 else 8)
     if kind == "AVIF" and (bits := _avif_bits(data)) > 8:
         array = codecs_for(f"AVIF of {bits} bits").avif_decode(data, index=0)
         return array.reshape(*array.shape[:2], -1), 2**bits - 1, 16
@@ -233,20 +233,23 @@ def _read(image: PillowImage.Image, data: bytes, kind: str, notes: list[str]) ->
 
 
 def _deep_pnm(data: bytes) -> tuple[Array, int] | None:
-    """(samples, white) of PGM and PPM of more than 8 bits, None for others; Pillow cuts these to 8 bits."""
+    """(samples, white) of PGM and PPM whose white is not 255, which Pillow takes to 8 bits; None for others."""
     match = PNM.match(data)
-    if match is None or not 255 < int(match[4]) < 65536:
+    if match is None or int(match[4]) == 255 or not 0 < int(match[4]) < 65536:
         return None
     kind, width, height, top = (int(group) for group in match.groups())
     channels = 3 if kind in (3, 6) else 1
     count = width * height * channels
     if kind > 4:
-        array = np.frombuffer(data, ">u2", count, match.end()).astype(np.uint16)
+        kind_of_sample = ">u2" if top > 255 else "u1"
+        array = np.frombuffer(data, kind_of_sample, count, match.end()).astype(np.uint16)
     else:
         words = re.sub(rb"#[^\r\n]*", b"", data[match.end() :]).split()
         if len(words) < count:
             raise InputError(f"expected a complete image, got {len(words)} of {count} samples")
         array = np.array(words[:count]).astype(np.int64)
+    if array.max() > top:
+        raise InputError(f"expected samples up to {top}, as the header says, got {int(array.max())}")
     return array.reshape(height, width, channels), top
 
 

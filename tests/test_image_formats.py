@@ -124,7 +124,7 @@ class TestJpeg2000:
 
 
 class TestOtherFormats:
-    @pytest.mark.parametrize("top", [1, 15, 255, 256, 1023, 4095, 65535])
+    @pytest.mark.parametrize("top", [1, 15, 100, 255, 256, 1023, 4095, 65535])
     def test_pnm(self, tmp_path: Path, top: int) -> None:
         path = tmp_path / "a.pnm"
         rgb = (RGB16.astype(np.uint32) * top // 65535).astype(np.uint16)
@@ -134,6 +134,18 @@ class TestOtherFormats:
                 stored = b" # a comment\n".join(b"%d" % sample for sample in array.ravel())
             path.write_bytes(b"P%d\n# a comment\n%d %d\n%d\n" % (kind, WIDTH, HEIGHT, top) + stored)
             check(load(path), array, top, 8 if top < 256 else 16)
+
+    @pytest.mark.parametrize(("top", "over"), [(100, 101), (1000, 1001)])
+    def test_pnm_above_its_white(self, tmp_path: Path, top: int, over: int) -> None:
+        samples = np.full((16, 16), top, np.uint8 if top < 256 else ">u2")
+        samples[3, 4] = over
+        for kind in (2, 5):
+            stored = samples.tobytes() if kind == 5 else b" ".join(b"%d" % s for s in samples.ravel())
+            (tmp_path / "a.pgm").write_bytes(b"P%d 16 16 %d\n" % (kind, top) + stored)
+            with pytest.raises(
+                InputError, match=f"expected samples up to {top}, as the header says, got {over}"
+            ):
+                load_image(tmp_path / "a.pgm")
 
     def test_pfm(self, tmp_path: Path) -> None:
         floats = (GREY16 / 65535).astype("<f4")
