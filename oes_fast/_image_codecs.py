@@ -233,7 +233,7 @@ def _read(image: PillowImage.Image, data: bytes, kind: str, notes: list[str]) ->
 
 
 def _deep_pnm(data: bytes) -> tuple[Array, int] | None:
-    """(samples, white) of PGM and PPM whose white is not 255, which Pillow takes to 8 bits; None for others."""
+    """(samples, white) of PGM and PPM whose white is not 255, else None: Pillow takes these to 8 bits."""
     match = PNM.match(data)
     if match is None or int(match[4]) == 255 or not 0 < int(match[4]) < 65536:
         return None
