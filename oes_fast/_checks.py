@@ -129,7 +129,9 @@ def check_number(
     below: float | None = None,
 ) -> float:
     """Return ``value`` as a float if it is finite and in range (``above`` and ``below`` are exclusive)."""
-    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers too
+    if not isinstance(value, int | float) and isinstance(value, Real):
+        value = float(value)  # NumPy's numbers; what torch.compile traces does not come here
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name}: expected a number, got {type(value).__name__}")
     bounds = [
         (minimum is None or value >= minimum, f">= {minimum}"),
