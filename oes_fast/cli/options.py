@@ -211,8 +211,8 @@ Verify = Annotated[
     bool,
     typer.Option(
         rich_help_panel=RUN,
-        help="Compare the rewritten network with the dense one before the first step, which costs one dense "
-        "step; where they differ, warn and run the dense one.",
+        help="Compare the rewritten network with the dense one before the first step, which costs seconds; "
+        "where they differ, warn and run the dense one.",
     ),
 ]
 Precision = Annotated[
