@@ -144,7 +144,8 @@ def check_number(
         for bound, (_, text) in zip((minimum, above, maximum, below), bounds, strict=True)
         if bound is not None
     ]
-    if not math.isfinite(value) or not all(ok for ok, _ in bounds):
+    # Not math.isfinite, which torch.compile cannot follow where it has made a number a symbol.
+    if not abs(value) < math.inf or not all(ok for ok, _ in bounds):
         raise InputError(
             f"{name}: expected a finite number {' and '.join(asked)}".rstrip() + f", got {value}"
         )
