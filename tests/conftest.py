@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from oes_fast import choices
 from oes_fast.backends import resolve
+from oes_fast.rewrite import forms
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -142,3 +144,14 @@ def skip_unless_available(backend: str) -> None:
         pytest.fail(f"{backend}: {status}", pytrace=False)
     if not status:
         pytest.skip(f"{backend}: {status}")
+
+
+@pytest.fixture
+def no_known_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of its own for choices between forms of a convolution, none of which is known."""
+    monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
+    forms._known.cache_clear()
+    choices._in_use.clear()
+    yield
+    forms._known.cache_clear()
+    choices._in_use.clear()

@@ -28,14 +28,7 @@ def problem():
     return net, oes.Mask.from_flat(net, keep), z, noisy
 
 
-@pytest.fixture(autouse=True)
-def nothing_known(monkeypatch, tmp_path):
-    monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
-    forms._known.cache_clear()
-    choices._in_use.clear()
-    yield
-    forms._known.cache_clear()
-    choices._in_use.clear()
+pytestmark = pytest.mark.usefixtures("no_known_choices")
 
 
 def train(problem, steps, path=None, **options):

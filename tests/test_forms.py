@@ -10,16 +10,7 @@ from oes_fast import choices
 from oes_fast.choices import read_choices
 from oes_fast.rewrite import forms
 
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
-    """A folder of its own, nothing known."""
-    monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
-    forms._known.cache_clear()
-    choices._in_use.clear()
-    yield
-    forms._known.cache_clear()
-    choices._in_use.clear()
+pytestmark = pytest.mark.usefixtures("no_known_choices")
 
 
 def spec(share, kind="direct", stride=1):

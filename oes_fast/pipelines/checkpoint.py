@@ -94,7 +94,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: expected a checkpoint with step, settings and history", path=self.path
             )
-        if metadata.get("digest", _digest_of(tensors)) != _digest_of(tensors):
+        if "digest" in metadata and metadata["digest"] != _digest_of(tensors):
             raise CheckpointError(
                 f"{self.path}: the checkpoint is damaged: its contents have changed", path=self.path
             )
