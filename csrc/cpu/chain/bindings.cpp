@@ -131,7 +131,7 @@ void bind_python(py::module_& module) {
   py::enum_<ConvKind>(module, "ConvKind")
       .value("DIRECT", ConvKind::kDirect)
       .value("POINTWISE", ConvKind::kPointwise)
-      .value("UP", ConvKind::kUp)
+      .value("UPSAMPLE", ConvKind::kUpsample)
       .value("HEAD", ConvKind::kHead);
   py::enum_<Padding>(module, "Padding")
       .value("ZEROS", Padding::kZeros)
@@ -142,7 +142,7 @@ void bind_python(py::module_& module) {
       .value("LEAKY_RELU", Act::kLeaky)
       .value("ELU", Act::kElu)
       .value("SILU", Act::kSilu);
-  py::enum_<Last>(module, "OutputAct").value("LEAKY_RELU", Last::kLeaky).value("SIGMOID", Last::kSigmoid);
+  py::enum_<OutputAct>(module, "OutputAct").value("LEAKY_RELU", OutputAct::kLeaky).value("SIGMOID", OutputAct::kSigmoid);
   py::class_<ConvSpec>(module, "ConvSpec")
       .def(py::init<>())
       .def_readwrite("kind", &ConvSpec::kind)
@@ -174,8 +174,8 @@ void bind_python(py::module_& module) {
       .def_readwrite("act", &NormSpec::act)
       .def_readwrite("slope", &NormSpec::slope)
       .def_readwrite("constants", &NormSpec::constants);
-  module.attr("SLACK") = winograd::kSlack;
-  module.attr("MOST_OF_HEAD") = kMostBehind; // outputs
+  module.attr("SLACK") = conv::winograd::kSlack;
+  module.attr("MOST_HEAD_OUTPUTS") = norm::kMostHeadOutputs; // outputs
   bind<float>(module, "ChainFloat");
   bind<double>(module, "ChainDouble");
 }

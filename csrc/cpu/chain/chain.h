@@ -1,7 +1,7 @@
 // A row of convolutions with batch norms between them, run as one: what oes_fast/rewrite/chain_program.py binds a generator to.
 //
-// A link is a convolution with the batch norm, the activation and possibly a second batch norm behind it. Between two
-// links only the convolution's own result is kept, [channels, rows, columns]: the next link normalises and activates it
+// A block is a convolution with the batch norm, the activation and possibly a second batch norm behind it. Between two
+// links only the convolution's own result is kept, [channels, rows, columns]: the next block normalises and activates it
 // as it reads it, forward and backward. All buffers are made once. Channels are those that are alive.
 #pragma once
 
@@ -9,55 +9,16 @@
 #include <deque>
 #include <vector>
 
-#include "cpu/norm/batch_norm_act.h"
-#include "cpu/conv/dense_conv2d.h"
+#include "common/chain_specs.h"
 #include "cpu/conv/conv_input.h"
+#include "cpu/conv/dense_conv2d.h"
 #include "cpu/conv/output_head.h"
-#include "cpu/core/workspace.h"
 #include "cpu/conv/sparse_conv2d.h"
 #include "cpu/conv/sparse_up_conv2d.h"
+#include "cpu/core/workspace.h"
+#include "cpu/norm/batch_norm_act.h"
 
 namespace oes::chain {
-
-using Indices = std::vector<int64_t>;
-
-enum class ConvKind {
-  kDirect,
-  kPointwise, // 1 x 1
-  kUp, // 3 x 3 over the image up-sampled by 2
-  kHead, // a last pointwise one of few outputs behind a single norm
-};
-
-// Places in the flat vector of weights are called indices; -1 stands for a weight that is not there.
-struct ConvSpec {
-  ConvKind kind = ConvKind::kDirect;
-  Padding padding = Padding::kZeros;
-  Indices border = {0, 0, 0, 0}; // left, right, top, bottom; of a direct convolution
-  bool box = false; // sum of 2 x 2 pixels first
-  int64_t stride = 1, kernel_rows = 1, kernel_columns = 1;
-  int64_t outputs = 0;
-  Indices taps; // (o, c, u, v) of every kept weight, in that order
-  Indices weights; // their indices
-  int64_t first_weight = -1; // or: all weights are kept, and lie from this index on; taps and weights are empty
-  bool dense = false; // compute with all weights, those that the mask drops being zero, where the image is wide enough
-  double scale = 1; // of the weights
-  // What is the same for all pixels: a bias, and what constant input channels add. Outputs that vary come first, then
-  // the constant ones whose running statistics are kept.
-  Indices bias; // [outputs + constant outputs]
-  Indices constant_taps; // (output, index of the weight, number of the constant) of every kept weight
-};
-
-struct NormSpec {
-  Indices gamma, beta; // [channels]
-  double eps = 1e-5, momentum = 0.1;
-  int64_t copies = 1; // pixels that stand for each
-  bool tracks = false;
-  Indices places; // of the channels in the running statistics
-  Indices tracked, tracked_places; // constants, as the convolution or norm before counts them, -1 for zero
-  Act act = Act::kLeaky; // none is leaky with a slope of 1
-  double slope = 1;
-  Indices constants; // indices of the beta of every constant channel
-};
 
 template <typename T>
 class Chain {
@@ -70,7 +31,7 @@ class Chain {
   void add_conv(const ConvSpec& spec);
   void add_norm(const NormSpec& spec);
   // The image leaves through an activation.
-  void finish(Last act, double slope);
+  void finish(OutputAct act, double slope);
 
   // Returns the mean squared error of the image to the target; zero where that is nullptr. An image that comes from a
   // norm has none.
@@ -80,9 +41,9 @@ class Chain {
   void backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source);
 
   // Whether a fixed source has the rows of all planes side by side, [rows, planes, columns], or is [planes, rows, columns]
-  // with winograd::kSlack elements behind them that may be read.
+  // with conv::winograd::kSlack elements behind them that may be read.
   bool by_rows() const {
-    return !links_.empty() && by_rows(links_.front());
+    return !blocks_.empty() && by_rows(blocks_.front());
   }
 
   // Of the result: channels, rows, columns.
@@ -94,7 +55,7 @@ class Chain {
   }
   int64_t source_size() const;
   int64_t output_size() const {
-    return links_.back().spec.outputs * links_.back().pixels();
+    return blocks_.back().spec.outputs * blocks_.back().pixels();
   }
   // For every norm the least elements of its running statistics, 0 where it has none.
   Indices statistics_sizes() const;
@@ -117,7 +78,7 @@ class Chain {
     std::vector<T> constants; // values
   };
 
-  struct Link {
+  struct ConvBlock {
     ConvSpec spec;
     int64_t inputs, rows, columns; // of the input
     int64_t out_rows, out_columns;
@@ -128,17 +89,17 @@ class Chain {
     bool dense = false;
     std::vector<T> all_weights, all_grads; // [outputs, inputs, kernel rows, kernel columns], unless they are all kept
     Indices positions; // of the kept ones in there
-    mixing::Weights<T> mixing; // pointwise, up
+    conv::UpsampleConvWeights<T> upsample; // pointwise, up
     // direct
-    dense_conv2d::Conv<T> dense_conv;
+    conv::DenseConv2d<T> dense_conv;
     std::vector<T> weights, back_weights;
     Indices back_order, first, back_first;
-    frame::Border border;
-    frame::Frame<T> frame;
-    frame::Bordered<T> bordered;
+    Border border;
+    conv::ConvInput<T> input;
+    conv::PaddedGrad<T> padded_grad;
     Aligned<T> planes;
-    sparse_conv2d::Gather<T> gather, gather_back;
-    sparse_conv2d::Dot<T> dot;
+    conv::SparseTapSum<T> gather, gather_back;
+    conv::SparseWeightGrad<T> dot;
     Indices offsets, back_offsets;
     bool flat = true; // the planes are images of their own; else see by_rows
 
@@ -151,56 +112,56 @@ class Chain {
     bool head() const {
       return spec.kind == ConvKind::kHead;
     }
-    int64_t places() const { // of weights
+    int64_t weight_numel() const { // of weights
       return spec.outputs * inputs * spec.kernel_rows * spec.kernel_columns;
     }
   };
 
-  void check_conv(const Link& link, const Link* before) const;
-  void check_norm(const Link& link, const NormSpec& spec) const;
-  void bind_form(Link& link);
-  void bind_direct(Link& link);
-  void bind_taps(Link& link, int64_t bordered_plane);
-  void bind_mixing(Link& link);
-  void bind_head(Link& link, const Link* before);
-  bool fixed(const Link& link) const {
-    return fixed_ && &link == &links_[0];
+  void check_conv(const ConvBlock& block, const ConvBlock* before) const;
+  void check_norm(const ConvBlock& block, const NormSpec& spec) const;
+  void bind_form(ConvBlock& block);
+  void bind_direct(ConvBlock& block);
+  void bind_taps(ConvBlock& block, int64_t padded_plane);
+  void bind_upsample(ConvBlock& block);
+  void bind_head(ConvBlock& block, const ConvBlock* before);
+  bool fixed(const ConvBlock& block) const {
+    return fixed_ && &block == &blocks_[0];
   }
-  bool by_rows(const Link& link) const {
-    return fixed(link) && !link.flat;
+  bool by_rows(const ConvBlock& block) const {
+    return fixed(block) && !block.flat;
   }
-  void set_weights(Link& link, const T* weights);
-  PixelMap<T> map_of(const Link& link) const;
-  PixelMap<T> source_map() const;
+  void set_weights(ConvBlock& block, const T* weights);
+  norm::Prologue<T> map_of(const ConvBlock& block) const;
+  norm::Prologue<T> source_map() const;
   template <typename F>
   void each_head_weight(const F& f) const;
-  output_head::Head<T> head() const;
-  void convolve(Link& link, const T* planes_or_source, const PixelMap<T>& map);
-  void offsets(Link& link, const Norm* before, const T* weights);
+  conv::OutputHead<T> head() const;
+  void convolve(ConvBlock& block, const T* planes_or_source, const norm::Prologue<T>& map);
+  void offsets(ConvBlock& block, const Norm* before, const T* weights);
   void normalise(
-      Link& link, size_t which, const double* moments, int64_t parts, bool chunks, const T* weights, T* mean, T* var);
-  // `reader` read the link's result, and has done what it could of this; nullptr: nobody has.
-  void norm_back(Link& link, const Link* reader, T* grad, T* grad_weights);
-  PixelGrad<T> grad_of(const Link& link, const T* grad) const;
-  // Of the link that the head reads: computed from that of the image wherever it is read.
-  PixelGrad<T> grad_behind(const Link& link, const T* grad) const;
+      ConvBlock& block, size_t which, const double* moments, int64_t parts, bool chunks, const T* weights, T* mean, T* var);
+  // `reader` read the block's result, and has done what it could of this; nullptr: nobody has.
+  void norm_back(ConvBlock& block, const ConvBlock* reader, T* grad, T* grad_weights);
+  norm::PrologueGrad<T> grad_of(const ConvBlock& block, const T* grad) const;
+  // Of the block that the head reads: computed from that of the image wherever it is read.
+  norm::PrologueGrad<T> grad_behind(const ConvBlock& block, const T* grad) const;
   void head_back(const T* grad, T* grad_weights);
   void conv_back(
-      Link& link, const Link* before, const T* source, const PixelMap<T>& map, PixelGrad<T> grad, T* grad_source,
+      ConvBlock& block, const ConvBlock* before, const T* source, const norm::Prologue<T>& map, norm::PrologueGrad<T> grad, T* grad_source,
       T* grad_weights);
-  void add_grads(Link& link, const T* sums, T* grad_weights);
-  void offset_back(Link& link, const Norm* before, const T* grad, const T* weights, T* grad_weights);
+  void add_grads(ConvBlock& block, const T* sums, T* grad_weights);
+  void offset_back(ConvBlock& block, const Norm* before, const T* grad, const T* weights, T* grad_weights);
 
   bool fixed_;
   int64_t channels_, rows_, columns_, weights_;
   bool finished_ = false;
-  Last act_ = Last::kLeaky;
+  OutputAct act_ = OutputAct::kLeaky;
   bool ends_in_norm_ = false, has_loss_ = false;
   T slope_ = 1;
-  std::deque<Link> links_; // whose elements stay where they are
+  std::deque<ConvBlock> blocks_; // whose elements stay where they are
   std::vector<T> identity_, none_; // of the source: scale 1, shift 0
-  std::vector<T> head_weights_; // as output_head::Head takes them
-  Aligned<T> grads_[2], grad_planes_, bordered_, partial_;
+  std::vector<T> head_weights_; // as conv::OutputHead takes them
+  Aligned<T> grads_[2], grad_planes_, padded_grad_, partial_;
   Aligned<double> moments_, head_sums_;
 };
 

@@ -1,36 +1,18 @@
 // An image as a direct convolution reads it: normalised and activated, with a border, summed over 2 x 2 pixels where a
-// pooling went before the convolution, split into even and odd rows and columns for stride 2. One read, one write.
+// pooling went before the convolution, un-shuffled into even and odd rows and columns for stride 2. One read, one write.
 #pragma once
 
-#include <vector>
-
+#include "cpu/core/border.h"
 #include "cpu/norm/prologue.h"
 
-namespace oes {
-
-// What an image is continued with.
-enum class Padding { kZeros, kReflect, kReplicate, kCircular };
-
-} // namespace oes
-
-namespace oes::frame {
-
-// Which row or column of the image lies at each place of the bordered one; -1: zero.
-struct Border {
-  std::vector<int32_t> rows, columns;
-  int64_t top = 0, left = 0;
-  // The inverse: bordered rows that show row i are row_list[row_first[i]] .. row_list[row_first[i + 1]].
-  std::vector<int32_t> row_first, row_list;
-};
-
-Border border(Padding padding, int64_t rows, int64_t columns, int64_t left, int64_t right, int64_t top, int64_t bottom);
+namespace oes::conv {
 
 template <typename T>
-struct Frame {
+struct ConvInput {
   int64_t channels, rows, columns; // of the image
   const Border* border;
-  bool box, split;
-  PixelMap<T> map;
+  bool box, unshuffle;
+  norm::Prologue<T> prologue;
   const T* image;
   T* planes; // [channels, 1 or 4, plane_rows, plane_columns]
   // For the derivative:
@@ -38,39 +20,40 @@ struct Frame {
   T* grad_image;
 
   int64_t high() const { // of the bordered, summed image
-    return static_cast<int64_t>(border->rows.size()) - (box ? 1 : 0);
+    return border->high() - (box ? 1 : 0);
   }
   int64_t wide() const {
-    return static_cast<int64_t>(border->columns.size()) - (box ? 1 : 0);
+    return border->wide() - (box ? 1 : 0);
   }
   int64_t plane_rows() const {
-    return split ? (high() + 1) / 2 : high();
+    return unshuffle ? (high() + 1) / 2 : high();
   }
   int64_t plane_columns() const {
-    return split ? (wide() + 1) / 2 : wide();
+    return unshuffle ? (wide() + 1) / 2 : wide();
   }
   int64_t plane_size() const {
-    return (split ? 4 : 1) * plane_rows() * plane_columns();
+    return (unshuffle ? 4 : 1) * plane_rows() * plane_columns();
   }
 };
 
 template <typename T>
-void make(const Frame<T>& a);
+void conv_input(const ConvInput<T>& a);
 
-// Gradient of the mapped image from that of the planes.
+// Gradient of the image, mapped by the prologue, from that of the planes.
 template <typename T>
-void make_back(const Frame<T>& a);
+void conv_input_backward(const ConvInput<T>& a);
 
 // The gradient of a convolution's result in zeros: `top` rows above and `left` columns before, up to `high` rows of
-// `pitch` elements; `left` more follow the last plane, for what reads on from the end of a row into the next.
+// `pitch` elements. `left` more elements may follow the last plane, for what reads on from the end of a row into the
+// next: those of `slack`.
 template <typename T>
-struct Bordered {
-  int64_t channels, rows, columns, top, left, high, pitch;
-  PixelGrad<T> grad;
-  T* out; // [channels, high, pitch]
+struct PaddedGrad {
+  int64_t planes, rows, columns, top, left, high, pitch, slack;
+  norm::PrologueGrad<T> grad; // without y it is the gradient as it is
+  T* out; // [planes, high, pitch]
 };
 
 template <typename T>
-void bordered(const Bordered<T>& a);
+void padded_grad(const PaddedGrad<T>& a);
 
-} // namespace oes::frame
+} // namespace oes::conv

@@ -9,12 +9,12 @@
 #include "cpu/conv/winograd/conv2d.h"
 #include "cpu/conv/winograd/weight_grad.h"
 
-namespace oes::dense_conv2d {
+namespace oes::conv {
 
 // out[p * classes + k][i][j] = sum over the taps t of class k of weights[k][p][t] * source[offsets[t] + i * pitch + j]:
-// planes of a class read the same taps. A unit of work is one strip of pixels for one group of blocks of planes.
+// planes of a class read the same taps. A task is one strip of pixels for one group of blocks of planes.
 template <typename T>
-struct Gather {
+struct DenseTapSum {
   const T* source;
   T* out; // [planes, classes, rows, columns]
   const T* weights; // class by class, in blocks
@@ -32,26 +32,26 @@ struct Gather {
 
 // partial[strip][o][t], in blocks = sum over the pixels of the strip of grad[o][i][j] * source[offsets[t] + i * pitch + j].
 template <typename T>
-struct Dot {
+struct DenseWeightGrad {
   const T* source;
-  const T* grad; // as for sparse_conv2d::Dot
+  const T* grad; // as for SparseWeightGrad
   T* partial;
   const int64_t* offsets; // [taps]
   int64_t outputs, taps, rows, columns, pitch, grad_pitch, grad_plane;
   int64_t strips, strip_rows, groups;
   bool flat;
   int64_t rows_at_once, taps_at_once; // taps of whole channels
-  int64_t ahead; // as of sparse_conv2d::Dot
+  int64_t ahead; // as of SparseWeightGrad
 };
 
 template <typename T>
-void run(const Gather<T>& a);
+void run(const DenseTapSum<T>& a);
 template <typename T>
-void run(const Dot<T>& a);
+void run(const DenseWeightGrad<T>& a);
 
 // A convolution bound to its shape: what of its taps the two sums need.
 template <typename T>
-class Conv {
+class DenseConv2d {
  public:
   // Whether images of these sizes are wide enough for it.
   static bool fits(bool flat, int64_t rows, int64_t columns, int64_t pitch);
@@ -59,47 +59,47 @@ class Conv {
   // Whether the convolution takes fewer products by Winograd's way, which wants a flat image.
   static bool wants_flat(
       int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride,
-      const sparse_conv2d::Gather<T>& forward, const sparse_conv2d::Gather<T>& backward);
+      const SparseTapSum<T>& forward, const SparseTapSum<T>& backward);
 
-  // Shapes as of the sparse sums: `forward`, `backward` and `dot` give everything but the taps and how work is cut.
+  // Shapes as of the sparse sums: `forward`, `backward` and `weight_grad` give everything but the taps and how work is cut.
   void bind(
       int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
-      const sparse_conv2d::Gather<T>& forward, const sparse_conv2d::Gather<T>& backward,
-      const sparse_conv2d::Dot<T>& dot, const std::vector<int64_t>& offsets, int64_t top, int64_t left,
+      const SparseTapSum<T>& forward, const SparseTapSum<T>& backward,
+      const SparseWeightGrad<T>& weight_grad, const std::vector<int64_t>& offsets, int64_t top, int64_t left,
       int64_t bordered_plane);
 
   // weights [outputs, inputs, kernel rows, kernel columns], times scale.
   void set(const T* weights, T scale, bool backward);
-  // Adds scale * gradient to grad, of the same shape, from the sums that run_dot has left.
+  // Adds scale * gradient to grad, of the same shape, from the sums that run_weight_grad has left.
   void add_grads(const T* sums, T scale, T* grad) const;
 
   // The convolution, and the gradient of its planes from that of its result with a border of zeros: whichever way is
   // faster for the shape. winograd::kSlack more elements of a flat image may be read.
   void run_forward(const T* source, T* out) const;
   void run_backward(const T* source, T* out) const;
-  // The sums of the gradient of the weights, likewise; grad as for sparse_conv2d::Dot.
-  void run_dot(const T* source, const T* grad, T* sums) const;
+  // The sums of the gradient of the weights, likewise; grad as for SparseWeightGrad.
+  void run_weight_grad(const T* source, const T* grad, T* sums) const;
 
-  int64_t sums() const { // elements that run_dot leaves
-    return winograd_grad_.bound() ? winograd_grad_.sums() : dot.strips * dot.outputs * dot.taps;
+  int64_t sums() const { // elements that run_weight_grad leaves
+    return winograd_grad_.bound() ? winograd_grad_.sums() : weight_grad.strips * weight_grad.outputs * weight_grad.taps;
   }
 
-  Gather<T> forward, backward; // but for the images
-  Dot<T> dot;
+  DenseTapSum<T> forward, backward; // but for the images
+  DenseWeightGrad<T> weight_grad;
 
  private:
   void bind_winograd(
       int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
-      const sparse_conv2d::Gather<T>& of_outputs, const sparse_conv2d::Gather<T>& of_inputs,
-      const sparse_conv2d::Dot<T>& of_weights);
+      const SparseTapSum<T>& of_outputs, const SparseTapSum<T>& of_inputs,
+      const SparseWeightGrad<T>& of_weights);
   void set_forward(const T* weights, T scale);
   void set_backward(const T* weights, T scale);
 
   int64_t inputs_ = 0;
   std::vector<int64_t> offsets_, first_, back_offsets_, back_first_, back_taps_;
   std::vector<T> weights_, back_weights_;
-  winograd::Conv<T> winograd_, back_winograd_;
-  winograd::Grad<T> winograd_grad_;
+  winograd::Conv2d<T> winograd_, back_winograd_;
+  winograd::WeightGrad<T> winograd_grad_;
 };
 
-} // namespace oes::dense_conv2d
+} // namespace oes::conv

@@ -7,7 +7,7 @@ constexpr int64_t kTilesOfRow = 6;
 
 // Elements begin .. end of a buffer that starts at element `at` of an image of that pitch, to the image without.
 template <typename T>
-OES_HERE void store_rows(const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
+OES_ISA_INLINE void store_rows(const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
   for (int64_t p = begin; p < end;) {
     const int64_t i = p / pitch, j = p - i * pitch;
     const int64_t until = (i + 1) * pitch < end ? (i + 1) * pitch : end;
@@ -20,23 +20,23 @@ OES_HERE void store_rows(const T* buffer, int64_t at, int64_t begin, int64_t end
 }
 
 template <typename T>
-OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
-  constexpr int64_t tile = kBlockVectors * kLanes<T>;
+OES_TARGET void tap_sum(const DenseTapSum<T>& a, int64_t begin, int64_t end) {
+  constexpr int64_t tile = kTileVectors * kLanes<T>;
   const int64_t image = a.rows * a.columns, plane = a.classes * image;
   const int64_t total = a.flat ? (a.rows - 1) * a.pitch + a.columns : a.columns;
   const int64_t wide = kTilesOfRow * tile;
-  T* buffer = scratch<T>(a.flat ? kBlockRows * (a.strip + tile) : a.planes * wide);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit % a.groups, at_strip = unit / a.groups * a.strip;
+  T* buffer = workspace<T>(a.flat ? kTileOutputs * (a.strip + tile) : a.planes * wide);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % a.groups, at_strip = task / a.groups * a.strip;
     // Blocks of all classes in one row.
-    const int64_t of_class = (a.planes + kBlockRows - 1) / kBlockRows, all = a.classes * of_class;
+    const int64_t of_class = (a.planes + kTileOutputs - 1) / kTileOutputs, all = a.classes * of_class;
     const int64_t from = group * all / a.groups, to = (group + 1) * all / a.groups;
     const auto with_blocks = [&](const auto& f) OES_TARGET OES_LAMBDA {
       for (int64_t k = from / of_class; k * of_class < to; ++k) {
         const int64_t taps = a.first[k + 1] - a.first[k];
-        const int64_t first = (from - k * of_class) * kBlockRows, end_of_group = (to - k * of_class) * kBlockRows;
+        const int64_t first = (from - k * of_class) * kTileOutputs, end_of_group = (to - k * of_class) * kTileOutputs;
         const T* weights = a.weights + a.planes * a.first[k];
-        for_blocks(
+        for_output_tiles(
             first > 0 ? first : 0, end_of_group < a.planes ? end_of_group : a.planes,
             [&](auto rows, int64_t p) OES_TARGET OES_LAMBDA {
               f(rows, weights + p * taps, a.offsets + a.first[k], taps, a.out + p * plane + k * image);
@@ -50,7 +50,7 @@ OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
       with_blocks([&](auto rows, const T* weights, const int64_t* offsets, int64_t taps, T* out) OES_TARGET OES_LAMBDA {
         for (int64_t p = base; p < until; p += tile) {
           const int64_t at = p + tile <= total ? p : total - tile;
-          block<rows.value, kBlockVectors, false>(a.source + at, weights, offsets, taps, buffer + at - base, length);
+          output_tile<rows.value, kTileVectors, false>(a.source + at, weights, offsets, taps, buffer + at - base, length);
         }
         for (int r = 0; r < rows.value; ++r) {
           store_rows(buffer + r * length, base, at_strip, until, a.pitch, out + r * plane, a.columns);
@@ -67,7 +67,7 @@ OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
         const T* source = a.source + row * a.pitch;
         for (int64_t first = 0; first < a.first[1]; first += a.taps_at_once) {
           const int64_t count = a.first[1] - first < a.taps_at_once ? a.first[1] - first : a.taps_at_once;
-          for_blocks(0, a.planes, [&](auto rows, int64_t o) OES_TARGET OES_LAMBDA {
+          for_output_tiles(0, a.planes, [&](auto rows, int64_t o) OES_TARGET OES_LAMBDA {
             const T* weights = a.weights + o * a.first[1] + first * rows.value;
             for (int64_t p = column; p < until; p += tile) {
               const T* from = source + (p + tile <= total ? p : total - tile);
@@ -79,9 +79,9 @@ OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
               }
               T* to = buffer + o * wide + p - column;
               if (first == 0) {
-                block<rows.value, kBlockVectors, false>(from, weights, a.offsets, count, to, wide);
+                output_tile<rows.value, kTileVectors, false>(from, weights, a.offsets, count, to, wide);
               } else {
-                block<rows.value, kBlockVectors, true>(from, weights, a.offsets + first, count, to, wide);
+                output_tile<rows.value, kTileVectors, true>(from, weights, a.offsets + first, count, to, wide);
               }
             }
           });
@@ -100,19 +100,19 @@ OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void weight_grad(const DenseWeightGrad<T>& a, int64_t begin, int64_t end) {
   constexpr int lanes = kLanes<T>;
   alignas(64) T zeros_then_ones[2 * lanes];
   for (int i = 0; i < 2 * lanes; ++i) {
     zeros_then_ones[i] = T(i < lanes ? 0 : 1);
   }
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit % a.groups, strip = unit / a.groups;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % a.groups, strip = task / a.groups;
     const int64_t at = strip * a.strip_rows, extent = a.flat ? a.columns : a.rows;
     const int64_t size = extent - at < a.strip_rows ? extent - at : a.strip_rows;
     const int64_t rows = a.flat ? 1 : size, length = a.flat ? size : a.columns;
-    const int64_t blocks = (a.outputs + kBlockRows - 1) / kBlockRows; // a group starts where one does
-    const int64_t from = group * blocks / a.groups * kBlockRows, to = (group + 1) * blocks / a.groups * kBlockRows;
+    const int64_t blocks = (a.outputs + kTileOutputs - 1) / kTileOutputs; // a group starts where one does
+    const int64_t from = group * blocks / a.groups * kTileOutputs, to = (group + 1) * blocks / a.groups * kTileOutputs;
     const T* source = a.source + at * (a.flat ? 1 : a.pitch);
     const T* grad = a.grad + at * (a.flat ? 1 : a.grad_pitch);
     T* partial = a.partial + strip * a.outputs * a.taps;
@@ -129,17 +129,17 @@ OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
           __builtin_prefetch(next + k, 0, 2);
         }
         next += share;
-        for_blocks(from, to < a.outputs ? to : a.outputs, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
-          constexpr int kRows = block_rows.value;
+        for_output_tiles(from, to < a.outputs ? to : a.outputs, [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
+          constexpr int kOutputs = outputs.value;
           const T* of_output = grad + o * a.grad_plane + row * a.grad_pitch;
           const T* of_source = source + row * a.pitch;
-          T* sums = partial + o * a.taps + t * kRows;
+          T* sums = partial + o * a.taps + t * kOutputs;
           if (row == 0) {
-            dot_blocks<kRows, false>(
+            weight_grad_tiles<kOutputs, false>(
                 of_source, a.offsets + t, count, a.pitch, of_output, a.grad_plane, a.grad_pitch, some, length,
                 zeros_then_ones, sums);
           } else {
-            dot_blocks<kRows, true>(
+            weight_grad_tiles<kOutputs, true>(
                 of_source, a.offsets + t, count, a.pitch, of_output, a.grad_plane, a.grad_pitch, some, length,
                 zeros_then_ones, sums);
           }

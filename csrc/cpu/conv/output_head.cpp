@@ -3,12 +3,12 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/core/tensor_checks.h"
+#include "cpu/core/parallel.h"
 
-namespace oes::output_head {
+namespace oes::conv {
 namespace {
 
-#define OES_KERNELS "cpu/conv/output_head_isa.h"
+#define OES_ISA_FILE "cpu/conv/output_head_isa.h"
 #include "cpu/core/isa_variants.h"
 
 constexpr int64_t kGrain = 8; // chunks that one thread takes at least
@@ -16,10 +16,10 @@ constexpr int64_t kGrain = 8; // chunks that one thread takes at least
 } // namespace
 
 template <typename T>
-double forward(const Forward<T>& a) {
-  const int64_t chunks = chunks_of(a.head.pixels);
-  torch::stable::parallel_for(0, chunks, kGrain, [&](int64_t begin, int64_t end) {
-    OES_AT_LEVEL(forward, a, begin, end);
+double output_head(const OutputHeadForward<T>& a) {
+  const int64_t chunks = head_chunks(a.head.pixels);
+  parallel_for(0, chunks, kGrain, [&](int64_t begin, int64_t end) {
+    OES_DISPATCH(output_head, a, begin, end);
   });
   double sum = 0;
   for (int64_t chunk = 0; a.target != nullptr && chunk < chunks; ++chunk) {
@@ -29,15 +29,15 @@ double forward(const Forward<T>& a) {
 }
 
 template <typename T>
-void backward(const Backward<T>& a) {
-  torch::stable::parallel_for(0, chunks_of(a.head.pixels), kGrain, [&](int64_t begin, int64_t end) {
-    OES_AT_LEVEL(backward, a, begin, end);
+void output_head_backward(const OutputHeadBackward<T>& a) {
+  parallel_for(0, head_chunks(a.head.pixels), kGrain, [&](int64_t begin, int64_t end) {
+    OES_DISPATCH(output_head_backward, a, begin, end);
   });
 }
 
-template double forward(const Forward<float>&);
-template double forward(const Forward<double>&);
-template void backward(const Backward<float>&);
-template void backward(const Backward<double>&);
+template double output_head(const OutputHeadForward<float>&);
+template double output_head(const OutputHeadForward<double>&);
+template void output_head_backward(const OutputHeadBackward<float>&);
+template void output_head_backward(const OutputHeadBackward<double>&);
 
-} // namespace oes::output_head
+} // namespace oes::conv

@@ -5,28 +5,29 @@
 // double, in order: the result does not depend on the number of threads.
 #pragma once
 
+#include "cpu/norm/moments.h"
 #include "cpu/norm/prologue.h"
 
-namespace oes::output_head {
+namespace oes::conv {
 
-constexpr int64_t kChunk = 2048; // pixels
+constexpr int64_t kHeadChunk = 2048; // pixels
 
-inline int64_t chunks_of(int64_t pixels) {
-  return ceil_div(pixels, kChunk);
+inline int64_t head_chunks(int64_t pixels) {
+  return ceil_div(pixels, kHeadChunk);
 }
 
 template <typename T>
-struct Head {
-  int64_t channels, outputs, pixels; // outputs: at most kMostBehind
-  PixelMap<T> map; // without a second norm
+struct OutputHead {
+  int64_t channels, outputs, pixels; // outputs: at most norm::kMostHeadOutputs
+  norm::Prologue<T> prologue; // without a second norm
   const T* y; // [channels, pixels]
-  const T* weights; // [channels, kMostBehind], zeros behind the outputs
+  const T* weights; // [channels, norm::kMostHeadOutputs], zeros behind the outputs
 };
 
 template <typename T>
-struct Forward {
-  Head<T> head;
-  Last act;
+struct OutputHeadForward {
+  OutputHead<T> head;
+  OutputAct act;
   T slope;
   const T* shift; // [outputs]
   const T* target; // [outputs, pixels], or nullptr
@@ -36,18 +37,18 @@ struct Forward {
 };
 
 template <typename T>
-struct Backward {
-  Head<T> head;
+struct OutputHeadBackward {
+  OutputHead<T> head;
   const T* grad; // [outputs, pixels], of the convolution's sums
   // [chunks, channels, 2]: of the gradient of the normalised pixels, and of it times (y - mean)
   double* sums;
-  double* weight_sums; // [chunks, channels, kMostBehind]: gradient of the weights
+  double* weight_sums; // [chunks, channels, norm::kMostHeadOutputs]: gradient of the weights
 };
 
 // Returns the mean squared error to the target; zero without one.
 template <typename T>
-double forward(const Forward<T>& a);
+double output_head(const OutputHeadForward<T>& a);
 template <typename T>
-void backward(const Backward<T>& a);
+void output_head_backward(const OutputHeadBackward<T>& a);
 
-} // namespace oes::output_head
+} // namespace oes::conv

@@ -1,25 +1,26 @@
 // An image as its even and odd rows and columns, what a convolution of stride 2 reads, and back.
 #include <algorithm>
 
-#include "cpu/conv/sparse_conv2d.h"
+#include "cpu/core/parallel.h"
+#include "cpu/core/simd.h"
 #include "cpu/core/tensor_checks.h"
 
-namespace oes::sparse_conv2d {
+namespace oes::conv {
 namespace {
 
-// Moves elements between an image and its four phases; `to_phases` or back. Beyond the edge of odd sizes lies zero.
-template <bool to_phases, typename T>
-void move_phases(const T* from, T* to, int64_t channels, int64_t height, int64_t width) {
+// Moves elements between an image and its four phases; `unshuffle` or back. Beyond the edge of odd sizes lies zero.
+template <bool unshuffle, typename T>
+void move_pixels(const T* from, T* to, int64_t channels, int64_t height, int64_t width) {
   const int64_t rows = ceil_div(height, 2), columns = ceil_div(width, 2);
   const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, height * width));
-  torch::stable::parallel_for(0, channels * rows, grain * rows, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t channel = unit / rows, i = unit % rows;
+  parallel_for(0, channels * rows, grain * rows, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t channel = task / rows, i = task % rows;
       for (int64_t odd = 0; odd < 2; ++odd) {
         const int64_t y = 2 * i + odd;
         const int64_t even_phase = ((channel * 4 + 2 * odd) * rows + i) * columns;
         const int64_t odd_phase = even_phase + rows * columns;
-        if constexpr (to_phases) {
+        if constexpr (unshuffle) {
           T* __restrict even_columns = to + even_phase;
           T* __restrict odd_columns = to + odd_phase;
           if (y >= height) {
@@ -60,7 +61,7 @@ Tensor phase_split(Tensor x) {
   Tensor result = torch::stable::new_empty(x, {n, c, 4, ceil_div(h, 2), ceil_div(w, 2)});
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
-    move_phases<true>(pointer<const T>(x), pointer<T>(result), n * c, h, w);
+    move_pixels<true>(pointer<const T>(x), pointer<T>(result), n * c, h, w);
   });
   return result;
 }
@@ -75,7 +76,7 @@ Tensor phase_merge(Tensor planes, int64_t height, int64_t width) {
   Tensor result = torch::stable::new_empty(planes, {n, c, height, width});
   with_type(planes, [&](auto zero) {
     using T = decltype(zero);
-    move_phases<false>(pointer<const T>(planes), pointer<T>(result), n * c, height, width);
+    move_pixels<false>(pointer<const T>(planes), pointer<T>(result), n * c, height, width);
   });
   return result;
 }
@@ -87,4 +88,4 @@ STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
   m.impl("phase_merge_cpu", TORCH_BOX(&phase_merge));
 }
 
-} // namespace oes::sparse_conv2d
+} // namespace oes::conv

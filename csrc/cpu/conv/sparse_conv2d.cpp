@@ -1,63 +1,47 @@
-// Convolution over an unstructured mask: see oes_fast/reference/sparse_conv2d.py.
-//
-// Forward and input gradient are the same sum over taps (Gather), the second over the output's gradient with a border
-// of zeros: for each input plane the taps that read it, so that no two threads write one element. The weight gradient
-// is one product of two images for every tap (Dot), summed strip by strip and over the strips in double. How the work
-// is cut depends on shapes alone: the result has the same bits for every number of threads, and differs by rounding
-// between capabilities.
+#include "cpu/conv/sparse_conv2d.h"
+
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
-#include "cpu/conv/sparse_conv2d.h"
-#include "cpu/core/tensor_checks.h"
+#include "cpu/core/parallel.h"
 
-namespace oes::sparse_conv2d {
+namespace oes::conv {
 namespace {
 
-#define OES_KERNELS "cpu/conv/sparse_conv2d_isa.h"
+#define OES_ISA_FILE "cpu/conv/sparse_conv2d_isa.h"
 #include "cpu/core/isa_variants.h"
 
-template <typename T>
-void gather(const Gather<T>& a, int64_t begin, int64_t end) {
-  OES_AT_LEVEL(gather, a, begin, end);
-}
-
-template <typename T>
-void dots(const Dot<T>& a, int64_t begin, int64_t end) {
-  OES_AT_LEVEL(dots, a, begin, end);
-}
-
-constexpr int64_t kUnits = 32; // of work at least, where the outputs can be cut into groups for it
+constexpr int64_t kTasks = 32; // at least, where the outputs can be cut into groups for it
 constexpr int64_t kGrainMacs = 1 << 18; // that one thread takes at least: below, waking another costs more
 constexpr int64_t kRowsOfStrip = 16; // whose rows lie side by side
 constexpr int64_t kStripPixels = 4096; // whose products are summed in the element type
 constexpr int64_t kRowsPixels = 512; // the same of rows that lie side by side: few, so that all planes stay in the cache
 
 int64_t groups_of(int64_t strips, int64_t planes) {
-  return std::max<int64_t>(1, std::min(planes, ceil_div(kUnits, std::max<int64_t>(1, strips))));
+  return std::max<int64_t>(1, std::min(planes, ceil_div(kTasks, std::max<int64_t>(1, strips))));
 }
 
-int64_t grain_of(int64_t units, int64_t macs) {
-  return std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs / std::max<int64_t>(1, units)));
+int64_t grain_of(int64_t tasks, int64_t macs) {
+  return std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs / std::max<int64_t>(1, tasks)));
 }
 
 } // namespace
 
 template <typename T>
-void run(Gather<T> a, int64_t images, int64_t macs) {
+void run(SparseTapSum<T> a, int64_t images, int64_t macs) {
   const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
   a.flat = a.planes_of_row == 0;
-  a.strips = a.flat ? ceil_div((a.rows - 1) * a.pitch + a.columns, kFlat * lanes) : ceil_div(a.rows, kRowsOfStrip);
+  a.strips = a.flat ? ceil_div((a.rows - 1) * a.pitch + a.columns, kFlatVectors * lanes) : ceil_div(a.rows, kRowsOfStrip);
   a.strip_rows = kRowsOfStrip;
   a.groups = a.flat ? groups_of(images * a.strips, a.planes) : 1;
-  const int64_t units = images * a.strips * a.groups;
-  torch::stable::parallel_for(
-      0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { gather(a, begin, end); });
+  const int64_t tasks = images * a.strips * a.groups;
+  parallel_for(0, tasks, grain_of(tasks, macs), [&](int64_t begin, int64_t end) {
+    OES_DISPATCH(tap_sum, a, begin, end);
+  });
 }
 
 template <typename T>
-void cut(Dot<T>& a, bool flat, int64_t images) {
+void plan_tasks(SparseWeightGrad<T>& a, bool flat, int64_t images) {
   a.flat = flat;
   if (flat) {
     a.columns = (a.rows - 1) * a.pitch + a.columns;
@@ -69,16 +53,17 @@ void cut(Dot<T>& a, bool flat, int64_t images) {
 }
 
 template <typename T>
-void run(const Dot<T>& a, int64_t images, int64_t macs) {
-  const int64_t units = images * a.strips * a.groups;
-  torch::stable::parallel_for(
-      0, units, grain_of(units, macs), [&](int64_t begin, int64_t end) { dots(a, begin, end); });
+void run(const SparseWeightGrad<T>& a, int64_t images, int64_t macs) {
+  const int64_t tasks = images * a.strips * a.groups;
+  parallel_for(0, tasks, grain_of(tasks, macs), [&](int64_t begin, int64_t end) {
+    OES_DISPATCH(weight_grad, a, begin, end);
+  });
 }
 
 template <typename T>
-void add_grads(const Dot<T>& a, const T* partial, const int64_t* indices, T scale, T* to) {
+void add_grads(const SparseWeightGrad<T>& a, const T* partial, const int64_t* indices, T scale, T* to) {
   constexpr int64_t kSums = 1024; // weights that one thread adds up at least
-  torch::stable::parallel_for(0, a.taps, kSums, [&](int64_t begin, int64_t end) {
+  parallel_for(0, a.taps, kSums, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       double sum = 0;
       for (int64_t strip = 0; strip < a.strips; ++strip) {
@@ -89,253 +74,12 @@ void add_grads(const Dot<T>& a, const T* partial, const int64_t* indices, T scal
   });
 }
 
-template void add_grads(const Dot<float>&, const float*, const int64_t*, float, float*);
-template void add_grads(const Dot<double>&, const double*, const int64_t*, double, double*);
-template void run(Gather<float>, int64_t, int64_t);
-template void run(Gather<double>, int64_t, int64_t);
-template void cut(Dot<float>&, bool, int64_t);
-template void cut(Dot<double>&, bool, int64_t);
-template void run(const Dot<float>&, int64_t, int64_t);
-template void run(const Dot<double>&, int64_t, int64_t);
+#define OES_INSTANTIATE(T)                                             \
+  template void run(SparseTapSum<T>, int64_t, int64_t);                \
+  template void plan_tasks(SparseWeightGrad<T>&, bool, int64_t);       \
+  template void run(const SparseWeightGrad<T>&, int64_t, int64_t);     \
+  template void add_grads(const SparseWeightGrad<T>&, const T*, const int64_t*, T, T*);
+OES_INSTANTIATE(float)
+OES_INSTANTIATE(double)
 
-namespace {
-
-// Sizes of one convolution, checked.
-struct Shape {
-  int64_t images, inputs, phases, source_rows, source_columns; // of the planes [N, C, P, H', W']
-  int64_t outputs, kernel_rows, kernel_columns, rows, columns;
-  int64_t stride, taps;
-  int64_t margin_rows, margin_columns; // how far a tap reaches in its plane
-
-  int64_t planes() const {
-    return inputs * phases;
-  }
-  int64_t source_plane() const {
-    return source_rows * source_columns;
-  }
-  int64_t macs() const {
-    return images * taps * rows * columns;
-  }
-};
-
-Shape check(
-    const Tensor& planes,
-    const Tensor& values,
-    const Tensor& taps,
-    const Tensor& by_input,
-    int64_t outputs,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    int64_t rows,
-    int64_t columns) {
-  check_vector("values", values, values);
-  STD_TORCH_CHECK(planes.is_cpu() && planes.dim() == 5, "planes: expected a CPU tensor of 5 dimensions");
-  STD_TORCH_CHECK(planes.scalar_type() == values.scalar_type(), "planes: expected the dtype of values");
-  STD_TORCH_CHECK(planes.is_contiguous(), "planes: expected a contiguous tensor");
-  STD_TORCH_CHECK(planes.size(2) == 1 || planes.size(2) == 4, "planes: expected 1 or 4 phases");
-  for (const Tensor* index : {&taps, &by_input}) {
-    STD_TORCH_CHECK(
-        index->is_cpu() && index->scalar_type() == ScalarType::Int && index->is_contiguous(),
-        "pattern: expected contiguous int32 CPU tensors");
-  }
-  const int64_t count = values.numel();
-  STD_TORCH_CHECK(
-      taps.dim() == 2 && taps.size(0) == count && taps.size(1) == 4, "taps: expected shape [", count, ", 4]");
-  STD_TORCH_CHECK(by_input.dim() == 1 && by_input.numel() == count, "by_input: expected ", count, " elements");
-  const int64_t stride = planes.size(2) == 1 ? 1 : 2;
-  const Shape s{
-      planes.size(0), planes.size(1), planes.size(2), planes.size(3), planes.size(4),
-      outputs,        kernel_rows,    kernel_columns, rows,           columns,
-      stride,         count,          (kernel_rows - 1) / stride, (kernel_columns - 1) / stride};
-  STD_TORCH_CHECK(outputs >= 0 && kernel_rows > 0 && kernel_columns > 0, "kernel: expected positive sizes");
-  STD_TORCH_CHECK(
-      rows > 0 && columns > 0 && s.margin_rows + rows <= s.source_rows && s.margin_columns + columns <= s.source_columns,
-      "planes: too small for an output of ",
-      rows,
-      " x ",
-      columns);
-  const auto* tap = pointer<int32_t>(taps);
-  const auto* order = pointer<int32_t>(by_input);
-  int32_t output = 0;
-  for (int64_t t = 0; t < count; ++t, tap += 4) {
-    const bool inside = tap[0] >= output && tap[0] < outputs && tap[1] >= 0 && tap[1] < s.inputs && tap[2] >= 0 &&
-        tap[2] < kernel_rows && tap[3] >= 0 && tap[3] < kernel_columns && order[t] >= 0 && order[t] < count;
-    STD_TORCH_CHECK(inside, "taps: expected ascending outputs and indices inside the weight");
-    output = tap[0];
-  }
-  return s;
-}
-
-// The plane a tap reads, and where in the plane.
-int64_t plane_of(const Shape& s, const int32_t* tap) {
-  return tap[1] * s.phases + tap[2] % s.stride * s.stride + tap[3] % s.stride;
-}
-
-// Where each tap reads the input, taps in order of the outputs; first[o] is the first tap of output o.
-void read_forward(const Shape& s, const int32_t* taps, std::vector<int64_t>& offsets, std::vector<int64_t>& first) {
-  offsets.resize(s.taps);
-  first.assign(s.outputs + 1, 0);
-  for (int64_t t = 0; t < s.taps; ++t, taps += 4) {
-    offsets[t] = (plane_of(s, taps) * s.source_rows + taps[2] / s.stride) * s.source_columns + taps[3] / s.stride;
-    ++first[taps[0] + 1];
-  }
-  for (int64_t o = 0; o < s.outputs; ++o) {
-    first[o + 1] += first[o];
-  }
-}
-
-// The output's gradient with `top` and `left` zeros before and zeros behind, [images, outputs, rows, columns].
-template <typename T>
-void pad(const Shape& s, const T* grad, int64_t top, int64_t left, int64_t rows, int64_t columns, T* out) {
-  const int64_t grain = std::max<int64_t>(1, (1 << 16) / (rows * columns));
-  torch::stable::parallel_for(0, s.images * s.outputs, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const T* from = grad + plane * s.rows * s.columns;
-      T* to = out + plane * rows * columns;
-      std::fill(to, to + top * columns, T(0));
-      for (int64_t i = 0; i < s.rows; ++i) {
-        T* row = to + (top + i) * columns;
-        std::fill(row, row + left, T(0));
-        std::memcpy(row + left, from + i * s.columns, s.columns * sizeof(T));
-        std::fill(row + left + s.columns, row + columns, T(0));
-      }
-      std::fill(to + (top + s.rows) * columns, to + rows * columns, T(0));
-    }
-  });
-}
-
-template <typename T>
-void input_gradient(
-    const Shape& s,
-    const Tensor& like,
-    const T* grad,
-    const T* values,
-    const int32_t* taps,
-    const int32_t* order,
-    T* out) {
-  const int64_t rows = s.source_rows + s.margin_rows, columns = s.source_columns + s.margin_columns;
-  const Tensor padded = torch::stable::new_empty(like, {s.images, s.outputs, rows, columns});
-  pad(s, grad, s.margin_rows, s.margin_columns, rows, columns, pointer<T>(padded));
-  std::vector<int64_t> offsets(s.taps), first(s.planes() + 1, 0);
-  std::vector<T> weights(s.taps);
-  int64_t last = 0;
-  for (int64_t t = 0; t < s.taps; ++t) {
-    const int32_t* tap = taps + 4 * order[t];
-    const int64_t plane = plane_of(s, tap);
-    STD_TORCH_CHECK(plane >= last, "by_input: expected the taps in order of the planes they read");
-    last = plane;
-    ++first[plane + 1];
-    weights[t] = values[order[t]];
-    offsets[t] = (tap[0] * rows + s.margin_rows - tap[2] / s.stride) * columns + s.margin_columns - tap[3] / s.stride;
-  }
-  for (int64_t plane = 0; plane < s.planes(); ++plane) {
-    first[plane + 1] += first[plane];
-  }
-  run(
-      Gather<T>{
-          pointer<T>(padded), out, weights.data(), offsets.data(), first.data(), s.planes(), s.source_rows,
-          s.source_columns, columns, s.outputs * rows * columns},
-      s.images,
-      s.macs());
-}
-
-template <typename T>
-void value_gradient(const Shape& s, const Tensor& planes, const T* grad, const int32_t* taps, T* out) {
-  std::vector<int64_t> offsets, first;
-  read_forward(s, taps, offsets, first);
-  const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T));
-  const bool flat = s.columns < kWide * lanes;
-  Tensor wide = planes;
-  if (flat) { // the gradient at the input's pitch, so that an image is one row of both
-    wide = torch::stable::new_empty(planes, {s.images, s.outputs, s.rows, s.source_columns});
-    pad(s, grad, 0, 0, s.rows, s.source_columns, pointer<T>(wide));
-  }
-  Dot<T> a{pointer<T>(planes), flat ? pointer<T>(wide) : grad, nullptr, offsets.data(), first.data(), s.outputs,
-           s.taps};
-  a.rows = s.rows;
-  a.columns = s.columns;
-  a.pitch = s.source_columns;
-  a.grad_pitch = s.columns;
-  a.source_image = s.planes() * s.source_plane();
-  a.grad_plane = flat ? s.rows * s.source_columns : s.rows * s.columns;
-  cut(a, flat, s.images);
-  const int64_t sums = s.images * a.strips;
-  const Tensor partial = torch::stable::new_empty(planes, {sums, s.taps});
-  a.partial = pointer<T>(partial);
-  run(a, s.images, s.macs());
-  const T* each = a.partial;
-  for (int64_t t = 0; t < s.taps; ++t) {
-    double sum = 0;
-    for (int64_t i = 0; i < sums; ++i) {
-      sum += static_cast<double>(each[i * s.taps + t]);
-    }
-    out[t] = static_cast<T>(sum);
-  }
-}
-
-Tensor sparse_conv2d(
-    Tensor planes,
-    Tensor values,
-    Tensor taps,
-    Tensor by_input,
-    int64_t outputs,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    int64_t rows,
-    int64_t columns) {
-  const Shape s = check(planes, values, taps, by_input, outputs, kernel_rows, kernel_columns, rows, columns);
-  Tensor result = torch::stable::new_empty(planes, {s.images, outputs, rows, columns});
-  std::vector<int64_t> offsets, first;
-  read_forward(s, pointer<int32_t>(taps), offsets, first);
-  with_type(values, [&](auto zero) {
-    using T = decltype(zero);
-    run(
-        Gather<T>{
-            pointer<T>(planes), pointer<T>(result), pointer<T>(values), offsets.data(), first.data(), s.outputs,
-            s.rows, s.columns, s.source_columns, s.planes() * s.source_plane()},
-        s.images,
-        s.macs());
-  });
-  return result;
-}
-
-std::tuple<Tensor, Tensor> sparse_conv2d_backward(
-    Tensor grad,
-    Tensor planes,
-    Tensor values,
-    Tensor taps,
-    Tensor by_input,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    bool needs_planes,
-    bool needs_values) {
-  STD_TORCH_CHECK(
-      grad.is_cpu() && grad.dim() == 4 && grad.is_contiguous() && grad.scalar_type() == values.scalar_type(),
-      "grad: expected a contiguous CPU tensor of 4 dimensions and the dtype of values");
-  const Shape s = check(
-      planes, values, taps, by_input, grad.size(1), kernel_rows, kernel_columns, grad.size(2), grad.size(3));
-  STD_TORCH_CHECK(grad.size(0) == s.images, "grad: expected ", s.images, " images, got ", grad.size(0));
-  Tensor grad_planes = needs_planes ? torch::stable::empty_like(planes) : torch::stable::new_empty(planes, {0});
-  Tensor grad_values = torch::stable::new_empty(values, {needs_values ? s.taps : 0});
-  with_type(values, [&](auto zero) {
-    using T = decltype(zero);
-    const auto* tap = pointer<int32_t>(taps);
-    if (needs_planes) {
-      input_gradient<T>(
-          s, planes, pointer<T>(grad), pointer<T>(values), tap, pointer<int32_t>(by_input), pointer<T>(grad_planes));
-    }
-    if (needs_values) {
-      value_gradient<T>(s, planes, pointer<T>(grad), tap, pointer<T>(grad_values));
-    }
-  });
-  return {grad_planes, grad_values};
-}
-
-} // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
-  m.impl("sparse_conv2d_cpu", TORCH_BOX(&sparse_conv2d));
-  m.impl("sparse_conv2d_backward_cpu", TORCH_BOX(&sparse_conv2d_backward));
-}
-
-} // namespace oes::sparse_conv2d
+} // namespace oes::conv

@@ -1,27 +1,29 @@
-// What the kernels of sparse_conv2d are given: see sparse_conv2d.cpp for the ops around them.
+// Convolution over an unstructured mask: see oes_fast/reference/sparse_conv2d.py.
 //
-// Images lie in planes. At stride 1 a plane is a channel; at stride 2 a channel is split into four planes, its even
-// and odd rows and columns, so that either way a tap reads its plane at a fixed distance from the output pixel:
-// output (i, j) needs source[offset + i * pitch + j].
+// Forward and input gradient are the same sum over taps (SparseTapSum), the second over the output's gradient with a
+// border of zeros: for each input plane the taps that read it, so that no two threads write one element. The weight
+// gradient is one product of two images for every tap (SparseWeightGrad), summed strip by strip and over the strips in
+// double. Where taps read: common/tap_offsets.h.
 //
-// Images are taken as one long row: pixels beyond the right edge are computed and left out, which costs less
-// than vectors that are not full. Sums run over the taps in one fixed order, whatever the split of the work.
+// Images are taken as one long row: pixels beyond the right edge are computed and left out, which costs less than
+// vectors that are not full. Sums run over the taps in one fixed order, and how the work is cut depends on shapes alone:
+// the result has the same bits for every number of threads, and differs by rounding between instruction sets.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/core/simd.h"
 
-namespace oes::sparse_conv2d {
+namespace oes::conv {
 
-constexpr int kWide = 4; // vectors across a tile of a wide image
-constexpr int kFlat = 12; // vectors in a strip of a narrow image, taken as one row
+constexpr int kRowVectors = 4; // vectors that a row of an image has at least to be taken as a row
+constexpr int kFlatVectors = 12; // vectors in a strip of an image that is taken as one row
 constexpr int kTapsAtOnce = 6; // weight gradients computed in one pass over an output's gradient
 
-// out[p][i][j] = sum over the taps t of p of weights[t] * source[offsets[t] + i * pitch + j]. A unit of work is one
+// out[p][i][j] = sum over the taps t of p of weights[t] * source[offsets[t] + i * pitch + j]. A task is one
 // strip of one image for one group of planes p.
 template <typename T>
-struct Gather {
+struct SparseTapSum {
   const T* source;
   T* out; // [images, planes, rows, columns]
   const T* weights;
@@ -38,7 +40,7 @@ struct Gather {
 
 // partial[image, strip][t] = sum over the pixels of the strip of grad[o][i][j] * source[offsets[t] + i * pitch + j].
 template <typename T>
-struct Dot {
+struct SparseWeightGrad {
   const T* source;
   const T* grad; // [images, outputs, rows * grad_pitch]; in a flat image zero beyond the right edge
   T* partial; // [images, strips, taps]
@@ -51,18 +53,18 @@ struct Dot {
   int64_t ahead = 0; // where the rows of all planes lie side by side: how far a tap reaches; those behind are fetched
 };
 
-// Cuts the work and does it; `macs` are the multiply-accumulates of all of it.
+// Cuts the work into tasks and does it; `macs` are the multiply-accumulates of all of it.
 template <typename T>
-void run(Gather<T> a, int64_t images, int64_t macs);
+void run(SparseTapSum<T> a, int64_t images, int64_t macs);
 
-// Cuts the work of a, whose rows and columns are the output's; a flat one has the gradient at the source's pitch.
+// Decides how the work of a is cut, whose rows and columns are the output's; a flat one has the gradient at the source's pitch.
 template <typename T>
-void cut(Dot<T>& a, bool flat, int64_t images);
+void plan_tasks(SparseWeightGrad<T>& a, bool flat, int64_t images);
 template <typename T>
-void run(const Dot<T>& a, int64_t images, int64_t macs);
+void run(const SparseWeightGrad<T>& a, int64_t images, int64_t macs);
 
 // Adds scale * gradient of weight t to to[indices[t]], from the sums that the strips of one image have left.
 template <typename T>
-void add_grads(const Dot<T>& a, const T* partial, const int64_t* indices, T scale, T* to);
+void add_grads(const SparseWeightGrad<T>& a, const T* partial, const int64_t* indices, T scale, T* to);
 
-} // namespace oes::sparse_conv2d
+} // namespace oes::conv

@@ -2,9 +2,9 @@
 
 #include "cpu/core/fma_tiles_isa.h"
 
-// Row of an output of a multiple of a vector at least: 12 vectors at a time, the last piece from the end backwards.
+// Row of an output of a multiple of a vector at least: 12 vectors at a time, the last tile from the end backwards.
 template <typename T>
-OES_HERE int64_t row_piece(int64_t left, int64_t columns) {
+OES_ISA_INLINE int64_t row_tile(int64_t left, int64_t columns) {
   int64_t vectors = left > 8 * kLanes<T> ? 12 : left > 4 * kLanes<T> ? 8 : left > 2 * kLanes<T> ? 4 : left > kLanes<T> ? 2 : 1;
   while (vectors > 1 && vectors * kLanes<T> > columns) {
     vectors = vectors == 12 ? 8 : vectors / 2;
@@ -12,16 +12,16 @@ OES_HERE int64_t row_piece(int64_t left, int64_t columns) {
   return vectors;
 }
 
-// A strip of rows of an image whose planes lie side by side: a row of all planes is one piece of memory, and the row to
+// A strip of rows of an image whose planes lie side by side: a row of all planes is contiguous, and the row to
 // come is fetched, from its start to its end, while this one is summed.
 template <typename T>
-OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+OES_ISA_INLINE void tap_sum_rows(const SparseTapSum<T>& a, int64_t image, int64_t first, int64_t rows, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t row = first; row < first + rows; ++row) {
     const T* of_row = a.source + image * a.source_image + row * a.pitch;
     Fetch<T> fetch{row + 1 < a.rows ? of_row + a.ahead * a.pitch : of_row}; // the last row fetches its own again
     for (int64_t column = 0; column < a.columns;) {
-      const int64_t vectors = row_piece<T>(a.columns - column, a.columns);
+      const int64_t vectors = row_tile<T>(a.columns - column, a.columns);
       const int64_t at = a.columns - column < vectors * lanes ? a.columns - vectors * lanes : column;
       const T* source = of_row + at;
       for (int64_t plane = begin; plane < end; ++plane) {
@@ -63,7 +63,7 @@ OES_HERE void gather_rows(const Gather<T>& a, int64_t image, int64_t first, int6
 
 // Elements begin .. end of a buffer that starts at element `at` of the image with its pitch, to the image without.
 template <typename T>
-OES_HERE void store_flat(const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
+OES_ISA_INLINE void store_flat(const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
   for (int64_t p = begin; p < end;) {
     const int64_t i = p / pitch, j = p - i * pitch;
     const int64_t until = (i + 1) * pitch < end ? (i + 1) * pitch : end;
@@ -76,13 +76,13 @@ OES_HERE void store_flat(const T* buffer, int64_t at, int64_t begin, int64_t end
 }
 
 template <typename T>
-OES_HERE void gather_flat(const Gather<T>& a, int64_t image, int64_t strip, int64_t begin, int64_t end) {
+OES_ISA_INLINE void tap_sum_flat(const SparseTapSum<T>& a, int64_t image, int64_t strip, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t total = (a.rows - 1) * a.pitch + a.columns;
-  const int64_t from = strip * kFlat * lanes;
-  const int64_t to = from + kFlat * lanes < total ? from + kFlat * lanes : total;
+  const int64_t from = strip * kFlatVectors * lanes;
+  const int64_t to = from + kFlatVectors * lanes < total ? from + kFlatVectors * lanes : total;
   const T* source = a.source + image * a.source_image;
-  alignas(64) T buffer[kFlat * lanes];
+  alignas(64) T buffer[kFlatVectors * lanes];
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t t = a.first[plane], taps = a.first[plane + 1] - t;
     const T* weights = a.weights + t;
@@ -123,53 +123,53 @@ OES_HERE void gather_flat(const Gather<T>& a, int64_t image, int64_t strip, int6
 }
 
 template <typename T>
-OES_TARGET void gather(const Gather<T>& a, int64_t begin, int64_t end) {
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit % a.groups, strip = unit / a.groups % a.strips, image = unit / a.groups / a.strips;
+OES_TARGET void tap_sum(const SparseTapSum<T>& a, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % a.groups, strip = task / a.groups % a.strips, image = task / a.groups / a.strips;
     const int64_t from = group * a.planes / a.groups, to = (group + 1) * a.planes / a.groups;
     if (a.flat) {
-      gather_flat(a, image, strip, from, to);
+      tap_sum_flat(a, image, strip, from, to);
     } else {
       const int64_t first = strip * a.strip_rows;
-      gather_rows(a, image, first, a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows, from, to);
+      tap_sum_rows(a, image, first, a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows, from, to);
     }
   }
 }
 
 // Products of one output with all of its taps.
 template <bool kFetch, typename T>
-OES_HERE void dots_of_output(
+OES_ISA_INLINE void weight_grad_of_output(
     const T* source, const int64_t* offsets, int64_t taps, const T* grad, int64_t rows, int64_t length, int64_t pitch,
     int64_t grad_pitch, const T* zeros_then_ones, T* result, Fetch<T>& fetch) {
   for (; taps >= kTapsAtOnce; taps -= kTapsAtOnce, offsets += kTapsAtOnce, result += kTapsAtOnce) {
-    dot<kTapsAtOnce, kFetch>(
+    weight_grads<kTapsAtOnce, kFetch>(
         source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
   }
   switch (taps) {
     case 5:
-      return dot<5, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<5, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 4:
-      return dot<4, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<4, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 3:
-      return dot<3, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<3, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 2:
-      return dot<2, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<2, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 1:
-      return dot<1, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<1, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     default:
       return;
   }
 }
 
 template <typename T>
-OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void weight_grad(const SparseWeightGrad<T>& a, int64_t begin, int64_t end) {
   constexpr int lanes = kLanes<T>;
   alignas(64) T zeros_then_ones[2 * lanes];
   for (int i = 0; i < 2 * lanes; ++i) {
     zeros_then_ones[i] = T(i < lanes ? 0 : 1);
   }
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit % a.groups, strip = unit / a.groups % a.strips, image = unit / a.groups / a.strips;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % a.groups, strip = task / a.groups % a.strips, image = task / a.groups / a.strips;
     const int64_t from = group * a.outputs / a.groups, to = (group + 1) * a.outputs / a.groups;
     const int64_t at = strip * a.strip_rows, extent = a.flat ? a.columns : a.rows;
     const int64_t size = extent - at < a.strip_rows ? extent - at : a.strip_rows;
@@ -192,10 +192,10 @@ OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
           partial[tap] = sum;
         }
       } else if (a.ahead != 0) {
-        dots_of_output<true>(
+        weight_grad_of_output<true>(
             source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t, fetch);
       } else {
-        dots_of_output<false>(
+        weight_grad_of_output<false>(
             source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t, fetch);
       }
     }

@@ -9,7 +9,7 @@
 // resolution, and the rest are additions. A 1 x 1 convolution is the same without them.
 //
 // Work is cut into strips of rows that fit the second-level cache: all channels of the strip are normalised and
-// activated into it, mixed, and only sums leave. Gradients: that of b is the sum of 2 x 2 pixels of the gradient of y,
+// activated into it, of_inputs, and only sums leave. Gradients: that of b is the sum of 2 x 2 pixels of the gradient of y,
 // and the two products follow.
 #pragma once
 
@@ -17,75 +17,77 @@
 
 #include "cpu/norm/prologue.h"
 
-namespace oes::mixing {
+namespace oes::conv {
+
+constexpr int64_t kUpsampleKernel = 9; // places of the kernel; those of a pointwise convolution are 1
 
 template <typename T>
-struct Mix {
+struct UpsampleConv {
   int64_t inputs, outputs, rows, columns; // of the input
-  int64_t kernel; // 9: 3 x 3 of the up-sampled image; 1: 1 x 1
+  int64_t kernel; // kUpsampleKernel, or 1
   bool zeros; // beyond the edge lies zero, not the edge
   int64_t strip_rows, strips, groups; // groups of outputs that share the work of a strip
   int64_t plane; // elements from one plane of a strip to the next
   int64_t tile; // vectors of a sum that stays in registers, at most
   bool dense; // all weights are there
-  PixelMap<T> map;
+  norm::Prologue<T> prologue;
   const T* source; // [inputs, rows, columns]
   const int64_t* first; // [outputs * kernel + 1]: the weights of b[o, u, v]
   const int32_t* offsets; // channel that each weight reads, times plane
-  const T* weights; // dense: [blocks of outputs, kernel, inputs, outputs of the block]
+  const T* weights; // dense: [tiles of outputs, kernel, inputs, outputs of the tile]
   T* out; // [outputs, 2 rows, 2 columns], or [outputs, rows, columns]
   double* moments; // [strips, outputs, 2]: mean and sum of squares about it; or nullptr
 };
 
 // What is done to the gradient of the mapped input on its way out: nothing; the sums that the derivative of the second
 // batch norm needs; or the derivative of the activation, where there is no second, and the sums that the first needs.
-enum class Leave { kPlain, kSecondSums, kActivation };
+enum class GradEpilogue { kNone, kSecondNormSums, kActivation };
 
 template <typename T>
-struct MixBack {
+struct UpsampleConvGrad {
   int64_t inputs, outputs, rows, columns, kernel;
   bool zeros;
-  int64_t strip_rows, strips, slots, parts; // slots of strips, summed apart; parts share the work of a slot
-  int64_t block, blocks; // outputs whose gradients lie in the cache together
+  int64_t strip_rows, strips, chunks, groups; // chunks of strips, summed apart; groups of channels share the work of one
+  int64_t outputs_at_once, passes; // outputs whose gradients lie in the cache together
   bool dense;
-  PixelMap<T> map;
+  norm::Prologue<T> prologue;
   const T* source;
-  PixelGrad<T> grad; // of y
+  norm::PrologueGrad<T> grad; // of y
   const int64_t* first;
   const int32_t* offsets;
-  const int64_t* back_first; // [inputs * blocks + 1]: the weights that read an input, block of outputs by block
-  const int32_t* back_offsets; // which b of the block each goes to, times plane
-  const T* back_weights; // dense: [blocks, blocks of inputs, outputs and kernel, inputs of the block]
-  T* grad_source; // [inputs, rows, columns], gradient of the mapped input as `leave` says, or nullptr
-  Leave leave;
-  double* leave_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
-  int64_t plane, piece; // vectors of pixels whose channels stay in the first-level cache
+  const int64_t* back_first; // [inputs * passes + 1]: the weights that read an input, pass by pass
+  const int32_t* back_offsets; // which b of the pass each goes to, times plane
+  const T* back_weights; // dense: [passes, tiles of inputs, outputs and kernel, inputs of the tile]
+  T* grad_source; // [inputs, rows, columns], gradient of the mapped input as `epilogue` says, or nullptr
+  GradEpilogue epilogue;
+  double* epilogue_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
+  int64_t plane, near_vectors; // vectors of pixels whose channels stay in the first-level cache
   int64_t lanes; // of a vector
-  // [slots, weights, lanes]: gradient of the weights, still to be added up; dense: [slots, weights], in the order of
-  // Mix::weights; or nullptr.
+  // [chunks, weights, lanes]: gradient of the weights, still to be added up; dense: [chunks, weights], in the order of
+  // UpsampleConv::weights; or nullptr.
   T* sums;
 };
 
-// to[indices[order[t]]] += scale * gradient of weight t, from the sums that mix_back has left.
+// to[indices[order[t]]] += scale * gradient of weight t, from the sums that upsample_conv_grad has left.
 template <typename T>
 struct AddGrads {
-  const T* sums; // [slots, count, lanes]
-  int64_t slots, count;
+  const T* sums; // [chunks, count, lanes]
+  int64_t chunks, count;
   const int64_t *order, *indices;
   T scale;
   T* to;
 };
 
 template <typename T>
-void mix(const Mix<T>& a);
+void upsample_conv(const UpsampleConv<T>& a);
 
 template <typename T>
-void mix_back(const MixBack<T>& a);
+void upsample_conv_grad(const UpsampleConvGrad<T>& a);
 
 // The lists of weights in the orders that the two read them, and how their work is cut: which depends on sizes alone,
 // so that results do not depend on the number of threads.
 template <typename T>
-class Weights {
+class UpsampleConvWeights {
  public:
   // `taps` are (o, c, u, v) of every weight; values come and gradients go in that order. nullptr: all are there.
   void bind(
@@ -94,7 +96,7 @@ class Weights {
 
   // weight t = scale * from[indices[t]].
   void set(const T* from, const int64_t* indices, T scale);
-  // Adds scale * gradient of weight t to to[indices[t]], from the sums that mix_back has left.
+  // Adds scale * gradient of weight t to to[indices[t]], from the sums that upsample_conv_grad has left.
   void add_grads(const T* sums, const int64_t* indices, T scale, T* to) const;
   // The same of all weights [outputs, inputs, kernel].
   void set_dense(const T* from, T scale);
@@ -103,12 +105,12 @@ class Weights {
   int64_t count() const {
     return static_cast<int64_t>(weights_.size());
   }
-  int64_t sums() const { // elements of MixBack::sums
-    return back.slots * count() * (back.dense ? 1 : back.lanes);
+  int64_t sums() const { // elements of UpsampleConvGrad::sums
+    return backward.chunks * count() * (backward.dense ? 1 : backward.lanes);
   }
 
-  Mix<T> mix; // but for the map, the images and the sums
-  MixBack<T> back;
+  UpsampleConv<T> forward; // but for the prologue, the images and the sums
+  UpsampleConvGrad<T> backward;
 
  private:
   void bind_dense();
@@ -118,4 +120,4 @@ class Weights {
   std::vector<T> weights_, back_weights_;
 };
 
-} // namespace oes::mixing
+} // namespace oes::conv

@@ -4,11 +4,11 @@
 
 // sums[t] += products of grad[p] and source[offsets[t] + p] over a number of vectors, lane by lane.
 template <int kTaps, typename T>
-OES_HERE void products_back(
+OES_ISA_INLINE void weight_grads_by_lane(
     const T* source, const int32_t* offsets, int64_t vectors, const T* grad, T* sums) {
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
-  constexpr int kVectors = OES_LEVEL == 0 ? 1 : 2;
+  constexpr int kVectors = OES_ISA == 0 ? 1 : 2;
   typename V::Type sum[kTaps][kVectors];
   const T* from[kTaps];
 #pragma GCC unroll 16
@@ -52,22 +52,22 @@ OES_HERE void products_back(
 
 // The same of a number of taps, at most kTaps.
 template <int kTaps, typename T>
-OES_HERE void products_back_of(
+OES_ISA_INLINE void weight_grads_of(
     const T* source, const int32_t* offsets, int64_t taps, int64_t vectors, const T* grad, T* sums) {
   if (taps == kTaps) {
-    products_back<kTaps>(source, offsets, vectors, grad, sums);
+    weight_grads_by_lane<kTaps>(source, offsets, vectors, grad, sums);
   } else if constexpr (kTaps > 1) {
-    products_back_of<kTaps - 1>(source, offsets, taps, vectors, grad, sums);
+    weight_grads_of<kTaps - 1>(source, offsets, taps, vectors, grad, sums);
   }
 }
 
 template <typename T>
-OES_HERE void products_back(
+OES_ISA_INLINE void weight_grads_by_lane(
     const T* source, const int32_t* offsets, int64_t taps, int64_t vectors, const T* grad, T* sums) {
   // Groups of about one size: the sums of a group of one or two would wait for each other.
   for (int64_t groups = (taps + 5) / 6, t = 0; groups > 0; --groups) {
     const int64_t count = (taps - t + groups - 1) / groups;
-    products_back_of<6>(source, offsets + t, count, vectors, grad, sums + t * kLanes<T>);
+    weight_grads_of<6>(source, offsets + t, count, vectors, grad, sums + t * kLanes<T>);
     t += count;
   }
 }
@@ -75,15 +75,15 @@ OES_HERE void products_back(
 // A row of the gradient of y, its even and odd columns apart, with a zero before the odd and one behind the even.
 // `line` is for a row of it.
 template <typename T>
-OES_HERE void part_row(
-    const PixelGrad<T>& g, int64_t channel, int64_t at, int64_t columns, T* line, T* even, T* odd) {
+OES_ISA_INLINE void deinterleave_row(
+    const norm::PrologueGrad<T>& g, int64_t channel, int64_t at, int64_t columns, T* line, T* even, T* odd) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   if (g.outputs != 0) {
-    grad_row(g, channel, at, 2 * columns, line);
+    norm::prologue_grad_row(g, channel, at, 2 * columns, line);
     int64_t j = 0;
     for (; j + lanes <= columns; j += lanes) {
-      V::part(V::load(line + 2 * j), V::load(line + 2 * j + lanes), even + j, odd + j);
+      V::deinterleave(V::load(line + 2 * j), V::load(line + 2 * j + lanes), even + j, odd + j);
     }
     for (; j < columns; ++j) {
       even[j] = line[2 * j];
@@ -101,7 +101,7 @@ OES_HERE void part_row(
     const T *of_grad = grad + 2 * j, *of_y = y + 2 * j;
     const typename V::Type x = V::fma(all_a, V::load(of_grad), V::fma(all_b, V::load(of_y) - all_mean, all_c));
     const typename V::Type z = V::fma(all_a, V::load(of_grad + lanes), V::fma(all_b, V::load(of_y + lanes) - all_mean, all_c));
-    V::part(x, z, even + j, odd + j);
+    V::deinterleave(x, z, even + j, odd + j);
   }
   for (; j < columns; ++j) {
     even[j] = a * grad[2 * j] + (b * (y[2 * j] - mean) + c);
@@ -117,7 +117,7 @@ struct Spread {
 };
 
 template <typename T>
-OES_HERE Spread<T> spread_columns(const T* even, const T* odd) {
+OES_ISA_INLINE Spread<T> spread_columns(const T* even, const T* odd) {
   using V = Vector<T>;
   const typename V::Type e = V::load(even), o = V::load(odd);
   return {{o + V::load(even + 1), e + o, V::load(odd - 1) + e}};
@@ -126,7 +126,7 @@ OES_HERE Spread<T> spread_columns(const T* even, const T* odd) {
 // Gradients of the nine b of output o over a strip, [9][plane]: sums of 2 x 2 pixels of the gradient of y, and at the
 // edge of the image of what its repetition took as well. `lines` holds the rows of it that the strip needs, parted.
 template <typename T>
-OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t rows, int64_t plane, T* lines, T* to) {
+OES_ISA_INLINE void grads_of_b(const UpsampleConvGrad<T>& a, int64_t o, int64_t first, int64_t rows, int64_t plane, T* lines, T* to) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t columns = a.columns, all = 2 * a.rows, high = 2 * rows + 2;
@@ -141,7 +141,7 @@ OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t 
         lines[2 * t * line + j] = T(0);
       }
     } else {
-      part_row(a.grad, o, (o * all + row) * 2 * columns, columns, lines + 2 * high * line, even_of(t), odd_of(t));
+      deinterleave_row(a.grad, o, (o * all + row) * 2 * columns, columns, lines + 2 * high * line, even_of(t), odd_of(t));
     }
   }
   const bool top = !a.zeros && first == 0, bottom = !a.zeros && first + rows == a.rows;
@@ -200,34 +200,34 @@ OES_HERE void grads_of_b(const MixBack<T>& a, int64_t o, int64_t first, int64_t 
   }
 }
 
-// Pixels of the gradient of input c on their way out; see Leave.
+// Pixels of the gradient of input c on their way out; see GradEpilogue.
 template <typename T>
-OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
+OES_ISA_INLINE void epilogue(const UpsampleConvGrad<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
   constexpr int64_t kPixels = 256; // between two loops over them
   T* __restrict out = a.grad_source + c * a.rows * a.columns + first;
   const T* __restrict source = a.source + c * a.rows * a.columns + first;
-  if (a.leave == Leave::kPlain) {
+  if (a.epilogue == GradEpilogue::kNone) {
     for (int64_t j = 0; j < count; ++j) {
       out[j] = grad[j];
     }
     return;
   }
-  const T mean = a.map.mean[c], scale = a.map.scale[c], shift = a.map.shift[c], slope = a.map.slope;
-  const T mean2 = a.map.mean2[c];
+  const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c], slope = a.prologue.slope;
+  const T mean2 = a.prologue.mean2[c];
   alignas(64) T centred[kPixels];
-  Sums<T> all;
+  norm::Sums<T> all;
   for (int64_t at = 0; at < count; at += kPixels) {
     const int64_t size = count - at < kPixels ? count - at : kPixels;
-    with_act(a.map.act, [&](auto act) OES_LAMBDA {
-      if (a.leave == Leave::kActivation) {
+    norm::with_act(a.prologue.act, [&](auto act) OES_LAMBDA {
+      if (a.epilogue == GradEpilogue::kActivation) {
         for (int64_t j = 0; j < size; ++j) {
           centred[j] = source[at + j] - mean;
-          out[at + j] = grad[at + j] * activate_grad<act.value>(scale * centred[j] + shift, slope);
+          out[at + j] = grad[at + j] * norm::activate_grad<act.value>(scale * centred[j] + shift, slope);
         }
       } else {
         for (int64_t j = 0; j < size; ++j) {
           out[at + j] = grad[at + j];
-          centred[j] = activate<act.value>(scale * (source[at + j] - mean) + shift, slope) - mean2;
+          centred[j] = norm::activate<act.value>(scale * (source[at + j] - mean) + shift, slope) - mean2;
         }
       }
     });
@@ -236,82 +236,82 @@ OES_HERE void leave(const MixBack<T>& a, int64_t c, int64_t first, int64_t count
   all.finish(sums);
 }
 
-// Where part `part` of `parts` starts in `all` channels; dense ones are not cut inside a block.
-OES_HERE int64_t part_of(int64_t part, int64_t parts, int64_t all, bool dense) {
+// Where group `group` of `groups` starts in `all` channels; dense ones are not cut inside a block.
+OES_ISA_INLINE int64_t start_of_group(int64_t group, int64_t groups, int64_t all, bool dense) {
   if (!dense) {
-    return part * all / parts;
+    return group * all / groups;
   }
-  const int64_t from = part * ((all + kBlockRows - 1) / kBlockRows) / parts * kBlockRows;
+  const int64_t from = group * ((all + kTileOutputs - 1) / kTileOutputs) / groups * kTileOutputs;
   return from < all ? from : all;
 }
 
 // The two products of outputs from .. to, whose gradients lie in `grads`.
 template <typename T>
-OES_HERE void dense_block_back(
-    const MixBack<T>& a, int64_t from, int64_t to, int64_t own_from, int64_t own_to, int64_t in_from, int64_t in_to,
-    int64_t vectors, const T* strip, const T* grads, T* of_slot, T* mixed) {
+OES_ISA_INLINE void dense_block_back(
+    const UpsampleConvGrad<T>& a, int64_t from, int64_t to, int64_t own_from, int64_t own_to, int64_t in_from, int64_t in_to,
+    int64_t vectors, const T* strip, const T* grads, T* of_chunk, T* of_inputs) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t kernel = a.kernel, size = kernel * a.inputs, plane = a.plane, taps = (to - from) * kernel;
-  if (of_slot != nullptr) {
-    for_blocks(from > own_from ? from : own_from, to < own_to ? to : own_to, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
-      constexpr int kRows = block_rows.value;
+  if (of_chunk != nullptr) {
+    for_output_tiles(from > own_from ? from : own_from, to < own_to ? to : own_to, [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
+      constexpr int kOutputs = outputs.value;
       for (int64_t k = 0; k < kernel; ++k) {
         // The last vectors of both hold zeros beyond the strip.
-        dot_blocks<kRows, true>(
+        weight_grad_tiles<kOutputs, true>(
             strip, a.offsets, a.inputs, 0, grads + ((o - from) * kernel + k) * plane, kernel * plane, 0, 1,
-            vectors * lanes, strip, of_slot + o * size + k * a.inputs * kRows);
+            vectors * lanes, strip, of_chunk + o * size + k * a.inputs * kOutputs);
       }
     });
   }
   const bool of_source = a.grad_source != nullptr;
-  for (int64_t v = 0; of_source && v < vectors; v += kBlockVectors) {
-    const int64_t count = vectors - v < kBlockVectors ? vectors - v : kBlockVectors, pixel = v * lanes;
-    for_blocks(in_from, in_to, [&](auto block_rows, int64_t c) OES_TARGET OES_LAMBDA {
+  for (int64_t v = 0; of_source && v < vectors; v += kTileVectors) {
+    const int64_t count = vectors - v < kTileVectors ? vectors - v : kTileVectors, pixel = v * lanes;
+    for_output_tiles(in_from, in_to, [&](auto outputs, int64_t c) OES_TARGET OES_LAMBDA {
       const T* weights = a.back_weights + from * size + c * taps;
-      T* out = mixed + c * plane + pixel;
+      T* out = of_inputs + c * plane + pixel;
       if (from == 0) {
-        blocks<block_rows.value, false>(grads + pixel, weights, a.back_offsets, taps, count, out, plane);
+        output_tiles<outputs.value, false>(grads + pixel, weights, a.back_offsets, taps, count, out, plane);
       } else {
-        blocks<block_rows.value, true>(grads + pixel, weights, a.back_offsets, taps, count, out, plane);
+        output_tiles<outputs.value, true>(grads + pixel, weights, a.back_offsets, taps, count, out, plane);
       }
     });
   }
 }
 
 template <typename T>
-OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
-  const bool up = a.kernel == 9;
+OES_TARGET void upsample_conv_grad(const UpsampleConvGrad<T>& a, int64_t begin, int64_t end) {
+  const bool up = a.kernel == kUpsampleKernel;
   const int64_t columns = a.columns, kernel = a.kernel;
   const int64_t weights = a.dense ? a.outputs * kernel * a.inputs : a.first[a.outputs * kernel];
   const int64_t plane = a.plane;
   const int64_t size_of_lines = up ? 2 * (2 * a.strip_rows + 3) * line_of<T>(columns) : 0;
   const bool of_source = a.grad_source != nullptr;
-  T* strip = scratch<T>((2 * a.inputs + a.block * kernel) * plane + size_of_lines);
-  T* mixed = strip + a.inputs * plane;
-  T* grads = mixed + a.inputs * plane;
-  T* lines = grads + a.block * kernel * plane;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t part = unit % a.parts, slot = unit / a.parts;
-    const int64_t own_from = part_of(part, a.parts, a.outputs, a.dense), own_to = part_of(part + 1, a.parts, a.outputs, a.dense);
-    const int64_t in_from = part_of(part, a.parts, a.inputs, a.dense), in_to = part_of(part + 1, a.parts, a.inputs, a.dense);
-    T* of_slot = a.sums == nullptr ? nullptr : a.sums + slot * weights * (a.dense ? 1 : kLanes<T>);
-    if (of_slot != nullptr) {
+  T* strip = workspace<T>((2 * a.inputs + a.outputs_at_once * kernel) * plane + size_of_lines);
+  T* of_inputs = strip + a.inputs * plane;
+  T* grads = of_inputs + a.inputs * plane;
+  T* lines = grads + a.outputs_at_once * kernel * plane;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % a.groups, chunk = task / a.groups;
+    const int64_t own_from = start_of_group(group, a.groups, a.outputs, a.dense), own_to = start_of_group(group + 1, a.groups, a.outputs, a.dense);
+    const int64_t in_from = start_of_group(group, a.groups, a.inputs, a.dense), in_to = start_of_group(group + 1, a.groups, a.inputs, a.dense);
+    T* of_chunk = a.sums == nullptr ? nullptr : a.sums + chunk * weights * (a.dense ? 1 : kLanes<T>);
+    if (of_chunk != nullptr) {
       const auto sums_before = [&](int64_t o) OES_LAMBDA {
         return a.dense ? o * kernel * a.inputs : a.first[o * kernel] * kLanes<T>;
       };
-      std::memset(of_slot + sums_before(own_from), 0, (sums_before(own_to) - sums_before(own_from)) * sizeof(T));
+      std::memset(of_chunk + sums_before(own_from), 0, (sums_before(own_to) - sums_before(own_from)) * sizeof(T));
     }
-    for (int64_t at = slot * a.strips / a.slots; at < (slot + 1) * a.strips / a.slots; ++at) {
+    for (int64_t at = chunk * a.strips / a.chunks; at < (chunk + 1) * a.strips / a.chunks; ++at) {
       const int64_t first = at * a.strip_rows;
       const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
       const int64_t vectors = vectors_of<T>(rows * columns);
-      if (of_slot != nullptr) {
-        load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first, rows, 0, plane, strip);
+      if (of_chunk != nullptr) {
+        load_strip(a.source, a.prologue, a.inputs, a.rows, columns, a.zeros, first, rows, 0, plane, strip);
       }
-      for (int64_t block = 0; block < a.blocks; ++block) {
-        const int64_t from = block * a.block, to = from + a.block < a.outputs ? from + a.block : a.outputs;
+      for (int64_t block = 0; block < a.passes; ++block) {
+        const int64_t from = block * a.outputs_at_once, to = from + a.outputs_at_once < a.outputs ? from + a.outputs_at_once : a.outputs;
         for (int64_t o = from; o < to; ++o) {
-          const bool own = of_slot != nullptr && o >= own_from && o < own_to;
+          const bool own = of_chunk != nullptr && o >= own_from && o < own_to;
           if (!own && !of_source) {
             continue;
           }
@@ -319,30 +319,30 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
           if (up) {
             grads_of_b(a, o, first, rows, plane, lines, of_output);
           } else {
-            grad_row(a.grad, o, (o * a.rows + first) * columns, rows * columns, of_output);
+            norm::prologue_grad_row(a.grad, o, (o * a.rows + first) * columns, rows * columns, of_output);
             for (int64_t j = rows * columns; j < vectors * kLanes<T>; ++j) {
               of_output[j] = T(0);
             }
           }
-          for (int64_t v = 0; own && !a.dense && v < vectors; v += a.piece) {
-            const int64_t size = vectors - v < a.piece ? vectors - v : a.piece, pixel = v * kLanes<T>;
+          for (int64_t v = 0; own && !a.dense && v < vectors; v += a.near_vectors) {
+            const int64_t size = vectors - v < a.near_vectors ? vectors - v : a.near_vectors, pixel = v * kLanes<T>;
             for (int64_t k = 0; k < kernel; ++k) {
               const int64_t t = a.first[o * kernel + k];
-              products_back(
+              weight_grads_by_lane(
                   strip + pixel, a.offsets + t, a.first[o * kernel + k + 1] - t, size, of_output + k * plane + pixel,
-                  of_slot + t * kLanes<T>);
+                  of_chunk + t * kLanes<T>);
             }
           }
         }
         if (a.dense) {
-          dense_block_back(a, from, to, own_from, own_to, in_from, in_to, vectors, strip, grads, of_slot, mixed);
+          dense_block_back(a, from, to, own_from, own_to, in_from, in_to, vectors, strip, grads, of_chunk, of_inputs);
           continue;
         }
-        for (int64_t v = 0; of_source && v < vectors; v += kPiece) {
-          const int64_t size = vectors - v < kPiece ? vectors - v : kPiece, pixel = v * kLanes<T>;
+        for (int64_t v = 0; of_source && v < vectors; v += kLoneTileVectors) {
+          const int64_t size = vectors - v < kLoneTileVectors ? vectors - v : kLoneTileVectors, pixel = v * kLanes<T>;
           for (int64_t c = in_from; c < in_to; ++c) {
-            const int64_t t = a.back_first[c * a.blocks + block], taps = a.back_first[c * a.blocks + block + 1] - t;
-            T* out = mixed + c * plane + pixel;
+            const int64_t t = a.back_first[c * a.passes + block], taps = a.back_first[c * a.passes + block + 1] - t;
+            T* out = of_inputs + c * plane + pixel;
             if (block == 0) {
               products<false>(grads + pixel, a.back_weights + t, a.back_offsets + t, taps, size, out);
             } else if (taps != 0) {
@@ -352,7 +352,7 @@ OES_TARGET void mix_back(const MixBack<T>& a, int64_t begin, int64_t end) {
         }
       }
       for (int64_t c = in_from; of_source && c < in_to; ++c) {
-        leave(a, c, first * columns, rows * columns, mixed + c * plane, a.leave_sums + 2 * (at * a.inputs + c));
+        epilogue(a, c, first * columns, rows * columns, of_inputs + c * plane, a.epilogue_sums + 2 * (at * a.inputs + c));
       }
     }
   }
@@ -363,8 +363,8 @@ OES_TARGET void add_grads(const AddGrads<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t t = begin; t < end; ++t) {
     double sums[lanes] = {};
-    for (int64_t slot = 0; slot < a.slots; ++slot) {
-      const T* each = a.sums + (slot * a.count + t) * lanes;
+    for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
+      const T* each = a.sums + (chunk * a.count + t) * lanes;
       for (int64_t k = 0; k < lanes; ++k) {
         sums[k] += static_cast<double>(each[k]);
       }

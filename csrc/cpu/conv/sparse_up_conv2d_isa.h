@@ -3,22 +3,22 @@
 #include "cpu/core/fma_tiles_isa.h"
 #include "cpu/core/output_tiles_isa.h"
 
-constexpr int64_t kPiece = 12; // vectors of a tile
+constexpr int64_t kLoneTileVectors = 12; // vectors of a tile
 
 template <typename T>
-OES_HERE int64_t vectors_of(int64_t count) {
+OES_ISA_INLINE int64_t vectors_of(int64_t count) {
   return (count + kLanes<T> - 1) / kLanes<T>;
 }
 
 // Elements of a row of columns with room for a vector on either side.
 template <typename T>
-OES_HERE int64_t line_of(int64_t columns) {
+OES_ISA_INLINE int64_t line_of(int64_t columns) {
   return (vectors_of<T>(columns) + 2) * kLanes<T>;
 }
 
-// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most kPiece.
-template <bool kAdd, int kVectors = kPiece, typename T>
-OES_HERE void products(
+// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most kLoneTileVectors.
+template <bool kAdd, int kVectors = kLoneTileVectors, typename T>
+OES_ISA_INLINE void products(
     const T* source, const T* weights, const int32_t* offsets, int64_t taps, int64_t vectors, T* out) {
   if (vectors == kVectors) {
     tile<kVectors, kAdd>(source, weights, offsets, taps, out);
@@ -30,9 +30,9 @@ OES_HERE void products(
 // Rows first .. first + count of all channels, mapped, into planes of the strip. With `edge` 1 a row has a pixel more
 // on either side and may lie beyond the image: there the image's edge repeats, or lies zero. Zeros fill the last vector.
 template <typename T>
-OES_HERE void load_strip(
+OES_ISA_INLINE void load_strip(
     const T* source,
-    const PixelMap<T>& map,
+    const norm::Prologue<T>& prologue,
     int64_t inputs,
     int64_t rows,
     int64_t columns,
@@ -59,7 +59,7 @@ OES_HERE void load_strip(
       for (int64_t j = 0; c + 1 < inputs && j < columns; j += 64 / static_cast<int64_t>(sizeof(T))) {
         __builtin_prefetch(from + (rows + inside) * columns + j, 0, 2);
       }
-      map_row(from + inside * columns, map, c, columns, to + edge);
+      norm::prologue_row(from + inside * columns, prologue, c, columns, to + edge);
       if (edge != 0) {
         to[0] = zeros ? T(0) : to[1];
         to[columns + 1] = zeros ? T(0) : to[columns];
@@ -80,7 +80,7 @@ struct Combined {
 };
 
 template <typename T>
-OES_HERE Combined<T> combine_columns(const T* b, int64_t plane) {
+OES_ISA_INLINE Combined<T> combine_columns(const T* b, int64_t plane) {
   using V = Vector<T>;
   const typename V::Type left = V::load(b + 1), middle = V::load(b + plane + 1), right = V::load(b + 2 * plane + 1);
   return {V::load(b) + (middle + right), (left + middle) + V::load(b + 2 * plane + 2)};
@@ -88,7 +88,7 @@ OES_HERE Combined<T> combine_columns(const T* b, int64_t plane) {
 
 // All rows of a strip of y, [2 rows, 2 columns], and the moments of it about its first pixel.
 template <typename T>
-OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, T* out, double* moments) {
+OES_ISA_INLINE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, T* out, double* moments) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t pitch = columns + 2, wide = 2 * columns;
@@ -106,7 +106,7 @@ OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, 
       }
     }
     if (moments != nullptr) {
-      Moments<T> all(out[0]);
+      norm::Moments<T> all(out[0]);
       all.add(out, 2 * rows * wide);
       all.finish(2 * rows * wide, moments);
     }
@@ -131,8 +131,8 @@ OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, 
           above.even + (middle.even + here.even), above.odd + (middle.odd + here.odd),
           (next.even + middle.even) + below.even, (next.odd + middle.odd) + below.odd};
       T* to = to_row + 2 * at;
-      V::store_both(to, pixels[0], pixels[1]);
-      V::store_both(to + wide, pixels[2], pixels[3]);
+      V::interleave(to, pixels[0], pixels[1]);
+      V::interleave(to + wide, pixels[2], pixels[3]);
       if (moments != nullptr) {
         if (j == 0 && r == 0) {
           pivot = V::all(out[0]);
@@ -165,7 +165,7 @@ OES_HERE void combine(const T* b, int64_t plane, int64_t rows, int64_t columns, 
   }
 }
 
-// The vectors of a strip that a row of the kernel reads, in tiles of about one size: those of a short one would leave
+// The vectors of a strip that a row of the kernel reads, in tiles of about one size: those of a short one would epilogue
 // registers empty.
 struct Tiles {
   int64_t begin, vectors, count;
@@ -176,18 +176,18 @@ struct Tiles {
 };
 
 template <typename T>
-OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void upsample_conv(const UpsampleConv<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>;
-  const bool up = a.kernel == 9;
+  const bool up = a.kernel == kUpsampleKernel;
   const int64_t halo = up ? 1 : 0, side = up ? 3 : 1, columns = a.columns, pitch = columns + 2 * halo;
   const int64_t plane = a.plane, of_output = a.kernel * plane;
-  T* strip = scratch<T>(a.inputs * plane + (a.dense ? kBlockRows : 1) * of_output);
+  T* strip = workspace<T>(a.inputs * plane + (a.dense ? kTileOutputs : 1) * of_output);
   T* b = strip + a.inputs * plane;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit % a.groups, at = unit / a.groups;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t group = task % a.groups, at = task / a.groups;
     const int64_t first = at * a.strip_rows;
     const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
-    load_strip(a.source, a.map, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
+    load_strip(a.source, a.prologue, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
     const auto finish = [&](int64_t o, const T* sums) OES_TARGET OES_LAMBDA {
       double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
       if (up) {
@@ -199,7 +199,7 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
         out[j] = sums[j];
       }
       if (moments != nullptr) {
-        Moments<T> all(sums[0]);
+        norm::Moments<T> all(sums[0]);
         all.add(sums, rows * columns);
         all.finish(rows * columns, moments);
       }
@@ -228,17 +228,17 @@ OES_TARGET void mix(const Mix<T>& a, int64_t begin, int64_t end) {
       }
     };
     if (a.dense) {
-      const int64_t blocks_of_outputs = (a.outputs + kBlockRows - 1) / kBlockRows;
-      const int64_t from_output = group * blocks_of_outputs / a.groups * kBlockRows;
-      const int64_t end_output = (group + 1) * blocks_of_outputs / a.groups * kBlockRows;
-      for_blocks(from_output, end_output < a.outputs ? end_output : a.outputs, [&](auto block_rows, int64_t o) OES_TARGET OES_LAMBDA {
-        constexpr int kRows = block_rows.value;
+      const int64_t blocks_of_outputs = (a.outputs + kTileOutputs - 1) / kTileOutputs;
+      const int64_t from_output = group * blocks_of_outputs / a.groups * kTileOutputs;
+      const int64_t end_output = (group + 1) * blocks_of_outputs / a.groups * kTileOutputs;
+      for_output_tiles(from_output, end_output < a.outputs ? end_output : a.outputs, [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
+        constexpr int kOutputs = outputs.value;
         each_tile([&](int64_t k, int64_t pixel, int64_t vectors) OES_TARGET OES_LAMBDA {
-          blocks<kRows, false>(
-              strip + pixel, a.weights + o * a.kernel * a.inputs + k * a.inputs * kRows, a.offsets, a.inputs, vectors,
+          output_tiles<kOutputs, false>(
+              strip + pixel, a.weights + o * a.kernel * a.inputs + k * a.inputs * kOutputs, a.offsets, a.inputs, vectors,
               b + k * plane + pixel, of_output);
         });
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < kOutputs; ++r) {
           finish(o + r, b + r * of_output);
         }
       });

@@ -2,19 +2,19 @@
 // row of a block. Included once per capability, behind fma_tiles_isa.h.
 
 // Rows and vectors of a block: as many sums as the registers hold. The weights of a block lie together, [taps][rows].
-constexpr int kBlockRows = block_rows(kCapability);
-constexpr int kBlockVectors = OES_LEVEL == 0 ? 2 : 3;
-constexpr int kBlockTaps = 3; // of a block of weight gradients
+constexpr int kTileOutputs = tile_outputs(kCapability);
+constexpr int kTileVectors = OES_ISA == 0 ? 2 : 3;
+constexpr int kTileTaps = 3; // of a block of weight gradients
 
 // out[r * plane + p] (+)= sum over the taps of weights[t][r] * source[offsets[t] + p].
-template <int kRows, int kVectors, bool kAdd, typename T, typename Offset>
-OES_HERE void block(
+template <int kOutputs, int kVectors, bool kAdd, typename T, typename Offset>
+OES_ISA_INLINE void output_tile(
     const T* source, const T* weights, const Offset* offsets, int64_t taps, T* out, int64_t plane) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
-  typename V::Type sum[kRows][kVectors];
+  typename V::Type sum[kOutputs][kVectors];
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kOutputs; ++r) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       sum[r][v] = kAdd ? V::load(out + r * plane + v * lanes) : V::all(T(0));
@@ -28,8 +28,8 @@ OES_HERE void block(
       x[v] = V::load(row + v * lanes);
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const typename V::Type weight = V::all(weights[t * kRows + r]);
+    for (int r = 0; r < kOutputs; ++r) {
+      const typename V::Type weight = V::all(weights[t * kOutputs + r]);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
         sum[r][v] = V::fma(weight, x[v], sum[r][v]);
@@ -37,7 +37,7 @@ OES_HERE void block(
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kOutputs; ++r) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       V::store(out + r * plane + v * lanes, sum[r][v]);
@@ -47,8 +47,8 @@ OES_HERE void block(
 
 // sums[t][r] (+)= products of grad[r * plane + p] and source[offsets[t] + p] over rows of pixels. The last, partial
 // vector of a row is read from the row's end backwards, the pixels already counted multiplied by zero.
-template <int kRows, int kTaps, bool kAdd, typename T, typename Offset>
-OES_HERE void dot_block(
+template <int kOutputs, int kTaps, bool kAdd, typename T, typename Offset>
+OES_ISA_INLINE void weight_grad_tile(
     const T* source,
     const Offset* offsets,
     int64_t pitch,
@@ -61,11 +61,11 @@ OES_HERE void dot_block(
     T* sums) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
-  typename V::Type sum[kTaps][kRows];
+  typename V::Type sum[kTaps][kOutputs];
 #pragma GCC unroll 16
   for (int k = 0; k < kTaps; ++k) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kOutputs; ++r) {
       sum[k][r] = V::all(T(0));
     }
   }
@@ -93,7 +93,7 @@ OES_HERE void dot_block(
         }
       }
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kOutputs; ++r) {
         const typename V::Type factor = V::load(g + r * plane + at);
 #pragma GCC unroll 16
         for (int k = 0; k < kTaps; ++k) {
@@ -104,29 +104,29 @@ OES_HERE void dot_block(
   }
 #pragma GCC unroll 16
   for (int k = 0; k < kTaps; ++k) {
-    alignas(64) T result[kRows];
-    if constexpr (kRows % 4 == 0) {
+    alignas(64) T result[kOutputs];
+    if constexpr (kOutputs % 4 == 0) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; r += 4) {
+      for (int r = 0; r < kOutputs; r += 4) {
         const typename V::Type four[4] = {sum[k][r], sum[k][r + 1], sum[k][r + 2], sum[k][r + 3]};
         V::sums(four, result + r);
       }
     } else {
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kOutputs; ++r) {
         result[r] = sum_of_lanes<T>(sum[k][r]);
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      sums[k * kRows + r] = kAdd ? sums[k * kRows + r] + result[r] : result[r];
+    for (int r = 0; r < kOutputs; ++r) {
+      sums[k * kOutputs + r] = kAdd ? sums[k * kOutputs + r] + result[r] : result[r];
     }
   }
 }
 
 // All taps of a block.
-template <int kRows, bool kAdd, typename T, typename Offset>
-OES_HERE void dot_blocks(
+template <int kOutputs, bool kAdd, typename T, typename Offset>
+OES_ISA_INLINE void weight_grad_tiles(
     const T* source,
     const Offset* offsets,
     int64_t taps,
@@ -139,52 +139,52 @@ OES_HERE void dot_blocks(
     const T* zeros_then_ones,
     T* sums) {
   int64_t t = 0;
-  for (; t + kBlockTaps <= taps; t += kBlockTaps) {
-    dot_block<kRows, kBlockTaps, kAdd>(
-        source, offsets + t, pitch, grad, plane, grad_pitch, rows, length, zeros_then_ones, sums + t * kRows);
+  for (; t + kTileTaps <= taps; t += kTileTaps) {
+    weight_grad_tile<kOutputs, kTileTaps, kAdd>(
+        source, offsets + t, pitch, grad, plane, grad_pitch, rows, length, zeros_then_ones, sums + t * kOutputs);
   }
   for (; t < taps; ++t) {
-    dot_block<kRows, 1, kAdd>(
-        source, offsets + t, pitch, grad, plane, grad_pitch, rows, length, zeros_then_ones, sums + t * kRows);
+    weight_grad_tile<kOutputs, 1, kAdd>(
+        source, offsets + t, pitch, grad, plane, grad_pitch, rows, length, zeros_then_ones, sums + t * kOutputs);
   }
 }
 
 // A number of vectors of a block.
-template <int kRows, bool kAdd, typename T, typename Offset>
-OES_HERE void blocks(
+template <int kOutputs, bool kAdd, typename T, typename Offset>
+OES_ISA_INLINE void output_tiles(
     const T* source, const T* weights, const Offset* offsets, int64_t taps, int64_t vectors, T* out, int64_t plane) {
   constexpr int64_t lanes = kLanes<T>;
   int64_t v = 0;
-  for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-    block<kRows, kBlockVectors, kAdd>(source + v * lanes, weights, offsets, taps, out + v * lanes, plane);
+  for (; v + kTileVectors <= vectors; v += kTileVectors) {
+    output_tile<kOutputs, kTileVectors, kAdd>(source + v * lanes, weights, offsets, taps, out + v * lanes, plane);
   }
   for (; v < vectors; ++v) {
-    block<kRows, 1, kAdd>(source + v * lanes, weights, offsets, taps, out + v * lanes, plane);
+    output_tile<kOutputs, 1, kAdd>(source + v * lanes, weights, offsets, taps, out + v * lanes, plane);
   }
 }
 
 // Calls f(number of rows as a constant of its own type, first row) for every block of rows from .. to.
-template <int kRows>
-struct RowsOfBlock {
-  static constexpr int value = kRows;
+template <int kOutputs>
+struct OutputsOfTile {
+  static constexpr int value = kOutputs;
 };
 
 template <typename F>
-OES_HERE void for_blocks(int64_t from, int64_t to, const F& f) {
+OES_ISA_INLINE void for_output_tiles(int64_t from, int64_t to, const F& f) {
   while (from < to) {
-    const int rows = rows_of_block(to - from, kBlockRows);
+    const int rows = outputs_of_tile(to - from, kTileOutputs);
     switch (rows) {
       case 1:
-        f(RowsOfBlock<1>(), from);
+        f(OutputsOfTile<1>(), from);
         break;
       case 2:
-        f(RowsOfBlock<2>(), from);
+        f(OutputsOfTile<2>(), from);
         break;
       case 4:
-        f(RowsOfBlock<4>(), from);
+        f(OutputsOfTile<4>(), from);
         break;
       default:
-        f(RowsOfBlock<kBlockRows>(), from);
+        f(OutputsOfTile<kTileOutputs>(), from);
     }
     from += rows;
   }

@@ -1,6 +1,7 @@
-// Philox4x32-10 (Salmon et al., SC 2011, section 4.1): the contract of oes_fast/reference/philox.py.
+// The words of Philox4x32-10 (see common/philox_constants.h), tile by tile.
 #pragma once
 
+#include "common/philox_constants.h"
 #include "cpu/core/simd.h"
 
 #if OES_HAS_X86
@@ -17,43 +18,35 @@
 
 namespace oes {
 
-constexpr uint32_t kMaskNoise = 0; // stream of the relaxed mask's noise
 // Elements that are taken through all steps at a time: so few that memory and arithmetic are busy together, the least
 // that four chains of the widest vectors make.
-constexpr int kTile = 128;
-constexpr int kRounds = 10;
-constexpr int kChains = 4; // vectors of counters taken through the rounds together: one alone waits for its products
-constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+constexpr int kPhiloxTile = 128;
+constexpr int kPhiloxChains = 4; // vectors of counters taken through the rounds together: one alone waits for its products
+// Tiles that one thread takes at least: below, waking another costs more than it saves.
+constexpr int64_t kPhiloxGrain = 128;
 
-struct PhiloxKey {
-  uint32_t low, high, step, stream;
+constexpr int64_t philox_tiles(int64_t numel) {
+  return ceil_div(numel, kPhiloxTile);
+}
 
-  PhiloxKey(int64_t seed, int64_t step_, uint32_t stream_)
-      : low(static_cast<uint32_t>(static_cast<uint64_t>(seed))),
-        high(static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)),
-        step(static_cast<uint32_t>(step_)),
-        stream(stream_) {}
-};
-
-// philox_tile<capability>: the words of elements tile * kTile .. (tile + 1) * kTile - 1, 64-byte aligned. A tile
+// philox_tile<capability>: the words of elements tile * kPhiloxTile .. (tile + 1) * kPhiloxTile - 1, 64-byte aligned. A tile
 // starts at a multiple of its size, so the low counter word never carries into the high one inside it.
 template <Capability kCapability>
 inline void philox_tile(const PhiloxKey& key, int64_t tile, uint32_t* __restrict words) {
-  const uint64_t first = static_cast<uint64_t>(tile) * (kTile / 4);
-  for (uint32_t block = 0; block < kTile / 4; ++block) {
+  const uint64_t first = static_cast<uint64_t>(tile) * (kPhiloxTile / 4);
+  for (uint32_t block = 0; block < kPhiloxTile / 4; ++block) {
     uint32_t c0 = static_cast<uint32_t>(first) + block, c1 = static_cast<uint32_t>(first >> 32);
     uint32_t c2 = key.step, c3 = key.stream, k0 = key.low, k1 = key.high;
 #pragma GCC unroll 10
-    for (int round = 0; round < kRounds; ++round) {
-      const uint64_t p0 = static_cast<uint64_t>(c0) * kMultiplier0;
-      const uint64_t p1 = static_cast<uint64_t>(c2) * kMultiplier1;
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      const uint64_t p0 = static_cast<uint64_t>(c0) * kPhiloxMultiplier0;
+      const uint64_t p1 = static_cast<uint64_t>(c2) * kPhiloxMultiplier1;
       c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
       c1 = static_cast<uint32_t>(p1);
       c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
       c3 = static_cast<uint32_t>(p0);
-      k0 += kWeyl0;
-      k1 += kWeyl1;
+      k0 += kPhiloxWeyl0;
+      k1 += kPhiloxWeyl1;
     }
     words[4 * block] = c0;
     words[4 * block + 1] = c1;
@@ -71,35 +64,35 @@ inline void philox_tile(const PhiloxKey& key, int64_t tile, uint32_t* __restrict
   template <>                                                                                             \
   TARGET inline void philox_tile<CAPABILITY>(const PhiloxKey& key, int64_t tile, uint32_t* __restrict words) {\
     constexpr int kLanes = BITS / 64;                                                                     \
-    const uint64_t first = static_cast<uint64_t>(tile) * (kTile / 4);                                     \
-    const VECTOR multiplier0 = BROADCAST(kMultiplier0), multiplier1 = BROADCAST(kMultiplier1);            \
+    const uint64_t first = static_cast<uint64_t>(tile) * (kPhiloxTile / 4);                                     \
+    const VECTOR multiplier0 = BROADCAST(kPhiloxMultiplier0), multiplier1 = BROADCAST(kPhiloxMultiplier1);            \
     const VECTOR high_word = BROADCAST(first >> 32);                                                      \
     const VECTOR step = BROADCAST(key.step), stream = BROADCAST(key.stream);                              \
     alignas(64) const uint64_t lanes[] = {__VA_ARGS__};                                                   \
     VECTOR counter = PREFIX##_add_epi64(                                                                  \
         BROADCAST(first & 0xFFFFFFFFu), PREFIX##_load_si##BITS(reinterpret_cast<const VECTOR*>(lanes)));  \
     const VECTOR advance = BROADCAST(kLanes);                                                             \
-    for (int block = 0; block < kTile / 4; block += kChains * kLanes) {                                   \
-      VECTOR c0[kChains], c1[kChains], c2[kChains], c3[kChains];                                          \
-      for (int i = 0; i < kChains; ++i) {                                                                 \
+    for (int block = 0; block < kPhiloxTile / 4; block += kPhiloxChains * kLanes) {                                   \
+      VECTOR c0[kPhiloxChains], c1[kPhiloxChains], c2[kPhiloxChains], c3[kPhiloxChains];                                          \
+      for (int i = 0; i < kPhiloxChains; ++i) {                                                                 \
         c0[i] = counter, c1[i] = high_word, c2[i] = step, c3[i] = stream;                                 \
         counter = PREFIX##_add_epi64(counter, advance);                                                   \
       }                                                                                                   \
       uint32_t k0 = key.low, k1 = key.high;                                                               \
-      _Pragma("GCC unroll 10") for (int round = 0; round < kRounds; ++round) {                            \
+      _Pragma("GCC unroll 10") for (int round = 0; round < kPhiloxRounds; ++round) {                            \
         const VECTOR key0 = BROADCAST(k0), key1 = BROADCAST(k1);                                          \
-        _Pragma("GCC unroll 4") for (int i = 0; i < kChains; ++i) {                                       \
+        _Pragma("GCC unroll 4") for (int i = 0; i < kPhiloxChains; ++i) {                                       \
           const VECTOR p0 = PREFIX##_mul_epu32(c0[i], multiplier0), p1 = PREFIX##_mul_epu32(c2[i], multiplier1);\
           c0[i] = XOR3(PREFIX##_srli_epi64(p1, 32), c1[i], key0);                                         \
           c1[i] = p1;                                                                                     \
           c2[i] = XOR3(PREFIX##_srli_epi64(p0, 32), c3[i], key1);                                         \
           c3[i] = p0;                                                                                     \
         }                                                                                                 \
-        k0 += kWeyl0;                                                                                     \
-        k1 += kWeyl1;                                                                                     \
+        k0 += kPhiloxWeyl0;                                                                                     \
+        k1 += kPhiloxWeyl1;                                                                                     \
       }                                                                                                   \
       VECTOR* out = reinterpret_cast<VECTOR*>(words + 4 * block);                                         \
-      for (int i = 0; i < kChains; ++i) {                                                                 \
+      for (int i = 0; i < kPhiloxChains; ++i) {                                                                 \
         const VECTOR c01 = PAIR(c0[i], c1[i]), c23 = PAIR(c2[i], c3[i]);                                  \
         PREFIX##_store_si##BITS(out + 2 * i, PREFIX##_unpacklo_epi64(c01, c23));                          \
         PREFIX##_store_si##BITS(out + 2 * i + 1, PREFIX##_unpackhi_epi64(c01, c23));                      \

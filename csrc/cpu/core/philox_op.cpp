@@ -19,41 +19,16 @@ struct FromWords {
   T* noise;
 };
 
-template <Capability kCapability, typename Arguments>
-OES_INLINE void random_bits_body(const Arguments& a, int64_t begin, int64_t end) {
-  alignas(64) uint32_t words[kTile];
-  for (int64_t tile = begin; tile < end; ++tile) {
-    philox_tile<kCapability>(a.key, tile, words);
-    const int64_t start = tile * kTile;
-    const int64_t count = a.numel - start < kTile ? a.numel - start : kTile;
-    int64_t* __restrict out = a.words + start;
-    for (int64_t i = 0; i < count; ++i) {
-      out[i] = static_cast<int64_t>(words[i]);
-    }
-  }
-}
-
-template <Capability kCapability, typename Arguments>
-OES_INLINE void from_words_body(const Arguments& a, int64_t begin, int64_t end) {
-  using T = typename Arguments::Scalar;
-  const int64_t stop = end * kTile < a.numel ? end * kTile : a.numel;
-  const int64_t* __restrict words = a.words;
-  T* __restrict noise = a.noise;
-  for (int64_t i = begin * kTile; i < stop; ++i) {
-    noise[i] = logistic<T>(static_cast<uint32_t>(words[i]));
-  }
-}
-
-OES_CAPABILITIES(random_bits)
-OES_CAPABILITIES(from_words)
+#define OES_ISA_FILE "cpu/core/philox_isa.h"
+#include "cpu/core/isa_variants.h"
 
 void fill_random_bits(Tensor words, int64_t seed, int64_t step, int64_t stream) {
   STD_TORCH_CHECK(
       words.is_cpu() && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
       "words: expected a contiguous int64 CPU tensor");
   const Words a{PhiloxKey(seed, step, static_cast<uint32_t>(stream)), words.numel(), pointer<int64_t>(words)};
-  torch::stable::parallel_for(
-      0, tiles_of(a.numel), kGrain, [&](int64_t begin, int64_t end) { random_bits(a, begin, end); });
+  parallel_for(
+      0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(random_bits, a, begin, end); });
 }
 
 void fill_logistic(Tensor noise, Tensor words) {
@@ -66,8 +41,8 @@ void fill_logistic(Tensor noise, Tensor words) {
   with_type(noise, [&](auto zero) {
     using T = decltype(zero);
     const FromWords<T> a{noise.numel(), pointer<int64_t>(words), pointer<T>(noise)};
-    torch::stable::parallel_for(
-        0, tiles_of(a.numel), kGrain, [&](int64_t begin, int64_t end) { from_words(a, begin, end); });
+    parallel_for(
+        0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(from_words, a, begin, end); });
   });
 }
 

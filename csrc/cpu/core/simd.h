@@ -64,46 +64,12 @@ OES_INLINE To bit_cast(From value) {
 
 } // namespace oes
 
-// Defines NAME(const Arguments&, begin, end) from NAME_body<capability>(const Arguments&, begin, end).
-#if OES_HAS_X86
-#define OES_CAPABILITIES(NAME)                                                         \
-  template <typename Arguments>                                                        \
-  void NAME##_default(const Arguments& a, int64_t begin, int64_t end) {                \
-    NAME##_body<oes::Capability::kDefault>(a, begin, end);                             \
-  }                                                                                    \
-  template <typename Arguments>                                                        \
-  OES_TARGET_AVX2 void NAME##_avx2(const Arguments& a, int64_t begin, int64_t end) {   \
-    NAME##_body<oes::Capability::kAvx2>(a, begin, end);                                \
-  }                                                                                    \
-  template <typename Arguments>                                                        \
-  OES_TARGET_AVX512 void NAME##_avx512(const Arguments& a, int64_t begin, int64_t end) { \
-    NAME##_body<oes::Capability::kAvx512>(a, begin, end);                              \
-  }                                                                                    \
-  template <typename Arguments>                                                        \
-  void NAME(const Arguments& a, int64_t begin, int64_t end) {                          \
-    switch (oes::capability()) {                                                       \
-      case oes::Capability::kAvx512:                                                   \
-        return NAME##_avx512(a, begin, end);                                           \
-      case oes::Capability::kAvx2:                                                     \
-        return NAME##_avx2(a, begin, end);                                             \
-      default:                                                                         \
-        return NAME##_default(a, begin, end);                                          \
-    }                                                                                  \
-  }
-#else
-#define OES_CAPABILITIES(NAME)                                        \
-  template <typename Arguments>                                       \
-  void NAME(const Arguments& a, int64_t begin, int64_t end) {         \
-    NAME##_body<oes::Capability::kDefault>(a, begin, end);            \
-  }
-#endif
-
 // NAME(...) of the namespaces of isa_variants.h, as compiled for the capability in use.
 #if OES_HAS_X86
-#define OES_AT_LEVEL(NAME, ...)                               \
+#define OES_DISPATCH(NAME, ...)                               \
   (oes::capability() == oes::Capability::kAvx512              \
-       ? level_avx512::NAME(__VA_ARGS__)                      \
-       : oes::capability() == oes::Capability::kAvx2 ? level_avx2::NAME(__VA_ARGS__) : level_default::NAME(__VA_ARGS__))
+       ? isa_avx512::NAME(__VA_ARGS__)                      \
+       : oes::capability() == oes::Capability::kAvx2 ? isa_avx2::NAME(__VA_ARGS__) : isa_default::NAME(__VA_ARGS__))
 #else
-#define OES_AT_LEVEL(NAME, ...) level_default::NAME(__VA_ARGS__)
+#define OES_DISPATCH(NAME, ...) isa_default::NAME(__VA_ARGS__)
 #endif

@@ -1,24 +1,16 @@
-// Checks and pointers of tensors that reach the CPU kernels through torch's stable ABI.
+// Checks and pointers of tensors that reach the CPU kernels through torch's stable ABI: for the files named _op.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include "cpu/core/philox.h"
+#include "cpu/core/parallel.h"
 
 namespace oes {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Tiles one thread takes at least: below, waking another costs more than it saves.
-constexpr int64_t kGrain = 128;
-
-inline int64_t tiles_of(int64_t numel) {
-  return (numel + kTile - 1) / kTile;
-}
 
 inline void check_vector(const char* name, const Tensor& tensor, const Tensor& like) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");

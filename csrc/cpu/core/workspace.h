@@ -54,7 +54,7 @@ class Aligned {
 };
 
 template <typename T>
-T* scratch(size_t size) {
+T* workspace(size_t size) {
   thread_local Aligned<T> memory;
   return memory.reserve(size);
 }

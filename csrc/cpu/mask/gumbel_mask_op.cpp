@@ -4,7 +4,7 @@
 #include "cpu/mask/relaxed_mask.h"
 #include "cpu/core/tensor_checks.h"
 
-namespace oes {
+namespace oes::mask {
 namespace {
 
 template <typename T>
@@ -31,59 +31,8 @@ struct Backward {
   T* grad_logits;
 };
 
-template <Capability kCapability, typename Arguments>
-OES_INLINE void forward_body(const Arguments& a, int64_t begin, int64_t end) {
-  using T = typename Arguments::Scalar;
-  alignas(64) uint32_t words[kTile];
-  alignas(64) T decay[kTile];
-  const T scale = a.inverse_temperature;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    philox_tile<kCapability>(a.key, tile, words);
-    const int64_t start = tile * kTile;
-    const int64_t count = a.numel - start < kTile ? a.numel - start : kTile;
-    const T* __restrict w0 = a.w0 + start;
-    const T* __restrict logits = a.logits + start;
-    T* __restrict masked = a.masked + start;
-    if (needs_decay(scale)) {
-      decay_tile(logits, count, decay);
-    }
-    relaxed_tile<Relaxed::kMask>(
-        words, logits, decay, count, scale, [=](int64_t i, T m) OES_LAMBDA { masked[i] = w0[i] * m; });
-  }
-}
-
-template <Capability kCapability, typename Arguments>
-OES_INLINE void backward_body(const Arguments& a, int64_t begin, int64_t end) {
-  using T = typename Arguments::Scalar;
-  alignas(64) uint32_t words[kTile];
-  alignas(64) T decay[kTile];
-  const T scale = a.inverse_temperature;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    philox_tile<kCapability>(a.key, tile, words);
-    const int64_t start = tile * kTile;
-    const int64_t count = a.numel - start < kTile ? a.numel - start : kTile;
-    const T* __restrict grad = a.grad + start;
-    const T* __restrict logits = a.logits + start;
-    if (needs_decay(scale)) {
-      decay_tile(logits, count, decay);
-    }
-    if (a.grad_w0 != nullptr) {
-      T* __restrict grad_w0 = a.grad_w0 + start;
-      relaxed_tile<Relaxed::kMask>(
-          words, logits, decay, count, scale, [=](int64_t i, T m) OES_LAMBDA { grad_w0[i] = grad[i] * m; });
-    }
-    if (a.grad_logits != nullptr) {
-      const T* __restrict w0 = a.w0 + start;
-      T* __restrict grad_logits = a.grad_logits + start;
-      relaxed_tile<Relaxed::kVariance>(
-          words, logits, decay, count, scale,
-          [=](int64_t i, T variance) OES_LAMBDA { grad_logits[i] = grad[i] * w0[i] * variance * scale; });
-    }
-  }
-}
-
-OES_CAPABILITIES(forward)
-OES_CAPABILITIES(backward)
+#define OES_ISA_FILE "cpu/mask/gumbel_mask_isa.h"
+#include "cpu/core/isa_variants.h"
 
 void gumbel_mask_out(Tensor masked, Tensor w0, Tensor logits, int64_t seed, int64_t step, double temperature) {
   check_vector("masked", masked, logits);
@@ -94,8 +43,8 @@ void gumbel_mask_out(Tensor masked, Tensor w0, Tensor logits, int64_t seed, int6
     const Forward<T> a{
         PhiloxKey(seed, step, kMaskNoise), w0.numel(),     static_cast<T>(1 / temperature),
         pointer<T>(w0),                    pointer<T>(logits), pointer<T>(masked)};
-    torch::stable::parallel_for(
-        0, tiles_of(a.numel), kGrain, [&](int64_t begin, int64_t end) { forward(a, begin, end); });
+    parallel_for(
+        0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(forward, a, begin, end); });
   });
 }
 
@@ -130,8 +79,8 @@ std::tuple<Tensor, Tensor> gumbel_mask_backward(
         pointer<T>(logits),
         needs_w0 ? pointer<T>(grad_w0) : nullptr,
         needs_logits ? pointer<T>(grad_logits) : nullptr};
-    torch::stable::parallel_for(
-        0, tiles_of(a.numel), kGrain, [&](int64_t begin, int64_t end) { backward(a, begin, end); });
+    parallel_for(
+        0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(backward, a, begin, end); });
   });
   return {grad_w0, grad_logits};
 }
@@ -144,4 +93,4 @@ STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
   m.impl("gumbel_mask_backward_cpu", TORCH_BOX(&gumbel_mask_backward));
 }
 
-} // namespace oes
+} // namespace oes::mask

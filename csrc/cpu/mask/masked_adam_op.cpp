@@ -2,9 +2,11 @@
 #include <cmath>
 #include <optional>
 
+#include "cpu/core/parallel.h"
+#include "cpu/core/simd.h"
 #include "cpu/core/tensor_checks.h"
 
-namespace oes::masked_adam {
+namespace oes::mask {
 namespace {
 
 template <typename T>
@@ -15,35 +17,10 @@ struct Step {
   T beta1, beta1_rest, beta2, beta2_rest, step_size, second_scale, eps;
 };
 
-template <Capability, typename Arguments>
-OES_INLINE void take_body(const Arguments& a, int64_t begin, int64_t end) {
-  using T = std::remove_reference_t<decltype(*a.weights)>;
-  constexpr int64_t kPiece = 512;
-  alignas(64) T kept[kPiece];
-  for (int64_t first = begin; first < end; first += kPiece) {
-    const int64_t count = end - first < kPiece ? end - first : kPiece;
-    const T* __restrict grad = a.grad + first;
-    if (a.mask != nullptr) { // not a product: NaN that is not kept counts for nothing
-      for (int64_t i = 0; i < count; ++i) {
-        kept[i] = a.mask[first + i] ? grad[i] : T(0);
-      }
-      grad = kept;
-    }
-    T* __restrict weights = a.weights + first;
-    T* __restrict exp_avg = a.exp_avg + first;
-    T* __restrict exp_avg_sq = a.exp_avg_sq + first;
-    for (int64_t i = 0; i < count; ++i) {
-      const T g = grad[i];
-      const T mean = exp_avg[i] * a.beta1 + g * a.beta1_rest;
-      const T square = exp_avg_sq[i] * a.beta2 + g * g * a.beta2_rest;
-      exp_avg[i] = mean;
-      exp_avg_sq[i] = square;
-      weights[i] -= a.step_size * mean / (std::sqrt(square) * a.second_scale + a.eps);
-    }
-  }
-}
+#define OES_ISA_FILE "cpu/mask/masked_adam_isa.h"
+#include "cpu/core/isa_variants.h"
 
-OES_CAPABILITIES(take)
+constexpr int64_t kGrain = 1 << 14; // weights that one thread takes at least
 
 void masked_adam(
     Tensor weights,
@@ -84,8 +61,9 @@ void masked_adam(
         static_cast<T>(lr / (1 - std::pow(beta1, taken))),
         static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, taken))),
         static_cast<T>(eps)};
-    torch::stable::parallel_for(
-        0, weights.numel(), kTile * kGrain, [&](int64_t begin, int64_t end) { take(a, begin, end); });
+    parallel_for(0, weights.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      OES_DISPATCH(masked_adam, a, begin, end);
+    });
   });
 }
 
@@ -95,4 +73,4 @@ STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
   m.impl("masked_adam_cpu", TORCH_BOX(&masked_adam));
 }
 
-} // namespace oes::masked_adam
+} // namespace oes::mask

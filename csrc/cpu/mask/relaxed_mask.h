@@ -6,7 +6,7 @@
 
 #include "cpu/core/vector_math.h"
 
-namespace oes {
+namespace oes::mask {
 
 // 1 / T as published. There the noise L = log(a / b) enters as (a / b)^5, three products for a logarithm and a second
 // exponential.
@@ -76,7 +76,7 @@ OES_INLINE void relaxed_tile(
     }
     return;
   }
-  alignas(64) T x[kTile];
+  alignas(64) T x[kPhiloxTile];
   for (int64_t i = 0; i < count; ++i) {
     x[i] = (logits[i] + logistic<T>(words[i])) * inverse_temperature;
   }
@@ -85,4 +85,4 @@ OES_INLINE void relaxed_tile(
   }
 }
 
-} // namespace oes
+} // namespace oes::mask

@@ -4,14 +4,16 @@
 // and over the chunks in double, in order: the result does not depend on the number of threads.
 #pragma once
 
+#include "cpu/core/border.h"
+#include "cpu/norm/moments.h"
 #include "cpu/norm/prologue.h"
 
-namespace oes::batch_norm_act {
+namespace oes::norm {
 
 constexpr int64_t kChunk = 8192; // pixels
 
 inline int64_t chunks_of(int64_t pixels) {
-  return (pixels + kChunk - 1) / kChunk;
+  return ceil_div(pixels, kChunk);
 }
 
 // Mean, and sum of squares about it, of every chunk of y, or of the activated pixels if `mapped`.
@@ -19,7 +21,7 @@ template <typename T>
 struct Statistics {
   int64_t channels, pixels;
   const T* y;
-  PixelMap<T> map;
+  Prologue<T> prologue;
   bool mapped;
   double* moments; // [channels, chunks, 2]
 };
@@ -30,7 +32,7 @@ template <typename T>
 struct ActivationGrad {
   int64_t channels, pixels;
   const T* y;
-  PixelMap<T> map;
+  Prologue<T> prologue;
   bool second;
   const T *a, *b, *c;
   T* grad;
@@ -39,10 +41,10 @@ struct ActivationGrad {
 
 // Sums of the gradient, and of the gradient times (activated - mean2), for the batch norm after the activation.
 template <typename T>
-struct SecondSums {
+struct SecondNormSums {
   int64_t channels, pixels;
   const T* y;
-  PixelMap<T> map;
+  Prologue<T> prologue;
   const T* grad;
   double* sums;
 };
@@ -51,7 +53,7 @@ struct SecondSums {
 template <typename T>
 struct Output {
   int64_t channels, pixels;
-  Last act;
+  OutputAct act;
   T slope;
   const T* y;
   const T* shift; // [channels]
@@ -63,7 +65,7 @@ struct Output {
 template <typename T>
 struct OutputLoss {
   int64_t channels, pixels;
-  Last act;
+  OutputAct act;
   T slope;
   T* y;
   const T* shift; // [channels]
@@ -77,12 +79,25 @@ void statistics(const Statistics<T>& a);
 template <typename T>
 void activation_grad(const ActivationGrad<T>& a);
 template <typename T>
-void second_sums(const SecondSums<T>& a);
+void second_sums(const SecondNormSums<T>& a);
 template <typename T>
 void output(const Output<T>& a);
 template <typename T>
 double output_loss(const OutputLoss<T>& a);
-template <typename T>
-void map_image(const T* y, const PixelMap<T>& map, int64_t channels, int64_t pixels, T* out);
 
-} // namespace oes::batch_norm_act
+// An image through its prologue, and the gradient of a norm's input from that of its result.
+template <typename T>
+void map_image(const T* y, const Prologue<T>& prologue, int64_t channels, int64_t pixels, T* out);
+template <typename T>
+void grad_image(const PrologueGrad<T>& grad, int64_t channels, int64_t pixels, T* out);
+
+// The same with a border around it; `grad_padded` is the gradient of the bordered image, `grad` that of the image.
+template <typename T>
+void map_padded(
+    const T* y, const Prologue<T>& prologue, int64_t channels, int64_t rows, int64_t columns, const Border& border,
+    T* out);
+template <typename T>
+void fold_padded(
+    const T* grad_padded, int64_t channels, int64_t rows, int64_t columns, const Border& border, T* grad);
+
+} // namespace oes::norm

@@ -3,15 +3,14 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/norm/batch_norm_act.h"
-#include "cpu/conv/conv_input.h"
-#include "cpu/core/workspace.h"
 #include "cpu/core/tensor_checks.h"
+#include "cpu/core/workspace.h"
+#include "cpu/norm/batch_norm_act.h"
 
-namespace oes::batch_norm_act {
+namespace oes::norm {
 namespace {
 
-constexpr int64_t kNone = 0, kLeakyRelu = 1, kElu = 2, kSilu = 3; // places in reference.ACTIVATIONS
+constexpr int64_t kNone = 0, kLeakyRelu = 1, kElu = 2, kSilu = 3; // indices into reference.ACTIVATIONS
 
 Act act_of(int64_t activation) {
   STD_TORCH_CHECK(activation >= kNone && activation <= kSilu, "activation: expected 0 to 3, got ", activation);
@@ -49,15 +48,15 @@ std::vector<double> read(const char* name, const std::optional<Tensor>& vector, 
   return result;
 }
 
-// How the planes are mapped, one entry for each plane of each image.
+// The prologues of the planes, one entry for each plane of each image.
 template <typename T>
-struct Maps {
+struct Prologues {
   std::vector<T> scale, shift, ones, zeros, mean;
   std::vector<double> rstd;
   Act act;
   T slope;
 
-  Maps(
+  Prologues(
       const Shape& s,
       const std::optional<Tensor>& weight,
       const std::optional<Tensor>& bias,
@@ -80,7 +79,7 @@ struct Maps {
     }
   }
 
-  PixelMap<T> map() const {
+  Prologue<T> of_planes() const {
     return {mean.data(), scale.data(), shift.data(), zeros.data(), ones.data(), zeros.data(), slope, act};
   }
 };
@@ -135,16 +134,12 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(
     } else {
       measure<T>(x, s, means, vars);
     }
-    const Maps<T> maps(s, weight, bias, means, vars, eps, activation, slope);
+    const Prologues<T> prologues(s, weight, bias, means, vars, eps, activation, slope);
     if (pad == 0) {
-      map_image(pointer<const T>(x), maps.map(), s.planes(), s.pixels(), pointer<T>(y));
+      map_image(pointer<const T>(x), prologues.of_planes(), s.planes(), s.pixels(), pointer<T>(y));
     } else if (s.planes() != 0) {
-      const frame::Border border = frame::border(Padding::kReflect, s.rows, s.columns, pad, pad, pad, pad);
-      frame::Frame<T> f{s.planes(), s.rows, s.columns, &border};
-      f.map = maps.map();
-      f.image = pointer<const T>(x);
-      f.planes = pointer<T>(y);
-      frame::make(f);
+      const Border border = make_border(Padding::kReflect, s.rows, s.columns, pad, pad, pad, pad);
+      map_padded(pointer<const T>(x), prologues.of_planes(), s.planes(), s.rows, s.columns, border, pointer<T>(y));
     }
     return std::tuple<Tensor, Tensor, Tensor>{y, written<T>(x, means), written<T>(x, vars)};
   });
@@ -173,21 +168,18 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(
   return with_type(x, [&](auto zero) {
     using T = decltype(zero);
     const std::vector<double> means = read<T>("mean", mean, s, 0), vars = read<T>("var", var, s, 1);
-    const Maps<T> maps(s, weight, bias, means, vars, eps, activation, slope);
+    const Prologues<T> prologues(s, weight, bias, means, vars, eps, activation, slope);
     Aligned<T> memory;
     T* of_norm = memory.reserve(std::max<int64_t>(1, s.planes() * s.pixels()));
     if (pad == 0 || s.planes() == 0) {
       std::copy_n(pointer<const T>(grad), s.planes() * s.pixels(), of_norm);
     } else {
-      const frame::Border border = frame::border(Padding::kReflect, s.rows, s.columns, pad, pad, pad, pad);
-      frame::Frame<T> f{s.planes(), s.rows, s.columns, &border};
-      f.grad_planes = pointer<const T>(grad);
-      f.grad_image = of_norm;
-      frame::make_back(f);
+      const Border border = make_border(Padding::kReflect, s.rows, s.columns, pad, pad, pad, pad);
+      fold_padded(pointer<const T>(grad), s.planes(), s.rows, s.columns, border, of_norm);
     }
     const int64_t chunks = chunks_of(s.pixels());
     std::vector<double> sums(2 * s.planes() * chunks);
-    ActivationGrad<T> a{s.planes(), s.pixels(), pointer<const T>(x), maps.map()};
+    ActivationGrad<T> a{s.planes(), s.pixels(), pointer<const T>(x), prologues.of_planes()};
     a.grad = of_norm;
     a.sums = sums.data();
     activation_grad(a);
@@ -195,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(
     for (int64_t p = 0; p < s.planes(); ++p) {
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         grad_bias[p % s.channels] += sums[2 * (p * chunks + chunk)];
-        grad_weight[p % s.channels] += sums[2 * (p * chunks + chunk) + 1] * maps.rstd[p % s.channels];
+        grad_weight[p % s.channels] += sums[2 * (p * chunks + chunk) + 1] * prologues.rstd[p % s.channels];
       }
     }
     Tensor grad_x = needs_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
@@ -204,15 +196,15 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(
       const double n = static_cast<double>(s.images * s.pixels());
       for (int64_t p = 0; p < s.planes(); ++p) {
         const int64_t c = p % s.channels;
-        const double scale = static_cast<double>(maps.scale[p]);
-        const double b = of_batch ? -scale * maps.rstd[c] * grad_weight[c] / n : 0;
-        factor.push_back(maps.scale[p]);
+        const double scale = static_cast<double>(prologues.scale[p]);
+        const double b = of_batch ? -scale * prologues.rstd[c] * grad_weight[c] / n : 0;
+        factor.push_back(prologues.scale[p]);
         of_x.push_back(static_cast<T>(b));
         plus.push_back(static_cast<T>(of_batch ? -scale * grad_bias[c] / n : 0));
       }
-      frame::bordered(frame::Bordered<T>{
-          s.planes(), s.rows, s.columns, 0, 0, s.rows, s.columns,
-          {of_norm, pointer<const T>(x), maps.mean.data(), factor.data(), of_x.data(), plus.data()}, pointer<T>(grad_x)});
+      grad_image(
+          PrologueGrad<T>{of_norm, pointer<const T>(x), prologues.mean.data(), factor.data(), of_x.data(), plus.data()},
+          s.planes(), s.pixels(), pointer<T>(grad_x));
     }
     if (!needs_weight) {
       grad_weight.clear();
@@ -231,4 +223,4 @@ STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
   m.impl("batch_norm_act_backward_cpu", TORCH_BOX(&batch_norm_act_backward));
 }
 
-} // namespace oes::batch_norm_act
+} // namespace oes::norm

@@ -3,7 +3,7 @@
 
 #include "cpu/core/tensor_checks.h"
 
-namespace oes::running_stats {
+namespace oes::norm {
 namespace {
 
 void running_stats(
@@ -39,7 +39,7 @@ void running_stats(
     T *of_mean = pointer<T>(running_mean), *of_var = pointer<T>(running_var);
     for (int64_t i = 0; i < mean.numel(); ++i) {
       const int64_t at = channels.has_value() ? pointer<const int64_t>(*channels)[i] : i;
-      STD_TORCH_CHECK(at >= 0 && at < running_mean.numel(), "channels: expected places in running_mean, got ", at);
+      STD_TORCH_CHECK(at >= 0 && at < running_mean.numel(), "channels: expected indices into running_mean, got ", at);
       const T m = pointer<const T>(mean)[i] + (offset.has_value() ? pointer<const T>(*offset)[i] : T(0));
       const T v = pointer<const T>(var)[i] * factor;
       of_mean[at] += weight * (m - of_mean[at]);
@@ -54,4 +54,4 @@ STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
   m.impl("running_stats_cpu", TORCH_BOX(&running_stats));
 }
 
-} // namespace oes::running_stats
+} // namespace oes::norm

@@ -15,23 +15,23 @@
 #include "cpu/core/workspace.h"
 #include "cpu/conv/winograd/tiles.h"
 
-namespace oes::winograd {
+namespace oes::conv::winograd {
 
-// A unit of work is one strip of tiles for one group of the result's planes. A strip may begin and end inside a row.
+// A task is one strip of tiles for one group of the result's planes. A strip may begin and end inside a row.
 template <typename T>
-struct Sum : Tiles<T> {
+struct TapSum : Tiles<T> {
   T* out; // [planes, classes, rows, columns]
-  const T* weights; // see Conv::set
+  const T* weights; // see Conv2d::set
   const int64_t* offsets; // of the pixels of a frequency's planes
-  int64_t strips, groups;
+  int64_t strips, tasks_of_strip;
 };
 
 template <typename T>
-void run(const Sum<T>& a);
+void run(const TapSum<T>& a);
 
 // One direction of a convolution, bound to its shape.
 template <typename T>
-class Conv {
+class Conv2d {
  public:
   // Whether it is faster than the direct sum.
   static bool fits(const Shape& shape);
@@ -42,20 +42,20 @@ class Conv {
     return sum_.weights != nullptr;
   }
 
-  // weights [outputs, inputs, kernel, kernel], times scale. They are kept by classes of the result, in each by parts of
+  // weights [outputs, inputs, kernel, kernel], times scale. They are kept by classes of the result, in each by groups of
   // planes, in those by frequency, in those by blocks (see output_tiles.h).
   void set(const T* weights, T scale);
 
   void run(const T* source, T* out) const;
 
  private:
-  void set_block(const T* weights, T scale, int64_t from, int64_t to, int64_t p, int64_t rows);
+  void set_tile(const T* weights, T scale, int64_t from, int64_t to, int64_t p, int64_t rows);
 
   Shape shape_{};
-  Form<T> form_;
-  Sum<T> sum_{};
+  Transforms<T> transforms_;
+  TapSum<T> sum_{};
   std::vector<int64_t> offsets_;
   Aligned<T> weights_;
 };
 
-} // namespace oes::winograd
+} // namespace oes::conv::winograd

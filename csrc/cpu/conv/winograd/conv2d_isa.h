@@ -6,36 +6,36 @@
 
 // Tiles of a strip.
 template <typename T>
-constexpr int64_t kStrip = kBlockVectors * kLanes<T>;
+constexpr int64_t kStrip = kTileVectors * kLanes<T>;
 
-constexpr int64_t kPart = kBlocksOfPart * kBlockRows; // planes of the result that are summed together
+constexpr int64_t kGroup = kTilesOfGroup * kTileOutputs; // planes of the result that are summed together
 
 // The inverse of load_columns.
 template <int kTile, typename T>
-OES_HERE void store_columns(T* to, const typename Vector<T>::Type (&columns)[kTile]) {
+OES_ISA_INLINE void store_columns(T* to, const typename Vector<T>::Type (&columns)[kTile]) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   if constexpr (kTile == 2) {
-    V::store_both(to, columns[0], columns[1]);
+    V::interleave(to, columns[0], columns[1]);
   } else {
     alignas(64) T even[2 * lanes], odd[2 * lanes];
-    V::store_both(even, columns[0], columns[2]);
-    V::store_both(odd, columns[1], columns[3]);
-    V::store_both(to, V::load(even), V::load(odd));
-    V::store_both(to + 2 * lanes, V::load(even + lanes), V::load(odd + lanes));
+    V::interleave(even, columns[0], columns[2]);
+    V::interleave(odd, columns[1], columns[3]);
+    V::interleave(to, V::load(even), V::load(odd));
+    V::interleave(to + 2 * lanes, V::load(even + lanes), V::load(odd + lanes));
   }
 }
 
 // Frequencies to outputs: powers of the points, the i-th for output i.
 template <int kTile, typename T>
-OES_HERE void inverse(const typename Vector<T>::Type (&x)[4], typename Vector<T>::Type (&y)[kTile]) {
+OES_ISA_INLINE void inverse(const typename Vector<T>::Type (&x)[4], typename Vector<T>::Type (&y)[kTile]) {
   static_assert(kTile == 2);
   y[0] = x[0] + (x[1] + x[2]);
   y[1] = (x[1] - x[2]) + x[3];
 }
 
 template <int kTile, typename T>
-OES_HERE void inverse(const typename Vector<T>::Type (&x)[6], typename Vector<T>::Type (&y)[kTile]) {
+OES_ISA_INLINE void inverse(const typename Vector<T>::Type (&x)[6], typename Vector<T>::Type (&y)[kTile]) {
   using V = Vector<T>;
   using Type = typename V::Type;
   constexpr T near = T(kPoints6[1]), far = T(kPoints6[3]);
@@ -51,8 +51,8 @@ OES_HERE void inverse(const typename Vector<T>::Type (&x)[6], typename Vector<T>
 
 // The outputs of one plane of the result from its frequencies, `next` from one frequency to the next.
 template <int kTile, int kPoints, typename T>
-OES_HERE void store_outputs(
-    const T* frequencies, int64_t next, const Piece* pieces, int64_t count, int64_t tiles, T* buffer, T* out,
+OES_ISA_INLINE void store_outputs(
+    const T* frequencies, int64_t next, const TileSpan* spans, int64_t count, int64_t tiles, T* buffer, T* out,
     int64_t columns) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, wide = kTile * kStrip<T>;
@@ -78,12 +78,12 @@ OES_HERE void store_outputs(
       store_columns<kTile>(buffer + i * wide + v * kTile, y);
     }
   }
-  for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
-    const int64_t size = piece->tiles * kTile;
-    for (int64_t i = piece->skip_rows; i < kTile; ++i) {
-      const T* from = buffer + i * wide + piece->lane * kTile;
-      T* to = out + (piece->row + i) * columns + piece->column;
-      int64_t k = piece->skip_columns;
+  for (const TileSpan* span = spans; span != spans + count; ++span) {
+    const int64_t size = span->tiles * kTile;
+    for (int64_t i = span->skip_rows; i < kTile; ++i) {
+      const T* from = buffer + i * wide + span->lane * kTile;
+      T* to = out + (span->row + i) * columns + span->column;
+      int64_t k = span->skip_columns;
       for (; k + lanes <= size; k += lanes) {
         V::store(to + k, V::load(from + k));
       }
@@ -95,30 +95,30 @@ OES_HERE void store_outputs(
 }
 
 template <int kTile, int kPoints, typename T>
-OES_TARGET void sum_of(const Sum<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void sum_of(const TapSum<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>, strip = kStrip<T>, all = kPoints * kPoints;
   const int64_t total = (a.rows + kTile - 1) / kTile * ((a.columns + kTile - 1) / kTile);
-  const int64_t parts = (a.planes + kPart - 1) / kPart;
-  T* pixels = scratch<T>(
-      a.places[all] * strip + all * (kLine + kPart * strip + strip + lanes) + kTile * kTile * strip);
-  T* products = pixels + a.places[all] * strip + all * kLine; // [points, points, planes of a part, strip]
-  T* columns = products + all * kPart * strip;
+  const int64_t groups = (a.planes + kGroup - 1) / kGroup;
+  T* pixels = workspace<T>(
+      a.pixel_first[all] * strip + all * (kLine + kGroup * strip + strip + lanes) + kTile * kTile * strip);
+  T* products = pixels + a.pixel_first[all] * strip + all * kLine; // [points, points, planes of a group, strip]
+  T* columns = products + all * kGroup * strip;
   T* buffer = columns + all * (strip + lanes);
-  Piece pieces[kStrip<T>];
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t at = unit / a.groups * strip, group = unit % a.groups;
+  TileSpan spans[kStrip<T>];
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t at = task / a.tasks_of_strip * strip, task_of_strip = task % a.tasks_of_strip;
     const int64_t until = at + strip < total ? at + strip : total, tiles = until - at;
     const int64_t vectors = (tiles + lanes - 1) / lanes;
-    const int64_t count = cut_pieces(a, at, until, pieces);
-    transform_planes<kTile, kPoints, kBlockVectors>(a, pieces, count, tiles, columns, pixels);
-    const int64_t first = group * a.classes * parts / a.groups, last = (group + 1) * a.classes * parts / a.groups;
-    for (int64_t part = first; part < last; ++part) {
-      const int64_t k = part / parts, from = part % parts * kPart;
-      const int64_t to = from + kPart < a.planes ? from + kPart : a.planes;
+    const int64_t count = find_spans(a, at, until, spans);
+    transform_planes<kTile, kPoints, kTileVectors>(a, spans, count, tiles, columns, pixels);
+    const int64_t first = task_of_strip * a.classes * groups / a.tasks_of_strip, last = (task_of_strip + 1) * a.classes * groups / a.tasks_of_strip;
+    for (int64_t group = first; group < last; ++group) {
+      const int64_t k = group / groups, from = group % groups * kGroup;
+      const int64_t to = from + kGroup < a.planes ? from + kGroup : a.planes;
       const int64_t* taps = a.taps + k * all;
       const T* weights = a.weights + a.planes * taps[0] + from * (taps[all] - taps[0]);
       for (int64_t f = 0; f < all; ++f) {
-        T* sums = products + f * kPart * strip;
+        T* sums = products + f * kGroup * strip;
         const int64_t sources = taps[f + 1] - taps[f];
         if (sources == 0) {
           for (int64_t i = 0; i < (to - from) * strip; ++i) {
@@ -127,15 +127,15 @@ OES_TARGET void sum_of(const Sum<T>& a, int64_t begin, int64_t end) {
           continue;
         }
         const T* of_frequency = weights + (taps[f] - taps[0]) * (to - from);
-        for_blocks(from, to, [&](auto rows, int64_t p) OES_TARGET OES_LAMBDA {
-          blocks<rows.value, false>(
-              pixels + a.places[f] * strip + f * kLine, of_frequency + (p - from) * sources, a.offsets, sources,
+        for_output_tiles(from, to, [&](auto rows, int64_t p) OES_TARGET OES_LAMBDA {
+          output_tiles<rows.value, false>(
+              pixels + a.pixel_first[f] * strip + f * kLine, of_frequency + (p - from) * sources, a.offsets, sources,
               vectors, sums + (p - from) * strip, strip);
         });
       }
       for (int64_t p = from; p < to; ++p) {
         store_outputs<kTile, kPoints>(
-            products + (p - from) * strip, kPart * strip, pieces, count, tiles, buffer,
+            products + (p - from) * strip, kGroup * strip, spans, count, tiles, buffer,
             a.out + (p * a.classes + k) * a.rows * a.columns, a.columns);
       }
     }
@@ -143,7 +143,7 @@ OES_TARGET void sum_of(const Sum<T>& a, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-OES_TARGET void sum(const Sum<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void sum(const TapSum<T>& a, int64_t begin, int64_t end) {
   if (a.points == 4) {
     sum_of<2, 4>(a, begin, end);
   } else if (a.tile == 2) {
@@ -159,7 +159,7 @@ constexpr int64_t kWeights = 16;
 // result = scale * to_points * window * transposed to_points, for each of `size` kernels; tap t of the window is at
 // weights + taps[t] * size.
 template <int kWindow, int kPoints, typename T>
-OES_HERE void transform_windows(
+OES_ISA_INLINE void transform_windows(
     const T* weights, const int64_t* taps, const T* to_points, T scale, int64_t size, T* result) {
   using V = Vector<T>;
   for (int64_t at = 0; at < size; at += kLanes<T>) {

@@ -1,6 +1,6 @@
 #include "cpu/conv/winograd/tiles.h"
 
-namespace oes::winograd {
+namespace oes::conv::winograd {
 namespace {
 
 // [points, window]: values of a polynomial with these coefficients, over the products of the points' distances.
@@ -26,7 +26,7 @@ std::vector<T> values(const double* points, int64_t count, int64_t window) {
 } // namespace
 
 template <typename T>
-void Form<T>::bind(const Shape& s, int tile) {
+void Transforms<T>::bind(const Shape& s, int tile) {
   const int64_t window = s.window(), phases = s.stride * s.stride;
   tiles = {};
   tiles.tile = tile;
@@ -45,30 +45,30 @@ void Form<T>::bind(const Shape& s, int tile) {
       const int64_t a = i / window, b = i % window;
       const int64_t u = (s.backward ? window - 1 - a : a) * s.stride + phase / s.stride;
       const int64_t v = (s.backward ? window - 1 - b : b) * s.stride + phase % s.stride;
-      kernel_taps.push_back(u < s.kernel && v < s.kernel ? u * s.kernel + v : kMostPlaces);
+      kernel_taps.push_back(u < s.kernel && v < s.kernel ? u * s.kernel + v : kMostKernelTaps);
     }
   }
   to_points = tiles.points == 4 ? values<T>(kPoints4, 3, window) : values<T>(kPoints6, 5, window);
   bind_frequencies(s);
   tiles.taps = taps.data();
-  tiles.places = places.data();
+  tiles.pixel_first = pixel_first.data();
   tiles.slots = slots.data();
 }
 
 // Which classes have which frequencies: a class whose rows lack the window's last tap (its first, backward) has
 // nothing at infinity (at zero), likewise for its columns.
 template <typename T>
-void Form<T>::bind_frequencies(const Shape& s) {
+void Transforms<T>::bind_frequencies(const Shape& s) {
   const int64_t points = tiles.points, window = s.window();
   const auto has = [&](int64_t phase, int64_t f) {
     const int64_t end = s.backward ? 0 : window - 1, point = s.backward ? 0 : points - 1;
     const int64_t* of_phase = kernel_taps.data() + phase * window * window;
     const int64_t row = f / points == point ? end : s.backward ? window - 1 : 0;
     const int64_t column = f % points == point ? end : s.backward ? window - 1 : 0;
-    return of_phase[row * window + column] < kMostPlaces;
+    return of_phase[row * window + column] < kMostKernelTaps;
   };
   taps = {0};
-  places = {0};
+  pixel_first = {0};
   slots.clear();
   for (int64_t k = 0; k < tiles.classes; ++k) {
     for (int64_t f = 0; f < points * points; ++f) {
@@ -82,13 +82,13 @@ void Form<T>::bind_frequencies(const Shape& s) {
       }
       taps.push_back(taps.back() + count * tiles.source_planes);
       if (k == 0) {
-        places.push_back(places.back() + (s.backward ? 1 : count) * tiles.source_planes);
+        pixel_first.push_back(pixel_first.back() + (s.backward ? 1 : count) * tiles.source_planes);
       }
     }
   }
 }
 
-template struct Form<float>;
-template struct Form<double>;
+template struct Transforms<float>;
+template struct Transforms<double>;
 
-} // namespace oes::winograd
+} // namespace oes::conv::winograd

@@ -4,28 +4,28 @@ constexpr int64_t kLine = 16; // elements between frequencies: rows of pixels wo
 
 // The even and the odd ones.
 template <typename T>
-OES_HERE void part(typename Vector<T>::Type x, typename Vector<T>::Type y, typename Vector<T>::Type* parts) {
+OES_ISA_INLINE void deinterleave(typename Vector<T>::Type x, typename Vector<T>::Type y, typename Vector<T>::Type* parts) {
   alignas(64) T even[kLanes<T>], odd[kLanes<T>];
-  Vector<T>::part(x, y, even, odd);
+  Vector<T>::deinterleave(x, y, even, odd);
   parts[0] = Vector<T>::load(even);
   parts[1] = Vector<T>::load(odd);
 }
 
 // columns[q][lane] = from[lane * kTile + q].
 template <int kTile, typename T>
-OES_HERE void load_columns(const T* from, typename Vector<T>::Type (&columns)[kTile]) {
+OES_ISA_INLINE void load_columns(const T* from, typename Vector<T>::Type (&columns)[kTile]) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   if constexpr (kTile == 2) {
-    part<T>(V::load(from), V::load(from + lanes), columns);
+    deinterleave<T>(V::load(from), V::load(from + lanes), columns);
   } else {
     typename V::Type low[2], high[2], pair[2];
-    part<T>(V::load(from), V::load(from + lanes), low);
-    part<T>(V::load(from + 2 * lanes), V::load(from + 3 * lanes), high);
-    part<T>(low[0], high[0], pair);
+    deinterleave<T>(V::load(from), V::load(from + lanes), low);
+    deinterleave<T>(V::load(from + 2 * lanes), V::load(from + 3 * lanes), high);
+    deinterleave<T>(low[0], high[0], pair);
     columns[0] = pair[0];
     columns[2] = pair[1];
-    part<T>(low[1], high[1], pair);
+    deinterleave<T>(low[1], high[1], pair);
     columns[1] = pair[0];
     columns[3] = pair[1];
   }
@@ -33,7 +33,7 @@ OES_HERE void load_columns(const T* from, typename Vector<T>::Type (&columns)[kT
 
 // Pixels to frequencies: the products of all (x - point) but the frequency's own, as coefficients. In place.
 template <typename T>
-OES_HERE void transform(typename Vector<T>::Type (&d)[4]) {
+OES_ISA_INLINE void transform(typename Vector<T>::Type (&d)[4]) {
   const typename Vector<T>::Type zero = d[2] - d[0], plus = d[2] + d[1], minus = d[2] - d[1], end = d[3] - d[1];
   d[0] = zero;
   d[1] = plus;
@@ -42,7 +42,7 @@ OES_HERE void transform(typename Vector<T>::Type (&d)[4]) {
 }
 
 template <typename T>
-OES_HERE void transform(typename Vector<T>::Type (&d)[6]) {
+OES_ISA_INLINE void transform(typename Vector<T>::Type (&d)[6]) {
   using V = Vector<T>;
   using Type = typename V::Type;
   constexpr T near = T(kPoints6[1] * kPoints6[1]), far = T(kPoints6[3] * kPoints6[3]);
@@ -62,13 +62,13 @@ OES_HERE void transform(typename Vector<T>::Type (&d)[6]) {
 
 // Tiles that lie side by side. The last of a row or column that is no multiple of a tile is moved back, and its first
 // columns or rows, which the one before has, are not stored.
-struct Piece {
+struct TileSpan {
   int64_t lane, tiles, row, column, skip_rows, skip_columns;
 };
 
-// Tiles begin .. end as pieces; returns their number.
+// Tiles begin .. end as spans; returns their number.
 template <typename T>
-OES_HERE int64_t cut_pieces(const Tiles<T>& a, int64_t begin, int64_t end, Piece* pieces) {
+OES_ISA_INLINE int64_t find_spans(const Tiles<T>& a, int64_t begin, int64_t end, TileSpan* spans) {
   const int64_t of_row = (a.columns + a.tile - 1) / a.tile, whole = a.columns / a.tile;
   int64_t count = 0;
   for (int64_t t = begin; t < end;) {
@@ -76,25 +76,25 @@ OES_HERE int64_t cut_pieces(const Tiles<T>& a, int64_t begin, int64_t end, Piece
     const int64_t row = i * a.tile + a.tile <= a.rows ? i * a.tile : a.rows - a.tile;
     const int64_t column = j < whole ? j * a.tile : a.columns - a.tile;
     const int64_t left = j < whole ? whole - j : 1, tiles = left < end - t ? left : end - t;
-    pieces[count++] = {t - begin, tiles, row, column, i * a.tile - row, j * a.tile - column};
+    spans[count++] = {t - begin, tiles, row, column, i * a.tile - row, j * a.tile - column};
     t += tiles;
   }
   return count;
 }
 
 // Frequencies of all planes of the source, kVectors vectors of tiles at most. `columns`: room for the pixels of one
-// plane, whose columns are transformed first; a piece may write behind its tiles, where the next one then does.
+// plane, whose columns are transformed first; a span may write behind its tiles, where the next one then does.
 template <int kTile, int kPoints, int kVectors, typename T>
-OES_HERE void transform_planes(
-    const Tiles<T>& a, const Piece* pieces, int64_t count, int64_t tiles, T* columns, T* pixels) {
+OES_ISA_INLINE void transform_planes(
+    const Tiles<T>& a, const TileSpan* spans, int64_t count, int64_t tiles, T* columns, T* pixels) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, strip = kVectors * lanes, wide = strip + lanes;
   for (int64_t q = 0; q < a.source_planes * a.source_classes; ++q) {
     const T* plane = a.source + q * a.source_plane;
-    for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
-      const T* from = plane + piece->row * a.pitch + piece->column;
-      T* to = columns + piece->lane;
-      for (int64_t k = 0; k < piece->tiles; k += lanes) {
+    for (const TileSpan* span = spans; span != spans + count; ++span) {
+      const T* from = plane + span->row * a.pitch + span->column;
+      T* to = columns + span->lane;
+      for (int64_t k = 0; k < span->tiles; k += lanes) {
         // The next plane's pixels: no prefetcher of the hardware finds them in time.
 #pragma GCC unroll 16
         for (int r = 0; r < kPoints; ++r) {
@@ -132,7 +132,7 @@ OES_HERE void transform_planes(
 #pragma GCC unroll 16
       for (int c = 0; c < kPoints; ++c) {
         const int64_t f = r * kPoints + c, slot = a.slots[f * a.source_classes + of_class];
-        to[c] = slot < 0 ? nullptr : pixels + (a.places[f] + slot * a.source_planes + index) * strip + f * kLine;
+        to[c] = slot < 0 ? nullptr : pixels + (a.pixel_first[f] + slot * a.source_planes + index) * strip + f * kLine;
       }
       for (int64_t v = 0; v < tiles; v += lanes) {
         typename V::Type x[kPoints];

@@ -9,21 +9,21 @@
 
 #include "cpu/conv/winograd/tiles.h"
 
-namespace oes::winograd {
+namespace oes::conv::winograd {
 
-// A unit of work is one share of the strips of tiles, summed apart, for one group of inputs: source_planes of them.
+// A task is one chunk of the strips of tiles, summed apart, for one group of inputs: source_planes of them.
 template <typename T>
-struct Dot : Tiles<T> {
+struct FrequencyGrad : Tiles<T> {
   const T* grad; // [planes]: of the result, grad_plane elements each, rows of grad_pitch
-  T* partial; // [shares, vectors of outputs, inputs, kernel_places, lanes]
+  T* partial; // [chunks, vectors of outputs, inputs, kernel_size, lanes]
   int64_t grad_plane, grad_pitch;
-  const int64_t* kernel_taps; // see Form
+  const int64_t* kernel_taps; // see Transforms
   const T* to_points;
-  int64_t inputs, kernel_places, strips, shares, groups;
+  int64_t inputs, kernel_size, strips, chunks, groups;
 };
 
 template <typename T>
-class Grad {
+class WeightGrad {
  public:
   // The shape is that of the forward sum. Whether this is faster than the direct sum.
   static bool fits(const Shape& shape);
@@ -31,10 +31,10 @@ class Grad {
   void bind(const Shape& shape, int64_t grad_plane, int64_t grad_pitch);
 
   bool bound() const {
-    return dot_.strips > 0;
+    return grad_.strips > 0;
   }
   int64_t sums() const { // elements that run leaves
-    return dot_.shares * share();
+    return grad_.chunks * chunk_sums();
   }
 
   void run(const T* source, const T* grad, T* sums) const;
@@ -43,10 +43,10 @@ class Grad {
   void add(const T* sums, T scale, T* grad) const;
 
  private:
-  int64_t share() const;
+  int64_t chunk_sums() const;
 
-  Form<T> form_;
-  Dot<T> dot_{};
+  Transforms<T> transforms_;
+  FrequencyGrad<T> grad_{};
 };
 
-} // namespace oes::winograd
+} // namespace oes::conv::winograd

@@ -1,24 +1,24 @@
 // The inner loops of winograd_grad, included once per capability: see fma_tiles_isa.h.
 //
-// Pixels at a frequency lie plane by plane, gradients tile by tile with the outputs side by side, in panels of some
+// Pixels at a frequency lie plane by plane, gradients tile by tile with the outputs side by side, in output_groups of some
 // vectors of them: a product takes vectors of gradients times single pixels, its sums stay in registers over a strip.
 
 #include "cpu/core/fma_tiles_isa.h"
 #include "cpu/conv/winograd/tiles_isa.h"
 
 constexpr int kStripVectors = 4; // of tiles
-constexpr int kPanelVectors = 2;
-constexpr int kPanelRows = OES_LEVEL == 2 ? 12 : 6; // inputs whose sums fill the registers
+constexpr int kGroupVectors = 2;
+constexpr int kTileInputs = OES_ISA == 2 ? 12 : 6; // inputs whose sums fill the registers
 
 template <typename T>
 constexpr int64_t kStrip = kStripVectors * kLanes<T>;
 
 template <typename T>
-constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
+constexpr int64_t kGroupOutputs = kGroupVectors * kLanes<T>;
 
 // Lane i of vector k to lane k of vector i: each round takes vectors of the first and of the second half by turns.
 template <typename T>
-OES_HERE void transpose(typename Vector<T>::Type (&x)[kLanes<T>]) {
+OES_ISA_INLINE void transpose(typename Vector<T>::Type (&x)[kLanes<T>]) {
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
 #pragma GCC unroll 16
@@ -26,7 +26,7 @@ OES_HERE void transpose(typename Vector<T>::Type (&x)[kLanes<T>]) {
     alignas(64) T both[lanes * lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < lanes / 2; ++i) {
-      V::store_both(both + 2 * i * lanes, x[i], x[i + lanes / 2]);
+      V::interleave(both + 2 * i * lanes, x[i], x[i + lanes / 2]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) {
@@ -37,7 +37,7 @@ OES_HERE void transpose(typename Vector<T>::Type (&x)[kLanes<T>]) {
 
 // Gradients of outputs to frequencies: powers of the points, the i-th for output i.
 template <int kTile, typename T>
-OES_HERE void powers(const typename Vector<T>::Type (&y)[kTile], typename Vector<T>::Type (&x)[4]) {
+OES_ISA_INLINE void powers(const typename Vector<T>::Type (&y)[kTile], typename Vector<T>::Type (&x)[4]) {
   static_assert(kTile == 2);
   x[0] = y[0];
   x[1] = y[0] + y[1];
@@ -46,7 +46,7 @@ OES_HERE void powers(const typename Vector<T>::Type (&y)[kTile], typename Vector
 }
 
 template <int kTile, typename T>
-OES_HERE void powers(const typename Vector<T>::Type (&y)[kTile], typename Vector<T>::Type (&x)[6]) {
+OES_ISA_INLINE void powers(const typename Vector<T>::Type (&y)[kTile], typename Vector<T>::Type (&x)[6]) {
   using V = Vector<T>;
   using Type = typename V::Type;
   constexpr T near = T(kPoints6[1]), far = T(kPoints6[3]);
@@ -66,11 +66,11 @@ OES_HERE void powers(const typename Vector<T>::Type (&y)[kTile], typename Vector
 }
 
 // Frequencies of the gradients of a vector of outputs from o on, `next` from one frequency to the next, `width` from
-// one tile to the next. What a tile shares with the one before counts there alone. `natural`: room for the rows of the
+// one tile to the next. What a tile chunks with the one before counts there alone. `natural`: room for the rows of the
 // tiles, pixel by pixel.
 template <int kTile, int kPoints, typename T>
-OES_HERE void transform_grads(
-    const Dot<T>& a, const Piece* pieces, int64_t count, int64_t tiles, int64_t o, T* natural, T* to, int64_t next,
+OES_ISA_INLINE void transform_grads(
+    const FrequencyGrad<T>& a, const TileSpan* spans, int64_t count, int64_t tiles, int64_t o, T* natural, T* to, int64_t next,
     int64_t width) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, wide = kTile * kStrip<T> + lanes;
@@ -78,11 +78,11 @@ OES_HERE void transform_grads(
   for (int64_t l = 0; l < lanes; ++l) {
     planes[l] = a.grad + (o + l < a.planes ? o + l : a.planes - 1) * a.grad_plane; // sums behind the last are not used
   }
-  for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
-    const int64_t size = piece->tiles * kTile;
+  for (const TileSpan* span = spans; span != spans + count; ++span) {
+    const int64_t size = span->tiles * kTile;
     for (int64_t i = 0; i < kTile; ++i) {
-      const int64_t from = (piece->row + i) * a.grad_pitch + piece->column;
-      T* pixels = natural + (i * wide + piece->lane * kTile) * lanes;
+      const int64_t from = (span->row + i) * a.grad_pitch + span->column;
+      T* pixels = natural + (i * wide + span->lane * kTile) * lanes;
       for (int64_t k = 0; k < size; k += lanes) {
         typename V::Type x[lanes];
 #pragma GCC unroll 16
@@ -95,7 +95,7 @@ OES_HERE void transform_grads(
           V::store(pixels + (k + l) * lanes, x[l]);
         }
       }
-      const int64_t skipped = i < piece->skip_rows ? size : piece->skip_columns;
+      const int64_t skipped = i < span->skip_rows ? size : span->skip_columns;
       for (int64_t k = 0; k < skipped; ++k) {
         V::store(pixels + k * lanes, V::all(T(0)));
       }
@@ -128,14 +128,14 @@ OES_HERE void transform_grads(
   }
 }
 
-// sums[r][...] (+)= products of pixel r and the gradients of a panel, over the tiles.
-template <int kRows, int kVectors, typename T>
-OES_HERE void products(const T* pixels, const T* grads, int64_t tiles, bool add, T* sums) {
+// sums[r][...] (+)= products of pixel r and the gradients of a group, over the tiles.
+template <int kInputs, int kVectors, typename T>
+OES_ISA_INLINE void products(const T* pixels, const T* grads, int64_t tiles, bool add, T* sums) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, width = kVectors * lanes;
-  typename V::Type sum[kRows][kVectors];
+  typename V::Type sum[kInputs][kVectors];
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kInputs; ++r) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       sum[r][v] = V::all(T(0));
@@ -148,7 +148,7 @@ OES_HERE void products(const T* pixels, const T* grads, int64_t tiles, bool add,
       g[v] = V::load(grads + t * width + v * lanes);
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kInputs; ++r) {
       const typename V::Type x = V::all(pixels[r * kStrip<T> + t]);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
@@ -157,7 +157,7 @@ OES_HERE void products(const T* pixels, const T* grads, int64_t tiles, bool add,
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kInputs; ++r) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       T* to = sums + r * width + v * lanes;
@@ -168,12 +168,12 @@ OES_HERE void products(const T* pixels, const T* grads, int64_t tiles, bool add,
 
 // All planes at a frequency.
 template <int kVectors, typename T>
-OES_HERE void panel_products(
+OES_ISA_INLINE void group_products(
     const T* pixels, const T* grads, int64_t planes, int64_t tiles, bool add, T* sums) {
   constexpr int64_t width = kVectors * kLanes<T>;
   int64_t q = 0;
-  for (; q + kPanelRows <= planes; q += kPanelRows) {
-    products<kPanelRows, kVectors>(pixels + q * kStrip<T>, grads, tiles, add, sums + q * width);
+  for (; q + kTileInputs <= planes; q += kTileInputs) {
+    products<kTileInputs, kVectors>(pixels + q * kStrip<T>, grads, tiles, add, sums + q * width);
   }
   for (; q + 4 <= planes; q += 4) {
     products<4, kVectors>(pixels + q * kStrip<T>, grads, tiles, add, sums + q * width);
@@ -186,11 +186,11 @@ OES_HERE void panel_products(
   }
 }
 
-// Gradients of the kernels of sources begin .. end and the outputs of a panel: transposed to_points * sums * to_points.
+// Gradients of the kernels of sources begin .. end and the outputs of a group: transposed to_points * sums * to_points.
 // The vectors of outputs are `next` apart.
 template <int kWindow, int kPoints, typename T>
-OES_HERE void store_grads(
-    const Dot<T>& a, const T* sums, int64_t vectors, int64_t begin, int64_t end, T* to, int64_t next) {
+OES_ISA_INLINE void store_grads(
+    const FrequencyGrad<T>& a, const T* sums, int64_t vectors, int64_t begin, int64_t end, T* to, int64_t next) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, all = kPoints * kPoints;
   const int64_t width = vectors * lanes;
@@ -221,11 +221,11 @@ OES_HERE void store_grads(
           of_columns[u][c] = sum;
         }
       }
-      T* to_kernel = to + at % width / lanes * next + (at / width - begin) * a.kernel_places * lanes;
+      T* to_kernel = to + at % width / lanes * next + (at / width - begin) * a.kernel_size * lanes;
       for (int u = 0; u < kWindow; ++u) {
         for (int v = 0; v < kWindow; ++v) {
           const int64_t place = kernel_taps[u * kWindow + v];
-          if (place == kMostPlaces) {
+          if (place == kMostKernelTaps) {
             continue;
           }
           typename V::Type sum = V::all(a.to_points[v]) * of_columns[u][0];
@@ -241,76 +241,76 @@ OES_HERE void store_grads(
 }
 
 template <int kWindow, int kTile, int kPoints, typename T>
-OES_TARGET void dots_of(const Dot<T>& dot, int64_t begin, int64_t end) {
+OES_TARGET void weight_grad_of(const FrequencyGrad<T>& all_grad, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>, strip = kStrip<T>, all = kPoints * kPoints;
-  constexpr int64_t grads_next = strip * kPanel<T> + kLine; // from one frequency of a panel to the next
-  const int64_t total = (dot.rows + kTile - 1) / kTile * ((dot.columns + kTile - 1) / kTile);
-  const int64_t vectors = (dot.planes + lanes - 1) / lanes, panels = (vectors + kPanelVectors - 1) / kPanelVectors;
-  const int64_t places = dot.places[all], of_panel = places * kPanel<T> + all * kLine;
-  const int64_t of_vector = dot.inputs * dot.kernel_places * lanes;
-  T* pixels = scratch<T>(
-      places * strip + all * kLine + panels * (all * grads_next + of_panel) + all * (strip + lanes) +
+  constexpr int64_t grads_next = strip * kGroupOutputs<T> + kLine; // from one frequency of a group to the next
+  const int64_t total = (all_grad.rows + kTile - 1) / kTile * ((all_grad.columns + kTile - 1) / kTile);
+  const int64_t vectors = (all_grad.planes + lanes - 1) / lanes, output_groups = (vectors + kGroupVectors - 1) / kGroupVectors;
+  const int64_t frequency_planes = all_grad.pixel_first[all], group_sums = frequency_planes * kGroupOutputs<T> + all * kLine;
+  const int64_t of_vector = all_grad.inputs * all_grad.kernel_size * lanes;
+  T* pixels = workspace<T>(
+      frequency_planes * strip + all * kLine + output_groups * (all * grads_next + group_sums) + all * (strip + lanes) +
       kTile * (kTile * strip + lanes) * lanes);
-  T* grads = pixels + places * strip + all * kLine; // [panels, points, points, strip, kPanel]
-  T* sums = grads + panels * all * grads_next; // [panels, places, kPanel]
-  T* columns = sums + panels * of_panel;
+  T* grads = pixels + frequency_planes * strip + all * kLine; // [output_groups, points, points, strip, kGroupOutputs]
+  T* sums = grads + output_groups * all * grads_next; // [output_groups, planes of all frequencies, kGroupOutputs]
+  T* columns = sums + output_groups * group_sums;
   T* natural = columns + all * (strip + lanes);
-  Piece pieces[kStrip<T>];
-  const auto each_panel = [&](const auto& f) OES_TARGET OES_LAMBDA {
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t left = vectors - panel * kPanelVectors;
-      f(panel, left < kPanelVectors ? left : kPanelVectors);
+  TileSpan spans[kStrip<T>];
+  const auto each_output_group = [&](const auto& f) OES_TARGET OES_LAMBDA {
+    for (int64_t group = 0; group < output_groups; ++group) {
+      const int64_t left = vectors - group * kGroupVectors;
+      f(group, left < kGroupVectors ? left : kGroupVectors);
     }
   };
-  for (int64_t unit = begin; unit < end; ++unit) {
-    Dot<T> a = dot;
-    const int64_t share = unit / a.groups, group = unit % a.groups;
+  for (int64_t task = begin; task < end; ++task) {
+    FrequencyGrad<T> a = all_grad;
+    const int64_t chunk = task / a.groups, input_group = task % a.groups;
     // The last group is moved back; what it then has in common with the one before is not stored.
-    const int64_t input = group * a.source_planes;
+    const int64_t input = input_group * a.source_planes;
     const int64_t from = input + a.source_planes < a.inputs ? input : a.inputs - a.source_planes;
     a.source += from * a.source_classes * a.source_plane;
-    const int64_t first = share * a.strips / a.shares, last = (share + 1) * a.strips / a.shares;
+    const int64_t first = chunk * a.strips / a.chunks, last = (chunk + 1) * a.strips / a.chunks;
     for (int64_t at = first; at < last; ++at) {
       const int64_t end_of_strip = (at + 1) * strip < total ? (at + 1) * strip : total;
       const int64_t tiles = end_of_strip - at * strip;
-      const int64_t count = cut_pieces(a, at * strip, end_of_strip, pieces);
-      transform_planes<kTile, kPoints, kStripVectors>(a, pieces, count, tiles, columns, pixels);
-      each_panel([&](int64_t panel, int64_t some) OES_TARGET OES_LAMBDA {
+      const int64_t count = find_spans(a, at * strip, end_of_strip, spans);
+      transform_planes<kTile, kPoints, kStripVectors>(a, spans, count, tiles, columns, pixels);
+      each_output_group([&](int64_t group, int64_t some) OES_TARGET OES_LAMBDA {
         for (int64_t v = 0; v < some; ++v) {
           transform_grads<kTile, kPoints>(
-              a, pieces, count, tiles, (panel * kPanelVectors + v) * lanes, natural,
-              grads + panel * all * grads_next + v * lanes, grads_next, some * lanes);
+              a, spans, count, tiles, (group * kGroupVectors + v) * lanes, natural,
+              grads + group * all * grads_next + v * lanes, grads_next, some * lanes);
         }
       });
       for (int64_t f = 0; f < all; ++f) {
-        each_panel([&](int64_t panel, int64_t some) OES_TARGET OES_LAMBDA {
-          const T* of_pixels = pixels + a.places[f] * strip + f * kLine;
-          const T* of_grads = grads + (panel * all + f) * grads_next;
-          T* to = sums + panel * of_panel + a.taps[f] * some * lanes + f * kLine;
+        each_output_group([&](int64_t group, int64_t some) OES_TARGET OES_LAMBDA {
+          const T* of_pixels = pixels + a.pixel_first[f] * strip + f * kLine;
+          const T* of_grads = grads + (group * all + f) * grads_next;
+          T* to = sums + group * group_sums + a.taps[f] * some * lanes + f * kLine;
           const int64_t planes = a.taps[f + 1] - a.taps[f];
-          if (some == kPanelVectors) {
-            panel_products<kPanelVectors>(of_pixels, of_grads, planes, tiles, at > first, to);
+          if (some == kGroupVectors) {
+            group_products<kGroupVectors>(of_pixels, of_grads, planes, tiles, at > first, to);
           } else {
-            panel_products<1>(of_pixels, of_grads, planes, tiles, at > first, to);
+            group_products<1>(of_pixels, of_grads, planes, tiles, at > first, to);
           }
         });
       }
     }
-    each_panel([&](int64_t panel, int64_t some) OES_TARGET OES_LAMBDA {
+    each_output_group([&](int64_t group, int64_t some) OES_TARGET OES_LAMBDA {
       store_grads<kWindow, kPoints>(
-          a, sums + panel * of_panel, some, input - from, a.source_planes,
-          a.partial + (share * vectors + panel * kPanelVectors) * of_vector + input * a.kernel_places * lanes, of_vector);
+          a, sums + group * group_sums, some, input - from, a.source_planes,
+          a.partial + (chunk * vectors + group * kGroupVectors) * of_vector + input * a.kernel_size * lanes, of_vector);
     });
   }
 }
 
 template <typename T>
-OES_TARGET void dots(const Dot<T>& a, int64_t begin, int64_t end) {
+OES_TARGET void weight_grad(const FrequencyGrad<T>& a, int64_t begin, int64_t end) {
   if (a.points == 4) {
-    dots_of<3, 2, 4>(a, begin, end);
+    weight_grad_of<3, 2, 4>(a, begin, end);
   } else if (a.tile == 2) {
-    dots_of<5, 2, 6>(a, begin, end);
+    weight_grad_of<5, 2, 6>(a, begin, end);
   } else {
-    dots_of<3, 4, 6>(a, begin, end);
+    weight_grad_of<3, 4, 6>(a, begin, end);
   }
 }
