@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from oes_fast.kernels import (
     batch_norm_act,
+    batch_norm_act_whole,
     gumbel_mask,
     mask_update,
     masked_adam,
@@ -142,6 +143,12 @@ def _norm_cases() -> list[Case]:
         of_sums, of_maps = (norm.FOLD_CONFIGS, norm.FOLD_CONFIGS) if pad else (sums, maps)
         cases += _cases(f"norm_sums_pad{pad}", norm.gradient_sums_kernel, of_sums, **given)
         cases += _cases(f"norm_backward_pad{pad}", norm.backward_kernel, of_maps, **backward)
+    whole = batch_norm_act_whole
+    for pad in (0, 2):
+        given = {**affine, "ACTIVATION": 1, "PAD": pad}
+        backward = {f"NEEDS_{name}": True for name in ("X", "WEIGHT", "BIAS")} | {"OF_BATCH": True, **given}
+        cases += _cases(f"norm_whole_pad{pad}", whole.forward_kernel, whole.CONFIGS, **given)
+        cases += _cases(f"norm_whole_backward_pad{pad}", whole.backward_kernel, whole.CONFIGS, **backward)
     for activation in (0, 2, 3):
         given = {**affine, "ACTIVATION": activation, "PAD": 2}
         forward = {**given, "OF_BATCH": False, "SUM_BLOCK": block, "SHARES": 64}
