@@ -192,7 +192,7 @@ def _ways(x: Tensor) -> tuple[Config, Config]:
 
 
 def _pixel_products(mixed: Tensor, x: Tensor) -> Tensor:
-    """[O * 9, C]: products of [N, O * 9, P] and [N, C, P], added over images and shares of pixels in order."""
+    """[O * 9, C]: products of [N, O * 9, P] and [N, C, P], added over images and shares of pixels."""
     n, _, pixels = x.shape
     splits = _MOST_SPLITS
     while pixels % splits:
