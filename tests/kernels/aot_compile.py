@@ -19,7 +19,15 @@ from aot_kernels import all_cases
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-INT32 = ("offsets_ptr", "order_ptr", "starts_ptr", "chunk_segments_ptr", "chunk_starts_ptr")
+INT32 = (
+    "slots_ptr",
+    "taps_ptr",
+    "offsets_ptr",
+    "order_ptr",
+    "starts_ptr",
+    "chunk_segments_ptr",
+    "chunk_starts_ptr",
+)
 POINTERS = {
     "words_ptr": "*i64", "bits_ptr": "*i64", "kl_ptr": "*fp64", "mask_ptr": "*i1", "keep_ptr": "*i1",
     "channels_ptr": "*i64", "ticks_ptr": "*i64", **dict.fromkeys(INT32, "*i32"),

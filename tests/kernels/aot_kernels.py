@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from oes_fast.kernels import (
     batch_norm_act,
+    batch_norm_act_whole,
     gumbel_mask,
     mask_update,
     masked_adam,
@@ -72,15 +73,14 @@ def all_cases() -> list[Case]:
         _exact("masked_adam_mask", masked_adam.update_kernel, HAS_MASK=True, HAS_CLOCK=False),
         _exact("masked_adam_clock", masked_adam.update_kernel, HAS_MASK=False, HAS_CLOCK=True),
     ]
-    gather, dot = sparse_taps.gather_kernel, sparse_taps.dot_kernel
-    cases += _cases("gather", gather, sparse_taps.GATHER_CONFIGS, "TAPS", ORDERED=True)
-    wide = _cases("gather_64_bit", gather, sparse_taps.GATHER_CONFIGS[:1], "TAPS", ORDERED=False)
+    tap_sum, weight_grad = sparse_taps.tap_sum_kernel, sparse_taps.weight_grad_kernel
+    cases += _cases("tap_sum", tap_sum, sparse_taps.TAP_SUM_CONFIGS, "TAPS", ORDERED=True)
+    wide = _cases("tap_sum_64_bit", tap_sum, sparse_taps.TAP_SUM_CONFIGS[:1], "TAPS", ORDERED=False)
     cases += [case._replace(pointers={"offsets_ptr": "*i64"}) for case in wide]
-    cases += _cases("dot", dot, sparse_taps.DOT_CONFIGS, "TAPS", ORDERED=True)
+    cases += _cases("weight_grad", weight_grad, sparse_taps.WEIGHT_GRAD_CONFIGS, "TAPS", ORDERED=True)
     for name in ("frame", "split", "merge"):
         cases += _cases(name, getattr(sparse_conv2d, f"{name}_kernel"), sparse_conv2d.COPY_CONFIGS)
-    cases += _cases("up_add", sparse_up_conv2d.add_kernel, sparse_up_conv2d.ADD_CONFIGS)
-    cases += _cases("up_spread", sparse_up_conv2d.spread_kernel, sparse_up_conv2d.SPREAD_CONFIGS)
+    cases += _up_conv_cases()
     cases += _norm_cases()
     cases += _cases(
         "running_stats", running_stats.move_kernel, (Config(128),), HAS_CHANNELS=True, HAS_OFFSET=True
@@ -91,6 +91,21 @@ def all_cases() -> list[Case]:
     needs = {"HAS_OUTPUT": True, "HAS_LOSS": True, "NEEDS_X": True, "NEEDS_WEIGHT": True}
     cases += _cases("head_backward", output_head.backward_kernel, output_head.CONFIGS, **needs, **head)
     return cases + _dense_cases()
+
+
+def _up_conv_cases() -> list[Case]:
+    up = sparse_up_conv2d
+    cases = _cases("up_conv_merge", up.merge_kernel, up.MERGE_CONFIGS)
+    for name, kernel, configs in (
+        ("up_conv", up.forward_kernel, up.CONFIGS),
+        ("up_conv_input", up.input_gradient_kernel, up.INPUT_CONFIGS),
+        ("up_conv_weight", up.weight_gradient_kernel, up.WEIGHT_CONFIGS),
+    ):
+        for config in configs:
+            values = {"OUTER": config.outer, "INNER": config.inner, "BLOCK": config.block}
+            label = f"{name}[{config.outer}x{config.inner}x{config.block}w{config.warps}]"
+            cases.append(Case(label, kernel, values, {**config.options, "num_stages": config.stages}))
+    return cases + _cases("up_conv_value", up.value_gradient_kernel, up.VALUE_CONFIGS, "INNER")
 
 
 def _dense_cases() -> list[Case]:
@@ -128,6 +143,12 @@ def _norm_cases() -> list[Case]:
         of_sums, of_maps = (norm.FOLD_CONFIGS, norm.FOLD_CONFIGS) if pad else (sums, maps)
         cases += _cases(f"norm_sums_pad{pad}", norm.gradient_sums_kernel, of_sums, **given)
         cases += _cases(f"norm_backward_pad{pad}", norm.backward_kernel, of_maps, **backward)
+    whole = batch_norm_act_whole
+    for pad in (0, 2):
+        given = {**affine, "ACTIVATION": 1, "PAD": pad}
+        backward = {f"NEEDS_{name}": True for name in ("X", "WEIGHT", "BIAS")} | {"OF_BATCH": True, **given}
+        cases += _cases(f"norm_whole_pad{pad}", whole.forward_kernel, whole.CONFIGS, **given)
+        cases += _cases(f"norm_whole_backward_pad{pad}", whole.backward_kernel, whole.CONFIGS, **backward)
     for activation in (0, 2, 3):
         given = {**affine, "ACTIVATION": activation, "PAD": 2}
         forward = {**given, "OF_BATCH": False, "SUM_BLOCK": block, "SHARES": 64}
