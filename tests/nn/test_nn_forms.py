@@ -317,7 +317,7 @@ def test_training_is_that_of_the_dense_form(choose):
         choose(forms)
         autotune_cache._on_disk.cache_clear()
         autotune_cache._in_use.clear()
-        for file in sparse_form._file("x").parent.glob("*"):
+        for file in autotune_cache.choices_file("x").parent.glob("*"):
             file.unlink()
         layer, x, y = make(padding=1), draw(2, 4, 7, 6), draw(2, 6, 7, 6, seed=9)
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.05, weight_decay=0.1)
