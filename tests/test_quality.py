@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -22,3 +23,19 @@ def test_tool_has_nothing_to_say(tool, arguments):
         [sys.executable, "-m", tool, *arguments], cwd=REPO, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "kernels").glob("*.py")), ids=lambda path: path.stem)
+def test_functions_that_launch_kernels_are_annotated(path):
+    """Mypy cannot be told to leave out what Triton compiles, whose arguments have no types of Python's."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef) and not compiled_by_triton(node):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [more for more in (node.args.vararg, node.args.kwarg) if more is not None]
+            missing = [a.arg for a in arguments if a.annotation is None and a.arg != "self"]
+            assert missing == [], node.name
+            assert node.returns is not None, node.name
+
+
+def compiled_by_triton(function):
+    return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
