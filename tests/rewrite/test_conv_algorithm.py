@@ -49,12 +49,12 @@ def test_the_faster_form_is_kept(monkeypatch, tmp_path):
     assert choose(spec(0.5))
     (file,) = (tmp_path / "choices").iterdir()
     assert list(read_choices(file).values()) == [True]
-    conv_algorithm._known.cache_clear()  # as another process
+    autotune_cache._on_disk.cache_clear()  # as another process
     autotune_cache._in_use.clear()
     monkeypatch.setattr(conv_algorithm, "_time", None)
     assert choose(spec(0.5))
     file.write_text("not JSON")
-    conv_algorithm._known.cache_clear()
+    autotune_cache._on_disk.cache_clear()
     autotune_cache._in_use.clear()
     monkeypatch.setattr(conv_algorithm, "_time", lambda *args: 2.0 if args[4] else 1.0)
     assert not choose(spec(0.5))
