@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,14 +33,6 @@ from oes_fast.pipelines.train import TrainRun
 from oes_fast.precision import PRECISIONS
 
 COMPILED = "compiled"  # among the backends: the published training through torch.compile
-
-
-def load_mask(net: Generator, path: str) -> oes.Mask:
-    """A mask from an npz file of packed bits, or one that oes_fast saved."""
-    if path.endswith(".npz"):
-        packed = np.load(path)
-        return oes.Mask.from_flat(net, np.unpackbits(packed["bits"], count=int(packed["count"])).astype(bool))
-    return oes.Mask.load(path)
 
 
 def training_steps(
@@ -149,7 +140,7 @@ def main() -> None:
             net = oes.models.skip(seed=0).to(options.device)
             cases = {
                 f"training, {Path(path).stem}": training_steps(
-                    net, load_mask(net, path), z, noisy, options.backend
+                    net, oes.Mask.load(path, net), z, noisy, options.backend
                 )
                 for path in options.mask
             }

@@ -14,7 +14,6 @@ import time
 import torch
 
 import oes_fast as oes
-from benchmarks.steps import load_mask
 
 
 def peak_mb() -> float:
@@ -32,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     net = oes.models.skip(seed=0)
     z = oes.noise_input(32, (options.size, options.size), seed=0)
-    mask = None if options.mask is None else load_mask(net, options.mask)
+    mask = None if options.mask is None else oes.Mask.load(options.mask, net)
     dense = []
     for _ in range(4):
         begin = time.perf_counter()
