@@ -24,19 +24,19 @@ from oes_fast.pipelines.differences import describe_image, describe_mask, descri
 from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.graphed import graphed
-from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
     check_run_inputs,
     detect_collapse,
     ordinary,
     zero_scalar,
 )
+from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.steps import Callback, run_steps
 from oes_fast.precision import DEFAULT, in_precision
 
 
-@dataclass(frozen=True, eq=False)
-class TrainResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainResult(RunResult):
     """What :func:`train_sparse` returns.
 
     Attributes:
@@ -54,17 +54,8 @@ class TrainResult:
         backend: that ran it.
     """
 
-    output: Tensor
     average: Tensor | None
-    history: History
     net: nn.Module
-    mask: Mask
-    steps: int
-    interrupted: bool
-    collapsed: bool
-    diverged: bool
-    seconds: float
-    backend: str
 
 
 @in_precision
