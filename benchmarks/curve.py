@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
+from benchmarks.report import environment, write_result
 from oes_fast.precision import PRECISIONS
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import oes_fast as oes
 from benchmarks.gpu_kernels import kernel_rows
-from benchmarks.interleave import compared
 from benchmarks.published import PublishedTraining
 from benchmarks.steps import search_steps, training_steps
+from benchmarks.timer import compared
 from oes_fast.precision import PRECISIONS
 
 SIZE = 512

@@ -13,7 +13,7 @@ import sys
 import torch
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
+from benchmarks.report import environment, write_result
 from benchmarks.steps import search_steps, training_steps
 
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import compared, environment, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
+from benchmarks.report import environment, write_result
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
+from benchmarks.timer import compared
 from oes_fast.flat import flatten
 from oes_fast.models import Generator
 from oes_fast.ops import gumbel_mask, mask_update
