@@ -12,7 +12,7 @@ import torch
 
 import oes_fast
 from benchmarks.timer import fixture_time
-from oes_fast.choices import processor
+from oes_fast.autotune_cache import processor
 
 NUMEL = 3_008_867  # parameters of the published generator
 MATRIX = 1024  # side of the matrices whose product is the machine's rate

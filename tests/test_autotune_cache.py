@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oes_fast.choices import cache_folder, choices_file
+from oes_fast.autotune_cache import cache_folder, choices_file
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")

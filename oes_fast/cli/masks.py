@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
+from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
-from oes_fast.models.published import PUBLISHED_SUFFIXES
 
 OURS = ".safetensors"
 NETWORK_SEED = "network_seed"  # setting of a mask: the seed of the weights it was found on

@@ -20,18 +20,18 @@ from oes_fast.pipelines.checkpoint import (
     network_digest,
     take_checkpoint_choices,
 )
+from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
 from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.inputs import (
     check_run_inputs,
     detect_collapse,
     ordinary,
     zero_scalar,
 )
+from oes_fast.pipelines.loop import Callback, run_steps
 from oes_fast.pipelines.results import RunResult
-from oes_fast.pipelines.steps import Callback, run_steps
 from oes_fast.precision import DEFAULT, in_precision
 
 
