@@ -237,7 +237,7 @@ def curve() -> str:
         [title, *(f"{run['history'][key][place[step]]:.2f}" for step in CURVE_STEPS)]
         for title, key in (("output", "psnr"), ("average", "psnr_average"))
     ]
-    text = table(["step", *CURVE_STEPS], rows)
+    text = table(["step", *map(str, CURVE_STEPS)], rows)
     peak, average = run["peak"], run["peak of average"]
     return (
         f"{caption(name, result)}\n{text}\nThe output peaks at {peak['psnr']:.2f} dB at step {peak['step']}, "

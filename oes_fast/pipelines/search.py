@@ -102,6 +102,7 @@ def search_mask(
     precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
+    progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 60.0,
     resume: bool = False,
@@ -145,6 +146,8 @@ def search_mask(
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
+        progress: show step, loss, PSNR and the time left: a bar in a notebook and, on stderr, in a terminal;
+            elsewhere a line every ten seconds on stderr.
         checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
             where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
@@ -168,6 +171,7 @@ def search_mask(
     check_integer("steps", steps, minimum=0, below=2**32)
     check_integer("record_every", record_every, minimum=1)
     check_flag("verify", verify)
+    check_flag("progress", progress)
     lr = check_number("lr", lr, above=0.0)
     kl = check_number("kl", kl, minimum=0.0)
     temperature = check_number("temperature", temperature, above=0.0)
@@ -212,6 +216,7 @@ def search_mask(
         record_every=record_every,
         clean=clean,
         callback=callback,
+        progress=progress,
         checkpoint=Checkpoint(
             checkpoint,
             settings,
