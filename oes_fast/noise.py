@@ -37,6 +37,10 @@ def noise_input(
 
     Raises:
         InputError: a size that is no positive integer, a seed out of range, or another dtype.
+
+    Example:
+        >>> oes.noise_input(32, (64, 48), seed=0).shape
+        torch.Size([1, 32, 64, 48])
     """
     if not hasattr(size, "__len__") or len(size) != 2:
         raise InputError(f"size: expected (height, width), got {size!r}")

@@ -161,6 +161,14 @@ def search_mask(
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here, or was named and has no mask of more than two levels.
         OESError: the loss became infinite or NaN; the message says when and what may be to blame.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> found = oes.search_mask(net, z, noisy, density=0.2, steps=5)
+        >>> found.mask.kept, found.history.step
+        (674, [0, 5])
     """
     check_run_inputs(net, z, noisy, clean)
     z, noisy = ordinary(z), ordinary(noisy)

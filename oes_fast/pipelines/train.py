@@ -125,6 +125,15 @@ def train_sparse(
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here.
         OESError: the loss became infinite or NaN; the message says when and what may be to blame.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> mask = oes.search_mask(net, z, noisy, density=0.2, steps=5).mask
+        >>> fit = oes.train_sparse(net, mask, z, noisy, steps=20, average=0.9)
+        >>> fit.output.shape, fit.history.loss[-1] < fit.history.loss[0]
+        (torch.Size([1, 3, 32, 32]), True)
     """
     check_run_inputs(net, z, noisy, clean)
     if not isinstance(mask, Mask):
