@@ -3,14 +3,15 @@
 The method (Ghosh et al., ICML 2024) needs one noisy image and no training data: :func:`search_mask` learns
 which few weights of a randomly initialised generator to keep, :func:`train_sparse` trains them on the image.
 
-Example:
-    >>> import oes_fast as oes
-    >>> clean = oes.load_image("skimage:astronaut", size=512).pixels  # doctest: +SKIP
-    >>> noisy = oes.add_noise(clean, 0.1, seed=0)  # doctest: +SKIP
-    >>> net, z = oes.fresh_generator(noisy, seed=0)  # doctest: +SKIP
-    >>> found = oes.search_mask(net, z, noisy, density=0.05)  # doctest: +SKIP
-    >>> fit = oes.train_sparse(net, found.mask, z, noisy)  # doctest: +SKIP
-    >>> oes.save_image("restored.png", fit.output)  # doctest: +SKIP
+A restoration:
+
+    import oes_fast as oes
+    clean = oes.load_image("skimage:astronaut", size=512).pixels
+    noisy = oes.add_noise(clean, 0.1, seed=0)
+    net, z = oes.fresh_generator(noisy, seed=0)
+    found = oes.search_mask(net, z, noisy, density=0.05)
+    fit = oes.train_sparse(net, found.mask, z, noisy)
+    oes.save_image("restored.png", fit.output)
 
 Images are tensors [N, C, H, W] with values in 0..1. All errors are :class:`OESError`; they name the argument,
 what was expected and what came.

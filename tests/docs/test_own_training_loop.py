@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPO
-from torch import Tensor, nn
+from small_generator import small_generators
 
 import oes_fast as oes
 
@@ -25,18 +25,11 @@ def page_code() -> str:
     return code
 
 
-def small_generator(noisy: Tensor, *, seed: int) -> tuple[nn.Module, Tensor]:
-    """In the place of :func:`oes_fast.fresh_generator`: a network of few channels."""
-    net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=seed)
-    return net, oes.noise_input(4, noisy.shape[-2:], seed=seed)
-
-
 @pytest.fixture(scope="module")
 def page() -> dict[str, Any]:
     """The names that the page has defined at its end."""
     names: dict[str, Any] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oes, "fresh_generator", small_generator)
+    with small_generators():
         exec(compile(page_code(), "docs/own_training_loop.md", "exec"), names)
     return names
 
