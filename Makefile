@@ -25,21 +25,20 @@ tables: setup
 	$(BIN)/python -m benchmarks.tables
 
 # The tests of the C++ kernels, for builds made for them alone; the usual build follows, whose objects are kept.
-KERNELS := tests/test_chain.py tests/test_chain_checks.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
-	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
+KERNELS := -m cpu_kernel -k "not triton"
 REBUILD := $(BIN)/python setup.py -q build_ext --inplace
 
 # With AddressSanitizer and UBSan.
 sanitize: setup
 	OES_SANITIZE=1 $(REBUILD)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" $(KERNELS); \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS); \
 		status=$$?; $(REBUILD) && exit $$status
 
 # What is written for AVX-512, on a processor without it.
 emulate: setup
 	OES_EMULATE_AVX512=1 $(REBUILD)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" tests/test_philox.py $(KERNELS); \
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS); \
 		status=$$?; $(REBUILD) && exit $$status
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.

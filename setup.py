@@ -187,7 +187,8 @@ class Build(build_ext):
             raise NotHere(f"pybind11 cannot be imported ({error}); pip install pybind11") from None
         variants = [name for name in _extension.VARIANTS if asked(name)]
         includes = [f"{torch.folder}/include", f"{torch.folder}/include/torch/csrc/api/include"]
-        extension.include_dirs = [*includes, pybind11.get_include()]
+        # pybind11 first: some versions of torch ship a copy of it that refuses TORCH_TARGET_VERSION.
+        extension.include_dirs = [pybind11.get_include(), *includes]
         extension.extra_compile_args = [*_extension.compile_flags(variants), "-MMD"]  # lists the files read
         extension.library_dirs = [f"{torch.folder}/lib"]
         extension.libraries = ["c10", "torch_cpu"]

@@ -17,7 +17,7 @@ import torch
 
 import oes_fast as oes
 from benchmarks.bench_sparse_conv2d import MATRIX, median_time
-from oes_fast.rewrite.forms import LoneConvolution
+from oes_fast.rewrite.conv_algorithm import LoneConvolution
 
 # Kind, input and output channels, side of the input, kernel, stride.
 LAYERS = (

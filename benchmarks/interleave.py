@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import oes_fast
-from oes_fast.choices import processor
+from oes_fast.autotune_cache import processor
 
 
 def interleave(

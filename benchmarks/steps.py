@@ -27,8 +27,8 @@ from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
 from oes_fast.flat import flatten
 from oes_fast.models import Generator
 from oes_fast.ops import gumbel_mask, mask_update
+from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import make_function
-from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
 from oes_fast.precision import PRECISIONS

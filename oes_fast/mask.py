@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_logits, check_number
 from oes_fast.errors import InputError, MaskMismatchError
-from oes_fast.files import load_tensors, save_tensors
 from oes_fast.flat import FlatLayout
-from oes_fast.models.published import read_published_mask
+from oes_fast.io.files import load_tensors, save_tensors
+from oes_fast.io.published import read_published_mask
 from oes_fast.reference.level_mask import drawn_mask, expected_level
 from oes_fast.reference.philox import SHUFFLE, TIE_BREAK, random_bits, seeded_generator
 

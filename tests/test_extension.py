@@ -8,6 +8,8 @@ import json
 import os
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -288,6 +290,31 @@ class TestSetup:
         assert outdated(str(compiled), str(source))
         header.unlink()
         assert outdated(str(compiled), str(source))
+
+    def test_builds_with_a_torch_that_ships_a_pybind11_of_its_own(self, setup_py, tmp_path, monkeypatch):
+        if (
+            shutil.which(shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0])
+            is None
+        ):
+            pytest.skip("no C++ compiler")
+        torch_folder = tmp_path / "torch"
+        guarded = torch_folder / "include" / "pybind11" / "detail" / "common.h"
+        guarded.parent.mkdir(parents=True)
+        guarded.write_text('#ifdef TORCH_TARGET_VERSION\n#error "not with TORCH_TARGET_VERSION"\n#endif\n')
+        (torch_folder / "lib").symlink_to(Path(torch.__file__).parent / "lib")
+        source = tmp_path / "probe.cpp"
+        source.write_text("#include <pybind11/detail/common.h>\nstatic_assert(PYBIND11_VERSION_MAJOR > 1);\n")
+        command_class = setup_py["Build"]
+        found = setup_py["Torch"](torch.__version__, str(torch_folder))
+        monkeypatch.setitem(command_class.build_for.__globals__, "find_torch", lambda: found)
+        monkeypatch.setitem(command_class.build_for.__globals__, "REQUIRED", True)
+        monkeypatch.chdir(tmp_path)
+        extension = setuptools.Extension("oes_fast._C", ["probe.cpp"], language="c++")
+        command = command_class(setuptools.Distribution({"ext_modules": [extension]}))
+        command.build_lib = "lib"
+        command.ensure_finalized()
+        command.run()
+        assert Path(command.get_ext_fullpath("oes_fast._C")).is_file()
 
     def test_modules_of_an_earlier_build_are_not_packed(self, tmp_path):
         stale = tmp_path / "oes_fast" / "zz_stale.py"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import oes_fast as oes
-from oes_fast.files import load_tensors, save_tensors
 from oes_fast.functional import gumbel_mask
+from oes_fast.io.files import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from conftest import REPO
 # From the top to the bottom; what is beside them comes after.
 LAYERS = ["cli", "pipelines", "rewrite", "nn", "ops", "reference"]
 BESIDE = {
-    "_checks", "_command", "_extension", "_image_codecs", "_image_common", "_image_jpeg2000",
-    "_image_tiff", "_memory", "_openmp", "_startup", "backends", "choices", "copies", "errors", "files",
-    "flat", "functional", "image", "locks", "mask", "models", "noise", "plots", "precision",
+    "_checks", "_command", "_extension", "_memory", "_openmp", "_startup", "autotune_cache", "backends",
+    "copies", "errors", "flat", "functional", "io", "mask", "models", "noise", "precision",
     "requirements", "version",
 }  # fmt: skip
 BELOW_OPS = {"_checks", "_C", "backends", "errors", "kernels", "reference"}
@@ -65,12 +64,12 @@ def allowed(layer: str, target: str) -> bool:
     if layer == target or layer in ("", "__main__", "_command"):  # what a process starts with
         return True
     if layer in ("kernels", "reference"):
-        return layer == "kernels" and target in ("reference", "choices")
+        return layer == "kernels" and target in ("reference", "autotune_cache")
     if layer == "ops":
         return target in BELOW_OPS
     if layer in LAYERS:
         return target in BESIDE or target in LAYERS[LAYERS.index(layer) :]
-    if layer in ("choices", "errors", "requirements", "version"):
+    if layer in ("autotune_cache", "errors", "requirements", "version"):
         return False
     return target in BESIDE | {"reference", "_C"} or (layer == "functional" and target == "ops")
 
@@ -106,4 +105,4 @@ def test_the_rules_forbid_something():
 def test_an_operation_is_one_name_all_the_way_down(path: Path):
     """docs/layout.md: definition and tests of an operation carry its name."""
     assert (REPO / "oes_fast" / "reference" / path.name).exists()
-    assert (REPO / "tests" / f"test_{path.name}").exists()
+    assert (REPO / "tests" / "ops" / f"test_{path.name}").exists()

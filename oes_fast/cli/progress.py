@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from oes_fast.cli import signals
+from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.progress import ProgressDisplay
-from oes_fast.pipelines.steps import StepInfo
 
 
 class ProgressReport(ProgressDisplay):

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
+from oes_fast.autotune_cache import choice, choices_file, processor, read_choices, store_choices
 from oes_fast.backends import backends
-from oes_fast.choices import choice, choices_file, processor, read_choices, store_choices
 from oes_fast.ops import _library
 from oes_fast.ops.sparse_conv2d import SparsePattern
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
-from oes_fast.choices import choices_in_use, take_choices
+from oes_fast.autotune_cache import choices_in_use, take_choices
 from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError
-from oes_fast.files import check_writable, load_metadata, load_tensors, save_tensors
 from oes_fast.flat import fingerprint
+from oes_fast.io.files import check_writable, load_metadata, load_tensors, save_tensors
 from oes_fast.pipelines.differences import compare
 from oes_fast.pipelines.environment import differences as differences_of
 from oes_fast.pipelines.environment import environment

@@ -17,8 +17,8 @@ from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_output
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
-from oes_fast.rewrite.execute import Head
-from oes_fast.rewrite.sparsify import candidates
+from oes_fast.rewrite.module import candidates
+from oes_fast.rewrite.run.torch_ops import Head
 
 
 class GeneratorFunction(Protocol):

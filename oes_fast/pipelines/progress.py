@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from oes_fast.pipelines.steps import StepInfo
+from oes_fast.pipelines.loop import StepInfo
 
 BAR_SECONDS = 0.5  # loss and PSNR wait for the device, so they are asked for this often at most
 LINE_SECONDS = 10.0

@@ -28,11 +28,11 @@ from oes_fast.pipelines.checkpoint import (
     network_digest,
     take_checkpoint_choices,
 )
-from oes_fast.pipelines.cut import MASK_OPTIONS, cut_mask
+from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.differences import describe_image, describe_network
 from oes_fast.pipelines.divergence import detect_divergence, finite_logits
+from oes_fast.pipelines.extract_mask import MASK_OPTIONS, cut_mask
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
     check_run_inputs,
@@ -40,7 +40,7 @@ from oes_fast.pipelines.inputs import (
     ordinary,
     zero_scalar,
 )
-from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.pipelines.loop import Callback, run_steps
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
 

@@ -20,10 +20,10 @@ from oes_fast.pipelines.checkpoint import (
     network_digest,
     take_checkpoint_choices,
 )
+from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
 from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.graphed import graphed
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
     check_run_inputs,
@@ -31,7 +31,7 @@ from oes_fast.pipelines.inputs import (
     ordinary,
     zero_scalar,
 )
-from oes_fast.pipelines.steps import Callback, run_steps
+from oes_fast.pipelines.loop import Callback, run_steps
 from oes_fast.precision import DEFAULT, in_precision
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oes_fast.rewrite import stages as s
+from oes_fast.rewrite import ir
 
 ZERO, CONST, VARY = 0, 1, 2
 
@@ -46,7 +46,7 @@ class Alive:
     tracked: Tensor
 
 
-def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, Alive]:
+def alive_channels(graph: ir.Graph, kept: dict[str, Tensor] | None) -> dict[int, Alive]:
     """Analyse a graph of stages.
 
     Args:
@@ -68,7 +68,7 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, 
     for node in graph.nodes:
         want, state = wanted[id(node)], status[id(node)]
         tracked = torch.zeros_like(want)
-        if isinstance(node.stage, s.Norm) and node.stage.tracks:
+        if isinstance(node.stage, ir.Norm) and node.stage.tracks:
             tracked = want & _kept(kept, node.stage.weight, node.stage) & (status[id(node.inputs[0])] != VARY)
         alive[id(node)] = Alive(
             _where(want & (state == VARY)), _where(want & (state == CONST)), _where(tracked)
@@ -76,57 +76,57 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, 
     return alive
 
 
-def _status(node: s.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None) -> Tensor:
+def _status(node: ir.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None) -> Tensor:
     stage = node.stage
-    if isinstance(stage, s.UpConv):
+    if isinstance(stage, ir.UpConv):
         stage = stage.conv
-    if isinstance(stage, s.Conv):
+    if isinstance(stage, ir.Conv):
         links = _links(kept, stage)  # [O, I]
         varies = (links & (inputs[0] == VARY)).any(1)
         constant = (links & (inputs[0] == CONST)).any(1)
         if stage.bias is not None:
             constant |= _of(kept, stage.bias, stage.channels[1])
         return _merge(varies, constant)
-    if isinstance(stage, s.Norm):
+    if isinstance(stage, ir.Norm):
         gamma, beta = _kept(kept, stage.weight, stage), _kept(kept, stage.bias, stage, missing=False)
         varies = (inputs[0] == VARY) & gamma
         return _activated(_merge(varies, beta if stage.of_batch else beta | gamma), stage.act)
-    if isinstance(stage, s.Act):
+    if isinstance(stage, ir.Act):
         return _activated(inputs[0], stage)
-    if isinstance(stage, s.Pad) and stage.mode == "zeros" and any(stage.amount):
+    if isinstance(stage, ir.Pad) and stage.mode == "zeros" and any(stage.amount):
         return torch.where(inputs[0] == CONST, VARY, inputs[0])
-    if isinstance(stage, s.Cat):
+    if isinstance(stage, ir.Cat):
         return torch.cat(inputs)
-    if isinstance(stage, s.Add):
+    if isinstance(stage, ir.Add):
         return torch.maximum(*inputs)
-    if isinstance(stage, s.Pad | s.Box | s.Pool | s.Upsample | s.Crop):
+    if isinstance(stage, ir.Pad | ir.Box | ir.Pool | ir.Upsample | ir.Crop):
         return inputs[0]
     return torch.full((_channels(node),), VARY, device="cpu")
 
 
-def _activated(status: Tensor, act: s.Act | None) -> Tensor:
+def _activated(status: Tensor, act: ir.Act | None) -> Tensor:
     """Sigmoid alone lifts zero."""
     return torch.where(status == ZERO, CONST, status) if act is not None and act.kind == "sigmoid" else status
 
 
-def _wants(node: s.Node, wanted: Tensor, kept: dict[str, Tensor] | None) -> list[Tensor]:
+def _wants(node: ir.Node, wanted: Tensor, kept: dict[str, Tensor] | None) -> list[Tensor]:
     stage = node.stage
-    if isinstance(stage, s.UpConv):
+    if isinstance(stage, ir.UpConv):
         stage = stage.conv
-    if isinstance(stage, s.Conv):
+    if isinstance(stage, ir.Conv):
         return [_links(kept, stage)[wanted].any(0)]
-    if isinstance(stage, s.Norm):
+    if isinstance(stage, ir.Norm):
         return [wanted & _kept(kept, stage.weight, stage)]
-    if isinstance(stage, s.Cat):
+    if isinstance(stage, ir.Cat):
         return list(wanted.split([_channels(i) for i in node.inputs]))
-    if isinstance(stage, s.Add):
+    if isinstance(stage, ir.Add):
         return [wanted, wanted]
-    if isinstance(stage, s.Act | s.Pad | s.Box | s.Pool | s.Upsample | s.Crop):
+    if isinstance(stage, ir.Act | ir.Pad | ir.Box | ir.Pool | ir.Upsample | ir.Crop):
         return [wanted]
     return [torch.ones(_channels(i), dtype=torch.bool, device="cpu") for i in node.inputs]
 
 
-def _links(kept: dict[str, Tensor] | None, conv: s.Conv) -> Tensor:
+def _links(kept: dict[str, Tensor] | None, conv: ir.Conv) -> Tensor:
     """Which output reads which input channel: bool [O, I]."""
     inputs, outputs = conv.channels
     if kept is None:
@@ -134,7 +134,7 @@ def _links(kept: dict[str, Tensor] | None, conv: s.Conv) -> Tensor:
     return kept[conv.weight][:, conv.first : conv.first + inputs].flatten(2).any(2)
 
 
-def _kept(kept: dict[str, Tensor] | None, name: str | None, norm: s.Norm, *, missing: bool = True) -> Tensor:
+def _kept(kept: dict[str, Tensor] | None, name: str | None, norm: ir.Norm, *, missing: bool = True) -> Tensor:
     """Which channels of a batch norm have the parameter ``name``; ``missing`` where it has none."""
     if name is None:
         return torch.full((norm.channels,), missing, device="cpu")
@@ -155,5 +155,5 @@ def _where(flags: Tensor) -> Tensor:
     return torch.nonzero(flags).flatten()
 
 
-def _channels(node: s.Node) -> int:
+def _channels(node: ir.Node) -> int:
     return node.shape[1] if len(node.shape) == 4 else 0

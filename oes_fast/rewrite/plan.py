@@ -10,28 +10,28 @@ from torch import Tensor, nn
 
 from oes_fast.flat import FlatLayout
 from oes_fast.ops.running_stats import running_stats_of_layers
-from oes_fast.rewrite import stages as s
-from oes_fast.rewrite.chain import Chain, find_chains
-from oes_fast.rewrite.chain_run import ChainRun
-from oes_fast.rewrite.compact import CompactWeights
-from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value, activate
-from oes_fast.rewrite.execute_norm import count_batches
-from oes_fast.rewrite.execute_sparse import BACKEND
-from oes_fast.rewrite.execute_triton import TritonBuilder
+from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
+from oes_fast.rewrite.run.chain_autograd import ChainRun
+from oes_fast.rewrite.run.chain_find import Chain, find_chains
+from oes_fast.rewrite.run.norm_ops import count_batches
+from oes_fast.rewrite.run.sparse_ops import BACKEND
+from oes_fast.rewrite.run.torch_ops import Builder, Context, Head, Run, Value, activate
+from oes_fast.rewrite.run.triton_ops import TritonBuilder
+from oes_fast.rewrite.weights import CompactWeights
 
 
 @dataclass(frozen=True)
 class _Step:
     """One call of a run: the node whose result it makes, and the nodes whose results it takes."""
 
-    node: s.Node
-    inputs: list[s.Node]
+    node: ir.Node
+    inputs: list[ir.Node]
     run: Run
 
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
-_FIXED = (s.Input, s.Constant, s.Pad, s.Box, s.Pool, s.Upsample, s.Crop, s.Cat, s.Add, s.Act)
+_FIXED = (ir.Input, ir.Constant, ir.Pad, ir.Box, ir.Pool, ir.Upsample, ir.Crop, ir.Cat, ir.Add, ir.Act)
 
 
 class Plan:
@@ -52,7 +52,7 @@ class Plan:
 
     def __init__(
         self,
-        graph: s.Graph,
+        graph: ir.Graph,
         net: nn.Module,
         mask: Tensor | None,
         *,
@@ -103,7 +103,7 @@ class Plan:
         read = {id(i) for step in self._steps if id(step.node) not in self.fixed for i in step.inputs}
         read.add(id(self.graph.output))
         # Code that is run as it is sees the layout of the dense network, in whose order dropout draws.
-        seen = {id(i) for step in self._steps if isinstance(step.node.stage, s.Opaque) for i in step.inputs}
+        seen = {id(i) for step in self._steps if isinstance(step.node.stage, ir.Opaque) for i in step.inputs}
         return {k: v if k in seen else _laid_out(v) for k, v in values.items() if k in read}
 
     def run(
@@ -115,7 +115,7 @@ class Plan:
         *,
         update_stats: bool,
         head: Head | None = None,
-        observe: Callable[[s.Node, Value], None] | None = None,
+        observe: Callable[[ir.Node, Value], None] | None = None,
     ) -> Tensor:
         """The image.
 
@@ -172,7 +172,7 @@ class Plan:
     def _fixed_nodes(self) -> set[int]:
         fixed: set[int] = set()
         for node in self.graph.nodes:
-            repeatable = isinstance(node.stage, s.Opaque) and node.stage.target == "index_select"
+            repeatable = isinstance(node.stage, ir.Opaque) and node.stage.target == "index_select"
             if (isinstance(node.stage, _FIXED) or repeatable) and all(id(i) in fixed for i in node.inputs):
                 fixed.add(id(node))
         return fixed

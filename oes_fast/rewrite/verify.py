@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from oes_fast.copies import copy_network
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
-from oes_fast.rewrite import stages as s
-from oes_fast.rewrite.execute import Head, Value, activate
+from oes_fast.rewrite import ir
+from oes_fast.rewrite.run.torch_ops import Head, Value, activate
 from oes_fast.rewrite.verify_problem import (
     DrawsNumbersError,
     Watch,
@@ -38,8 +38,8 @@ from oes_fast.rewrite.verify_problem import (
 )
 
 if TYPE_CHECKING:
+    from oes_fast.rewrite.module import SparseGenerator
     from oes_fast.rewrite.plan import Plan
-    from oes_fast.rewrite.sparsify import SparseGenerator
 
 
 class VerificationError(OESError):
@@ -323,7 +323,7 @@ class _Comparison:
         buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
         found: list[str] = []
 
-        def observe(node: s.Node, value: Value) -> None:
+        def observe(node: ir.Node, value: Value) -> None:
             if found or node.name not in expected:
                 return
             theirs = expected.pop(node.name)
@@ -337,9 +337,9 @@ class _Comparison:
                 theirs = activate(theirs, act)
             reader = plan.graph.sole_user(node)
             if (
-                isinstance(node.stage, s.Conv | s.UpConv)
+                isinstance(node.stage, ir.Conv | ir.UpConv)
                 and reader is not None
-                and isinstance(reader.stage, s.Norm)
+                and isinstance(reader.stage, ir.Norm)
             ):
                 # Norms subtract what is the same for all pixels: it need not be there.
                 ours, theirs = (x - x.mean((0, 2, 3), keepdim=True) for x in (ours, theirs))
@@ -359,7 +359,7 @@ def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[
     """(name, ours, theirs) of the running statistics of channels that reach an output."""
     for node in plan.graph.nodes:
         norm = node.stage
-        if not isinstance(norm, s.Norm) or not norm.tracks:
+        if not isinstance(norm, ir.Norm) or not norm.tracks:
             continue
         alive = plan.alive[id(node)]
         channels = torch.cat([alive.vary, alive.tracked]) + norm.first

@@ -1,0 +1,129 @@
+"""The sparse or the dense form of a convolution in a chain, whichever is faster on this machine.
+
+The dense form multiplies by all weights, those that the mask drops being zero; every pixel it loads serves
+several outputs, so that it overtakes the sparse form long before all weights are kept. Where, depends on the
+shape and on the processor: between two shares that leave no doubt both are timed once, and the choice is kept
+on disk, so that later runs compute the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oes_fast.autotune_cache import choice, choices_file, processor, read_choices, store_choices
+
+# Shares of the weights below and above which nothing is timed: see benchmarks/bench_dense_conv2d.py.
+SPARSE_BELOW, DENSE_FROM = 0.3, 0.85
+_ROUNDS = 4
+
+
+def dense_is_faster(
+    extension: Any, dtype: torch.dtype, spec: Any, image: tuple[int, int, int], *, fixed: bool
+) -> bool:
+    """Which form of a convolution to take.
+
+    Args:
+        extension: the C++ module.
+        dtype: of the weights.
+        spec: the convolution, some of its weights dropped.
+        image: channels, rows and columns that it reads.
+        fixed: whether the image is given as the first convolution of a chain reads it.
+    """
+    places = image[0] * spec.outputs * spec.kernel_rows * spec.kernel_columns
+    share = len(spec.weights) / places
+    if not SPARSE_BELOW <= share < DENSE_FROM:
+        return share >= DENSE_FROM
+    shape = (spec.kind.name.lower(), spec.kernel_rows, spec.kernel_columns, spec.stride, spec.outputs, *image)
+    key = f"{dtype} {' '.join(map(str, shape))} {'fixed' if fixed else 'free'} {round(20 * share) / 20:.2f}"
+    capability = extension.capability()
+
+    def find() -> bool:
+        known = _known(capability)
+        if key not in known:
+            known[key] = _time(extension, dtype, spec, image, True, fixed) < _time(
+                extension, dtype, spec, image, False, fixed
+            )
+            store_choices(_file(capability), {key: known[key]})
+        return bool(known[key])
+
+    return bool(choice(f"form {capability} {key}", find))
+
+
+def _file(capability: str) -> Path:
+    return choices_file("forms", capability, processor())
+
+
+@functools.cache
+def _known(capability: str) -> dict[str, Any]:
+    return read_choices(_file(capability))
+
+
+class LoneConvolution:
+    """One convolution in a chain of its own, on made-up images and weights.
+
+    Args:
+        extension: the C++ module.
+        dtype: of the weights.
+        spec: the convolution.
+        image: channels, rows and columns that it reads.
+        dense: the form.
+        fixed: whether the image is given as the first convolution of a chain reads it; it has no gradient
+            then.
+    """
+
+    def __init__(
+        self,
+        extension: Any,
+        dtype: torch.dtype,
+        spec: Any,
+        image: tuple[int, int, int],
+        *,
+        dense: bool,
+        fixed: bool,
+    ) -> None:
+        lone = extension.ConvSpec()
+        for name in ("kind", "padding", "border", "box", "stride", "kernel_rows", "kernel_columns"):
+            setattr(lone, name, getattr(spec, name))
+        lone.outputs, lone.taps = spec.outputs, spec.taps
+        lone.weights = list(range(len(spec.weights)))
+        lone.bias = [-1] * spec.outputs
+        lone.dense = dense
+        chain_type = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[dtype]
+        self._chain = chain_type(*image, fixed, len(lone.weights))
+        self._chain.add_conv(lone)
+        self._chain.finish(extension.OutputAct.LEAKY_RELU, 1.0)
+        weights, source, output = (
+            torch.ones(size, dtype=dtype, device="cpu").numpy()
+            for size in (len(lone.weights), self._chain.source_size, math.prod(self._chain.shape))
+        )
+        self._forward: tuple[Any, ...] = (weights, source, output, [], None)
+        grad_source = None if fixed else source.copy()
+        self._backward = (weights, source, output, weights.copy(), grad_source)
+
+    def forward(self) -> None:
+        """The convolution."""
+        self._chain.forward(*self._forward)
+
+    def backward(self) -> None:
+        """Its gradients, after a forward."""
+        self._chain.backward(*self._backward)
+
+
+def _time(
+    extension: Any, dtype: torch.dtype, spec: Any, image: tuple[int, int, int], dense: bool, fixed: bool
+) -> float:
+    """Seconds of a convolution there and back, the least of some rounds."""
+    convolution = LoneConvolution(extension, dtype, spec, image, dense=dense, fixed=fixed)
+    least = float("inf")
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        convolution.forward()
+        convolution.backward()
+        least = min(least, time.perf_counter() - begin)
+    return least
