@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -121,6 +121,7 @@ def run_steps(
     record_every: int,
     clean: Tensor | None,
     callback: Callback | None,
+    progress: bool,
     checkpoint: Checkpoint,
 ) -> Finished:
     """Make ``steps`` updates, then evaluate once more.
@@ -156,7 +157,7 @@ def run_steps(
         run.load_state(state)
     stop = fell_back = False
     wrong: InputError | None = None
-    with _delayed_signals(saves=checkpoint.path is not None) as interrupted:
+    with _delayed_signals(saves=checkpoint.path is not None) as interrupted, _display(progress) as show:
         while True:
             final = step >= steps or stop or interrupted()
             if final or checkpoint.due():
@@ -164,8 +165,11 @@ def run_steps(
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
                 fell_back = _record(history, step, run, output, clean, final=final)
+            info = StepInfo(run.phase, step, steps, output, run, clean)
+            if show is not None:
+                show(info)
             if callback is not None and wrong is None:
-                answer = callback(StepInfo(run.phase, step, steps, output, run, clean))
+                answer = callback(info)
                 try:
                     stop = bool(answer) or stop
                 except Exception as error:  # whatever the type of the answer raises
@@ -182,6 +186,14 @@ def run_steps(
         raise wrong
     seconds = time.monotonic() - began
     return Finished(output, run.average(), history, step, stopped, fell_back, seconds)
+
+
+def _display(progress: bool) -> AbstractContextManager[Callback | None]:
+    if not progress:
+        return nullcontext()
+    from oes_fast.pipelines.progress import ProgressDisplay  # Rich takes a while to import
+
+    return ProgressDisplay()
 
 
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ def search_mask(
     precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
+    progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 60.0,
     resume: bool = False,
@@ -135,6 +136,8 @@ def search_mask(
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
+        progress: show step, loss, PSNR and the time left: a bar in a notebook and, on stderr, in a terminal;
+            elsewhere a line every ten seconds on stderr.
         checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
             where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
@@ -148,6 +151,14 @@ def search_mask(
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here, or was named and has no mask of more than two levels.
         OESError: the loss became infinite or NaN; the message says when and what may be to blame.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> found = oes.search_mask(net, z, noisy, density=0.2, steps=5)
+        >>> found.mask.kept, found.history.step
+        (674, [0, 5])
     """
     check_run_inputs(net, z, noisy, clean)
     z, noisy = ordinary(z), ordinary(noisy)
@@ -158,6 +169,7 @@ def search_mask(
     check_integer("steps", steps, minimum=0, below=2**32)
     check_integer("record_every", record_every, minimum=1)
     check_flag("verify", verify)
+    check_flag("progress", progress)
     lr = check_number("lr", lr, above=0.0)
     kl = check_number("kl", kl, minimum=0.0)
     temperature = check_number("temperature", temperature, above=0.0)
@@ -202,6 +214,7 @@ def search_mask(
         record_every=record_every,
         clean=clean,
         callback=callback,
+        progress=progress,
         checkpoint=Checkpoint(
             checkpoint,
             settings,

@@ -74,6 +74,7 @@ def train_sparse(
     precision: str = DEFAULT,
     record_every: int = 10,
     callback: Callback | None = None,
+    progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 60.0,
     resume: bool = False,
@@ -99,6 +100,8 @@ def train_sparse(
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
+        progress: show step, loss, PSNR and the time left: a bar in a notebook and, on stderr, in a terminal;
+            elsewhere a line every ten seconds on stderr.
         checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
             where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
@@ -113,6 +116,15 @@ def train_sparse(
         CheckpointError: the checkpoint belongs to another run.
         BackendError: the backend cannot run here.
         OESError: the loss became infinite or NaN; the message says when and what may be to blame.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> mask = oes.search_mask(net, z, noisy, density=0.2, steps=5).mask
+        >>> fit = oes.train_sparse(net, mask, z, noisy, steps=20, average=0.9)
+        >>> fit.output.shape, fit.history.loss[-1] < fit.history.loss[0]
+        (torch.Size([1, 3, 32, 32]), True)
     """
     check_run_inputs(net, z, noisy, clean)
     if not isinstance(mask, Mask):
@@ -122,6 +134,7 @@ def train_sparse(
     check_integer("steps", steps, minimum=0)
     check_integer("record_every", record_every, minimum=1)
     check_flag("verify", verify)
+    check_flag("progress", progress)
     lr = check_number("lr", lr, above=0.0)
     if average is not None:
         average = check_number("average", average, minimum=0.0, below=1.0)
@@ -155,6 +168,7 @@ def train_sparse(
         record_every=record_every,
         clean=clean,
         callback=callback,
+        progress=progress,
         checkpoint=Checkpoint(
             checkpoint,
             settings,

@@ -326,6 +326,17 @@ def sparsify(
         BackendError: the backend cannot run here.
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
             module is first called, since a trace needs the shape of the input.)
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> keep = torch.arange(sum(p.numel() for p in net.parameters())) % 5 > 0
+        >>> fast = oes.sparsify(net, oes.Mask.from_flat(net, keep))
+        >>> adam = torch.optim.Adam(fast.parameters(), lr=1e-2)
+        >>> loss = (fast(z) - 0.5).square().mean()
+        >>> loss.backward()
+        >>> adam.step()
+        >>> dense = fast.to_dense()  # the network with the new weights, and zeros where the mask drops
     """
     check_network(net)
     if mask is not None and not isinstance(mask, Mask):
