@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import resource
-import time
 
 import torch
 
 import oes_fast as oes
-from benchmarks.steps import load_mask
+from benchmarks.timer import interleave
 
 
 def peak_mb() -> float:
@@ -32,22 +31,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     net = oes.models.skip(seed=0)
     z = oes.noise_input(32, (options.size, options.size), seed=0)
-    mask = None if options.mask is None else load_mask(net, options.mask)
-    dense = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        net(z).square().mean().backward()
-        dense.append(time.perf_counter() - begin)
+    mask = None if options.mask is None else oes.Mask.load(options.mask, net)
+    dense = interleave({"dense": lambda: net(z).square().mean().backward()}, rounds=4, warmup=0)["dense"]
     before = peak_mb()
-    seconds = {}
-    for verify in (False, True):
-        begin = time.perf_counter()
+
+    def bind(verify: bool) -> None:
         oes.sparsify(net, mask, verify=verify).train().plan(z)
-        seconds[verify] = time.perf_counter() - begin
+
+    # Once each, as a run does: whatever the first call has to load and to choose is part of it.
+    once = interleave({"without": lambda: bind(False), "with": lambda: bind(True)}, rounds=1, warmup=0)
+    binding, compared = (once[name]["min"] / 1e3 for name in ("without", "with"))
     run = "search" if mask is None else "training"
     print(
-        f"{options.size} px, {options.threads} threads, {run}: dense step {min(dense):.2f} s, "
-        f"binding {seconds[False]:.1f} s, with the comparison {seconds[True]:.1f} s; "
+        f"{options.size} px, {options.threads} threads, {run}: dense step {dense['min'] / 1e3:.2f} s, "
+        f"binding {binding:.1f} s, with the comparison {compared:.1f} s; "
         f"peak memory {before:.0f} MB after dense steps, {peak_mb():.0f} MB after the comparison"
     )
 

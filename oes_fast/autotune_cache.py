@@ -4,8 +4,8 @@ Such ways differ by rounding. A run that is to end bit for bit where another wou
 checkpoints keep what is in use.
 
 A file holds one kind of choice for one device. A disk that refuses, or a file that cannot be read, is no
-error: what it would have held is measured again. OES_FAST_CACHE_DIR names another folder than
-~/.cache/oes_fast.
+error: what it would have held is measured again. OES_FAST_CACHE_DIR names another folder than the system's
+for such files, see :func:`cache_folder`.
 """
 
 from __future__ import annotations
@@ -86,12 +86,23 @@ def take_choices(choices: Mapping[str, Any]) -> None:
     _in_use.update(choices)
 
 
+def cache_folder() -> Path:
+    """Where this user's choices are kept: OES_FAST_CACHE_DIR, or what the system has for such files.
+
+    On Linux that is ~/.cache/oes_fast, or oes_fast below XDG_CACHE_HOME; on macOS ~/Library/Caches/oes_fast.
+    """
+    if folder := os.environ.get("OES_FAST_CACHE_DIR"):
+        return Path(folder)
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:  # installed without its dependencies: what platformdirs says on Linux
+        return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oes_fast")
+    return user_cache_path("oes_fast", appauthor=False)
+
+
 def choices_file(*name: str) -> Path:
     """Where choices are kept that depend on what ``name`` tells: the kind, the device, versions."""
-    folder = os.environ.get("OES_FAST_CACHE_DIR")
-    if not folder:
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oes_fast")
-    return Path(folder) / (re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(name)) + ".json")
+    return cache_folder() / (re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(name)) + ".json")
 
 
 def processor() -> str:

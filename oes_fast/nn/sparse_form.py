@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from oes_fast.autotune_cache import measured_choice
 from oes_fast.backends import backends
 from oes_fast.ops import _library
 from oes_fast.ops.sparse_conv2d import SparsePattern
+from oes_fast.timing import times_in_turn
 
 _ROUNDS = 12
 _CLEAR = 1.5  # a ratio of times that needs no more rounds
@@ -176,17 +176,15 @@ def _step(kept: Kept, forms: Forms, x: Tensor, weight: Tensor, window: Window, g
 
 def _faster(first: Callable[[], object], second: Callable[[], object], *, clearly: bool = True) -> bool:
     """Whether ``first``, the sparse form, takes (clearly) less time: the least of some rounds in turn."""
-    least = [math.inf, math.inf]
-    started = time.perf_counter()
-    for turn in range(_ROUNDS):
-        for index, call in enumerate((first, second)):
-            begin = time.perf_counter()
-            call()
-            least[index] = min(least[index], time.perf_counter() - begin)
-        clear = max(least) > _CLEAR * min(least) or time.perf_counter() - started > _SECONDS
-        if turn >= 2 and clear:  # the first round warms up
-            break
-    return least[0] + _OVERHEAD < _GAIN * least[1] if clearly else least[0] < least[1]
+    deadline = time.perf_counter() + _SECONDS
+
+    def enough(times: list[list[float]]) -> bool:
+        least = [min(taken) for taken in times]
+        clear = max(least) > _CLEAR * min(least) or time.perf_counter() > deadline
+        return len(times[0]) > 2 and clear  # the first round warms up
+
+    sparse, dense = (min(taken) for taken in times_in_turn((first, second), rounds=_ROUNDS, enough=enough))
+    return sparse + _OVERHEAD < _GAIN * dense if clearly else sparse < dense
 
 
 def sparse_form(

@@ -9,12 +9,12 @@ on disk, so that later runs compute the same bits.
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import torch
 
 from oes_fast.autotune_cache import measured_choice
+from oes_fast.timing import times_in_turn
 
 # Shares of the weights below and above which nothing is timed: see benchmarks/bench_dense_conv2d.py.
 SPARSE_BELOW, DENSE_FROM = 0.3, 0.85
@@ -112,10 +112,9 @@ def _time(
 ) -> float:
     """Seconds of a convolution there and back, the least of some rounds."""
     convolution = LoneConvolution(extension, dtype, spec, image, dense=dense, constant_input=constant_input)
-    least = float("inf")
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
+
+    def step() -> None:
         convolution.forward()
         convolution.backward()
-        least = min(least, time.perf_counter() - begin)
-    return least
+
+    return min(times_in_turn([step], rounds=_ROUNDS)[0])

@@ -17,7 +17,7 @@ def spec(share, kind="direct", stride=1):
     """A convolution of 6 outputs and 4 inputs that keeps a share of its weights."""
     from oes_fast import _C
 
-    side = 3 if kind == "up" else 1 if kind == "pointwise" else 5
+    side = 3 if kind == "upsample" else 1 if kind == "pointwise" else 5
     made = _C.ConvSpec()
     made.kind = getattr(_C.ConvKind, kind.upper())
     made.outputs, made.kernel_rows, made.kernel_columns = 6, side, side
@@ -60,7 +60,7 @@ def test_the_faster_form_is_kept(monkeypatch, tmp_path):
     assert not choose(spec(0.5))
 
 
-@pytest.mark.parametrize("kind", ["direct", "pointwise", "up"])
+@pytest.mark.parametrize("kind", ["direct", "pointwise", "upsample"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_both_are_timed(kind, stride):
     require("cpu")

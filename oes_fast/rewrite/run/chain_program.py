@@ -44,7 +44,7 @@ class NativeChain:
         for number, block in enumerate(chain.blocks):
             spec = self._conv_spec(block, before, source.dtype, constant_input=constant_input and number == 0)
             behind_one = number > 0 and len(chain.blocks[number - 1].norms) == 1
-            few = spec.outputs <= extension.MOST_OF_HEAD
+            few = spec.outputs <= extension.MOST_HEAD_OUTPUTS
             if spec.kind == extension.ConvKind.POINTWISE and behind_one and few and not block.norms:
                 spec.kind = extension.ConvKind.HEAD
             self.kernels.add_conv(spec)
@@ -160,7 +160,8 @@ class NativeChain:
         pointwise = (
             conv.kernel == (1, 1) and conv.stride == (1, 1) and block.pad is None and block.box is None
         )
-        spec.kind = kind.UP if up else kind.POINTWISE if pointwise and not constant_input else kind.DIRECT
+        pointwise = pointwise and not constant_input
+        spec.kind = kind.UPSAMPLE if up else kind.POINTWISE if pointwise else kind.DIRECT
         if block.pad is not None:
             assert isinstance(block.pad.stage, ir.Pad)
             spec.padding = getattr(extension.Padding, block.pad.stage.mode.upper())
