@@ -28,7 +28,7 @@ from oes_fast.rewrite.rules import (
     pool_before_conv,
     split_concat,
 )
-from oes_fast.rewrite.run.torch_ops import Head, Value
+from oes_fast.rewrite.run.torch_ops import FusedLoss, Value
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
 from oes_fast.rewrite.verify import verify
@@ -111,7 +111,7 @@ class SparseGenerator(nn.Module):
         buffers: dict[str, Tensor],
         *,
         update_stats: bool,
-        head: Head | None = None,
+        fused_loss: FusedLoss | None = None,
     ) -> Tensor:
         """:meth:`forward` with other weights and running statistics.
 
@@ -120,7 +120,7 @@ class SparseGenerator(nn.Module):
             z: input [N, C, H, W].
             buffers: of the dense network by name, updated in place if ``update_stats``.
             update_stats: update them.
-            head: a loss that the last layer may take along.
+            fused_loss: a loss that the last layer may take along.
 
         Raises:
             InputError: a tensor does not fit.
@@ -129,7 +129,8 @@ class SparseGenerator(nn.Module):
         check_tensor("weights", weights, shape=self.weights.shape, like=z)
         self._check_buffers(buffers)
         plan = self.plan(z)
-        return plan.run(weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, head=head)
+        prepared = self._prepare(plan, z)
+        return plan.run(weights, buffers, z, prepared, update_stats=update_stats, fused_loss=fused_loss)
 
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""

@@ -16,7 +16,7 @@ from oes_fast.rewrite.run.chain_autograd import ChainRun
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
 from oes_fast.rewrite.run.norm_ops import count_batches
 from oes_fast.rewrite.run.sparse_ops import BACKEND
-from oes_fast.rewrite.run.torch_ops import Builder, Context, Head, Run, Value, activate
+from oes_fast.rewrite.run.torch_ops import Builder, Context, FusedLoss, Run, Value, activate
 from oes_fast.rewrite.run.triton_ops import TritonBuilder
 from oes_fast.rewrite.weights import CompactWeights
 
@@ -114,7 +114,7 @@ class Plan:
         prepared: dict[int, Value],
         *,
         update_stats: bool,
-        head: Head | None = None,
+        fused_loss: FusedLoss | None = None,
         observe: Callable[[ir.Node, Value], None] | None = None,
     ) -> Tensor:
         """The image.
@@ -125,13 +125,13 @@ class Plan:
             z: input [N, C, H, W].
             prepared: what :meth:`prepare` gave for ``z``.
             update_stats: update the running statistics (in training only).
-            head: a loss that the last layer may take along.
+            fused_loss: a loss that the last layer may take along.
             observe: called with every stage's result, in order.
 
         Returns:
             Tensor [N, C', H', W'], differentiable in ``weights``.
         """
-        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats, head)
+        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats, fused_loss)
         values = dict(prepared)
         for step in self._steps:
             if id(step.node) in self.fixed:
@@ -154,8 +154,8 @@ class Plan:
         whole = len(self.alive[id(chain.end)].vary) == self.graph.output.shape[1]
 
         def result(context: Context, values: list[Value]) -> Value:
-            head = context.head if whole and chain.end is self.graph.output else None
-            target = None if head is None or head.target.shape != chain.end.shape else head.target
+            fused = context.fused_loss if whole and chain.end is self.graph.output else None
+            target = None if fused is None or fused.target.shape != chain.end.shape else fused.target
             x, loss = run(
                 context.weights,
                 values[0].x,
@@ -163,8 +163,8 @@ class Plan:
                 update_stats=context.update_stats,
                 target=target,
             )
-            if head is not None:
-                head.loss = loss
+            if fused is not None:
+                fused.loss = loss
             return Value(x, run.constants(context.blocks, activate))
 
         return result

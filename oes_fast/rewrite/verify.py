@@ -25,7 +25,7 @@ from oes_fast.copies import copy_network
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
 from oes_fast.rewrite import ir
-from oes_fast.rewrite.run.torch_ops import Head, Value, activate
+from oes_fast.rewrite.run.torch_ops import FusedLoss, Value, activate
 from oes_fast.rewrite.verify_problem import (
     DrawsNumbersError,
     Watch,
@@ -214,9 +214,9 @@ class _Comparison:
         z = self._z.to(dtype)
         buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
         target = target_image(twin.plan(z).graph.output.shape, z)
-        head = Head(target) if fused else None
-        output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
-        loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
+        taken = FusedLoss(target) if fused else None
+        output = twin.evaluate(leaf, z, buffers, update_stats=True, fused_loss=taken)
+        loss = F.mse_loss(output, target) if taken is None or taken.loss is None else taken.loss
         (grad,) = gradients(loss, [leaf])
         after = {name: buffer.clone() for name, buffer in buffers.items()}
         with torch.no_grad():

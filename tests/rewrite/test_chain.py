@@ -15,7 +15,7 @@ import oes_fast as oes
 import oes_fast.rewrite.run.chain_program
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.run.chain_find import find_chains
-from oes_fast.rewrite.run.torch_ops import Head
+from oes_fast.rewrite.run.torch_ops import FusedLoss
 
 pytestmark = pytest.mark.cpu_kernel
 
@@ -239,13 +239,13 @@ def test_loss_inside_the_chain(outputs, sigmoid):
     plain, fast, z = networks((options, (56, 44), 0.8), torch.float64)
     generator = torch.Generator().manual_seed(3)
     target = torch.rand(plain(z).shape, generator=generator, dtype=torch.float64)
-    head = Head(target)
-    image = fast.evaluate(fast.weights, z, dict(fast.dense_buffers()), update_stats=False, head=head)
+    fused = FusedLoss(target)
+    image = fast.evaluate(fast.weights, z, dict(fast.dense_buffers()), update_stats=False, fused_loss=fused)
     loss = ((plain(z) - target) ** 2).mean()
     torch.testing.assert_close(image, plain(z), rtol=0, atol=1e-11)
-    torch.testing.assert_close(head.loss, loss, rtol=1e-11, atol=0)
+    torch.testing.assert_close(fused.loss, loss, rtol=1e-11, atol=0)
     torch.testing.assert_close(
-        *(torch.autograd.grad(each, net.weights)[0] for each, net in ((head.loss, fast), (loss, plain))),
+        *(torch.autograd.grad(each, net.weights)[0] for each, net in ((fused.loss, fast), (loss, plain))),
         rtol=0,
         atol=1e-11,
     )

@@ -40,7 +40,7 @@ class Value:
 
 
 @dataclass
-class Head:
+class FusedLoss:
     """The loss to take along with the last layer.
 
     Attributes:
@@ -62,7 +62,7 @@ class Context:
         blocks: weights, as :class:`CompactWeights` gives them.
         buffers: running statistics by name.
         update_stats: update them in place.
-        head: the loss to take along, if one is asked for.
+        fused_loss: the loss to take along, if one is asked for.
         counted: names of the batch counts to add one to when all stages have run.
         moved: running statistics to move then.
     """
@@ -72,7 +72,7 @@ class Context:
     blocks: list[Tensor]
     buffers: Mapping[str, Tensor]
     update_stats: bool
-    head: Head | None = None
+    fused_loss: FusedLoss | None = None
     counted: list[str] = field(default_factory=list)
     moved: list[LayerStats] = field(default_factory=list)
 

@@ -233,10 +233,10 @@ class TritonBuilder(Builder):
             kernel = context.blocks[weight]
             kernel = kernel if conv.scale == 1.0 else kernel * conv.scale
             bias = None if offset is None else offset(context, value.const)
-            head = context.head
-            if head is None or head.target.shape != node.shape:
+            fused = context.fused_loss
+            if fused is None or fused.target.shape != node.shape:
                 return Value(F.conv2d(value.x, kernel, bias).sigmoid())
-            output, head.loss = output_head(value.x, kernel, bias, head.target, backend=BACKEND)
+            output, fused.loss = output_head(value.x, kernel, bias, fused.target, backend=BACKEND)
             return Value(output)
 
         return run
