@@ -25,9 +25,9 @@ LAYERS = (
     ("direct", 32, 64, 128, 5, 2),
     ("direct", 64, 64, 64, 5, 1),
     ("direct", 128, 128, 32, 5, 1),
-    ("up", 128, 128, 32, 3, 1),
-    ("up", 64, 32, 128, 3, 1),
-    ("up", 32, 16, 256, 3, 1),
+    ("upsample", 128, 128, 32, 3, 1),
+    ("upsample", 64, 32, 128, 3, 1),
+    ("upsample", 32, 16, 256, 3, 1),
 )
 SHARES = (0.2, 0.4, 0.6, 1.0)
 
@@ -54,8 +54,8 @@ def test_dense_conv2d(
     spec.outputs, spec.kernel_rows, spec.kernel_columns = outputs, kernel, kernel
     spec.stride, spec.box = stride, stride == 2
     padding = extension.Padding
-    spec.padding = padding.REPLICATE if kind == "up" else padding.REFLECT
-    spec.border = [0] * 4 if kind == "up" else [kernel // 2] * 4
+    spec.padding = padding.REPLICATE if kind == "upsample" else padding.REFLECT
+    spec.border = [0] * 4 if kind == "upsample" else [kernel // 2] * 4
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(outputs, inputs, kernel, kernel, generator=generator) < share
     spec.taps = torch.nonzero(keep).flatten().tolist()

@@ -320,12 +320,10 @@ def batch_norm_act(
             return y, mean.clone(), var.clone()
         return y, used_mean, used_var
     pixels, of_batch = rows * columns, mean is None
-    config = whole.config_of(images * pixels)
+    config = whole.config_of(images * pixels, pad)
     if of_batch and config is not None:
         with on_device_of(x):
-            whole.batch_norm_act(
-                y, used_mean, used_var, x, weight, bias, eps, activation, slope, pad, config
-            )
+            whole.batch_norm_act(y, used_mean, used_var, x, weight, bias, eps, activation, slope, pad, config)
         return y, used_mean, used_var
     # The shares are cut by one configuration, since the second pass has to know them.
     (by_sum, *_) = for_interpreter(SUM_CONFIGS, pixels)
@@ -404,7 +402,7 @@ def batch_norm_act_backward(
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
     pixels, grads = rows * columns, (grad_x, grad_weight, grad_bias)
-    config = whole.config_of(images * pixels)
+    config = whole.config_of(images * pixels, pad)
     if config is not None:
         with on_device_of(x):
             whole.batch_norm_act_backward(

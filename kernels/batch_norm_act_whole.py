@@ -1,7 +1,7 @@
 """Batch norm with activation of small images: a program takes a whole channel, in one pass either way.
 
-The other kernels (oes_fast/kernels/batch_norm_act.py) sum shares of a channel in one launch and use the sums in
-a second. Where a channel fits into the registers of one program, half the launches do.
+The other kernels (oes_fast/kernels/batch_norm_act.py) sum shares of a channel in one launch and use the sums
+in a second. Where a channel fits into the registers of one program, half the launches do.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from torch import Tensor
 
 # block: values of a channel, of all images together.
 CONFIGS = (Config(block=256, warps=2), Config(block=1024, warps=4), Config(block=4096, warps=16))
+PADDED_CONFIGS = CONFIGS[
+    :2
+]  # folded from nine places, more values do not fit into registers
 _GENERAL = {
     "do_not_specialize": ["images", "channels"],
     "do_not_specialize_on_alignment": ["weight_ptr", "bias_ptr"],
 }
 
 
-def config_of(values: int) -> Config | None:
+def config_of(values: int, pad: int) -> Config | None:
     """The configuration for channels of so many values; None where they are too many."""
-    return next((config for config in CONFIGS if values <= config.block), None)
+    configs = CONFIGS if pad == 0 else PADDED_CONFIGS
+    return next((config for config in configs if values <= config.block), None)
 
 
 @triton.jit(**_GENERAL)

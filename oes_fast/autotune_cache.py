@@ -11,6 +11,7 @@ for such files, see :func:`cache_folder`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -33,6 +34,36 @@ def choice(key: str, find: Callable[[], Any]) -> Any:
     if key not in _in_use:
         note_choice(key, find())
     return _in_use[key]
+
+
+def measured_choice(
+    kind: str, capability: str, key: str, measure: Callable[[], Any], *, valid: Callable[[Any], bool]
+) -> Any:
+    """The choice that this process has made, or else the one on disk, or else what is measured now.
+
+    Args:
+        kind: of choice: all of a kind and capability lie in one file.
+        capability: the instruction set that the alternatives are computed with.
+        key: of the problem and of all else that the choice depends on.
+        measure: times the alternatives; gives a JSON value, which is kept on disk.
+        valid: whether a value from the disk is a choice of this kind; another one is measured again.
+    """
+
+    def find() -> Any:
+        path = choices_file(kind, capability, processor())
+        known = _on_disk(path)
+        if key not in known or not valid(known[key]):
+            known[key] = measure()
+            store_choices(path, {key: known[key]})
+        return known[key]
+
+    return choice(f"{kind} {capability} {key}", find)
+
+
+@functools.cache
+def _on_disk(path: Path) -> dict[str, Any]:
+    """What a file held when this process first asked, and what the process has added."""
+    return read_choices(path)
 
 
 def known_choice(key: str) -> Any:

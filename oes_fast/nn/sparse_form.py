@@ -12,7 +12,6 @@ import functools
 import importlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
-from oes_fast.autotune_cache import choice, choices_file, processor, read_choices, store_choices
+from oes_fast.autotune_cache import measured_choice
 from oes_fast.backends import backends
 from oes_fast.ops import _library
 from oes_fast.ops.sparse_conv2d import SparsePattern
@@ -122,14 +121,11 @@ def choose(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Forms | Non
         key = f"{x.dtype} {sizes} {torch.get_num_threads()} {kept.share:.2g}"
         capability = importlib.import_module("oes_fast._C").capability()
 
-        def find() -> list[bool]:
-            known = _known(capability)
-            if key not in known:
-                known[key] = list(_measure(kept, x.detach(), weight.detach(), window))
-                store_choices(_file(capability), {key: known[key]})
-            return [bool(one) for one in known[key]]
+        def measure() -> list[bool]:
+            return list(_measure(kept, x.detach(), weight.detach(), window))
 
-        forms = Forms(*choice(f"masked-conv2d {capability} {key}", find))
+        chosen = measured_choice("masked-conv2d", capability, key, measure, valid=_is_row)
+        forms = Forms(*map(bool, chosen))
         kept.known[problem] = forms if any(forms) else None
     return kept.known[problem]
 
@@ -138,14 +134,8 @@ def _macs(x: Tensor, weight: Tensor, window: Window) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3] * weight.numel() // window.stride**2
 
 
-def _file(capability: str) -> Path:
-    return choices_file("masked-conv2d", capability, processor())
-
-
-@functools.cache
-def _known(capability: str) -> dict[str, Any]:
-    rows = read_choices(_file(capability))
-    return {key: row for key, row in rows.items() if isinstance(row, list) and len(row) == len(Forms._fields)}
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == len(Forms._fields)
 
 
 @torch.no_grad()
