@@ -1,4 +1,4 @@
-"""The order of the C++ files: folders as floors, includes downwards only, one rule for the files of a family."""
+"""The order of the C++ files: folders as floors, includes downwards only, one rule for a family's files."""
 
 from __future__ import annotations
 

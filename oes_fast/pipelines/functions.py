@@ -15,7 +15,7 @@ from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import candidates
-from oes_fast.rewrite.run.torch_ops import FusedLoss
+from oes_fast.rewrite.run.context import FusedLoss
 
 
 class GeneratorFunction(Protocol):

@@ -18,7 +18,7 @@ from oes_fast.errors import InputError
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.differences import describe_image
 from oes_fast.pipelines.functions import GeneratorFunction
-from oes_fast.rewrite.run.torch_ops import FusedLoss
+from oes_fast.rewrite.run.context import FusedLoss
 
 
 class Objective(Protocol):

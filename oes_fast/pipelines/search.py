@@ -23,7 +23,7 @@ from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.divergence import finite_logits
-from oes_fast.pipelines.extract_mask import MASK_OPTIONS, cut_mask
+from oes_fast.pipelines.extract_mask import MASK_OPTIONS, extract_mask
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
@@ -184,7 +184,7 @@ def search_mask(
     if precision != DEFAULT:
         found["precision"] = precision
     logits = finite_logits(run.logits)
-    mask, level, output = cut_mask(
+    mask, level, output = extract_mask(
         net,
         run.w0,
         logits,

@@ -18,7 +18,7 @@ from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.objective import SquaredError, evaluate, zero_loss
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
-from oes_fast.rewrite.run.torch_ops import FusedLoss
+from oes_fast.rewrite.run.context import FusedLoss
 
 BACKENDS = ("reference", "torch", "cpu")
 
