@@ -22,7 +22,7 @@ REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", r
 
 Result = dict[str, Any]
 
-STEPS = ("steps-cpu-avx512", "steps-cpu-avx2")
+STEPS = ("steps-cpu-avx2",)
 NAMES = {"published": "published code", "sparseprop": "SparseProp", "auto": "oes_fast", "torch": "torch"}
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
 MEMORY_BOUND = {  # name in the result: what the page calls it
