@@ -54,7 +54,7 @@ $(VENV)/.ready: requirements-dev.txt
 	touch $@
 
 # As anybody installs it. Where there is a compiler, an extension that cannot be built is an error.
-$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/requirements.py $(wildcard csrc/cpu/*)
+$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/requirements.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 	OES_REQUIRE_EXT=$(if $(shell command -v $(CXX)),1,0) $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 

@@ -188,7 +188,7 @@ class Build(build_ext):
         variants = [name for name in _extension.VARIANTS if asked(name)]
         includes = [f"{torch.folder}/include", f"{torch.folder}/include/torch/csrc/api/include"]
         # pybind11 first: some versions of torch ship a copy of it that refuses TORCH_TARGET_VERSION.
-        extension.include_dirs = [pybind11.get_include(), *includes]
+        extension.include_dirs = ["csrc", pybind11.get_include(), *includes]
         extension.extra_compile_args = [*_extension.compile_flags(variants), "-MMD"]  # lists the files read
         extension.library_dirs = [f"{torch.folder}/lib"]
         extension.libraries = ["c10", "torch_cpu"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bench_sparse_conv2d import MATRIX, median_time
+from benchmarks.report import report_rate
 from oes_fast.rewrite.conv_algorithm import LoneConvolution
 
 # Kind, input and output channels, side of the input, kernel, stride.
@@ -25,9 +25,9 @@ LAYERS = (
     ("direct", 32, 64, 128, 5, 2),
     ("direct", 64, 64, 64, 5, 1),
     ("direct", 128, 128, 32, 5, 1),
-    ("up", 128, 128, 32, 3, 1),
-    ("up", 64, 32, 128, 3, 1),
-    ("up", 32, 16, 256, 3, 1),
+    ("upsample", 128, 128, 32, 3, 1),
+    ("upsample", 64, 32, 128, 3, 1),
+    ("upsample", 32, 16, 256, 3, 1),
 )
 SHARES = (0.2, 0.4, 0.6, 1.0)
 
@@ -54,8 +54,8 @@ def test_dense_conv2d(
     spec.outputs, spec.kernel_rows, spec.kernel_columns = outputs, kernel, kernel
     spec.stride, spec.box = stride, stride == 2
     padding = extension.Padding
-    spec.padding = padding.REPLICATE if kind == "up" else padding.REFLECT
-    spec.border = [0] * 4 if kind == "up" else [kernel // 2] * 4
+    spec.padding = padding.REPLICATE if kind == "upsample" else padding.REFLECT
+    spec.border = [0] * 4 if kind == "upsample" else [kernel // 2] * 4
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(outputs, inputs, kernel, kernel, generator=generator) < share
     spec.taps = torch.nonzero(keep).flatten().tolist()
@@ -63,19 +63,7 @@ def test_dense_conv2d(
     convolution = LoneConvolution(
         extension, torch.float32, spec, (inputs, side, side), dense=form == "dense", fixed=False
     )
-    matrix = torch.randn(MATRIX, MATRIX, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        convolution.forward()
-        run = convolution.forward if part == "forward" else convolution.backward
-        benchmark.pedantic(run, rounds=20, warmup_rounds=3)
-        ceiling = MATRIX**3 / median_time(lambda: matrix @ matrix)
-    finally:
-        torch.set_num_threads(before)
+    convolution.forward()
+    run = convolution.forward if part == "forward" else convolution.backward
     macs = len(spec.weights) * (side // stride) ** 2 * (1 if part == "forward" else 2)
-    rate = macs / benchmark.stats.stats.median
-    benchmark.extra_info["GMAC/s"] = round(rate / 1e9, 2)
-    benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)
-    benchmark.extra_info["threads"] = threads
-    benchmark.extra_info["precision"] = "float32"  # a CPU has no other
+    report_rate(benchmark, run, macs=macs, threads=threads)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.interleave import environment, write_result
+from benchmarks.report import environment, write_result
 
 REPO = Path(__file__).resolve().parents[1]
 SECONDS = 460.0  # for all parts together

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
+from benchmarks.report import environment, write_result
 from oes_fast.models import Generator
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import environment, interleave, write_result
-from benchmarks.steps import load_mask, training_steps
+from benchmarks.report import environment, write_result
+from benchmarks.steps import training_steps
+from benchmarks.timer import interleave
 from oes_fast.models import Generator
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     net = oes.models.skip(seed=0)
-    mask = load_mask(net, options.mask)
+    mask = oes.Mask.load(options.mask, net)
     z = oes.noise_input(32, (options.size, options.size), seed=0)
     noisy = torch.rand(1, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
     steps = {

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import compared, environment, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
+from benchmarks.report import environment, write_result
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
+from benchmarks.timer import compared
 from oes_fast.flat import flatten
 from oes_fast.models import Generator
 from oes_fast.ops import gumbel_mask, mask_update
@@ -34,14 +34,6 @@ from oes_fast.pipelines.train import TrainRun
 from oes_fast.precision import PRECISIONS
 
 COMPILED = "compiled"  # among the backends: the published training through torch.compile
-
-
-def load_mask(net: Generator, path: str) -> oes.Mask:
-    """A mask from an npz file of packed bits, or one that oes_fast saved."""
-    if path.endswith(".npz"):
-        packed = np.load(path)
-        return oes.Mask.from_flat(net, np.unpackbits(packed["bits"], count=int(packed["count"])).astype(bool))
-    return oes.Mask.load(path)
 
 
 def training_steps(
@@ -149,7 +141,7 @@ def main() -> None:
             net = oes.models.skip(seed=0).to(options.device)
             cases = {
                 f"training, {Path(path).stem}": training_steps(
-                    net, load_mask(net, path), z, noisy, options.backend
+                    net, oes.Mask.load(path, net), z, noisy, options.backend
                 )
                 for path in options.mask
             }

@@ -11,14 +11,13 @@ import argparse
 import multiprocessing
 import resource
 import sys
-import time
 from typing import Any
 
 import torch
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
-from benchmarks.steps import load_mask
+from benchmarks.report import environment, write_result
+from benchmarks.timer import interleave
 
 
 def peak_mb() -> float:
@@ -32,25 +31,22 @@ def measure(path: str | None, size: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     net = oes.models.skip(seed=0)
     z = oes.noise_input(32, (size, size), seed=0)
-    mask = None if path is None else load_mask(net, path)
-    dense = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        net(z).square().mean().backward()
-        dense.append(time.perf_counter() - begin)
+    mask = None if path is None else oes.Mask.load(path, net)
+    dense = interleave({"dense": lambda: net(z).square().mean().backward()}, rounds=4, warmup=0)["dense"]
     before = peak_mb()
-    seconds = {}
-    for verify in (False, True):
-        begin = time.perf_counter()
+
+    def bind(verify: bool) -> None:
         oes.sparsify(net, mask, verify=verify).train().plan(z)
-        seconds[verify] = time.perf_counter() - begin
+
+    # Once each, as a run does: whatever the first call has to load and to choose is part of it.
+    once = interleave({"without": lambda: bind(False), "with": lambda: bind(True)}, rounds=1, warmup=0)
     return {
         "run": "search" if mask is None else "training",
         "size": size,
         "threads": threads,
-        "dense step s": min(dense),
-        "binding s": seconds[False],
-        "comparison s": seconds[True],
+        "dense step s": dense["min"] / 1e3,
+        "binding s": once["without"]["min"] / 1e3,
+        "comparison s": once["with"]["min"] / 1e3,
         "dense peak MB": before,
         "comparison peak MB": peak_mb(),
     }

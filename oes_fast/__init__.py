@@ -35,10 +35,10 @@ from oes_fast.errors import (
     OutputError,
 )
 from oes_fast.flat import fingerprint
-from oes_fast.io.image import add_noise, load_image, psnr, save_image
+from oes_fast.io.image import load_image, psnr, save_image
 from oes_fast.mask import Mask
 from oes_fast.nn import MaskedConv2d
-from oes_fast.noise import noise_input
+from oes_fast.noise import add_noise, noise_input
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.search import SearchResult, search_mask

@@ -59,7 +59,7 @@ def link_flags(variants: list[str]) -> list[str]:
 
 def sources(root: Path) -> list[Path]:
     """The files the extension is compiled from."""
-    return sorted(path for ending in ("*.cpp", "*.h") for path in (root / "csrc" / "cpu").glob(ending))
+    return sorted(path for ending in ("*.cpp", "*.h") for path in (root / "csrc").rglob(ending))
 
 
 def source_hash(root: Path, variants: list[str]) -> str:
@@ -67,7 +67,7 @@ def source_hash(root: Path, variants: list[str]) -> str:
     digest = hashlib.sha256(repr((compile_flags(variants), link_flags(variants))).encode())
     for path in sources(root):
         content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)} ".encode() + content)
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)
     return digest.hexdigest()
 
 
@@ -111,7 +111,7 @@ def find() -> Path | None:
 
 def is_checkout(root: Path) -> bool:
     """Whether the package is used from its source folder."""
-    return (root / "setup.py").is_file() and (root / "csrc" / "cpu").is_dir()
+    return (root / "setup.py").is_file() and (root / "csrc").is_dir()
 
 
 def refusal(path: Path, torch: str, root: Path = ROOT) -> str:
@@ -134,7 +134,7 @@ def refusal(path: Path, torch: str, root: Path = ROOT) -> str:
     if not isinstance(variants, list) or not set(variants) <= VARIANTS.keys():
         return "the C++ extension is stale: it was built in a way that is no longer known"
     if said["sources"] != source_hash(root, variants):
-        return "the C++ extension is stale: csrc/cpu or its flags have changed since it was built"
+        return "the C++ extension is stale: csrc or its flags have changed since it was built"
     if "OES_SANITIZE" in variants and "asan" not in os.environ.get("LD_PRELOAD", ""):  # would end the process
         return "the C++ extension was built for `make sanitize`"
     return ""

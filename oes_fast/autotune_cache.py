@@ -4,13 +4,14 @@ Such ways differ by rounding. A run that is to end bit for bit where another wou
 checkpoints keep what is in use.
 
 A file holds one kind of choice for one device. A disk that refuses, or a file that cannot be read, is no
-error: what it would have held is measured again. OES_FAST_CACHE_DIR names another folder than
-~/.cache/oes_fast.
+error: what it would have held is measured again. OES_FAST_CACHE_DIR names another folder than the system's
+for such files, see :func:`cache_folder`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -35,6 +36,36 @@ def choice(key: str, find: Callable[[], Any]) -> Any:
     return _in_use[key]
 
 
+def measured_choice(
+    kind: str, capability: str, key: str, measure: Callable[[], Any], *, valid: Callable[[Any], bool]
+) -> Any:
+    """The choice that this process has made, or else the one on disk, or else what is measured now.
+
+    Args:
+        kind: of choice: all of a kind and capability lie in one file.
+        capability: the instruction set that the alternatives are computed with.
+        key: of the problem and of all else that the choice depends on.
+        measure: times the alternatives; gives a JSON value, which is kept on disk.
+        valid: whether a value from the disk is a choice of this kind; another one is measured again.
+    """
+
+    def find() -> Any:
+        path = choices_file(kind, capability, processor())
+        known = _on_disk(path)
+        if key not in known or not valid(known[key]):
+            known[key] = measure()
+            store_choices(path, {key: known[key]})
+        return known[key]
+
+    return choice(f"{kind} {capability} {key}", find)
+
+
+@functools.cache
+def _on_disk(path: Path) -> dict[str, Any]:
+    """What a file held when this process first asked, and what the process has added."""
+    return read_choices(path)
+
+
 def known_choice(key: str) -> Any:
     """The choice that this process has made under ``key``; None if there is none yet."""
     return _in_use.get(key)
@@ -55,12 +86,23 @@ def take_choices(choices: Mapping[str, Any]) -> None:
     _in_use.update(choices)
 
 
+def cache_folder() -> Path:
+    """Where this user's choices are kept: OES_FAST_CACHE_DIR, or what the system has for such files.
+
+    On Linux that is ~/.cache/oes_fast, or oes_fast below XDG_CACHE_HOME; on macOS ~/Library/Caches/oes_fast.
+    """
+    if folder := os.environ.get("OES_FAST_CACHE_DIR"):
+        return Path(folder)
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:  # installed without its dependencies: what platformdirs says on Linux
+        return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oes_fast")
+    return user_cache_path("oes_fast", appauthor=False)
+
+
 def choices_file(*name: str) -> Path:
     """Where choices are kept that depend on what ``name`` tells: the kind, the device, versions."""
-    folder = os.environ.get("OES_FAST_CACHE_DIR")
-    if not folder:
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "oes_fast")
-    return Path(folder) / (re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(name)) + ".json")
+    return cache_folder() / (re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(name)) + ".json")
 
 
 def processor() -> str:

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <string>
 
-#include "chain_python.h"
-#include "simd.h"
+#include "cpu/chain/bindings.h"
+#include "cpu/core/simd.h"
 
 namespace oes {
 

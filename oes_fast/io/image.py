@@ -1,4 +1,4 @@
-"""Images: loading, saving, noise and PSNR."""
+"""Images: loading, saving and PSNR."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import torch
 from skimage.transform import resize
 from torch import Tensor
 
-from oes_fast._checks import check_integer, check_number, check_tensor
+from oes_fast._checks import check_integer, check_tensor
 from oes_fast.errors import ImageWarning, InputError
 from oes_fast.io._image_codecs import FORMATS, decode, encode
 from oes_fast.io._image_common import Decoded, profile_fault
 from oes_fast.io.files import atomic_write, check_readable
-from oes_fast.reference.philox import IMAGE_NOISE, seeded_generator
 
 MIN_SIDE = 16
 SKIMAGE_PREFIX = "skimage:"
@@ -173,38 +172,6 @@ def save_image(
     array = levels.transpose(1, 2, 0).astype(np.uint16 if bits == 16 else np.uint8)
     data = encode(array, suffix, icc_profile)
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
-
-
-def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
-    """``pixels`` with Gaussian noise, clipped to [0, 1].
-
-    Args:
-        pixels: float in [0, 1], any shape and device.
-        sigma: standard deviation in units of the [0, 1] range, 0 to 1 (25 levels of 8 bits are 25/255).
-        seed: of the noise, in [0, 2^64). Drawn on the CPU in float32 from a generator of its own: every
-            device and dtype has the same noise, and the global random state is not touched.
-
-    Returns:
-        Tensor like ``pixels``.
-
-    Raises:
-        InputError: ``sigma`` out of range, or NaN among the pixels.
-
-    Example:
-        >>> noisy = oes.add_noise(torch.full((1, 3, 64, 64), 0.5), 0.1, seed=0)
-        >>> round(float(noisy.std()), 2)
-        0.1
-    """
-    check_tensor("pixels", pixels, finite=True)
-    check_number("sigma", sigma, minimum=0)
-    if sigma > 1:
-        raise InputError(
-            f"sigma: expected a number from 0 to 1, in units of the [0, 1] range, got {sigma} "
-            f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
-        )
-    generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), IMAGE_NOISE)
-    noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return (pixels + sigma * noise.to(pixels)).clamp(0, 1)
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

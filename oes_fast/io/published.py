@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,11 +37,14 @@ MAX_DEPTH = 100
 MAX_NAME = 200
 MAX_COPIES = 4  # bytes of all tensors together, in multiples of the file's size: views may share storage
 
+MAX_PACKED_BYTES = 2**27  # of packed masks unpacked from an archive: 10^9 weights
+
 ZIP_MAGIC = b"PK\x03\x04"
+PUBLISHED_SUFFIXES = (".npz", ".pkl", ".pickle", ".pt", ".pth")
 
 
 def read_published_mask(path: str | os.PathLike[str]) -> Tensor:
-    """A mask as the published code saves it: a pickled tensor, or one written by torch.save.
+    """A mask as it is published: a pickled tensor, one written by torch.save, or packed bits in an .npz.
 
     Args:
         path: file to read. No code in it is executed.
@@ -49,8 +53,13 @@ def read_published_mask(path: str | os.PathLike[str]) -> Tensor:
         bool of shape [n] on the CPU: True for a kept parameter, in parameters() order.
 
     Raises:
-        InputError: the file is missing, damaged, or holds anything but one tensor of 0 and 1.
+        InputError: the file is missing, damaged, or holds anything but one tensor of 0 and 1, or the arrays
+            ``bits`` (of numpy.packbits) and ``count``.
     """
+    with _errors_name(path):
+        data = _read(path)
+        if data.startswith(ZIP_MAGIC) and (found := _packed_bits(data)) is not None:
+            return found
     tensor = read_published_tensor(path)
     if tensor.dtype != torch.bool:
         if not bool(((tensor == 0) | (tensor == 1)).all()):
@@ -183,6 +192,32 @@ def _load_zip(data: bytes) -> object:
         raise
     except Exception as error:  # the loader raises whatever damaged bytes lead it to
         raise PickleError("it is not tensors alone written by torch.save, or it is damaged") from error
+
+
+def _packed_bits(data: bytes) -> Tensor | None:
+    """The bits in an .npz, bool [count]; None where an archive has none, as that of torch.save."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        if not {"bits.npy", "count.npy"} & sizes.keys():
+            return None
+        if sum(sizes.values()) > MAX_PACKED_BYTES:
+            raise PickleError(f"its arrays are larger than {MAX_PACKED_BYTES >> 20} MiB")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            bits, count = np.asarray(arrays["bits"]), np.asarray(arrays["count"])
+    except PickleError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise whatever damaged bytes lead them to
+        raise PickleError("it is not the arrays bits and count alone, or it is damaged") from error
+    if count.size != 1 or count.dtype.kind not in "iu":
+        raise PickleError(f"expected one integer as count, got shape {count.shape} of {count.dtype}")
+    number = int(count.item())
+    if bits.dtype != np.uint8 or bits.ndim != 1 or number < 1 or len(bits) != (number + 7) // 8:
+        wanted = f"expected {max(number + 7, 0) // 8} bytes for {number} bits"
+        raise PickleError(f"{wanted}, got shape {bits.shape} of {bits.dtype}")
+    if np.unpackbits(bits)[number:].any():
+        raise PickleError(f"expected {number} bits, got more")
+    return torch.from_numpy(np.unpackbits(bits, count=number)).bool()
 
 
 def _state_dict_of_zip(data: bytes) -> dict[str, Tensor]:

@@ -72,6 +72,9 @@ class StepInfo:
     _run: Run
     _clean: Tensor | None
 
+    def __repr__(self) -> str:
+        return f"StepInfo({self.phase}, step {self.step} of {self.steps}, output {list(self.output.shape)})"
+
     @property
     def loss(self) -> float:
         """Objective of this step (computed when asked for)."""

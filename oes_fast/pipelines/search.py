@@ -16,7 +16,6 @@ from oes_fast._checks import check_choice, check_flag, check_integer, check_numb
 from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
-from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.ops._library import candidates
 from oes_fast.ops.gumbel_mask import gumbel_mask
@@ -33,7 +32,6 @@ from oes_fast.pipelines.differences import describe_image, describe_network
 from oes_fast.pipelines.divergence import detect_divergence, finite_logits
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS, cut_mask
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
     check_run_inputs,
     detect_collapse,
@@ -41,12 +39,13 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.loop import Callback, run_steps
+from oes_fast.pipelines.results import RunResult
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
 
 
-@dataclass(frozen=True, eq=False)
-class SearchResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class SearchResult(RunResult):
     """What :func:`search_mask` returns.
 
     Attributes:
@@ -68,17 +67,8 @@ class SearchResult:
         backend: that ran it.
     """
 
-    mask: Mask
     logits: Tensor
     level: Tensor
-    output: Tensor
-    history: History
-    steps: int
-    interrupted: bool
-    collapsed: bool
-    diverged: bool
-    seconds: float
-    backend: str
 
 
 @in_precision

@@ -24,7 +24,6 @@ from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
 from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.history import History
 from oes_fast.pipelines.inputs import (
     check_run_inputs,
     detect_collapse,
@@ -32,11 +31,12 @@ from oes_fast.pipelines.inputs import (
     zero_scalar,
 )
 from oes_fast.pipelines.loop import Callback, run_steps
+from oes_fast.pipelines.results import RunResult
 from oes_fast.precision import DEFAULT, in_precision
 
 
-@dataclass(frozen=True, eq=False)
-class TrainResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainResult(RunResult):
     """What :func:`train_sparse` returns.
 
     Attributes:
@@ -54,17 +54,8 @@ class TrainResult:
         backend: that ran it.
     """
 
-    output: Tensor
     average: Tensor | None
-    history: History
     net: nn.Module
-    mask: Mask
-    steps: int
-    interrupted: bool
-    collapsed: bool
-    diverged: bool
-    seconds: float
-    backend: str
 
 
 @in_precision

@@ -8,15 +8,13 @@ on disk, so that later runs compute the same bits.
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from oes_fast.autotune_cache import choice, choices_file, processor, read_choices, store_choices
+from oes_fast.autotune_cache import measured_choice
+from oes_fast.timing import times_in_turn
 
 # Shares of the weights below and above which nothing is timed: see benchmarks/bench_dense_conv2d.py.
 SPARSE_BELOW, DENSE_FROM = 0.3, 0.85
@@ -43,25 +41,13 @@ def dense_is_faster(
     key = f"{dtype} {' '.join(map(str, shape))} {'fixed' if fixed else 'free'} {round(20 * share) / 20:.2f}"
     capability = extension.capability()
 
-    def find() -> bool:
-        known = _known(capability)
-        if key not in known:
-            known[key] = _time(extension, dtype, spec, image, True, fixed) < _time(
-                extension, dtype, spec, image, False, fixed
-            )
-            store_choices(_file(capability), {key: known[key]})
-        return bool(known[key])
+    def dense_takes_less() -> bool:
+        dense, sparse = (_time(extension, dtype, spec, image, form, fixed) for form in (True, False))
+        return dense < sparse
 
-    return bool(choice(f"form {capability} {key}", find))
-
-
-def _file(capability: str) -> Path:
-    return choices_file("forms", capability, processor())
-
-
-@functools.cache
-def _known(capability: str) -> dict[str, Any]:
-    return read_choices(_file(capability))
+    return bool(
+        measured_choice("form", capability, key, dense_takes_less, valid=lambda row: isinstance(row, bool))
+    )
 
 
 class LoneConvolution:
@@ -120,10 +106,9 @@ def _time(
 ) -> float:
     """Seconds of a convolution there and back, the least of some rounds."""
     convolution = LoneConvolution(extension, dtype, spec, image, dense=dense, fixed=fixed)
-    least = float("inf")
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
+
+    def step() -> None:
         convolution.forward()
         convolution.backward()
-        least = min(least, time.perf_counter() - begin)
-    return least
+
+    return min(times_in_turn([step], rounds=_ROUNDS)[0])

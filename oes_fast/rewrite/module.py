@@ -19,6 +19,7 @@ from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.ir import Graph
+from oes_fast.rewrite.named_weights import NamedWeights
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.rules import (
     conv_before_upsample,
@@ -63,10 +64,8 @@ class SparseGenerator(nn.Module):
         self._mask = None if mask is None else mask.flat
         self.weights = nn.Parameter(self._kept(flat))
         self._layout = layout
-        trained = [torch.full((p.numel(),), p.requires_grad, device=p.device) for p in net.parameters()]
-        self._trained: Tensor | None = self._kept(torch.cat(trained))
-        if bool(self._trained.all()):
-            self._trained = None
+        self._named = NamedWeights(layout, self._mask, [p.requires_grad for p in net.parameters()])
+        self._named.trained(flat.device)  # kept from here on
         # The network is kept for its code and shape, out of sight of parameters() and state_dict().
         self.__dict__["_net"] = copy_network(net)
         self._kernels = kernels
@@ -78,7 +77,7 @@ class SparseGenerator(nn.Module):
             own = name.replace(".", "__")
             while hasattr(self, own):
                 own += "_"
-            self.register_buffer(own, buffer.clone())
+            self.register_buffer(own, buffer.clone(memory_format=torch.contiguous_format))
             self._buffer_names[name] = own
         self.train(net.training)
         # Layers held in another mode than the network, such as a frozen batch norm, until train() is called.
@@ -100,8 +99,9 @@ class SparseGenerator(nn.Module):
                 something else than the network.
         """
         weights: Tensor = self.weights
-        if self._trained is not None:  # parameters that the network holds fixed get no gradient here either
-            weights = torch.where(self._trained.to(weights.device), weights, weights.detach())
+        trained = self._named.trained(weights.device)
+        if trained is not None:  # parameters that the network holds fixed get no gradient here either
+            weights = torch.where(trained, weights, weights.detach())
         return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
 
     def evaluate(
@@ -172,6 +172,32 @@ class SparseGenerator(nn.Module):
                     f"buffers[{name!r}]", buffers[name], shape=mine.shape, dtypes=(mine.dtype,), like=mine
                 )
 
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The kept weights of each parameter of the dense network, for an optimiser with groups.
+
+        Every value is a leaf tensor in the memory of ``self.weights`` and with its gradient: shape
+        [weights kept of the parameter], in their order within it; without a mask, the parameter's shape. It
+        stays the same tensor in every call, moves with the module, and is to take the place of
+        ``parameters()`` in an optimiser, not to stand beside it::
+
+            weights = fast.named_weights()
+            decayed = [w for name, w in weights.items() if name.endswith("weight")]
+            others = [w for name, w in weights.items() if not name.endswith("weight")]
+            optimizer = torch.optim.AdamW(
+                [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}], lr=1e-2
+            )
+            weights["1.2.bias"].requires_grad_(False)  # fixed from here on
+
+        ``zero_grad`` of the optimiser or of the module clears both. Gradients that ``torch.autograd.grad``
+        returns are those of the flat vector alone. An optimiser takes the parts one after the other, which
+        costs it more than the single vector of ``parameters()``.
+
+        Returns:
+            The parts by the names of the dense network's parameters, in parameters() order; those of which
+            the mask keeps nothing are empty.
+        """
+        return self._named.parts(self.weights)
+
     def dense_buffers(self) -> list[tuple[str, Tensor]]:
         """The running statistics under their names in the dense network."""
         return [(name, self.get_buffer(own)) for name, own in self._buffer_names.items()]
@@ -211,26 +237,39 @@ class SparseGenerator(nn.Module):
         print(text, file=sys.stdout if file is None else file)
         return text
 
-    def get_extra_state(self) -> dict[str, str]:
-        """What state_dict() keeps beside weights and statistics: the network and the mask they belong to."""
-        bits = b"" if self._mask is None else self._mask.numpy().tobytes()
-        return {"network": self._layout.fingerprint, "mask": hashlib.sha256(bits).hexdigest()[:16]}
+    def get_extra_state(self) -> Tensor:
+        """What state_dict() keeps beside weights and statistics: the network and the mask they belong to.
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
+        Text as bytes, uint8: formats that hold tensors alone take it as well.
+        """
+        return torch.tensor(list(self._belongs_to().encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
         """Refuse weights of another network or mask.
 
         Raises:
+            InputError: no such text.
             MaskMismatchError: naming both.
         """
-        own = self.get_extra_state()
-        if state != own:
-            raise MaskMismatchError(f"state: made for {state}, loaded into {own}")
+        check_tensor("state", state, ndim=1, dtypes=(torch.uint8,))
+        found = bytes(state.tolist()).decode(errors="replace")
+        if found != self._belongs_to():
+            raise MaskMismatchError(f"state: made for {found}, loaded into {self._belongs_to()}")
+
+    def _belongs_to(self) -> str:
+        bits = b"" if self._mask is None else self._mask.numpy().tobytes()
+        return f"network {self._layout.fingerprint}, mask {hashlib.sha256(bits).hexdigest()[:16]}"
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._named.rebind(self.weights)  # another tensor with assign=True
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseGenerator:
         """Moves to another dtype or device take the network along that is kept for its code."""
         super()._apply(fn, recurse)
         self._net._apply(fn)
         self._plans, self._prepared = {}, None
+        self._named.rebind(self.weights)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

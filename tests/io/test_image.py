@@ -18,7 +18,8 @@ from PIL import ImageOps
 from skimage.metrics import peak_signal_noise_ratio
 
 from oes_fast.errors import ImageWarning, InputError, OutputError
-from oes_fast.io.image import add_noise, load_image, psnr, save_image, skimage_names
+from oes_fast.io.image import load_image, psnr, save_image, skimage_names
+from oes_fast.noise import add_noise
 
 RNG = np.random.default_rng(0)
 GREY8 = RNG.integers(0, 256, (20, 30), dtype=np.uint8)

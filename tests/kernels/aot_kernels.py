@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from oes_fast.kernels import (
     batch_norm_act,
+    batch_norm_act_whole,
     gumbel_mask,
     mask_update,
     masked_adam,
@@ -79,7 +80,10 @@ def all_cases() -> list[Case]:
     cases += _cases("weight_grad", weight_grad, sparse_taps.WEIGHT_GRAD_CONFIGS, "TAPS", ORDERED=True)
     for name in ("frame", "split", "merge"):
         cases += _cases(name, getattr(sparse_conv2d, f"{name}_kernel"), sparse_conv2d.COPY_CONFIGS)
-    cases += _up_conv_cases()
+    up = sparse_up_conv2d
+    cases += _cases("up_add", up.add_kernel, up.ADD_CONFIGS)
+    cases += _cases("up_spread", up.spread_kernel, up.SPREAD_CONFIGS)
+    cases += _cases("take", up.take_kernel, up.TAKE_CONFIGS)
     cases += _norm_cases()
     cases += _cases(
         "running_stats", running_stats.move_kernel, (Config(128),), HAS_CHANNELS=True, HAS_OFFSET=True
@@ -90,21 +94,6 @@ def all_cases() -> list[Case]:
     needs = {"HAS_OUTPUT": True, "HAS_LOSS": True, "NEEDS_X": True, "NEEDS_WEIGHT": True}
     cases += _cases("head_backward", output_head.backward_kernel, output_head.CONFIGS, **needs, **head)
     return cases + _dense_cases()
-
-
-def _up_conv_cases() -> list[Case]:
-    up = sparse_up_conv2d
-    cases = _cases("up_conv_merge", up.merge_kernel, up.MERGE_CONFIGS)
-    for name, kernel, configs in (
-        ("up_conv", up.forward_kernel, up.CONFIGS),
-        ("up_conv_input", up.input_gradient_kernel, up.INPUT_CONFIGS),
-        ("up_conv_weight", up.weight_gradient_kernel, up.WEIGHT_CONFIGS),
-    ):
-        for config in configs:
-            values = {"OUTER": config.outer, "INNER": config.inner, "BLOCK": config.block}
-            label = f"{name}[{config.outer}x{config.inner}x{config.block}w{config.warps}]"
-            cases.append(Case(label, kernel, values, {**config.options, "num_stages": config.stages}))
-    return cases + _cases("up_conv_value", up.value_gradient_kernel, up.VALUE_CONFIGS, "INNER")
 
 
 def _dense_cases() -> list[Case]:
@@ -142,6 +131,13 @@ def _norm_cases() -> list[Case]:
         of_sums, of_maps = (norm.FOLD_CONFIGS, norm.FOLD_CONFIGS) if pad else (sums, maps)
         cases += _cases(f"norm_sums_pad{pad}", norm.gradient_sums_kernel, of_sums, **given)
         cases += _cases(f"norm_backward_pad{pad}", norm.backward_kernel, of_maps, **backward)
+    whole = batch_norm_act_whole
+    for pad in (0, 2):
+        given = {**affine, "ACTIVATION": 1, "PAD": pad}
+        backward = {f"NEEDS_{name}": True for name in ("X", "WEIGHT", "BIAS")} | {"OF_BATCH": True, **given}
+        configs = whole.PADDED_CONFIGS if pad else whole.CONFIGS
+        cases += _cases(f"norm_whole_pad{pad}", whole.forward_kernel, configs, **given)
+        cases += _cases(f"norm_whole_backward_pad{pad}", whole.backward_kernel, configs, **backward)
     for activation in (0, 2, 3):
         given = {**affine, "ACTIVATION": activation, "PAD": 2}
         forward = {**given, "OF_BATCH": False, "SUM_BLOCK": block, "SHARES": 64}

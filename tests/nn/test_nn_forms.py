@@ -36,10 +36,10 @@ def fresh(tmp_path, monkeypatch):
     require("cpu")
     monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
     monkeypatch.setattr(sparse_form, "_DENSE_BELOW", 0)  # these images are small
-    sparse_form._known.cache_clear()
+    autotune_cache._on_disk.cache_clear()
     autotune_cache._in_use.clear()
     yield
-    sparse_form._known.cache_clear()
+    autotune_cache._on_disk.cache_clear()
     autotune_cache._in_use.clear()
 
 
@@ -206,12 +206,12 @@ def test_the_choice_is_made_once_and_kept(monkeypatch, tmp_path):
     assert torch.equal(copy.deepcopy(layer)(x), output)
     (file,) = (tmp_path / "choices").iterdir()
     assert list(read_choices(file).values()) == [[False, True, False]]
-    sparse_form._known.cache_clear()  # as another process
+    autotune_cache._on_disk.cache_clear()  # as another process
     autotune_cache._in_use.clear()
     assert torch.equal(copy.deepcopy(layer)(x), output)
     assert len(timed) == 4
     file.write_text('{"float64 some other thing": 3}')
-    sparse_form._known.cache_clear()
+    autotune_cache._on_disk.cache_clear()
     autotune_cache._in_use.clear()
     copy.deepcopy(layer)(x)
     assert len(timed) == 7
@@ -315,9 +315,9 @@ def test_training_is_that_of_the_dense_form(choose):
     results = []
     for forms in (FORMS[0], FORMS[7]):
         choose(forms)
-        sparse_form._known.cache_clear()
+        autotune_cache._on_disk.cache_clear()
         autotune_cache._in_use.clear()
-        for file in sparse_form._file("x").parent.glob("*"):
+        for file in autotune_cache.choices_file("x").parent.glob("*"):
             file.unlink()
         layer, x, y = make(padding=1), draw(2, 4, 7, 6), draw(2, 6, 7, 6, seed=9)
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.05, weight_decay=0.1)

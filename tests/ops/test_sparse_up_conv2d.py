@@ -74,6 +74,14 @@ def test_matches_the_reference(case, backend):
         check(case, backend, dtype)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"triton-{case}")
+def test_products_match_the_reference(case, monkeypatch):
+    """Small images as well by the matrix products that large ones take."""
+    require("triton")
+    monkeypatch.setattr("oes_fast.kernels.sparse_up_conv2d.PRODUCT_PIXELS", 0)
+    check(case, "triton", torch.float32)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drawn_shapes_and_masks(backend):
     require(backend)

@@ -63,7 +63,7 @@ def test_resuming_keeps_the_choices_whatever_is_measured_now(monkeypatch, proble
     assert metadata_of(path)["choices"] == autotune_cache.choices_in_use()
 
     # Another process, with other choices on its disk and nothing but the other one to measure.
-    conv_algorithm._known.cache_clear()
+    autotune_cache._on_disk.cache_clear()
     autotune_cache._in_use.clear()
     monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "elsewhere"))
     others = iter(range(1000, 0, -1)) if dense else iter(range(1000))

@@ -17,7 +17,7 @@ def spec(share, kind="direct", stride=1):
     """A convolution of 6 outputs and 4 inputs that keeps a share of its weights."""
     from oes_fast import _C
 
-    side = 3 if kind == "up" else 1 if kind == "pointwise" else 5
+    side = 3 if kind == "upsample" else 1 if kind == "pointwise" else 5
     made = _C.ConvSpec()
     made.kind = getattr(_C.ConvKind, kind.upper())
     made.outputs, made.kernel_rows, made.kernel_columns = 6, side, side
@@ -49,18 +49,18 @@ def test_the_faster_form_is_kept(monkeypatch, tmp_path):
     assert choose(spec(0.5))
     (file,) = (tmp_path / "choices").iterdir()
     assert list(read_choices(file).values()) == [True]
-    conv_algorithm._known.cache_clear()  # as another process
+    autotune_cache._on_disk.cache_clear()  # as another process
     autotune_cache._in_use.clear()
     monkeypatch.setattr(conv_algorithm, "_time", None)
     assert choose(spec(0.5))
     file.write_text("not JSON")
-    conv_algorithm._known.cache_clear()
+    autotune_cache._on_disk.cache_clear()
     autotune_cache._in_use.clear()
     monkeypatch.setattr(conv_algorithm, "_time", lambda *args: 2.0 if args[4] else 1.0)
     assert not choose(spec(0.5))
 
 
-@pytest.mark.parametrize("kind", ["direct", "pointwise", "up"])
+@pytest.mark.parametrize("kind", ["direct", "pointwise", "upsample"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_both_are_timed(kind, stride):
     require("cpu")

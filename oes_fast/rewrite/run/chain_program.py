@@ -38,7 +38,7 @@ class Program:
         for number, link in enumerate(chain.links):
             spec = self._conv_spec(link, before, source.dtype, fixed=fixed and number == 0)
             behind_one = number > 0 and len(chain.links[number - 1].norms) == 1
-            few = spec.outputs <= extension.MOST_OF_HEAD
+            few = spec.outputs <= extension.MOST_HEAD_OUTPUTS
             if spec.kind == extension.ConvKind.POINTWISE and behind_one and few and not link.norms:
                 spec.kind = extension.ConvKind.HEAD
             self.kernels.add_conv(spec)
@@ -152,7 +152,7 @@ class Program:
         extension = _extension()
         kind, spec = extension.ConvKind, extension.ConvSpec()
         pointwise = conv.kernel == (1, 1) and conv.stride == (1, 1) and link.pad is None and link.box is None
-        spec.kind = kind.UP if up else kind.POINTWISE if pointwise and not fixed else kind.DIRECT
+        spec.kind = kind.UPSAMPLE if up else kind.POINTWISE if pointwise and not fixed else kind.DIRECT
         if link.pad is not None:
             assert isinstance(link.pad.stage, ir.Pad)
             spec.padding = getattr(extension.Padding, link.pad.stage.mode.upper())

@@ -1,0 +1,183 @@
+#include "cpu/chain/bindings.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "cpu/chain/chain.h"
+
+namespace py = pybind11;
+
+namespace oes::chain {
+namespace {
+
+// The elements of an array, which is what a tensor on the CPU gives by numpy(); refused unless they are `numel`, or at
+// least so many, of type T, one behind the other.
+template <typename T>
+T* elements(const std::string& name, const py::array& array, int64_t numel, bool written, bool at_least = false) {
+  if (!py::isinstance<py::array_t<T>>(array)) {
+    throw py::type_error(
+        name + ": expected " + std::string(py::str(py::dtype::of<T>())) + ", got " + std::string(py::str(array.dtype())));
+  }
+  if ((array.flags() & py::array::c_style) == 0) {
+    throw py::value_error(name + ": expected contiguous elements");
+  }
+  if (at_least ? array.size() < numel : array.size() != numel) {
+    throw py::value_error(
+        name + ": expected " + (at_least ? "at least " : "") + std::to_string(numel) + " elements, got " +
+        std::to_string(array.size()));
+  }
+  if (written && !array.writeable()) {
+    throw py::value_error(name + ": expected memory that may be written to");
+  }
+  return static_cast<T*>(const_cast<void*>(array.data())); // NOLINT: const where it is not written
+}
+
+template <typename T>
+T* elements(const std::string& name, const std::optional<py::array>& array, int64_t numel, bool written) {
+  return array.has_value() ? elements<T>(name, *array, numel, written) : nullptr;
+}
+
+using Running = std::vector<std::optional<py::array>>;
+
+template <typename T>
+std::vector<T*> running_statistics(const Running& running, const Indices& sizes) {
+  if (!running.empty() && running.size() != 2 * sizes.size()) {
+    throw py::value_error(
+        "running: expected none, or " + std::to_string(2 * sizes.size()) + " arrays, got " +
+        std::to_string(running.size()));
+  }
+  std::vector<T*> pointers;
+  for (size_t i = 0; i < running.size(); ++i) {
+    const bool there = running[i].has_value();
+    if (there != running[i ^ 1].has_value()) {
+      throw py::value_error("running: expected mean and variance of a norm together");
+    }
+    pointers.push_back(there ? elements<T>("running", *running[i], sizes[i / 2], true, true) : nullptr);
+  }
+  return pointers;
+}
+
+template <typename T>
+double forward(
+    Chain<T>& self, const py::array& weights, const py::array& source, const py::array& out, const Running& running,
+    const std::optional<py::array>& target) {
+  if (!self.finished()) {
+    throw py::value_error("chain: expected to be finished");
+  }
+  if (target.has_value() && self.ends_in_norm()) {
+    throw py::value_error("target: expected none where the image comes from a norm");
+  }
+  const T* w = elements<T>("weights", weights, self.weights_size(), false);
+  const T* x = elements<T>("source", source, self.source_size(), false);
+  T* y = elements<T>("out", out, self.output_size(), true);
+  const std::vector<T*> statistics = running_statistics<T>(running, self.statistics_sizes());
+  const T* t = elements<T>("target", target, self.output_size(), false);
+  const py::gil_scoped_release release;
+  return self.forward(w, x, y, statistics, t);
+}
+
+template <typename T>
+void backward(
+    Chain<T>& self, const py::array& weights, const py::array& source, const std::optional<py::array>& grad,
+    const py::array& grad_weights, const std::optional<py::array>& grad_source) {
+  if (!self.finished()) {
+    throw py::value_error("chain: expected to be finished");
+  }
+  const T* w = elements<T>("weights", weights, self.weights_size(), false);
+  const T* x = elements<T>("source", source, self.source_size(), false);
+  const T* g = elements<T>("grad", grad, self.output_size(), false);
+  T* gw = elements<T>("grad_weights", grad_weights, self.weights_size(), true);
+  T* gx = elements<T>("grad_source", grad_source, self.source_size(), true);
+  if (g == nullptr && !self.has_loss()) {
+    throw py::value_error("grad: expected one, since the last forward had no target");
+  }
+  const py::gil_scoped_release release;
+  self.backward(w, x, g, gw, gx);
+}
+
+template <typename T>
+void bind(py::module_& module, const char* name) {
+  using C = Chain<T>;
+  py::class_<C>(
+      module, name, "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain_program.py.")
+      .def(
+          py::init<int64_t, int64_t, int64_t, bool, int64_t>(), py::arg("channels"), py::arg("rows"),
+          py::arg("columns"), py::arg("fixed"), py::arg("weights"))
+      .def("add_conv", &C::add_conv)
+      .def("add_norm", &C::add_norm)
+      .def("finish", &C::finish, py::arg("act"), py::arg("slope"))
+      .def_property_readonly("shape", &C::shape, "Channels, rows and columns of the result.")
+      .def_property_readonly("source_size", &C::source_size, "Elements of the source.")
+      .def_property_readonly(
+          "by_rows", py::overload_cast<>(&C::by_rows, py::const_),
+          "Whether a fixed source is taken as [rows, planes, columns], not [planes, rows, columns] with SLACK behind.")
+      .def(
+          "forward", &forward<T>, py::arg("weights"), py::arg("source"), py::arg("out"), py::arg("running"),
+          py::arg("target"),
+          "From weights and source writes the output, and [mean, variance] of every norm, None for none; returns the "
+          "mean squared error to the target, or 0 for None.")
+      .def(
+          "backward", &backward<T>, py::arg("weights"), py::arg("source"), py::arg("grad"), py::arg("grad_weights"),
+          py::arg("grad_source"),
+          "Adds to grad_weights, writes grad_source unless it is None. grad None: of the error to the target.");
+}
+
+} // namespace
+
+void bind_python(py::module_& module) {
+  py::enum_<ConvKind>(module, "ConvKind")
+      .value("DIRECT", ConvKind::kDirect)
+      .value("POINTWISE", ConvKind::kPointwise)
+      .value("UPSAMPLE", ConvKind::kUpsample)
+      .value("HEAD", ConvKind::kHead);
+  py::enum_<Padding>(module, "Padding")
+      .value("ZEROS", Padding::kZeros)
+      .value("REFLECT", Padding::kReflect)
+      .value("REPLICATE", Padding::kReplicate)
+      .value("CIRCULAR", Padding::kCircular);
+  py::enum_<Act>(module, "Act")
+      .value("LEAKY_RELU", Act::kLeaky)
+      .value("ELU", Act::kElu)
+      .value("SILU", Act::kSilu);
+  py::enum_<OutputAct>(module, "OutputAct").value("LEAKY_RELU", OutputAct::kLeaky).value("SIGMOID", OutputAct::kSigmoid);
+  py::class_<ConvSpec>(module, "ConvSpec")
+      .def(py::init<>())
+      .def_readwrite("kind", &ConvSpec::kind)
+      .def_readwrite("padding", &ConvSpec::padding)
+      .def_readwrite("border", &ConvSpec::border)
+      .def_readwrite("box", &ConvSpec::box)
+      .def_readwrite("stride", &ConvSpec::stride)
+      .def_readwrite("kernel_rows", &ConvSpec::kernel_rows)
+      .def_readwrite("kernel_columns", &ConvSpec::kernel_columns)
+      .def_readwrite("outputs", &ConvSpec::outputs)
+      .def_readwrite("taps", &ConvSpec::taps)
+      .def_readwrite("weights", &ConvSpec::weights)
+      .def_readwrite("first_weight", &ConvSpec::first_weight)
+      .def_readwrite("dense", &ConvSpec::dense)
+      .def_readwrite("scale", &ConvSpec::scale)
+      .def_readwrite("bias", &ConvSpec::bias)
+      .def_readwrite("constant_taps", &ConvSpec::constant_taps);
+  py::class_<NormSpec>(module, "NormSpec")
+      .def(py::init<>())
+      .def_readwrite("gamma", &NormSpec::gamma)
+      .def_readwrite("beta", &NormSpec::beta)
+      .def_readwrite("eps", &NormSpec::eps)
+      .def_readwrite("momentum", &NormSpec::momentum)
+      .def_readwrite("copies", &NormSpec::copies)
+      .def_readwrite("tracks", &NormSpec::tracks)
+      .def_readwrite("places", &NormSpec::places)
+      .def_readwrite("tracked", &NormSpec::tracked)
+      .def_readwrite("tracked_places", &NormSpec::tracked_places)
+      .def_readwrite("act", &NormSpec::act)
+      .def_readwrite("slope", &NormSpec::slope)
+      .def_readwrite("constants", &NormSpec::constants);
+  module.attr("SLACK") = conv::winograd::kSlack;
+  module.attr("MOST_HEAD_OUTPUTS") = norm::kMostHeadOutputs; // outputs
+  bind<float>(module, "ChainFloat");
+  bind<double>(module, "ChainDouble");
+}
+
+} // namespace oes::chain

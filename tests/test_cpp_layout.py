@@ -1,0 +1,100 @@
+"""The order of the C++ files: folders as floors, includes downwards only, one rule for the files of a family."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+CSRC = REPO / "csrc"
+FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp"))
+# From the top to the bottom; those of one floor do not know each other.
+FLOORS = (("module",), ("chain",), ("conv",), ("norm", "mask"), ("core",), ("common",))
+HEIGHT = {name: height for height, floor in enumerate(reversed(FLOORS)) for name in floor}
+
+
+def floor_of(path: str) -> str:
+    """Name of the floor of a file, given from csrc: "conv" of "cpu/conv/winograd/tiles.h"."""
+    parts = path.split("/")
+    if parts[0] == "common":
+        return "common"
+    return "module" if parts[1] == "module.cpp" else parts[1]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(CSRC).as_posix()
+
+
+def includes(path: Path) -> list[str]:
+    """What a file includes of csrc, by directive or as loops for each instruction set."""
+    return re.findall(r'^#(?:include|define OES_ISA_FILE) "([^"]+)"', path.read_text(), re.MULTILINE)
+
+
+def allowed(source: str, target: str) -> bool:
+    """Whether a file may include another, both given from csrc."""
+    above, below = floor_of(source), floor_of(target)
+    return above == below or HEIGHT[above] > HEIGHT[below]
+
+
+def test_includes_go_downwards():
+    found = [(name_of(path), target) for path in FILES for target in includes(path)]
+    assert [f"{source} includes {target}" for source, target in found if not allowed(source, target)] == []
+    assert ("cpu/conv/conv_input.h", "cpu/norm/prologue.h") in found  # the pattern sees them
+
+
+def test_the_rule_forbids_something():
+    assert not allowed("cpu/norm/batch_norm_act.h", "cpu/conv/conv_input.h")
+    assert not allowed("cpu/norm/batch_norm_act.h", "cpu/mask/relaxed_mask.h")
+    assert not allowed("common/tap_offsets.h", "cpu/core/simd.h")
+    assert not allowed("cpu/conv/winograd/tiles.h", "cpu/chain/chain.h")
+    assert allowed("cpu/module.cpp", "cpu/chain/bindings.h")
+    assert allowed("cpu/chain/chain.h", "common/chain_specs.h")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_keep_the_rules(path: Path):
+    name, text = name_of(path), path.read_text()
+    floor = floor_of(name)
+    for target in includes(path):
+        assert (CSRC / target).is_file(), f"{target}: expected a path from csrc"
+        if path.name.endswith("_isa.h") or f'OES_ISA_FILE "{target}"' in text:
+            continue
+        assert not target.endswith("_isa.h"), f"{target} is to be compiled once for each instruction set"
+    # Namespace = folder; core and common, which all others stand on, are oes itself.
+    namespaces = set(re.findall(r"^namespace (oes[\w:]*) \{", text, re.MULTILINE))
+    folder = "::".join(name.split("/")[1:-1]) if name.startswith("cpu/") else ""
+    expected = "oes" if floor in ("core", "common", "module") else f"oes::{folder}"
+    if path.name.endswith("_isa.h") or path.name == "isa_variants.h":  # included inside a family's namespace
+        assert namespaces == set()
+    else:
+        assert namespaces <= {expected, "oes::emulated"}, f"expected {expected}"
+        assert namespaces
+    assert ("STABLE_TORCH_LIBRARY_IMPL" in text) == path.name.endswith("_op.cpp")
+    if floor == "common":
+        assert "torch" not in re.sub(r"//.*", "", text)
+
+
+def reached(path: Path) -> set[str]:
+    """Files of csrc that a file includes, or a file that it includes."""
+    found: set[str] = set()
+    todo = includes(path)
+    while todo:
+        target = todo.pop()
+        if target not in found:
+            found.add(target)
+            todo += includes(CSRC / target)
+    return found
+
+
+def test_a_header_is_shared_or_declares_what_its_source_defines():
+    """What one source alone includes belongs into it."""
+    compiled = [reached(path) for path in FILES if path.suffix == ".cpp"]
+    headers = [path for path in FILES if path.suffix == ".h" and not path.name.endswith("_isa.h")]
+    lone = [
+        name_of(path)
+        for path in headers
+        if not path.with_suffix(".cpp").exists() and sum(name_of(path) in files for files in compiled) < 2
+    ]
+    assert lone == []
