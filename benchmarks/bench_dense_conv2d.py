@@ -61,7 +61,7 @@ def test_dense_conv2d(
     spec.taps = torch.nonzero(keep).flatten().tolist()
     spec.weights = list(range(int(keep.sum())))
     convolution = LoneConvolution(
-        extension, torch.float32, spec, (inputs, side, side), dense=form == "dense", fixed=False
+        extension, torch.float32, spec, (inputs, side, side), dense=form == "dense", constant_input=False
     )
     convolution.forward()
     run = convolution.forward if part == "forward" else convolution.backward

@@ -18,22 +18,22 @@ from torch import Tensor
 from oes_fast.errors import OESWarning
 from oes_fast.ops import _library
 from oes_fast.ops._clock import Clock
-from oes_fast.pipelines.loop import Run
+from oes_fast.pipelines.loop import RunState
 
 WARM_UP = 3  # steps before a recording: libraries choose and allocate what they need in all but the last
 
 
-class Recordable(Run, Protocol):
+class Recordable(RunState, Protocol):
     """A run whose step can be recorded."""
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
-        """:meth:`Run.evaluate` but for what it adds up over the steps."""
+        """:meth:`RunState.evaluate` but for what it adds up over the steps."""
 
     def accumulate(self, output: Tensor) -> None:
         """Add up what is added up over the steps."""
 
     def update(self, step: int | Clock) -> None:
-        """See :class:`Run`."""
+        """See :class:`RunState`."""
 
     def clock(self) -> Clock:
         """A clock with the run's learning rate."""
@@ -155,7 +155,7 @@ class GraphedRun:
         return self._forward is not None
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
-        """See :class:`Run`; the output lies in memory that the next step writes again."""
+        """See :class:`RunState`; the output lies in memory that the next step writes again."""
         if not final and not self._tried:
             self._tried = True
             self._record(step)
@@ -167,11 +167,11 @@ class GraphedRun:
         return output
 
     def objective(self) -> Tensor:
-        """See :class:`Run`; a copy, since the next step writes its memory again."""
+        """See :class:`RunState`; a copy, since the next step writes its memory again."""
         return self._run.objective().clone()
 
     def update(self, step: int) -> None:
-        """See :class:`Run`."""
+        """See :class:`RunState`."""
         if self._update is None:
             self._run.update(step)
             return
@@ -214,7 +214,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def graphed(run: Recordable, backend: str, device: torch.device) -> Run:
+def graphed(run: Recordable, backend: str, device: torch.device) -> RunState:
     """``run`` with its steps recorded where the backend and the device have recordings, else as it is."""
     if backend != "triton" or device.type != "cuda":
         return run

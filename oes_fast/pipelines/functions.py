@@ -18,7 +18,7 @@ from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_output
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import candidates
-from oes_fast.rewrite.run.torch_ops import Head
+from oes_fast.rewrite.run.context import FusedLoss
 
 
 class GeneratorFunction(Protocol):
@@ -188,10 +188,12 @@ class RewrittenFunction:
 
     def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
         """(image, mean squared error to ``target``), which the last layer takes along where it can."""
-        head = Head(target)
-        output = self._module.evaluate(weights, self._z, self.buffers, update_stats=update_stats, head=head)
+        fused_loss = FusedLoss(target)
+        output = self._module.evaluate(
+            weights, self._z, self.buffers, update_stats=update_stats, fused_loss=fused_loss
+        )
         check_output(output, target)
-        return output, F.mse_loss(output, target) if head.loss is None else head.loss
+        return output, F.mse_loss(output, target) if fused_loss.loss is None else fused_loss.loss
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the dense network with these weights and the statistics collected."""

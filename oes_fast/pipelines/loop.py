@@ -21,7 +21,7 @@ from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 
 
-class Run(Protocol):
+class RunState(Protocol):
     """What one step of a pipeline consists of."""
 
     phase: str
@@ -69,7 +69,7 @@ class StepInfo:
     step: int
     steps: int
     output: Tensor
-    _run: Run
+    _run: RunState
     _clean: Tensor | None
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class Finished:
 
 
 def run_steps(
-    run: Run,
+    run: RunState,
     *,
     steps: int,
     record_every: int,
@@ -214,7 +214,7 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
             )
 
 
-def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None:
+def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) -> None:
     try:
         checkpoint.save(step, {**run.state(), "history": history.rows})
     except Exception as error:  # a full disk, say, is no reason to lose what is computed
@@ -223,7 +223,7 @@ def _save(checkpoint: Checkpoint, step: int, run: Run, history: History) -> None
 
 
 def _record(
-    history: History, step: int, run: Run, output: Tensor, clean: Tensor | None, *, final: bool
+    history: History, step: int, run: RunState, output: Tensor, clean: Tensor | None, *, final: bool
 ) -> bool:
     """Add a record; whether the run is no longer finite at its end and fell back to the last record."""
     nan = float("nan")

@@ -22,7 +22,7 @@ _ROUNDS = 4
 
 
 def dense_is_faster(
-    extension: Any, dtype: torch.dtype, spec: Any, image: tuple[int, int, int], *, fixed: bool
+    extension: Any, dtype: torch.dtype, spec: Any, image: tuple[int, int, int], *, constant_input: bool
 ) -> bool:
     """Which form of a convolution to take.
 
@@ -31,18 +31,19 @@ def dense_is_faster(
         dtype: of the weights.
         spec: the convolution, some of its weights dropped.
         image: channels, rows and columns that it reads.
-        fixed: whether the image is given as the first convolution of a chain reads it.
+        constant_input: whether the image is given as the first convolution of a chain reads it.
     """
-    places = image[0] * spec.outputs * spec.kernel_rows * spec.kernel_columns
-    share = len(spec.weights) / places
+    weights = image[0] * spec.outputs * spec.kernel_rows * spec.kernel_columns
+    share = len(spec.weights) / weights
     if not SPARSE_BELOW <= share < DENSE_FROM:
         return share >= DENSE_FROM
     shape = (spec.kind.name.lower(), spec.kernel_rows, spec.kernel_columns, spec.stride, spec.outputs, *image)
-    key = f"{dtype} {' '.join(map(str, shape))} {'fixed' if fixed else 'free'} {round(20 * share) / 20:.2f}"
+    source = "fixed" if constant_input else "free"
+    key = f"{dtype} {' '.join(map(str, shape))} {source} {round(20 * share) / 20:.2f}"
     capability = extension.capability()
 
     def dense_takes_less() -> bool:
-        dense, sparse = (_time(extension, dtype, spec, image, form, fixed) for form in (True, False))
+        dense, sparse = (_time(extension, dtype, spec, image, form, constant_input) for form in (True, False))
         return dense < sparse
 
     return bool(
@@ -59,8 +60,8 @@ class LoneConvolution:
         spec: the convolution.
         image: channels, rows and columns that it reads.
         dense: the form.
-        fixed: whether the image is given as the first convolution of a chain reads it; it has no gradient
-            then.
+        constant_input: whether the image is given as the first convolution of a chain reads it; it has no
+            gradient then.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class LoneConvolution:
         image: tuple[int, int, int],
         *,
         dense: bool,
-        fixed: bool,
+        constant_input: bool,
     ) -> None:
         lone = extension.ConvSpec()
         for name in ("kind", "padding", "border", "box", "stride", "kernel_rows", "kernel_columns"):
@@ -81,7 +82,7 @@ class LoneConvolution:
         lone.bias = [-1] * spec.outputs
         lone.dense = dense
         chain_type = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[dtype]
-        self._chain = chain_type(*image, fixed, len(lone.weights))
+        self._chain = chain_type(*image, constant_input, len(lone.weights))
         self._chain.add_conv(lone)
         self._chain.finish(extension.OutputAct.LEAKY_RELU, 1.0)
         weights, source, output = (
@@ -89,7 +90,7 @@ class LoneConvolution:
             for size in (len(lone.weights), self._chain.source_size, math.prod(self._chain.shape))
         )
         self._forward: tuple[Any, ...] = (weights, source, output, [], None)
-        grad_source = None if fixed else source.copy()
+        grad_source = None if constant_input else source.copy()
         self._backward = (weights, source, output, weights.copy(), grad_source)
 
     def forward(self) -> None:
@@ -102,10 +103,15 @@ class LoneConvolution:
 
 
 def _time(
-    extension: Any, dtype: torch.dtype, spec: Any, image: tuple[int, int, int], dense: bool, fixed: bool
+    extension: Any,
+    dtype: torch.dtype,
+    spec: Any,
+    image: tuple[int, int, int],
+    dense: bool,
+    constant_input: bool,
 ) -> float:
     """Seconds of a convolution there and back, the least of some rounds."""
-    convolution = LoneConvolution(extension, dtype, spec, image, dense=dense, fixed=fixed)
+    convolution = LoneConvolution(extension, dtype, spec, image, dense=dense, constant_input=constant_input)
 
     def step() -> None:
         convolution.forward()

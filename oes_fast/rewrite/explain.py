@@ -44,18 +44,18 @@ def _row(
     node: ir.Node, plan: Plan, layout: FlatLayout, before: dict[str, int], mask: Tensor | None
 ) -> tuple[str, ...]:
     stage = node.stage
-    alive = plan.alive[id(node)]
+    alive = plan.alive[node]
     conv = stage.conv if isinstance(stage, ir.UpConv) else stage
     dense_in = node.inputs[0].shape[1] if node.inputs and len(node.inputs[0].shape) == 4 else 0
-    live_in = len(plan.alive[id(node.inputs[0])].vary) if node.inputs else 0
+    live_in = len(plan.alive[node.inputs[0]].varying) if node.inputs else 0
     dense_out = node.shape[1] if len(node.shape) == 4 else 0
-    cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.vary)}/{dense_out}"]
+    cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.varying)}/{dense_out}"]
     if not isinstance(conv, ir.Conv):
         return (*cells, "", "", "", "", _kernel(node, plan))
-    source = plan.alive[id(node.inputs[0])]
-    nonzero = plan.weights.nonzeros(conv.weight, alive.vary, source.vary + conv.first)
-    block = len(alive.vary) * live_in * conv.kernel[0] * conv.kernel[1]
-    after = _macs(node, live_in, len(alive.vary))
+    source = plan.alive[node.inputs[0]]
+    nonzero = plan.weights.nonzeros(conv.weight, alive.varying, source.varying + conv.first)
+    block = len(alive.varying) * live_in * conv.kernel[0] * conv.kernel[1]
+    after = _macs(node, live_in, len(alive.varying))
     density = nonzero / block if block else 0.0
     # A split convolution's dense count stands in the row of its first part.
     dense = str(before.pop(conv.weight)) if conv.weight in before else ""
@@ -107,18 +107,18 @@ def _operation(stage: ir.Stage) -> str:
 
 def _kernel(node: ir.Node, plan: Plan) -> str:
     """What runs the stage, and why."""
-    if id(node) in plan.fixed:
+    if node in plan.input_only:
         return "once: depends on the fixed input alone"
-    if not len(plan.alive[id(node)].vary) and len(node.shape) == 4:
+    if not len(plan.alive[node].varying) and len(node.shape) == 4:
         return "none: no channel is alive"
-    if id(node) in plan.chained:
+    if node in plan.chained:
         return "C++ chain"
     stage = node.stage
-    if id(node) in plan.kernel_names:
-        return plan.kernel_names[id(node)]
+    if node in plan.kernel_names:
+        return plan.kernel_names[node]
     if isinstance(stage, ir.UpConv):
         return "torch conv_transpose2d: dense over live channels"
-    if id(node) in plan.sparse:
+    if node in plan.sparse:
         return f"C++ sparse_conv2d: density up to {100 * MOST_KEPT:.0f} %"
     if isinstance(stage, ir.Conv):
         return "torch conv2d: dense over live channels"

@@ -282,18 +282,18 @@ class Graph:
 
     def sweep(self) -> None:
         """Drop nodes that nothing reads."""
-        needed: set[int] = set()
+        needed: set[Node] = set()
         for node in reversed(self.nodes):
-            if node is self.output or id(node) in needed:
-                needed.add(id(node))
-                needed.update(id(i) for i in node.inputs)
-        self.nodes = [node for node in self.nodes if id(node) in needed]
+            if node is self.output or node in needed:
+                needed.add(node)
+                needed.update(i for i in node.inputs)
+        self.nodes = [node for node in self.nodes if node in needed]
 
     def copy(self) -> Graph:
         """Nodes of their own with the same stages."""
-        copies: dict[int, Node] = {}
+        copies: dict[Node, Node] = {}
         for node in self.nodes:
-            copies[id(node)] = replace(node, inputs=[copies[id(i)] for i in node.inputs])
+            copies[node] = replace(node, inputs=[copies[i] for i in node.inputs])
         return Graph(list(copies.values()))
 
     def __iter__(self) -> Iterator[Node]:

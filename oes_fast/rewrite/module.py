@@ -18,7 +18,7 @@ from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite.explain import table
-from oes_fast.rewrite.ir import Graph
+from oes_fast.rewrite.ir import Graph, Node
 from oes_fast.rewrite.named_weights import NamedWeights
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.rules import (
@@ -28,7 +28,7 @@ from oes_fast.rewrite.rules import (
     pool_before_conv,
     split_concat,
 )
-from oes_fast.rewrite.run.torch_ops import Head, Value
+from oes_fast.rewrite.run.context import FusedLoss, Value
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
 from oes_fast.rewrite.verify import verify
@@ -70,7 +70,7 @@ class SparseGenerator(nn.Module):
         self.__dict__["_net"] = copy_network(net)
         self._kernels = kernels
         self._plans: dict[tuple[object, ...], Plan] = {}
-        self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[int, Value]] | None = None
+        self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[Node, Value]] | None = None
         self._last_channels: int | None = None
         self._buffer_names: dict[str, str] = {}
         for name, buffer in net.named_buffers():
@@ -111,7 +111,7 @@ class SparseGenerator(nn.Module):
         buffers: dict[str, Tensor],
         *,
         update_stats: bool,
-        head: Head | None = None,
+        fused_loss: FusedLoss | None = None,
     ) -> Tensor:
         """:meth:`forward` with other weights and running statistics.
 
@@ -120,7 +120,7 @@ class SparseGenerator(nn.Module):
             z: input [N, C, H, W].
             buffers: of the dense network by name, updated in place if ``update_stats``.
             update_stats: update them.
-            head: a loss that the last layer may take along.
+            fused_loss: a loss that the last layer may take along.
 
         Raises:
             InputError: a tensor does not fit.
@@ -129,7 +129,9 @@ class SparseGenerator(nn.Module):
         check_tensor("weights", weights, shape=self.weights.shape, like=z)
         self._check_buffers(buffers)
         plan = self.plan(z)
-        return plan.run(weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, head=head)
+        return plan.run(
+            weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, fused_loss=fused_loss
+        )
 
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
@@ -280,7 +282,7 @@ class SparseGenerator(nn.Module):
         """How many weights are kept."""
         return f"{self.weights.numel()} of {self._layout.numel} weights"
 
-    def _prepare(self, plan: Plan, z: Tensor) -> dict[int, Value]:
+    def _prepare(self, plan: Plan, z: Tensor) -> dict[Node, Value]:
         """What depends on the input alone, kept while the same unchanged tensor comes again.
 
         Changes that PyTorch does not count, through ``z.data`` or memory shared with NumPy, are not seen.

@@ -25,7 +25,7 @@ from oes_fast.copies import copy_network
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
 from oes_fast.rewrite import ir
-from oes_fast.rewrite.run.torch_ops import Head, Value, activate
+from oes_fast.rewrite.run.context import FusedLoss, Value, activate
 from oes_fast.rewrite.verify_problem import (
     DrawsNumbersError,
     Watch,
@@ -214,9 +214,11 @@ class _Comparison:
         z = self._z.to(dtype)
         buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
         target = target_image(twin.plan(z).graph.output.shape, z)
-        head = Head(target) if fused else None
-        output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
-        loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
+        fused_loss = FusedLoss(target) if fused else None
+        output = twin.evaluate(leaf, z, buffers, update_stats=True, fused_loss=fused_loss)
+        loss = (
+            F.mse_loss(output, target) if fused_loss is None or fused_loss.loss is None else fused_loss.loss
+        )
         (grad,) = gradients(loss, [leaf])
         after = {name: buffer.clone() for name, buffer in buffers.items()}
         with torch.no_grad():
@@ -327,11 +329,11 @@ class _Comparison:
             if found or node.name not in expected:
                 return
             theirs = expected.pop(node.name)
-            vary = plan.alive[id(node)].vary
-            ours = value.x if value.offset is None else value.x + value.offset.view(-1, 1, 1)
-            if tuple(theirs.shape) != node.shape or ours.shape[1:2] != vary.shape:
+            varying = plan.alive[node].varying
+            ours = value.x if value.shift is None else value.x + value.shift.view(-1, 1, 1)
+            if tuple(theirs.shape) != node.shape or ours.shape[1:2] != varying.shape:
                 return  # a rule has moved it past another layer
-            theirs = theirs[:, vary.to(theirs.device)]
+            theirs = theirs[:, varying.to(theirs.device)]
             act = getattr(node.stage, "act", None)
             if act is not None:
                 theirs = activate(theirs, act)
@@ -361,8 +363,8 @@ def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[
         norm = node.stage
         if not isinstance(norm, ir.Norm) or not norm.tracks:
             continue
-        alive = plan.alive[id(node)]
-        channels = torch.cat([alive.vary, alive.tracked]) + norm.first
+        alive = plan.alive[node]
+        channels = torch.cat([alive.varying, alive.tracked]) + norm.first
         for name in (norm.mean, norm.var):
             if name is not None:
                 at = channels.to(theirs.buffers[name].device)

@@ -34,7 +34,7 @@ class CompactWeights:
         self._numel = 0
         self._cuts: list[list[tuple[int, int, int] | tuple[int, Tensor]]] = []
         self._split = _Pieces(layout.shapes)
-        self._places: dict[str, Tensor] | None = None
+        self._index: dict[str, Tensor] | None = None
 
     @property
     def kept_numel(self) -> int:
@@ -45,7 +45,7 @@ class CompactWeights:
         """Ask for a block: the given channels of the leading dimensions of a parameter, all of the others.
 
         Returns:
-            Its place in the list that :meth:`blocks` gives.
+            Its number in the list that :meth:`blocks` gives.
         """
         shape = self._shapes[name]
         size = (*(len(c) for c in channels), *shape[len(channels) :])
@@ -56,10 +56,10 @@ class CompactWeights:
         """Ask for the kept weights alone of such a block, in order, as a vector; there must be a mask."""
         kept = self.kept(name, *channels)
         assert kept is not None
-        place = self.request(name, *channels)
-        self._requests[place] = (name, channels, (int(kept.sum()),))
-        self._values.add(place)
-        return place
+        number = self.request(name, *channels)
+        self._requests[number] = (name, channels, (int(kept.sum()),))
+        self._values.add(number)
+        return number
 
     def kept(self, name: str, *channels: Tensor) -> Tensor | None:
         """The mask of such a block, bool; None where there is no mask."""
@@ -71,16 +71,16 @@ class CompactWeights:
             return torch.Size([*(len(c) for c in channels), *self._shapes[name][len(channels) :]]).numel()
         return int(_cut(self._masks[name], channels).sum())
 
-    def places(self, name: str, *channels: Tensor) -> Tensor:
-        """Where the weights of such a block lie in the flat vector, int64; -1 for those the mask drops."""
-        if self._places is None:
+    def index(self, name: str, *channels: Tensor) -> Tensor:
+        """Index of the weights of such a block into the flat vector, int64; -1 for those the mask drops."""
+        if self._index is None:
             mask = (
                 torch.ones(self._layout.numel, dtype=torch.bool, device="cpu")
                 if self._mask is None
                 else self._mask
             )
-            self._places = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
-        return _cut(self._places[name], channels)
+            self._index = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
+        return _cut(self._index[name], channels)
 
     def finish(self, device: torch.device) -> None:
         """Fix the blocks asked for; to be called once, before :meth:`blocks`."""
@@ -89,11 +89,11 @@ class CompactWeights:
             return
         offsets = dict(zip(self._layout.names, _offsets(self._layout.sizes), strict=True))
         pieces = []
-        for place, (name, channels, _) in enumerate(self._requests):
+        for number, (name, channels, _) in enumerate(self._requests):
             numbers = torch.arange(self._shapes[name].numel(), device="cpu").view(self._shapes[name])
             piece = _cut(numbers, channels)
             kept_here = self.kept(name, *channels)
-            if place in self._values and kept_here is not None:
+            if number in self._values and kept_here is not None:
                 piece = piece[kept_here]
             pieces.append(piece.flatten() + offsets[name])
         dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device="cpu")

@@ -15,7 +15,7 @@ import oes_fast as oes
 import oes_fast.rewrite.run.chain_program
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.run.chain_find import find_chains
-from oes_fast.rewrite.run.torch_ops import Head
+from oes_fast.rewrite.run.context import FusedLoss
 
 pytestmark = pytest.mark.cpu_kernel
 
@@ -176,13 +176,13 @@ def test_bias_of_a_constant_channel_among_others():
 def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     require("cpu")
     seen = set()
-    laid_out = oes_fast.rewrite.run.chain_program.Program.laid_out
+    laid_out = oes_fast.rewrite.run.chain_program.NativeChain.laid_out
 
     def record(program, planes):
         seen.add(program.kernels.by_rows)
         return laid_out(program, planes)
 
-    monkeypatch.setattr(oes_fast.rewrite.run.chain_program.Program, "laid_out", record)
+    monkeypatch.setattr(oes_fast.rewrite.run.chain_program.NativeChain, "laid_out", record)
     check(CASES[0], torch.float64)
     check(CASES[-3], torch.float32)  # dense and wide: Winograd's way
     assert seen == {True, False}
@@ -225,10 +225,10 @@ def test_the_published_network_is_one_chain():
     require("cpu")
     _, fast, z = networks(({}, (64, 64), 0.8), torch.float32)
     plan = fast.plan(z)
-    (chain,) = find_chains(plan.graph, plan.alive, plan.fixed)
+    (chain,) = find_chains(plan.graph, plan.alive, plan.input_only)
     assert chain.end is plan.graph.output
-    outside = [node for node in plan.graph.nodes if id(node) not in plan.chained]
-    assert all(id(node) in plan.fixed for node in outside)
+    outside = [node for node in plan.graph.nodes if node not in plan.chained]
+    assert all(node in plan.input_only for node in outside)
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
@@ -239,13 +239,18 @@ def test_loss_inside_the_chain(outputs, sigmoid):
     plain, fast, z = networks((options, (56, 44), 0.8), torch.float64)
     generator = torch.Generator().manual_seed(3)
     target = torch.rand(plain(z).shape, generator=generator, dtype=torch.float64)
-    head = Head(target)
-    image = fast.evaluate(fast.weights, z, dict(fast.dense_buffers()), update_stats=False, head=head)
+    fused_loss = FusedLoss(target)
+    image = fast.evaluate(
+        fast.weights, z, dict(fast.dense_buffers()), update_stats=False, fused_loss=fused_loss
+    )
     loss = ((plain(z) - target) ** 2).mean()
     torch.testing.assert_close(image, plain(z), rtol=0, atol=1e-11)
-    torch.testing.assert_close(head.loss, loss, rtol=1e-11, atol=0)
+    torch.testing.assert_close(fused_loss.loss, loss, rtol=1e-11, atol=0)
     torch.testing.assert_close(
-        *(torch.autograd.grad(each, net.weights)[0] for each, net in ((head.loss, fast), (loss, plain))),
+        *(
+            torch.autograd.grad(each, net.weights)[0]
+            for each, net in ((fused_loss.loss, fast), (loss, plain))
+        ),
         rtol=0,
         atol=1e-11,
     )
@@ -329,8 +334,8 @@ def test_constant_channels_reach_the_output():
     plain, fast = (oes.sparsify(net, mask, backend=backend).train() for backend in ("torch", "cpu"))
     agree(differentiate(fast, z), differentiate(plain, z), 1e-12)
     plan = fast.plan(z)
-    assert len(plan.alive[id(plan.graph.output.inputs[0].inputs[0])].const) >= 3
-    assert id(plan.graph.output) in plan.chained
+    assert len(plan.alive[plan.graph.output.inputs[0].inputs[0]].constant) >= 3
+    assert plan.graph.output in plan.chained
 
 
 def test_no_second_derivative():

@@ -29,10 +29,10 @@ def spec(share, kind="direct", stride=1):
     return made
 
 
-def choose(made, fixed=False, image=(4, 40, 44)):
+def choose(made, constant_input=False, image=(4, 40, 44)):
     from oes_fast import _C
 
-    return conv_algorithm.dense_is_faster(_C, torch.float32, made, image, fixed=fixed)
+    return conv_algorithm.dense_is_faster(_C, torch.float32, made, image, constant_input=constant_input)
 
 
 def test_clear_cases_are_not_timed(monkeypatch, tmp_path):

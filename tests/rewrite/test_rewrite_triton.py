@@ -14,7 +14,7 @@ from networks import masks, networks
 
 import oes_fast as oes
 from oes_fast.rewrite import sparsify
-from oes_fast.rewrite.run.torch_ops import Head
+from oes_fast.rewrite.run.context import FusedLoss
 
 pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")]
 
@@ -44,11 +44,11 @@ def compare(net, mask, z, tolerance):
     found = []
     for backend in ("triton", "torch"):
         module = sparsify(copy.deepcopy(net).train(), mask, backend=backend)
-        head = Head(target)
+        fused_loss = FusedLoss(target)
         output = module.evaluate(
-            module.weights, z, dict(module.dense_buffers()), update_stats=True, head=head
+            module.weights, z, dict(module.dense_buffers()), update_stats=True, fused_loss=fused_loss
         )
-        loss = ((output - target) ** 2).mean() if head.loss is None else head.loss
+        loss = ((output - target) ** 2).mean() if fused_loss.loss is None else fused_loss.loss
         (grad,) = torch.autograd.grad(loss, module.weights, allow_unused=True)
         grad = torch.zeros_like(module.weights) if grad is None else grad
         module.eval()

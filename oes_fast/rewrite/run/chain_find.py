@@ -20,11 +20,11 @@ _OUTPUTS = ("identity", "relu", "leaky_relu", "sigmoid")
 
 
 @dataclass
-class Link:
+class ConvBlock:
     """A convolution with what belongs to it.
 
     Attributes:
-        nodes: of the graph, in order; the last one's result is the link's.
+        nodes: of the graph, in order; the last one's result is the block's.
         pad, box: before the convolution, or None.
         conv: node of the convolution.
         norms: nodes of one or two batch norms, the first with an activation perhaps.
@@ -41,60 +41,60 @@ class Link:
 
 @dataclass
 class Chain:
-    """Links, each reading the result of the one before it.
+    """Blocks, each reading the result of the one before it.
 
     Attributes:
-        source: node that the first link reads.
-        links: one or more.
+        source: node that the first block reads.
+        blocks: one or more.
     """
 
     source: ir.Node
-    links: list[Link]
+    blocks: list[ConvBlock]
 
     @property
     def end(self) -> ir.Node:
         """Node whose result is the chain's."""
-        return self.links[-1].nodes[-1]
+        return self.blocks[-1].nodes[-1]
 
     @property
     def nodes(self) -> list[ir.Node]:
         """All nodes it runs."""
-        return [node for link in self.links for node in link.nodes]
+        return [node for block in self.blocks for node in block.nodes]
 
 
-def find_chains(graph: ir.Graph, alive: dict[int, Alive], fixed: set[int]) -> list[Chain]:
+def find_chains(graph: ir.Graph, alive: dict[ir.Node, Alive], input_only: set[ir.Node]) -> list[Chain]:
     """The chains of a graph, the longest there are, none overlapping.
 
     Args:
         graph: rewritten.
-        alive: channels by id of the node.
-        fixed: ids of the nodes that depend on the input alone.
+        alive: channels by node.
+        input_only: nodes that depend on the input alone.
     """
-    taken: set[int] = set(fixed)
+    taken: set[ir.Node] = set(input_only)
     chains = []
     for node in graph.nodes:
-        if id(node) in taken or not node.inputs:
+        if node in taken or not node.inputs:
             continue
         source = node.inputs[0]
-        if len(alive[id(source)].const):
+        if len(alive[source].constant):
             continue
-        links: list[Link] = []
+        blocks: list[ConvBlock] = []
         first: ir.Node | None = node
-        while first is not None and id(first) not in taken:
-            link = _link(graph, alive, first)
-            if link is None:
+        while first is not None and first not in taken:
+            block = _block(graph, alive, first)
+            if block is None:
                 break
-            links.append(link)
-            first = graph.sole_user(link.nodes[-1]) if link.norms else None
-        if links:
-            chains.append(Chain(source, links))
-            taken.update(id(n) for n in chains[-1].nodes)
+            blocks.append(block)
+            first = graph.sole_user(block.nodes[-1]) if block.norms else None
+        if blocks:
+            chains.append(Chain(source, blocks))
+            taken.update(n for n in chains[-1].nodes)
     return chains
 
 
-def _link(graph: ir.Graph, alive: dict[int, Alive], node: ir.Node) -> Link | None:
-    """The link whose first node is ``node``, or None where there is none."""
-    source = alive[id(node.inputs[0])]
+def _block(graph: ir.Graph, alive: dict[ir.Node, Alive], node: ir.Node) -> ConvBlock | None:
+    """The block whose first node is ``node``, or None where there is none."""
+    source = alive[node.inputs[0]]
     nodes: list[ir.Node] = []
     pad = box = None
     reader: ir.Node | None = node
@@ -109,29 +109,31 @@ def _link(graph: ir.Graph, alive: dict[int, Alive], node: ir.Node) -> Link | Non
     if reader is None or not _convolves(reader, pad, box) or reader.shape[0] != 1:
         return None
     for between in nodes:
-        if not _same(alive[id(between)], source):
+        if not _same(alive[between], source):
             return None
-    channels = alive[id(reader)].vary
-    if len(channels) == 0 or len(source.vary) == 0:
+    channels = alive[reader].varying
+    if len(channels) == 0 or len(source.varying) == 0:
         return None
-    link = Link([*nodes, reader], pad, box, reader)
+    block = ConvBlock([*nodes, reader], pad, box, reader)
     following = graph.sole_user(reader)
     while (
-        following is not None and len(link.norms) < 2 and _normalises(following, alive, channels, link.norms)
+        following is not None
+        and len(block.norms) < 2
+        and _normalises(following, alive, channels, block.norms)
     ):
-        link.norms.append(following)
-        link.nodes.append(following)
+        block.norms.append(following)
+        block.nodes.append(following)
         following = graph.sole_user(following)
-    if link.norms:
-        return link
-    if len(alive[id(reader)].const):
+    if block.norms:
+        return block
+    if len(alive[reader].constant):
         return None
     if following is not None and isinstance(following.stage, ir.Act) and following.stage.kind in _OUTPUTS:
-        if not _same(alive[id(following)], alive[id(reader)]):
+        if not _same(alive[following], alive[reader]):
             return None
-        link.act = following
-        link.nodes.append(following)
-    return link
+        block.act = following
+        block.nodes.append(following)
+    return block
 
 
 def _convolves(node: ir.Node, pad: ir.Node | None, box: ir.Node | None) -> bool:
@@ -147,7 +149,7 @@ def _convolves(node: ir.Node, pad: ir.Node | None, box: ir.Node | None) -> bool:
     return stage.stride in ((1, 1), (2, 2))
 
 
-def _normalises(node: ir.Node, alive: dict[int, Alive], channels: Tensor, before: list[ir.Node]) -> bool:
+def _normalises(node: ir.Node, alive: dict[ir.Node, Alive], channels: Tensor, before: list[ir.Node]) -> bool:
     norm = node.stage
     if (
         len(before) == 2
@@ -160,8 +162,8 @@ def _normalises(node: ir.Node, alive: dict[int, Alive], channels: Tensor, before
     if kind not in (_ACTIVATIONS if not before else (None, "identity")):
         return False
     n, _, h, w = node.shape
-    return n * h * w > 1 and torch.equal(alive[id(node)].vary, channels)
+    return n * h * w > 1 and torch.equal(alive[node].varying, channels)
 
 
 def _same(one: Alive, other: Alive) -> bool:
-    return torch.equal(one.vary, other.vary) and torch.equal(one.const, other.const)
+    return torch.equal(one.varying, other.varying) and torch.equal(one.constant, other.constant)

@@ -12,17 +12,23 @@ from torch import Tensor
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.conv_algorithm import dense_is_faster
 from oes_fast.rewrite.liveness import Alive
-from oes_fast.rewrite.run.chain_find import Chain, Link
+from oes_fast.rewrite.run.chain_find import Chain, ConvBlock
 from oes_fast.rewrite.weights import CompactWeights
 
 
-class Program:
+class NativeChain:
     """The C++ object of a chain for one dtype, and which evaluation its buffers hold."""
 
     NONE = 0  # number of no evaluation
 
     def __init__(
-        self, chain: Chain, alive: dict[int, Alive], weights: CompactWeights, source: Tensor, *, fixed: bool
+        self,
+        chain: Chain,
+        alive: dict[ir.Node, Alive],
+        weights: CompactWeights,
+        source: Tensor,
+        *,
+        constant_input: bool,
     ) -> None:
         extension = _extension()
         cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[source.dtype]
@@ -33,21 +39,21 @@ class Program:
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self._evaluations = self._held = 0
-        self.kernels = cls(channels, height, width, fixed, weights.kept_numel)
-        before = alive[id(chain.source)]
-        for number, link in enumerate(chain.links):
-            spec = self._conv_spec(link, before, source.dtype, fixed=fixed and number == 0)
-            behind_one = number > 0 and len(chain.links[number - 1].norms) == 1
+        self.kernels = cls(channels, height, width, constant_input, weights.kept_numel)
+        before = alive[chain.source]
+        for number, block in enumerate(chain.blocks):
+            spec = self._conv_spec(block, before, source.dtype, constant_input=constant_input and number == 0)
+            behind_one = number > 0 and len(chain.blocks[number - 1].norms) == 1
             few = spec.outputs <= extension.MOST_HEAD_OUTPUTS
-            if spec.kind == extension.ConvKind.POINTWISE and behind_one and few and not link.norms:
+            if spec.kind == extension.ConvKind.POINTWISE and behind_one and few and not block.norms:
                 spec.kind = extension.ConvKind.HEAD
             self.kernels.add_conv(spec)
-            incoming = alive[id(link.conv)].const
-            for node in link.norms:
+            incoming = alive[block.conv].constant
+            for node in block.norms:
                 self.kernels.add_norm(self._norm_spec(node, incoming))
-                incoming = alive[id(node)].const
-            before = alive[id(link.nodes[-1])]
-        act = chain.links[-1].act
+                incoming = alive[node].constant
+            before = alive[block.nodes[-1]]
+        act = chain.blocks[-1].act
         stage = ir.Act("identity") if act is None else act.stage
         assert isinstance(stage, ir.Act)
         if stage.kind == "sigmoid":
@@ -67,7 +73,7 @@ class Program:
 
         Args:
             weights: kept weights, flat.
-            source: as the first convolution reads it where it is fixed, else the image.
+            source: as the first convolution reads it where that is constant, else the image.
             running: mean and variance of every norm, updated; None where they stay as they are.
             target: [1, C, H, W], or None.
 
@@ -118,7 +124,7 @@ class Program:
         return grad_weights, grad_source
 
     def laid_out(self, planes: Tensor) -> Tensor:
-        """A fixed source [C * phases, H', W'] as the first convolution takes it."""
+        """A constant source [C * phases, H', W'] as the first convolution takes it."""
         if self.kernels.by_rows:  # [H', C * phases, W']: a strip of rows is one piece of memory
             return planes.transpose(0, 1).contiguous()
         # What is read behind the last plane is not used, but has to be there.
@@ -142,49 +148,52 @@ class Program:
         )
         return output, loss
 
-    def _conv_spec(self, link: Link, source: Alive, dtype: torch.dtype, *, fixed: bool) -> Any:
-        conv = link.conv.stage
+    def _conv_spec(self, block: ConvBlock, source: Alive, dtype: torch.dtype, *, constant_input: bool) -> Any:
+        conv = block.conv.stage
         up = isinstance(conv, ir.UpConv)
         if isinstance(conv, ir.UpConv):
             conv = conv.conv
         assert isinstance(conv, ir.Conv)
-        outputs = self._alive[id(link.conv)]
+        outputs = self._alive[block.conv]
         extension = _extension()
         kind, spec = extension.ConvKind, extension.ConvSpec()
-        pointwise = conv.kernel == (1, 1) and conv.stride == (1, 1) and link.pad is None and link.box is None
-        spec.kind = kind.UPSAMPLE if up else kind.POINTWISE if pointwise and not fixed else kind.DIRECT
-        if link.pad is not None:
-            assert isinstance(link.pad.stage, ir.Pad)
-            spec.padding = getattr(extension.Padding, link.pad.stage.mode.upper())
-            spec.border = list(link.pad.stage.amount)
-        spec.box = link.box is not None
+        pointwise = (
+            conv.kernel == (1, 1) and conv.stride == (1, 1) and block.pad is None and block.box is None
+        )
+        pointwise = pointwise and not constant_input
+        spec.kind = kind.UPSAMPLE if up else kind.POINTWISE if pointwise else kind.DIRECT
+        if block.pad is not None:
+            assert isinstance(block.pad.stage, ir.Pad)
+            spec.padding = getattr(extension.Padding, block.pad.stage.mode.upper())
+            spec.border = list(block.pad.stage.amount)
+        spec.box = block.box is not None
         spec.stride = conv.stride[0]
         spec.kernel_rows, spec.kernel_columns = conv.kernel
-        spec.outputs = len(outputs.vary)
+        spec.outputs = len(outputs.varying)
         spec.scale = conv.scale
-        places = self._weights.places(conv.weight, outputs.vary, source.vary + conv.first)
-        first = int(places.flatten()[0])
+        index = self._weights.index(conv.weight, outputs.varying, source.varying + conv.first)
+        first = int(index.flatten()[0])
         if first >= 0 and torch.equal(
-            places.flatten(), torch.arange(first, first + places.numel(), device="cpu")
+            index.flatten(), torch.arange(first, first + index.numel(), device="cpu")
         ):
             spec.first_weight = first
             spec.dense = True
         else:
-            spec.taps = torch.nonzero(places >= 0).flatten().tolist()
-            spec.weights = places[places >= 0].tolist()
-            rows, columns = link.nodes[0].inputs[0].shape[2:]
-            image = len(source.vary), rows, columns
-            spec.dense = dense_is_faster(extension, dtype, spec, image, fixed=fixed)
-        all_outputs = torch.cat([outputs.vary, outputs.const])
+            spec.taps = torch.nonzero(index >= 0).flatten().tolist()
+            spec.weights = index[index >= 0].tolist()
+            rows, columns = block.nodes[0].inputs[0].shape[2:]
+            image = len(source.varying), rows, columns
+            spec.dense = dense_is_faster(extension, dtype, spec, image, constant_input=constant_input)
+        all_outputs = torch.cat([outputs.varying, outputs.constant])
         bias = torch.full_like(all_outputs, -1)
         if conv.bias is not None:
-            bias = self._weights.places(conv.bias, all_outputs)
+            bias = self._weights.index(conv.bias, all_outputs)
         spec.bias = bias.tolist()
-        places = self._weights.places(conv.weight, all_outputs, source.const + conv.first)
+        index = self._weights.index(conv.weight, all_outputs, source.constant + conv.first)
         spec.constant_taps = [
             number
-            for o, c, u, v in torch.nonzero(places >= 0).tolist()
-            for number in (o, int(places[o, c, u, v]), c)
+            for o, c, u, v in torch.nonzero(index >= 0).tolist()
+            for number in (o, int(index[o, c, u, v]), c)
         ]
         return spec
 
@@ -192,25 +201,25 @@ class Program:
         """Of a norm whose constant input channels are ``incoming``."""
         norm = node.stage
         assert isinstance(norm, ir.Norm)
-        alive = self._alive[id(node)]
+        alive = self._alive[node]
         spec = _extension().NormSpec()
-        none = [-1] * len(alive.vary)
-        vary = alive.vary + norm.first
-        spec.gamma = none if norm.weight is None else self._weights.places(norm.weight, vary).tolist()
-        spec.beta = none if norm.bias is None else self._weights.places(norm.bias, vary).tolist()
+        none = [-1] * len(alive.varying)
+        varying = alive.varying + norm.first
+        spec.gamma = none if norm.weight is None else self._weights.index(norm.weight, varying).tolist()
+        spec.beta = none if norm.bias is None else self._weights.index(norm.bias, varying).tolist()
         spec.eps = norm.eps
         spec.copies = norm.copies
         spec.tracks = norm.tracks
         spec.momentum = 0.0 if norm.momentum is None else norm.momentum
-        spec.places = vary.tolist()
+        spec.places = varying.tolist()
         order = {channel: number for number, channel in enumerate(incoming.tolist())}
         spec.tracked = [order.get(channel, -1) for channel in alive.tracked.tolist()]
         spec.tracked_places = (alive.tracked + norm.first).tolist()
         if norm.act is not None:
             spec.act, spec.slope = _activation(norm.act)
-        if len(alive.const):
+        if len(alive.constant):
             assert norm.bias is not None
-            spec.constants = self._weights.places(norm.bias, alive.const + norm.first).tolist()
+            spec.constants = self._weights.index(norm.bias, alive.constant + norm.first).tolist()
         return spec
 
 

@@ -13,7 +13,7 @@ from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.weights import CompactWeights
 
 
-class NormRun:
+class NormFunction:
     """A batch norm bound to its channels.
 
     Args:
@@ -33,31 +33,37 @@ class NormRun:
         device: torch.device,
     ) -> None:
         self._norm = norm
-        vary, const, tracked = (index + norm.first for index in (alive.vary, alive.const, alive.tracked))
-        self._vary, self._const, self._tracked = vary.to(device), const.to(device), tracked.to(device)
-        self._gamma = None if norm.weight is None else weights.request(norm.weight, vary)
-        self._beta = None if norm.bias is None else weights.request(norm.bias, vary)
-        self._const_gamma = None if norm.weight is None else weights.request(norm.weight, const)
-        self._const_beta = None if norm.bias is None else weights.request(norm.bias, const)
-        # Places of constant and tracked channels among the input's constants; -1 for an input of zero.
-        self._const_from = _places(source.const, alive.const, device)
-        self._tracked_from = _places(source.const, alive.tracked, device)
+        varying, constant, tracked = (
+            index + norm.first for index in (alive.varying, alive.constant, alive.tracked)
+        )
+        self._varying, self._constant, self._tracked = (
+            varying.to(device),
+            constant.to(device),
+            tracked.to(device),
+        )
+        self._gamma = None if norm.weight is None else weights.request(norm.weight, varying)
+        self._beta = None if norm.bias is None else weights.request(norm.bias, varying)
+        self._constant_gamma = None if norm.weight is None else weights.request(norm.weight, constant)
+        self._constant_beta = None if norm.bias is None else weights.request(norm.bias, constant)
+        # Index of constant and tracked channels among the input's constants; -1 for an input of zero.
+        self._constant_from = _index_among(source.constant, alive.constant, device)
+        self._tracked_from = _index_among(source.constant, alive.tracked, device)
 
     def __call__(
         self,
         x: Tensor,
-        offset: Tensor | None,
+        shift: Tensor | None,
         constants: Tensor | None,
         blocks: list[Tensor],
         buffers: Mapping[str, Tensor],
         update_stats: bool,
         counted: list[str],
     ) -> tuple[Tensor, Tensor | None]:
-        """(normalised channels [N, vary, H, W], constants [const] or None).
+        """(normalised channels [N, varying, H, W], constants [constant] or None).
 
         Args:
             x: varying channels of the input.
-            offset: [vary], what the convolution before it left out: training subtracts it with the mean.
+            shift: [varying], what the convolution before it left out: training subtracts it with the mean.
             constants: of the input.
             blocks: weights.
             buffers: running statistics by name.
@@ -74,7 +80,7 @@ class NormRun:
                 mean, var = self._running(buffers)
                 before = var.clone()
                 x = self._batch_norm(x, mean, var, gamma, beta, momentum)
-                self._store(buffers, mean, var, before, x, offset, momentum)
+                self._store(buffers, mean, var, before, x, shift, momentum)
             else:
                 x = self._batch_norm(x, None, None, gamma, beta, 0.0)
             return x, self._constants_in_training(x, blocks)
@@ -96,31 +102,33 @@ class NormRun:
         return F.batch_norm(x, mean, var, gamma, beta, True, momentum, self._norm.eps)
 
     def _constants_in_training(self, x: Tensor, blocks: list[Tensor]) -> Tensor | None:
-        if len(self._const) == 0:
+        if len(self._constant) == 0:
             return None
-        return x.new_zeros(len(self._const)) if self._const_beta is None else blocks[self._const_beta]
+        return (
+            x.new_zeros(len(self._constant)) if self._constant_beta is None else blocks[self._constant_beta]
+        )
 
     def _normalised_constants(
         self, constants: Tensor | None, blocks: list[Tensor], buffers: Mapping[str, Tensor]
     ) -> Tensor | None:
-        if len(self._const) == 0:
+        if len(self._constant) == 0:
             return None
         norm = self._norm
         assert norm.mean is not None
         assert norm.var is not None
-        mean, var = buffers[norm.mean][self._const], buffers[norm.var][self._const]
-        k = (_spread(constants, self._const_from, mean) - mean) * torch.rsqrt(var + norm.eps)
-        if self._const_gamma is not None:
-            k = k * blocks[self._const_gamma]
-        return k if self._const_beta is None else k + blocks[self._const_beta]
+        mean, var = buffers[norm.mean][self._constant], buffers[norm.var][self._constant]
+        k = (_spread(constants, self._constant_from, mean) - mean) * torch.rsqrt(var + norm.eps)
+        if self._constant_gamma is not None:
+            k = k * blocks[self._constant_gamma]
+        return k if self._constant_beta is None else k + blocks[self._constant_beta]
 
     def _running(self, buffers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Copies of the running statistics of the varying channels."""
         assert self._norm.mean is not None
         assert self._norm.var is not None
         return (
-            buffers[self._norm.mean].index_select(0, self._vary),
-            buffers[self._norm.var].index_select(0, self._vary),
+            buffers[self._norm.mean].index_select(0, self._varying),
+            buffers[self._norm.var].index_select(0, self._varying),
         )
 
     def _momentum(self, buffers: Mapping[str, Tensor], counted: list[str]) -> float:
@@ -142,7 +150,7 @@ class NormRun:
         var: Tensor,
         before: Tensor,
         x: Tensor,
-        offset: Tensor | None,
+        shift: Tensor | None,
         momentum: float,
     ) -> None:
         """Write the statistics back as the dense network would have them.
@@ -153,15 +161,15 @@ class NormRun:
         assert norm.mean is not None
         assert norm.var is not None
         with torch.no_grad():
-            if offset is not None:
-                mean = mean + momentum * offset.detach()
+            if shift is not None:
+                mean = mean + momentum * shift.detach()
             if norm.copies > 1 and x.shape[1]:
                 seen = x.numel() // x.shape[1]
                 pixels = seen * norm.copies
                 ratio = pixels / (pixels - 1) * (seen - 1) / seen
                 var = var * ratio + before * ((1 - momentum) * (1 - ratio))
-            buffers[norm.mean].index_copy_(0, self._vary, mean)
-            buffers[norm.var].index_copy_(0, self._vary, var)
+            buffers[norm.mean].index_copy_(0, self._varying, mean)
+            buffers[norm.var].index_copy_(0, self._varying, var)
 
     def _track_constants(
         self, constants: Tensor | None, buffers: Mapping[str, Tensor], momentum: float
@@ -187,7 +195,7 @@ def count_batches(counted: list[str], buffers: Mapping[str, Tensor]) -> None:
             counted.remove(name)
 
 
-def _places(have: Tensor, wanted: Tensor, device: torch.device) -> Tensor:
+def _index_among(have: Tensor, wanted: Tensor, device: torch.device) -> Tensor:
     """Index of each wanted channel among ``have``, -1 where it is not there."""
     if len(have) == 0:
         return torch.full_like(wanted, -1).to(device)
@@ -195,8 +203,8 @@ def _places(have: Tensor, wanted: Tensor, device: torch.device) -> Tensor:
     return torch.where(have[at] == wanted, at, -1).to(device)
 
 
-def _spread(constants: Tensor | None, places: Tensor, like: Tensor) -> Tensor:
-    """The constants at ``places``, zero where a place is -1."""
+def _spread(constants: Tensor | None, index: Tensor, like: Tensor) -> Tensor:
+    """The constants at ``index``, zero where it is -1."""
     if constants is None:
-        return like.new_zeros(len(places))
-    return torch.cat([constants, constants.new_zeros(1)])[places]
+        return like.new_zeros(len(index))
+    return torch.cat([constants, constants.new_zeros(1)])[index]

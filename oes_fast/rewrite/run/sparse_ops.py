@@ -33,21 +33,21 @@ def sparse_pattern(
 
 
 def sparse_convolve(
-    pattern: SparsePattern, stride: int, *, fixed: bool, backend: str = BACKEND
+    pattern: SparsePattern, stride: int, *, constant_input: bool, backend: str = BACKEND
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """A function of padded image, kept weights and bias.
 
     Args:
         pattern: which weights are kept.
         stride: 1 or 2.
-        fixed: the image is the same tensor in every call: its phases are split once.
+        constant_input: the image is the same tensor in every call: its phases are split once.
         backend: whose kernels to take.
     """
     split: list[tuple[Tensor, PhaseSplit]] = []
 
     def convolve(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         source: Tensor | PhaseSplit = x
-        if fixed and stride == 2 and not x.requires_grad and not x.is_inference():
+        if constant_input and stride == 2 and not x.requires_grad and not x.is_inference():
             if not split or split[0][0] is not x:
                 split[:] = [(x, phase_split(x, backend=backend))]
             source = split[0][1]

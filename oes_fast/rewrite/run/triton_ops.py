@@ -20,17 +20,10 @@ from oes_fast.ops.running_stats import LayerStats
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.ops.sparse_up_conv2d import sparse_up_conv2d
 from oes_fast.rewrite import ir
-from oes_fast.rewrite.run.norm_ops import NormRun
+from oes_fast.rewrite.run.context import Context, StageFunction, Value, activate, index_among, select
+from oes_fast.rewrite.run.norm_ops import NormFunction
 from oes_fast.rewrite.run.sparse_ops import sparse_convolve, sparse_pattern
-from oes_fast.rewrite.run.torch_ops import (
-    Builder,
-    Context,
-    Run,
-    Value,
-    activate,
-    positions,
-    select,
-)
+from oes_fast.rewrite.run.torch_ops import Builder
 
 BACKEND = "triton"
 # Share of kept weights among live channels up to which the sparse kernels are taken: where, by the loads a
@@ -52,30 +45,30 @@ class TritonBuilder(Builder):
     """:class:`Builder` with kernels where there are some.
 
     Attributes:
-        kernel_names: what runs a stage and why, by id of its node, where that is a kernel.
+        kernel_names: what runs a stage and why, by node, where that is a kernel.
     """
 
-    def build(self, node: ir.Node) -> Run:
+    def build(self, node: ir.Node) -> StageFunction:
         """The function that runs ``node``."""
         build = _BUILDERS.get(type(node.stage))
         run = None if build is None else build(self, node)
         if run is not None and type(node.stage) in _NAMES:
-            self.kernel_names[id(node)] = _NAMES[type(node.stage)]
+            self.kernel_names[node] = _NAMES[type(node.stage)]
         if self._is_head(node) or (run is not None and isinstance(node.stage, ir.Pad)):
-            self.kernel_names[id(node)] = "none: a stage beside it does it"
+            self.kernel_names[node] = "none: a stage beside it does it"
         return super().build(node) if run is None else run
 
     @functools.cached_property
-    def kernel_names(self) -> dict[int, str]:
+    def kernel_names(self) -> dict[ir.Node, str]:
         """See the class."""
         return {}
 
     # ---- convolutions
 
     def _pattern(self, node: ir.Node) -> SparsePattern | None:
-        if id(node) not in self._patterns:
-            self._patterns[id(node)] = self._new_pattern(node)
-        return self._patterns[id(node)]
+        if node not in self._patterns:
+            self._patterns[node] = self._new_pattern(node)
+        return self._patterns[node]
 
     def _new_pattern(self, node: ir.Node) -> SparsePattern | None:
         stage = node.stage
@@ -84,8 +77,8 @@ class TritonBuilder(Builder):
             return None
         if isinstance(stage, ir.UpConv) and not self._is_published_up_conv(node):
             return None
-        inputs = self._alive[id(node.inputs[0])].vary + conv.first
-        kept = self._weights.kept(conv.weight, self._alive[id(node)].vary, inputs)
+        inputs = self._alive[node.inputs[0]].varying + conv.first
+        kept = self._weights.kept(conv.weight, self._alive[node].varying, inputs)
         return sparse_pattern(conv, kept, most_kept=MOST_KEPT)
 
     def _is_published_up_conv(self, node: ir.Node) -> bool:
@@ -100,18 +93,18 @@ class TritonBuilder(Builder):
             and self._graph.sole_user(source) is node
         )
 
-    def _sparse_conv(self, node: ir.Node) -> Run | None:
+    def _sparse_conv(self, node: ir.Node) -> StageFunction | None:
         conv, pattern = node.stage, self._pattern(node)
         assert isinstance(conv, ir.Conv)
         if self._is_head(node):  # the stage after it does all
             return lambda context, values: values[0]
         if pattern is None:
             return None
-        fixed = id(node.inputs[0]) in self._fixed
-        convolve = sparse_convolve(pattern, conv.stride[0], fixed=fixed, backend=BACKEND)
+        constant_input = node.inputs[0] in self._input_only
+        convolve = sparse_convolve(pattern, conv.stride[0], constant_input=constant_input, backend=BACKEND)
         return self._convolution(node, conv, convolve)
 
-    def _sparse_up_conv(self, node: ir.Node) -> Run | None:
+    def _sparse_up_conv(self, node: ir.Node) -> StageFunction | None:
         up, pattern = node.stage, self._pattern(node)
         assert isinstance(up, ir.UpConv)
         if pattern is None:
@@ -123,7 +116,7 @@ class TritonBuilder(Builder):
 
         return self._convolution(node, up.conv, convolve)
 
-    def _taken_pad(self, node: ir.Node) -> Run | None:
+    def _taken_pad(self, node: ir.Node) -> StageFunction | None:
         """Padding that a kernel beside it does: the convolution after it, or the batch norm before it."""
         reader = self._graph.sole_user(node)
         of_conv = (
@@ -149,30 +142,30 @@ class TritonBuilder(Builder):
         n, _, rows, columns = node.shape
         norm = node.stage
         assert isinstance(norm, ir.Norm)
-        return _operation(norm) is not None and len(self._alive[id(node)].vary) > 0 and n * rows * columns > 1
+        return _operation(norm) is not None and len(self._alive[node].varying) > 0 and n * rows * columns > 1
 
-    def _fused_norm(self, node: ir.Node) -> Run | None:
+    def _fused_norm(self, node: ir.Node) -> StageFunction | None:
         norm = node.stage
         assert isinstance(norm, ir.Norm)
         operation = _operation(norm)
-        alive, source = self._alive[id(node)], self._alive[id(node.inputs[0])]
+        alive, source = self._alive[node], self._alive[node.inputs[0]]
         if operation is None or not self._is_fused(node):
             return None
         padding = self._padding_of_norm(node)
         pad = padding.stage.amount[0] if padding is not None and isinstance(padding.stage, ir.Pad) else 0
-        run = FusedNormRun(norm, source, alive, self._weights, self._device)
-        take, act = positions(source.vary, alive.vary, self._device), norm.act
+        run = FusedNormFunction(norm, source, alive, self._weights, self._device)
+        index, act = index_among(source.varying, alive.varying, self._device), norm.act
 
         def result(context: Context, values: list[Value]) -> Value:
             (value,) = values
-            x, offset = select(value.x, take, 1), value.offset
-            offset = None if offset is None else select(offset, take, 0)
-            y, const = run.fused(x, offset, value.const, context, operation, pad)
-            return Value(y, const if act is None or const is None else activate(const, act))
+            x, shift = select(value.x, index, 1), value.shift
+            shift = None if shift is None else select(shift, index, 0)
+            y, constant = run.fused(x, shift, value.constant, context, operation, pad)
+            return Value(y, constant if act is None or constant is None else activate(constant, act))
 
         return result
 
-    def _plain_box(self, node: ir.Node) -> Run:
+    def _plain_box(self, node: ir.Node) -> StageFunction:
         box = node.stage
         assert isinstance(box, ir.Box)
         # One pass in either direction, where sums of slices make many.
@@ -196,7 +189,7 @@ class TritonBuilder(Builder):
 
     def _convolution(
         self, node: ir.Node, conv: ir.Conv, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    ) -> Run:
+    ) -> StageFunction:
         if self._averages(node.inputs[0]):
             conv = dataclasses.replace(conv, scale=1.0)
         return super()._convolution(node, conv, convolve)
@@ -213,48 +206,48 @@ class TritonBuilder(Builder):
             and self._graph.sole_user(node) is output
             and output.stage == ir.Act("sigmoid")
             and node.shape[1] <= MOST_OUTPUTS
-            and len(self._alive[id(output)].vary) == output.shape[1]
-            and len(self._alive[id(node)].vary) == node.shape[1]
-            and len(self._alive[id(node.inputs[0])].vary) > 0
+            and len(self._alive[output].varying) == output.shape[1]
+            and len(self._alive[node].varying) == node.shape[1]
+            and len(self._alive[node.inputs[0]].varying) > 0
         )
 
-    def _head(self, node: ir.Node) -> Run | None:
+    def _head(self, node: ir.Node) -> StageFunction | None:
         conv_node = node.inputs[0]
         if node is not self._graph.output or not self._is_head(conv_node):
             return None
         conv = conv_node.stage
         assert isinstance(conv, ir.Conv)
-        inputs, outputs = self._alive[id(conv_node.inputs[0])], self._alive[id(conv_node)]
-        weight = self._weights.request(conv.weight, outputs.vary, inputs.vary + conv.first)
-        offset = self._offset(conv, inputs, outputs.vary)
+        inputs, outputs = self._alive[conv_node.inputs[0]], self._alive[conv_node]
+        weight = self._weights.request(conv.weight, outputs.varying, inputs.varying + conv.first)
+        shift_of = self._shift(conv, inputs, outputs.varying)
 
         def run(context: Context, values: list[Value]) -> Value:
             (value,) = values
             kernel = context.blocks[weight]
             kernel = kernel if conv.scale == 1.0 else kernel * conv.scale
-            bias = None if offset is None else offset(context, value.const)
-            head = context.head
-            if head is None or head.target.shape != node.shape:
+            bias = None if shift_of is None else shift_of(context, value.constant)
+            fused_loss = context.fused_loss
+            if fused_loss is None or fused_loss.target.shape != node.shape:
                 return Value(F.conv2d(value.x, kernel, bias).sigmoid())
-            output, head.loss = output_head(value.x, kernel, bias, head.target, backend=BACKEND)
+            output, fused_loss.loss = output_head(value.x, kernel, bias, fused_loss.target, backend=BACKEND)
             return Value(output)
 
         return run
 
 
-class FusedNormRun(NormRun):
-    """:class:`NormRun` on the kernels."""
+class FusedNormFunction(NormFunction):
+    """:class:`NormFunction` on the kernels."""
 
     def fused(
         self,
         x: Tensor,
-        offset: Tensor | None,
+        shift: Tensor | None,
         constants: Tensor | None,
         context: Context,
         operation: tuple[str, float],
         pad: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """(activated, padded channels [N, vary, H + 2 pad, W + 2 pad], constants before the activation)."""
+        """(activated, padded channels [N, varying, H + 2 pad, W + 2 pad], constants before activation)."""
         norm, blocks, buffers = self._norm, context.blocks, context.buffers
         gamma = None if self._gamma is None else blocks[self._gamma]
         beta = None if self._beta is None else blocks[self._beta]
@@ -266,7 +259,7 @@ class FusedNormRun(NormRun):
         if not norm.of_batch:
             return y, self._normalised_constants(constants, blocks, buffers)
         if context.update_stats and norm.tracks:
-            self._move(x, mean, var, offset, constants, context)
+            self._move(x, mean, var, shift, constants, context)
         return y, self._constants_in_training(x, blocks)
 
     def _move(
@@ -274,7 +267,7 @@ class FusedNormRun(NormRun):
         x: Tensor,
         mean: Tensor,
         var: Tensor,
-        offset: Tensor | None,
+        shift: Tensor | None,
         constants: Tensor | None,
         context: Context,
     ) -> None:
@@ -291,8 +284,8 @@ class FusedNormRun(NormRun):
                 buffers[norm.var],
                 mean,
                 var,
-                self._vary,
-                None if offset is None else offset.detach().contiguous(),
+                self._varying,
+                None if shift is None else shift.detach().contiguous(),
                 momentum,
                 pixels / (pixels - 1),
             )
@@ -312,7 +305,7 @@ _NAMES: dict[type, str] = {
     ir.Norm: "Triton batch_norm_act",
     ir.Act: "Triton output_head, with the convolution before it",
 }
-_BUILDERS: dict[type, Callable[[TritonBuilder, ir.Node], Run | None]] = {
+_BUILDERS: dict[type, Callable[[TritonBuilder, ir.Node], StageFunction | None]] = {
     ir.Conv: TritonBuilder._sparse_conv,
     ir.UpConv: TritonBuilder._sparse_up_conv,
     ir.Norm: TritonBuilder._fused_norm,
