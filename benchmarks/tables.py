@@ -22,7 +22,6 @@ REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", r
 
 Result = dict[str, Any]
 
-STEPS = ("steps-cpu-avx512", "steps-cpu-avx2")
 NAMES = {"published": "published code", "sparseprop": "SparseProp", "auto": "oes_fast", "torch": "torch"}
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
 MEMORY_BOUND = {  # name in the result: what the page calls it
@@ -43,6 +42,12 @@ CONVOLUTIONS = {  # operation and pass in the result: what the page calls it
     ("sparse_up_conv2d", "backward"): "`sparse_up_conv2d`, both gradients",
 }
 FIRST_LAYER = "32to"  # its input needs no gradient
+
+
+def measured(pattern: str) -> list[str]:
+    """Names of the results that match, the newest first."""
+    names = sorted(path.stem for path in RESULTS.glob(f"{pattern}.json"))
+    return sorted(names, key=lambda name: load(name)["date"], reverse=True)
 
 
 def load(name: str) -> Result:
@@ -99,7 +104,7 @@ def steps_of(name: str) -> str:
 
 def steps() -> str:
     """Whole steps, machine by machine."""
-    return "\n".join(steps_of(name) for name in STEPS)
+    return "\n".join(steps_of(name) for name in measured("steps-cpu-*"))
 
 
 def sparseprop() -> str:
@@ -111,7 +116,7 @@ def sparseprop() -> str:
 def gain() -> str:
     """The short table of README.md."""
     rows = []
-    for name in STEPS:
+    for name in measured("steps-cpu-*"):
         result = load(name)
         where = result["environment"]
         faster: dict[str, list[float]] = {"training": [], "search": []}
@@ -142,7 +147,7 @@ def memory() -> str:
 
 def verification() -> str:
     """What the comparison before a run costs."""
-    name = "verification-cpu-avx512"
+    (name, *_) = measured("verification-*")
     result = load(name)
     header = ["run", "size", "threads", "dense step", "binding alone", "binding and comparison"]
     header += ["memory, dense steps", "memory, comparison"]
@@ -164,10 +169,13 @@ def verification() -> str:
 
 def own_loop() -> str:
     """A loop of one's own beside train_sparse."""
-    name = "own-loop-cpu-avx512"
-    result = load(name)
-    rows = [[way, ms(figures)] for way, figures in result["ms"].items()]
-    return f"{caption(name, result)}\n{table(['loop', 'ms a step, minimum (median)'], rows)}"
+    parts = []
+    for name in measured("own-loop-*"):
+        result = load(name)
+        rows = [[way, ms(figures)] for way, figures in result["ms"].items()]
+        text = table(["loop", "ms a step, minimum (median)"], rows)
+        parts.append(f"{caption(name, result)}\n{text}")
+    return "\n".join(parts) or "Not measured yet: `python -m benchmarks.own_loop` does it.\n"
 
 
 def convolutions() -> str:

@@ -180,7 +180,7 @@ class SparseGenerator(nn.Module):
         Every value is a leaf tensor in the memory of ``self.weights`` and with its gradient: shape
         [weights kept of the parameter], in their order within it; without a mask, the parameter's shape. It
         stays the same tensor in every call, moves with the module, and is to take the place of
-        ``parameters()`` in an optimiser, not to stand beside it::
+        ``parameters()`` in an optimiser, not to stand beside it:
 
             weights = fast.named_weights()
             decayed = [w for name, w in weights.items() if name.endswith("weight")]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import REPO
 from small_generator import small_generators
 
@@ -51,3 +52,9 @@ def test_the_training_is_that_of_train_sparse_but_for_rounding(page):
     )
     torch.testing.assert_close(page["restored"], fit.output, rtol=0, atol=1e-3)
     torch.testing.assert_close(page["dense"](page["z"]), fit.output, rtol=0, atol=1e-3)
+
+
+def test_the_groups_hold_all_weights_and_move(page):
+    numbers = sum(tensor.numel() for tensor in (*page["decayed"], *page["others"]))
+    assert numbers == page["mask"].kept
+    assert page["loss"] < F.mse_loss(oes.sparsify(page["net"], page["mask"])(page["z"]), page["noisy"])
