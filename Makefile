@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint sanitize emulate gpu setup clean
+.PHONY: demo test lint docs tables sanitize emulate gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -16,28 +16,37 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # What a pull request has to pass beside the tests; `ruff format .` and `clang-format -i` put most of it right.
-lint: setup
+lint: $(VENV)/.ready
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
+# The API reference, from the docstrings; a warning is an error.
+DOCS ?= build/docs
+docs: setup
+	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) \
+		oes_fast '!oes_fast\.(?!functional$$|models$$)'
+
+# The tables of README.md and docs/, from benchmarks/results/.
+tables: setup
+	$(BIN)/python -m benchmarks.tables
+
 # The tests of the C++ kernels, for builds made for them alone; the usual build follows, whose objects are kept.
-KERNELS := tests/test_chain.py tests/test_chain_checks.py tests/test_winograd_conv2d.py tests/test_sparse_conv2d.py tests/test_sparse_up_conv2d.py tests/test_batch_norm_act.py \
-	tests/test_output_head.py tests/test_masked_adam.py tests/test_running_stats.py tests/test_gumbel_mask.py tests/test_mask_update.py
+KERNELS := -m cpu_kernel -k "not triton"
 REBUILD := $(BIN)/python setup.py -q build_ext --inplace
 
 # With AddressSanitizer and UBSan.
 sanitize: setup
 	OES_SANITIZE=1 $(REBUILD)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" $(KERNELS); \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS); \
 		status=$$?; $(REBUILD) && exit $$status
 
 # What is written for AVX-512, on a processor without it.
 emulate: setup
 	OES_EMULATE_AVX512=1 $(REBUILD)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -k "not triton" tests/test_philox.py $(KERNELS); \
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS); \
 		status=$$?; $(REBUILD) && exit $$status
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bandwidth import report_bandwidth
+from benchmarks.report import report_bandwidth
 from oes_fast.functional import batch_norm_act
 
 SHAPE = (1, 16, 512, 512)

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bench_sparse_conv2d import MATRIX, median_time
-from oes_fast.rewrite.forms import LoneConvolution
+from benchmarks.report import report_rate
+from oes_fast.rewrite.conv_algorithm import LoneConvolution
 
 # Kind, input and output channels, side of the input, kernel, stride.
 LAYERS = (
@@ -61,21 +61,9 @@ def test_dense_conv2d(
     spec.taps = torch.nonzero(keep).flatten().tolist()
     spec.weights = list(range(int(keep.sum())))
     convolution = LoneConvolution(
-        extension, torch.float32, spec, (inputs, side, side), dense=form == "dense", fixed=False
+        extension, torch.float32, spec, (inputs, side, side), dense=form == "dense", constant_input=False
     )
-    matrix = torch.randn(MATRIX, MATRIX, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        convolution.forward()
-        run = convolution.forward if part == "forward" else convolution.backward
-        benchmark.pedantic(run, rounds=20, warmup_rounds=3)
-        ceiling = MATRIX**3 / median_time(lambda: matrix @ matrix)
-    finally:
-        torch.set_num_threads(before)
+    convolution.forward()
+    run = convolution.forward if part == "forward" else convolution.backward
     macs = len(spec.weights) * (side // stride) ** 2 * (1 if part == "forward" else 2)
-    rate = macs / benchmark.stats.stats.median
-    benchmark.extra_info["GMAC/s"] = round(rate / 1e9, 2)
-    benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)
-    benchmark.extra_info["threads"] = threads
-    benchmark.extra_info["precision"] = "float32"  # a CPU has no other
+    report_rate(benchmark, run, macs=macs, threads=threads)

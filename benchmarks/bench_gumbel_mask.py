@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bandwidth import NUMEL, report_bandwidth
+from benchmarks.report import NUMEL, report_bandwidth
 from oes_fast.ops import gumbel_mask
 
 STREAMS = 3  # reads w0 and the logits, writes the masked weights

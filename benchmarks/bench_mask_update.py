@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bandwidth import NUMEL, report_bandwidth
+from benchmarks.report import NUMEL, report_bandwidth
 from oes_fast.ops import mask_update
 
 STREAMS = 8  # reads grad, w0, the logits and both moments, writes the last three

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bandwidth import NUMEL, report_bandwidth
+from benchmarks.report import NUMEL, report_bandwidth
 from oes_fast.functional import masked_adam
 
 STREAMS = 7  # reads the gradient, the weights and both moments, writes the last three

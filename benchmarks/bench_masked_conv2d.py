@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import oes_fast as oes
-from benchmarks.interleave import interleave
+from benchmarks.timer import fixture_time, ratios
 
 # Input and output channels, kernel, side of the image.
 LAYERS = ((128, 128, 3, 64), (128, 128, 3, 128), (64, 64, 5, 64), (16, 16, 3, 16))
@@ -50,17 +50,15 @@ def test_masked_conv2d(
     mask = torch.rand(conv.weight.shape, generator=generator) < share
     layer = oes.MaskedConv2d.from_dense(conv, mask)
     x = torch.randn(1, inputs, side, side, generator=generator, requires_grad=True)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        masked = call(layer, x, part)
-        times = interleave({"dense": call(conv, x, part), "masked": masked}, rounds=ROUNDS)
-        benchmark.pedantic(masked, rounds=3)
-    finally:
-        torch.set_num_threads(before)
-    benchmark.extra_info["masked ms"] = round(times["masked"]["median"], 3)
+    times = fixture_time(
+        benchmark,
+        call(layer, x, part),
+        threads=threads,
+        rivals={"dense": call(conv, x, part)},
+        in_turn=True,
+        rounds=ROUNDS,
+    )
+    benchmark.extra_info["masked ms"] = round(times["ours"]["median"], 3)
     benchmark.extra_info["dense ms"] = round(times["dense"]["median"], 3)
-    for key in ("min", "median"):
-        ratio = times["dense"][key] / times["masked"][key]
-        benchmark.extra_info[f"times faster than dense, {key}"] = round(ratio, 2)
-    benchmark.extra_info["threads"] = threads
+    for key, faster in ratios(times, "dense")["ours"].items():
+        benchmark.extra_info[f"times faster than dense, {key}"] = round(faster, 2)

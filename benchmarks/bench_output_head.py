@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.bandwidth import report_bandwidth
+from benchmarks.report import report_bandwidth
 from oes_fast.functional import output_head
 
 CHANNELS, OUTPUTS, SIDE = 16, 3, 512

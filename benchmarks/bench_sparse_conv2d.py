@@ -8,8 +8,6 @@ pytest benchmarks/bench_sparse_conv2d.py
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import oes_fast as oes
+from benchmarks.report import report_rate
 from oes_fast.functional import SparsePattern, phase_split, sparse_conv2d
 
 # Input and output channels, side of the padded input, stride, kept weights of the 5x5 encoder convolutions.
@@ -32,18 +31,6 @@ LAYERS = (
     (53, 73, 35, 2, 6800),
     (73, 90, 20, 1, 11000),
 )
-MATRIX = 1024
-
-
-def median_time(operation: Callable[[], object], rounds: int = 10) -> float:
-    """Seconds of the median of some calls."""
-    operation()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        operation()
-        times.append(time.perf_counter() - begin)
-    return sorted(times)[rounds // 2]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -82,20 +69,5 @@ def test_sparse_conv2d(
             grad, x, weight, None, [stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [*wanted, False]
         )
 
-    matrix = torch.randn(MATRIX, MATRIX, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        benchmark.pedantic(sparse, rounds=20, warmup_rounds=3)
-        dense_time, ceiling = median_time(dense), MATRIX**3 / median_time(lambda: matrix @ matrix)
-    finally:
-        torch.set_num_threads(before)
-    median = benchmark.stats.stats.median
-    rate = kept * grad.shape[2] * grad.shape[3] / median
-    benchmark.extra_info["GMAC/s"] = round(rate / 1e9, 2)
-    benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)
-    benchmark.extra_info["sgemm GMAC/s"] = round(ceiling / 1e9, 1)
-    benchmark.extra_info["dense ms"] = round(dense_time * 1e3, 3)
-    benchmark.extra_info["times faster than dense"] = round(dense_time / median, 2)
-    benchmark.extra_info["threads"] = threads
-    benchmark.extra_info["precision"] = "float32"  # a CPU has no other
+    macs = kept * grad.shape[2] * grad.shape[3]
+    report_rate(benchmark, sparse, macs=macs, threads=threads, dense=dense)

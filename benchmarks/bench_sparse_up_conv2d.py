@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import oes_fast as oes
-from benchmarks.bench_sparse_conv2d import MATRIX, median_time
+from benchmarks.report import report_rate
 from oes_fast.functional import SparsePattern, sparse_up_conv2d
 
 # Input and output channels, side of the input, kept weights of the decoder's convolutions.
@@ -57,20 +57,5 @@ def test_sparse_up_conv2d(benchmark: Any, layer: tuple[int, int, int, int], part
         y = operation(x)
         return lambda: torch.autograd.grad(y, (x, wanted), grad, retain_graph=True)
 
-    matrix = torch.randn(MATRIX, MATRIX, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        benchmark.pedantic(of(sparse, values), rounds=20, warmup_rounds=3)
-        dense_time = median_time(of(dense, weight))
-        ceiling = MATRIX**3 / median_time(lambda: matrix @ matrix)
-    finally:
-        torch.set_num_threads(before)
-    median = benchmark.stats.stats.median
-    rate = kept * side**2 * (1 if part == "forward" else 2) / median
-    benchmark.extra_info["GMAC/s"] = round(rate / 1e9, 2)
-    benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)
-    benchmark.extra_info["dense ms"] = round(dense_time * 1e3, 3)
-    benchmark.extra_info["times faster than dense"] = round(dense_time / median, 2)
-    benchmark.extra_info["threads"] = threads
-    benchmark.extra_info["precision"] = "float32"  # a CPU has no other
+    macs = kept * side**2 * (1 if part == "forward" else 2)
+    report_rate(benchmark, of(sparse, values), macs=macs, threads=threads, dense=of(dense, weight))

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
-from benchmarks.steps import load_mask
+from benchmarks.report import environment, write_result
 from oes_fast.precision import PRECISIONS
 
 
@@ -38,7 +37,7 @@ def curve(
     net, z = oes.fresh_generator(noisy, seed=seed)
     fit = oes.train_sparse(
         net,
-        load_mask(net, mask),
+        oes.Mask.load(mask, net),
         z,
         noisy,
         steps=steps,

@@ -27,26 +27,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.interleave import environment, write_result
+from benchmarks.report import environment, write_result
 
 REPO = Path(__file__).resolve().parents[1]
 SECONDS = 460.0  # for all parts together
-TEST_FILES = (
-    "test_philox.py",
-    "test_gumbel_mask.py",
-    "test_mask_update.py",
-    "test_sparse_conv2d.py",
-    "test_sparse_up_conv2d.py",
-    "test_masked_conv2d.py",
-    "test_batch_norm_act.py",
-    "test_running_stats.py",
-    "test_output_head.py",
-    "test_masked_adam.py",
-    "test_clock.py",
-    "test_rewrite_triton.py",
-    "test_graphed.py",
-)
-SANITIZED = ("test_running_stats.py", "test_clock.py", "test_output_head.py", "test_sparse_up_conv2d.py")
+TESTS = ("tests/ops", "tests/rewrite", "tests/pipelines")
+MEMCHECK = ("-m", "memcheck", "tests/ops")
 
 
 class Part(NamedTuple):
@@ -132,7 +118,6 @@ def run_parts(parts: Sequence[Part], file: Path, about: dict[str, Any], seconds:
 def all_parts(mask: str | None) -> list[Part]:
     """The parts, what matters most first; their limits add up to less than :data:`SECONDS`."""
     pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "triton or recorded")
-    tests = [f"tests/{name}" for name in TEST_FILES]
     chosen = () if mask is None else ("--mask", mask)
 
     def measure(name: str) -> tuple[str, ...]:
@@ -144,14 +129,13 @@ def all_parts(mask: str | None) -> list[Part]:
         Part("compile ahead", compile_ahead, 50),
         Part("steps", measure("steps"), 70),
         Part("memory", measure("memory"), 45),
-        Part("tests", (*pytest, "-x", *tests), 90),
+        Part("tests", (*pytest, "-x", "-m", "device or cuda_graph", *TESTS), 90),
         Part("training", measure("training"), 40),
         Part("kernels", measure("kernels"), 45),
     ]
     sanitizer = find_sanitizer()
     if sanitizer is not None:
-        checked = [f"tests/{name}" for name in SANITIZED]
-        command = (sanitizer, "--error-exitcode", "3", "--target-processes", "all", *pytest, "-x", *checked)
+        command = (sanitizer, "--error-exitcode", "3", "--target-processes", "all", *pytest, "-x", *MEMCHECK)
         parts.append(Part("sanitizer", command, 35))
     return [*parts, Part("steps compiled", measure("compiled"), 80)]
 

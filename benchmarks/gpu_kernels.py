@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import oes_fast
-from benchmarks.bandwidth import NUMEL
 from benchmarks.bench_sparse_conv2d import LAYERS
+from benchmarks.report import NUMEL
 from oes_fast.functional import (
     SparsePattern,
     batch_norm_act,

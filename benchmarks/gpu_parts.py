@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import oes_fast as oes
 from benchmarks.gpu_kernels import kernel_rows
-from benchmarks.interleave import compared
 from benchmarks.published import PublishedTraining
-from benchmarks.steps import load_mask, search_steps, training_steps
+from benchmarks.steps import search_steps, training_steps
+from benchmarks.timer import compared
 from oes_fast.precision import PRECISIONS
 
 SIZE = 512
@@ -111,7 +111,7 @@ def problem(
     z = oes.noise_input(32, (size, size), seed=0, device=device)
     clean = oes.load_image("skimage:astronaut", size=size).pixels
     noisy = oes.add_noise(clean, 0.1, 0).to(device)
-    return net, drawn_mask(net) if mask is None else load_mask(net, mask), z, noisy
+    return net, drawn_mask(net) if mask is None else oes.Mask.load(mask, net), z, noisy
 
 
 def steps(

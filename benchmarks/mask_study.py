@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
+from benchmarks.report import environment, write_result
 from oes_fast.models import Generator
-from oes_fast.pipelines.cut import MASK_OPTIONS
+from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 
 FOUND, RANDOM = "searched", "random"
 

@@ -13,8 +13,8 @@ import sys
 import torch
 
 import oes_fast as oes
-from benchmarks.interleave import environment, write_result
-from benchmarks.steps import load_mask, search_steps, training_steps
+from benchmarks.report import environment, write_result
+from benchmarks.steps import search_steps, training_steps
 
 
 def peak_of(case: str, way: str, path: str, size: int, steps: int) -> float:
@@ -31,7 +31,7 @@ def _measure(case: str, way: str, path: str, size: int, steps: int) -> float:
     if case == "search":
         made = search_steps(net, z, noisy, backends)
     else:
-        made = training_steps(net, load_mask(net, path), z, noisy, backends)
+        made = training_steps(net, oes.Mask.load(path, net), z, noisy, backends)
     step = made[way]
     del made, net
     for _ in range(steps):

@@ -16,32 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.interleave import compared, environment, write_result
 from benchmarks.published import PublishedSearch, PublishedTraining
+from benchmarks.report import environment, write_result
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
+from benchmarks.timer import compared
 from oes_fast.flat import flatten
 from oes_fast.models import Generator
 from oes_fast.ops import gumbel_mask, mask_update
+from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import make_function
-from oes_fast.pipelines.graphed import graphed
+from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
 from oes_fast.precision import PRECISIONS
 
 COMPILED = "compiled"  # among the backends: the published training through torch.compile
-
-
-def load_mask(net: Generator, path: str) -> oes.Mask:
-    """A mask from an npz file of packed bits, or one that oes_fast saved."""
-    if path.endswith(".npz"):
-        packed = np.load(path)
-        return oes.Mask.from_flat(net, np.unpackbits(packed["bits"], count=int(packed["count"])).astype(bool))
-    return oes.Mask.load(path)
 
 
 def training_steps(
@@ -61,7 +54,8 @@ def training_steps(
             steps[backend] = SparsePropTraining(net, mask.flat, z, noisy, share=SETTINGS[backend]).step
             continue
         function, chosen = make_function(net, z, mask, backend, verify=False)
-        steps[backend] = _stepper(graphed(TrainRun(function, noisy, 1e-2, None, chosen), chosen, z.device))
+        run = TrainRun(function, SquaredError(noisy), 1e-2, None, chosen)
+        steps[backend] = _stepper(graphed(run, chosen, z.device))
     return steps
 
 
@@ -74,7 +68,8 @@ def search_steps(
         if backend == COMPILED or backend in SETTINGS:
             continue  # every step draws its mask, which has no zeros, into a new copy of the network
         function, chosen = make_function(net, z, None, backend, verify=False)
-        run = SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
+        options: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
+        run = SearchRun(function, SquaredError(noisy), chosen, **options)
         steps[backend] = _stepper(graphed(run, chosen, z.device))
     return steps
 
@@ -149,7 +144,7 @@ def main() -> None:
             net = oes.models.skip(seed=0).to(options.device)
             cases = {
                 f"training, {Path(path).stem}": training_steps(
-                    net, load_mask(net, path), z, noisy, options.backend
+                    net, oes.Mask.load(path, net), z, noisy, options.backend
                 )
                 for path in options.mask
             }

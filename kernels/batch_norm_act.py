@@ -2,12 +2,15 @@
 
 The first sums shares of each channel, without atomics; the second puts the shares of its channel together
 again in every program and writes the result, padded. The gradient recomputes what it needs from the input.
+Channels that fit into one program take one pass (oes_fast/kernels/batch_norm_act_whole.py).
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from oes_fast.kernels import batch_norm_act_whole as whole
+from oes_fast.kernels.batch_norm_act_math import activate, derivative, gradient_of_image, reflect
 from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
@@ -34,65 +37,6 @@ MAP_CONFIGS = (
 FOLD_CONFIGS = (Config(block=512, warps=4), Config(block=256, warps=4), Config(block=1024, warps=8))
 _PROGRAMS = 1024  # of the first pass, where there are pixels for them
 _MOST_SHARES = 64  # of a channel, a power of two: every program of the second pass reads them all
-
-
-@triton.jit
-def _reflect(at, size, PAD: tl.constexpr):
-    """The place in an image that a place in the padded image shows."""
-    at = at - PAD
-    at = tl.where(at < 0, -at, at)
-    return tl.where(at >= size, 2 * (size - 1) - at, at)
-
-
-@triton.jit
-def _mirrored(at, size, which: tl.constexpr, PAD: tl.constexpr):
-    """Place number ``which`` of three in the padded image that shows ``at``, and whether there is one."""
-    if which == 0:
-        return at + PAD, at >= 0
-    if which == 1:
-        return PAD - at, (at >= 1) & (at <= PAD)
-    return PAD + 2 * (size - 1) - at, (at >= size - 1 - PAD) & (at <= size - 2)
-
-
-@triton.jit
-def _gradient_of_image(grad_ptr, pixel, inside, rows, columns, PAD: tl.constexpr):
-    """The padded gradient of one plane folded back onto the image."""
-    if PAD == 0:
-        return tl.load(grad_ptr + pixel, mask=inside, other=0.0)
-    row, column = pixel // columns, pixel % columns
-    total = tl.zeros(pixel.shape, tl.float32)
-    for i in tl.static_range(3):
-        y, seen_row = _mirrored(row, rows, i, PAD)
-        for j in tl.static_range(3):
-            x, seen_column = _mirrored(column, columns, j, PAD)
-            seen = inside & seen_row & seen_column
-            total += tl.load(grad_ptr + y * (columns + 2 * PAD) + x, mask=seen, other=0.0)
-    return total
-
-
-@triton.jit
-def _activate(z, slope, ACTIVATION: tl.constexpr):
-    """none, leaky_relu, elu or silu."""
-    if ACTIVATION == 1:
-        return tl.where(z > 0.0, z, z * slope)
-    if ACTIVATION == 2:
-        return tl.where(z > 0.0, z, slope * (tl.exp(tl.where(z > 0.0, 0.0, z)) - 1.0))
-    if ACTIVATION == 3:
-        return z / (1.0 + tl.exp(-z))
-    return z
-
-
-@triton.jit
-def _derivative(z, slope, ACTIVATION: tl.constexpr):
-    """Of :func:`_activate`."""
-    if ACTIVATION == 1:
-        return tl.where(z > 0.0, 1.0, slope)
-    if ACTIVATION == 2:
-        return tl.where(z > 0.0, 1.0, slope * tl.exp(tl.where(z > 0.0, 0.0, z)))
-    if ACTIVATION == 3:
-        sigmoid = 1.0 / (1.0 + tl.exp(-z))
-        return sigmoid * (1.0 + z * (1.0 - sigmoid))
-    return tl.full(z.shape, 1.0, tl.float32)
 
 
 @triton.jit(**_GENERAL)
@@ -209,13 +153,13 @@ def forward_kernel(
     inside = pixel < out_pixels
     at = pixel
     if PAD > 0:
-        row = _reflect(pixel // out_columns, rows, PAD)
-        at = row * columns + _reflect(pixel % out_columns, columns, PAD)
+        row = reflect(pixel // out_columns, rows, PAD)
+        at = row * columns + reflect(pixel % out_columns, columns, PAD)
     x = tl.load(x_ptr + plane.to(tl.int64) * rows * columns + at, mask=inside, other=0.0)
     z = (x - mean) * scale
     if HAS_BIAS:
         z += tl.load(bias_ptr + channel)
-    y = _activate(z, slope, ACTIVATION)
+    y = activate(z, slope, ACTIVATION)
     tl.store(y_ptr + plane.to(tl.int64) * out_pixels + pixel, y, mask=inside)
 
 
@@ -270,8 +214,8 @@ def gradient_sums_kernel(
         pixel = block % blocks * BLOCK + tl.arange(0, BLOCK)
         inside = pixel < pixels
         normal = _normal(x_ptr, plane, pixel, inside, pixels, mean, scale)
-        dz = _gradient_of_image(grad_ptr + plane * grad_pixels, pixel, inside, rows, columns, PAD)
-        dz *= _derivative(normal * weight + bias, slope, ACTIVATION)
+        dz = gradient_of_image(grad_ptr + plane * grad_pixels, pixel, inside, rows, columns, PAD)
+        dz *= derivative(normal * weight + bias, slope, ACTIVATION)
         total += dz
         products += dz * normal
     at = partial_ptr + channel * shares + share
@@ -339,8 +283,8 @@ def backward_kernel(
         pixel = program % blocks * BLOCK + tl.arange(0, BLOCK)
         inside = pixel < pixels
         normal = _normal(x_ptr, plane, pixel, inside, pixels, mean, scale)
-        dz = _gradient_of_image(grad_ptr + plane * grad_pixels, pixel, inside, rows, columns, PAD)
-        dz *= _derivative(normal * weight + bias, slope, ACTIVATION)
+        dz = gradient_of_image(grad_ptr + plane * grad_pixels, pixel, inside, rows, columns, PAD)
+        dz *= derivative(normal * weight + bias, slope, ACTIVATION)
         if OF_BATCH:
             values = 1.0 * images * pixels
             dz -= total / values + normal * (products / values)
@@ -376,6 +320,11 @@ def batch_norm_act(
             return y, mean.clone(), var.clone()
         return y, used_mean, used_var
     pixels, of_batch = rows * columns, mean is None
+    config = whole.config_of(images * pixels, pad)
+    if of_batch and config is not None:
+        with on_device_of(x):
+            whole.batch_norm_act(y, used_mean, used_var, x, weight, bias, eps, activation, slope, pad, config)
+        return y, used_mean, used_var
     # The shares are cut by one configuration, since the second pass has to know them.
     (by_sum, *_) = for_interpreter(SUM_CONFIGS, pixels)
     shares, of_share = _shares(by_sum, images, channels, pixels)
@@ -452,7 +401,14 @@ def batch_norm_act_backward(
     grad_bias = x.new_empty(channels if needs_bias else 0)
     if x.numel() == 0:
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
-    pixels = rows * columns
+    pixels, grads = rows * columns, (grad_x, grad_weight, grad_bias)
+    config = whole.config_of(images * pixels, pad)
+    if config is not None:
+        with on_device_of(x):
+            whole.batch_norm_act_backward(
+                grads, grad, x, weight, bias, mean, var, eps, activation, slope, pad, of_batch, config
+            )
+        return grads
     configs = for_interpreter(FOLD_CONFIGS if pad else SUM_CONFIGS, pixels)
     maps = for_interpreter(FOLD_CONFIGS if pad else MAP_CONFIGS, pixels)
     most = max(_shares(config, images, channels, pixels)[0] for config in configs)
@@ -518,4 +474,4 @@ def batch_norm_act_backward(
         problem = (*x.shape, pad, activation)
         run("batch_norm_act_sums", problem, configs, launch_sums)
         run("batch_norm_act_backward", problem, maps, launch)
-    return grad_x, grad_weight, grad_bias
+    return grads

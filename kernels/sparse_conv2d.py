@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.sparse_index import TapIndex, tap_index
-from oes_fast.kernels.sparse_taps import CHUNK, dot, gather
+from oes_fast.kernels.sparse_taps import CHUNK, tap_sum, weight_grad
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def sparse_conv2d(
 ) -> Tensor:
     """[N, outputs, rows, columns] of phases [N, C, 1 or 4, H', W'], float32, contiguous arguments."""
     index = _by_output(planes, taps, outputs)
-    return gather(planes, values, index, rows=rows, columns=columns, source_columns=planes.shape[4])
+    return tap_sum(planes, values, index, rows=rows, columns=columns, source_columns=planes.shape[4])
 
 
 def sparse_conv2d_backward(
@@ -95,7 +95,9 @@ def sparse_conv2d_backward(
     grad_planes, grad_values = planes.new_empty(0), values.new_empty(0)
     if needs_values:
         index = _by_output(planes, taps, outputs)
-        grad_values = dot(grad, planes, index, rows=rows, columns=columns, source_columns=planes.shape[4])
+        grad_values = weight_grad(
+            grad, planes, index, rows=rows, columns=columns, source_columns=planes.shape[4]
+        )
     if needs_planes:
         grad_planes = _input_gradient(grad, planes, values, taps, kernel_rows, kernel_columns)
     return grad_planes, grad_values
@@ -142,7 +144,7 @@ def _input_gradient(
         make=make,
         chunk=CHUNK,
     )
-    result = gather(framed, values, index, rows=rows, columns=columns, source_columns=framed_columns)
+    result = tap_sum(framed, values, index, rows=rows, columns=columns, source_columns=framed_columns)
     return result.view(planes.shape)
 
 

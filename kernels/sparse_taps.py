@@ -14,19 +14,26 @@ from oes_fast.kernels.sparse_index import TapIndex
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 
-GATHER_CONFIGS = (
+# inner: taps at a time. Few pixels have many taps and the other way round: what counts is how many loads a
+# thread has under way, 16 to 32 here, since every round of taps takes as long as memory takes to answer.
+TAP_SUM_CONFIGS = (
+    Config(block=128, inner=32, warps=4),
     Config(block=256, inner=8, warps=4),
-    Config(block=512, inner=8, warps=4),
-    Config(block=128, inner=8, warps=4),
-    Config(block=128, inner=16, warps=4),
-    Config(block=64, inner=16, warps=2),
-    Config(block=1024, inner=4, warps=8),
+    Config(block=256, inner=16, warps=4),
+    Config(block=512, inner=16, warps=8),
+    Config(block=1024, inner=8, warps=8),
+    Config(block=64, inner=64, warps=4),
+    Config(block=64, inner=128, warps=8),
+    Config(block=128, inner=64, warps=8),
 )
 CHUNK = 8  # taps whose products with one gradient are summed together
-DOT_CONFIGS = (
+# outer: how many times _PROGRAMS it is cut into, where there are pixels for them.
+WEIGHT_GRAD_CONFIGS = (
+    Config(block=256, inner=CHUNK, warps=4, outer=4),
     Config(block=256, inner=CHUNK, warps=4),
-    Config(block=512, inner=CHUNK, warps=4),
-    Config(block=512, inner=CHUNK, warps=8),
+    Config(block=256, inner=CHUNK, warps=4, outer=16),
+    Config(block=512, inner=CHUNK, warps=4, outer=4),
+    Config(block=512, inner=CHUNK, warps=8, outer=4),
     Config(block=128, inner=CHUNK, warps=4),
     Config(block=64, inner=CHUNK, warps=2),
 )
@@ -35,12 +42,12 @@ _GENERAL = {
     "do_not_specialize": ["taps", "segments", "columns", "source_columns", "source_image", "blocks_of_split"],
     "do_not_specialize_on_alignment": ["values_ptr"],
 }
-_PROGRAMS = 1024  # that the weight gradient is cut into where there are pixels for it: 8 for each of 132 SMs
-_MOST_SPLITS = 64
+_PROGRAMS = 1024  # of the weight gradient, times a configuration's outer
+_MOST_SPLITS = 128
 
 
 @triton.jit(**_GENERAL)
-def gather_kernel(
+def tap_sum_kernel(
     out_ptr,
     source_ptr,
     values_ptr,
@@ -66,23 +73,34 @@ def gather_kernel(
     source = source_ptr + image * source_image
     begin = tl.load(starts_ptr + segment)
     end = tl.load(starts_ptr + segment + 1)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for first in range(begin, end, TAPS):
-        tap = first + tl.arange(0, TAPS)
+    tap = begin + tl.arange(0, TAPS)
+    offset, value = _taps(values_ptr, offsets_ptr, order_ptr, tap, end, ORDERED)
+    total = tl.zeros((TAPS, BLOCK), tl.float32)
+    for _ in range(begin, end, TAPS):
         kept = tap < end
-        offset = tl.load(offsets_ptr + tap, mask=kept, other=0)
-        place = tap
-        if ORDERED:
-            place = tl.load(order_ptr + tap, mask=kept, other=0)
-        value = tl.load(values_ptr + place, mask=kept, other=0.0)
         x = tl.load(source + offset[:, None] + at[None, :], mask=kept[:, None], other=0.0)
-        total += tl.sum(value[:, None] * x, axis=0)
+        tap += TAPS
+        # The next taps are on their way while this round's pixels are.
+        next_offset, next_value = _taps(values_ptr, offsets_ptr, order_ptr, tap, end, ORDERED)
+        total += value[:, None] * x
+        offset, value = next_offset, next_value
     plane = image * segments + segment
-    tl.store(out_ptr + plane * pixels + pixel, total, mask=inside)
+    tl.store(out_ptr + plane * pixels + pixel, tl.sum(total, axis=0), mask=inside)
+
+
+@triton.jit
+def _taps(values_ptr, offsets_ptr, order_ptr, tap, end, ORDERED: tl.constexpr):
+    """(offset, value) of taps, 0 past the end."""
+    kept = tap < end
+    place = tap
+    if ORDERED:
+        place = tl.load(order_ptr + tap, mask=kept, other=0)
+    offset = tl.load(offsets_ptr + tap, mask=kept, other=0)
+    return offset, tl.load(values_ptr + place, mask=kept, other=0.0)
 
 
 @triton.jit(**_GENERAL)
-def dot_kernel(
+def weight_grad_kernel(
     partial_ptr,
     grad_ptr,
     source_ptr,
@@ -129,7 +147,7 @@ def dot_kernel(
     tl.store(partial_ptr + split.to(tl.int64) * taps + place, tl.sum(total, axis=1), mask=kept)
 
 
-def gather(
+def tap_sum(
     source: Tensor, values: Tensor, index: TapIndex, *, rows: int, columns: int, source_columns: int
 ) -> Tensor:
     """[N, segments, rows, columns]: for each plane of the result the sum over its taps.
@@ -147,7 +165,7 @@ def gather(
         return out
 
     def launch(config: Config) -> None:
-        gather_kernel[(index.segments * triton.cdiv(pixels, config.block), images)](
+        tap_sum_kernel[(index.segments * triton.cdiv(pixels, config.block), images)](
             out,
             source,
             values,
@@ -167,11 +185,11 @@ def gather(
 
     problem = (images, index.segments, rows, columns, source_columns, len(values), index.digest)
     with on_device_of(source):
-        run("gather", problem, for_interpreter(GATHER_CONFIGS, pixels), launch)
+        run("tap_sum", problem, for_interpreter(TAP_SUM_CONFIGS, pixels), launch)
     return out
 
 
-def dot(
+def weight_grad(
     grad: Tensor, source: Tensor, index: TapIndex, *, rows: int, columns: int, source_columns: int
 ) -> Tensor:
     """[nnz]: for each tap the sum over images and pixels of its plane's gradient times what it reads.
@@ -192,11 +210,11 @@ def dot(
 
     def launch(config: Config) -> None:
         blocks = images * triton.cdiv(pixels, config.block)
-        splits = max(1, min(_MOST_SPLITS, blocks, _PROGRAMS // index.chunks))
+        splits = max(1, min(_MOST_SPLITS, blocks, _PROGRAMS * config.outer // index.chunks))
         of_split = triton.cdiv(blocks, splits)
         splits = triton.cdiv(blocks, of_split)
         partial = torch.empty(splits, taps, dtype=torch.float32, device=grad.device)
-        dot_kernel[(index.chunks, splits)](
+        weight_grad_kernel[(index.chunks, splits)](
             partial,
             grad,
             source,
@@ -222,5 +240,5 @@ def dot(
 
     problem = (images, index.segments, rows, columns, source_columns, taps, index.digest)
     with on_device_of(source):
-        run("dot", problem, for_interpreter(DOT_CONFIGS, pixels), launch)
+        run("weight_grad", problem, for_interpreter(WEIGHT_GRAD_CONFIGS, pixels), launch)
     return result[0]

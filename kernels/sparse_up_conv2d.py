@@ -1,22 +1,33 @@
 """Triton kernels of oes_fast/reference/sparse_up_conv2d.py.
 
-The channels are mixed at the low resolution, B_uv[o] = sum_c w[o, c, u, v] x[c], a sum over taps; then each
-pixel of the result adds one pixel of each of the nine B_uv. The gradient of B_uv sums the pixels of the
-result that read it: two rows by two columns, and at the border the row or column that was clamped to it.
+The channels are mixed at the low resolution, B_uv[o] = sum_c w[o, c, u, v] x[c]; then each pixel of the
+result adds one pixel of each of the nine B_uv. The gradient of B_uv sums the pixels of the result that read
+it: two rows by two columns, and at the border the row or column that was clamped to it.
+
+The channels are mixed, forwards and back, either by sums over the taps that are kept or by matrix products
+with zeros for the dropped weights. About 40 % are kept in these layers: large images are faster by products,
+small ones by sums; each problem is measured (oes_fast/kernels/tuning.py).
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.sparse_index import TapIndex, tap_index
-from oes_fast.kernels.sparse_taps import CHUNK, dot, gather
+from oes_fast.kernels.sparse_taps import CHUNK, tap_sum, weight_grad
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 ADD_CONFIGS = (Config(block=256), Config(block=512))
 SPREAD_CONFIGS = (Config(block=128), Config(block=256))
+TAKE_CONFIGS = (Config(block=256),)
+# How the channels are mixed, to choose from. A configuration's block has no other meaning here.
+SUM, PRODUCT = Config(block=0), Config(block=1)
+PRODUCT_PIXELS = 4096  # of an image from which products are taken where nothing was measured
+_MOST_SPLITS = 64  # of the pixels in the products that give the gradient of the weights
 
 
 @triton.jit(do_not_specialize=["rows", "columns"])
@@ -97,20 +108,36 @@ def spread_kernel(mixed_ptr, grad_ptr, rows, columns, BLOCK: tl.constexpr):
     tl.store(out + 8 * pixels, z, mask=inside)
 
 
+@triton.jit(do_not_specialize=["numel"])
+def take_kernel(out_ptr, values_ptr, places_ptr, numel, BLOCK: tl.constexpr):
+    """The values at given places, 0 where the place is negative."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.load(places_ptr + at, mask=at < numel, other=-1)
+    tl.store(out_ptr + at, tl.load(values_ptr + place, mask=place >= 0, other=0.0), mask=at < numel)
+
+
 def sparse_up_conv2d(x: Tensor, values: Tensor, taps: Tensor, by_input: Tensor, outputs: int) -> Tensor:
     """[N, outputs, 2 h, 2 w] of [N, C, h, w], float32, contiguous arguments."""
-    n, _, rows, columns = x.shape
-    index = _by_mixed(x, taps, outputs)
-    mixed = gather(x, values, index, rows=rows, columns=columns, source_columns=columns)
+    n, inputs, rows, columns = x.shape
     out = x.new_empty(n, outputs, 2 * rows, 2 * columns)
-    if out.numel():
+    if out.numel() == 0:
+        return out
+    mixed: list[Tensor] = []
 
-        def launch(config: Config) -> None:
-            grid = (n * outputs * triton.cdiv(4 * rows * columns, config.block),)
-            add_kernel[grid](out, mixed, rows, columns, BLOCK=config.block, **config.options)
+    def mix(how: Config) -> None:
+        if how == SUM:
+            index = _by_mixed(x, taps, outputs)
+            mixed[:] = [tap_sum(x, values, index, rows=rows, columns=columns, source_columns=columns)]
+        else:
+            mixed[:] = [_weights(values, taps, outputs, inputs) @ x.flatten(2)]
 
-        with on_device_of(x):
-            run("up_add", tuple(out.shape), for_interpreter(ADD_CONFIGS, 4 * rows * columns), launch)
+    def launch(config: Config) -> None:
+        grid = (n * outputs * triton.cdiv(4 * rows * columns, config.block),)
+        add_kernel[grid](out, mixed[0], rows, columns, BLOCK=config.block, **config.options)
+
+    with on_device_of(x):
+        run("up_mix", (*x.shape, outputs, len(taps)), _ways(x), mix)
+        run("up_add", tuple(out.shape), for_interpreter(ADD_CONFIGS, 4 * rows * columns), launch)
     return out
 
 
@@ -124,24 +151,88 @@ def sparse_up_conv2d_backward(
     needs_values: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and values, float32; [0] for one that is not needed."""
-    n, _, rows, columns = x.shape
-    outputs = grad.shape[1]
+    (n, inputs, rows, columns), outputs = x.shape, grad.shape[1]
     mixed = grad.new_empty(n, outputs * 9, rows, columns)
-    if mixed.numel():
-
-        def launch(config: Config) -> None:
-            grid = (n * outputs * triton.cdiv(rows * columns, config.block),)
-            spread_kernel[grid](mixed, grad, rows, columns, BLOCK=config.block, **config.options)
-
-        with on_device_of(x):
-            run("up_spread", tuple(grad.shape), for_interpreter(SPREAD_CONFIGS, rows * columns), launch)
-    grad_x, grad_values = x.new_empty(0), values.new_empty(0)
+    found = {"x": x.new_empty(0), "values": values.new_empty(0)}
+    if mixed.numel() == 0 or inputs == 0:  # nothing to sum
+        return torch.zeros_like(x) if needs_x else found["x"], values.new_zeros(len(values) * needs_values)
     size = {"rows": rows, "columns": columns, "source_columns": columns}
-    if needs_values:
-        grad_values = dot(mixed, x, _by_mixed(x, taps, outputs), **size)
-    if needs_x:
-        grad_x = gather(mixed, values, _by_input(x, taps, outputs), **size)
-    return grad_x, grad_values
+
+    def launch(config: Config) -> None:
+        grid = (n * outputs * triton.cdiv(rows * columns, config.block),)
+        spread_kernel[grid](mixed, grad, rows, columns, BLOCK=config.block, **config.options)
+
+    def mix(how: Config) -> None:
+        if how == SUM:
+            found["x"] = tap_sum(mixed, values, _by_input(x, taps, outputs), **size)
+        else:
+            weights = _weights(values, taps, outputs, inputs)
+            found["x"] = (weights.t() @ mixed.flatten(2)).view(x.shape)
+
+    def sum_pixels(how: Config) -> None:
+        if how == SUM:
+            found["values"] = weight_grad(mixed, x, _by_mixed(x, taps, outputs), **size)
+        else:
+            products = _pixel_products(mixed.flatten(2), x.flatten(2))
+            found["values"] = _take(products, _places(taps, outputs, inputs)[1])
+
+    with on_device_of(x):
+        run("up_spread", tuple(grad.shape), for_interpreter(SPREAD_CONFIGS, rows * columns), launch)
+        problem = (*x.shape, outputs, len(taps))
+        if needs_values:
+            run("up_weight_grad", problem, _ways(x), sum_pixels)
+        if needs_x:
+            run("up_unmix", problem, _ways(x), mix)
+    return found["x"], found["values"]
+
+
+def _ways(x: Tensor) -> tuple[Config, Config]:
+    """Both ways of mixing the channels, first the one for images that were not measured."""
+    return (PRODUCT, SUM) if x.shape[2] * x.shape[3] >= PRODUCT_PIXELS else (SUM, PRODUCT)
+
+
+def _pixel_products(mixed: Tensor, x: Tensor) -> Tensor:
+    """[O * 9, C]: products of [N, O * 9, P] and [N, C, P], added over images and shares of pixels."""
+    n, _, pixels = x.shape
+    splits = _MOST_SPLITS
+    while pixels % splits:
+        splits //= 2
+    a = mixed.unflatten(2, (splits, -1)).transpose(1, 2).flatten(0, 1)
+    b = x.unflatten(2, (splits, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+    return torch.bmm(a, b).sum(0) if n * splits > 1 else a[0] @ b[0]
+
+
+def _weights(values: Tensor, taps: Tensor, outputs: int, inputs: int) -> Tensor:
+    """[O * 9, C], the dropped ones zero."""
+    return _take(values, _places(taps, outputs, inputs)[0]).view(outputs * 9, inputs)
+
+
+def _take(values: Tensor, places: Tensor) -> Tensor:
+    """:func:`take_kernel`."""
+    out = values.new_empty(len(places))
+
+    def launch(config: Config) -> None:
+        grid = (triton.cdiv(len(places), config.block),)
+        take_kernel[grid](out, values, places, len(places), BLOCK=config.block, **config.options)
+
+    run("take", (len(places),), for_interpreter(TAKE_CONFIGS, len(places)), launch)
+    return out
+
+
+_known_places: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _places(taps: Tensor, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Of each weight [O * 9, C] its place among the values or -1; of each value that among the weights."""
+    known = _known_places.setdefault(taps, {})
+    key = outputs, inputs
+    if key not in known:
+        o, c, u, v = taps.detach().cpu().long().unbind(1)
+        of_value = (o * 9 + u * 3 + v) * inputs + c
+        of_weight = torch.full((outputs * 9 * inputs,), -1)
+        of_weight[of_value] = torch.arange(len(taps))
+        known[key] = of_weight.int().to(taps.device), of_value.int().to(taps.device)
+    return known[key]
 
 
 def _by_mixed(x: Tensor, taps: Tensor, outputs: int) -> TapIndex:

@@ -19,7 +19,7 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
-from oes_fast.choices import choices_file, known_choice, note_choice, read_choices, store_choices
+from oes_fast.autotune_cache import choices_file, known_choice, note_choice, read_choices, store_choices
 
 
 class Config(NamedTuple):

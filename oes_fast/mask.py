@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_logits, check_number
 from oes_fast.errors import InputError, MaskMismatchError
-from oes_fast.files import load_tensors, save_tensors
-from oes_fast.flat import FlatLayout
-from oes_fast.models.published import read_published_mask
+from oes_fast.flat import FlatLayout, check_network
+from oes_fast.io.files import check_readable, load_tensors, save_tensors
+from oes_fast.io.published import PUBLISHED_SUFFIXES, read_published_mask
+from oes_fast.named_masks import checked_bools, dict_of_flat, dict_of_pruned, flat_of_dict, prune_by
 from oes_fast.reference.level_mask import drawn_mask, expected_level
 from oes_fast.reference.philox import SHUFFLE, TIE_BREAK, random_bits, seeded_generator
 
@@ -30,6 +31,11 @@ class Mask:
         flat: bool on the CPU, shape [number of parameters], in parameters() order.
         fingerprint: of the network it belongs to, see :attr:`oes_fast.flat.FlatLayout.fingerprint`.
         settings: what it was made with (seed, wanted density, search settings), for the record.
+
+    Example:
+        >>> net = torch.nn.Conv2d(2, 3, 3)  # 57 parameters
+        >>> oes.Mask.from_flat(net, torch.arange(57) < 19).density
+        0.3333333333333333
     """
 
     flat: Tensor
@@ -64,16 +70,48 @@ class Mask:
             InputError: another number of elements than the network has, or values other than 0 and 1.
         """
         layout = FlatLayout.of(net)
-        flat = _tensor_of(bools).detach().cpu().reshape(-1)
+        flat = checked_bools("bools", bools).reshape(-1)
         if flat.numel() != layout.numel:
             raise InputError(
                 f"bools: expected {layout.numel} elements, one for each parameter, got {flat.numel()}"
             )
-        if flat.dtype != torch.bool:
-            if not bool(((flat == 0) | (flat == 1)).all()):
-                raise InputError("bools: expected only 0 and 1, got other values")
-            flat = flat.bool()
-        return cls(flat.clone(), layout.fingerprint, settings)
+        return cls(flat, layout.fingerprint, settings)
+
+    @classmethod
+    def from_dict(cls, net: nn.Module, masks: Mapping[str, Tensor], **settings: Any) -> Mask:
+        """A mask for ``net`` from a mask for each of its parameters; the inverse of :meth:`to_dict`.
+
+        Args:
+            net: the network it is for.
+            masks: by the parameters' names; bool, or numbers of any real dtype that are all 0 or 1, each in
+                the shape of its parameter, on any device.
+            **settings: kept with the mask.
+
+        Raises:
+            InputError: a name is missing or not one of the network's, a shape is not the parameter's, or
+                there are values other than 0 and 1.
+        """
+        return cls(flat_of_dict(net, masks), FlatLayout.of(net).fingerprint, settings)
+
+    @classmethod
+    def from_prune(cls, pruned: nn.Module, net: nn.Module | None = None, **settings: Any) -> Mask:
+        """What torch.nn.utils.prune keeps of a network; parameters that were never pruned are kept.
+
+        torch moves a parameter that it prunes behind the others of its layer, so that a pruned network and
+        one that never was have their parameters in different orders: name the network that the mask is for.
+
+        Args:
+            pruned: a network with masks of torch.nn.utils.prune; left alone.
+            net: the network the mask is for, with the parameters of ``pruned`` by name, such as a fresh one
+                of the same class; None for ``pruned`` itself.
+            **settings: kept with the mask.
+
+        Raises:
+            InputError: ``net`` has other parameters, a mask of torch's holds values other than 0 and 1, or a
+                parameter used in several places is pruned in different ways there.
+        """
+        masks = dict_of_pruned(pruned)
+        return cls.from_dict(pruned if net is None else check_network(net), masks, **settings)
 
     @classmethod
     def from_logits(
@@ -175,22 +213,6 @@ class Mask:
             net, mean, density, seed=seed, **{"mask_option": "mean", "draws": draws, **settings}
         )
 
-    @classmethod
-    def from_published(cls, net: nn.Module, path: str | os.PathLike[str]) -> Mask:
-        """A mask that the published code pickled, read without executing anything in the file.
-
-        Raises:
-            InputError: no such file, not a pickled tensor, or another number of elements than ``net`` has.
-        """
-        flat = read_published_mask(path)
-        layout = FlatLayout.of(net)
-        if flat.numel() != layout.numel:
-            raise MaskMismatchError(
-                f"{path}: a mask of {flat.numel()} elements, the network has {layout.numel} parameters "
-                f"({layout.fingerprint})"
-            )
-        return cls(flat, layout.fingerprint, {"source": os.path.basename(path)})
-
     def shuffled(self, net: nn.Module, *, seed: int = 0) -> Mask:
         """A random mask with the density of this one in every parameter tensor: the baseline to beat."""
         self.check(net)
@@ -215,6 +237,35 @@ class Mask:
             name: view.float().mean().item() for name, view in FlatLayout.of(net).views(self.flat).items()
         }
 
+    def to_dict(self, net: nn.Module) -> dict[str, Tensor]:
+        """A mask for each parameter of ``net`` by name: bool on the CPU in the parameter's shape, copies.
+
+        Names are those before torch.nn.utils.prune added "_orig" to them.
+
+        Raises:
+            MaskMismatchError: the mask belongs to another network.
+        """
+        self.check(net)
+        return dict_of_flat(net, self.flat)
+
+    def apply_prune(self, net: nn.Module) -> None:
+        """Prune ``net`` by torch.nn.utils.prune.custom_from_mask, wherever the mask drops a weight.
+
+        Layers then multiply their parameters by the mask in every call, and the dense network trains what the
+        mask keeps. Parameters kept whole are left as they are; their order stays that of the network, so that
+        the mask belongs to it afterwards as well.
+
+        Args:
+            net: the network the mask is for; changed in place.
+
+        Raises:
+            MaskMismatchError: the mask belongs to another network.
+            InputError: a parameter is pruned already, or is held by a list or dict of parameters, for which
+                torch has no pruning.
+        """
+        self.check(net)
+        prune_by(net, self.to_dict(net))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: bits packed eight to a byte, the rest as metadata.
 
@@ -232,12 +283,43 @@ class Mask:
         save_tensors(path, {"bits": bits}, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Mask:
-        """Read what :meth:`save` wrote.
+    def load(cls, path: str | os.PathLike[str], net: nn.Module | None = None) -> Mask:
+        """Read a mask from a file; nothing in it is executed.
+
+        Args:
+            path: what :meth:`save` wrote; or a mask as it is published: a tensor that was pickled or written
+                by torch.save (.pkl, .pt), or an .npz of arrays ``bits``, packed by numpy.packbits in
+                parameters() order, and ``count``, their number.
+            net: the network the mask is for; needed for published masks, which do not tell.
 
         Raises:
-            InputError: no such file, or not a mask.
+            InputError: no such file, not a mask, or a published one without ``net``.
+            MaskMismatchError: the mask belongs to another network than ``net``.
         """
+        if _is_published(path):
+            return cls._published(path, net)
+        mask = cls._saved(path)
+        if net is not None:
+            mask.check(net)
+        return mask
+
+    @classmethod
+    def _published(cls, path: str | os.PathLike[str], net: nn.Module | None) -> Mask:
+        flat = read_published_mask(path)
+        if net is None:
+            raise InputError(
+                f"net: expected the network that the mask is for, which {path} does not tell, got None"
+            )
+        layout = FlatLayout.of(net)
+        if flat.numel() != layout.numel:
+            raise MaskMismatchError(
+                f"{path}: a mask of {flat.numel()} elements, the network has {layout.numel} parameters "
+                f"({layout.fingerprint})"
+            )
+        return cls(flat, layout.fingerprint, {"source": os.path.basename(path)})
+
+    @classmethod
+    def _saved(cls, path: str | os.PathLike[str]) -> Mask:
         tensors, metadata = load_tensors(path)
         if metadata.get("format") != _FORMAT or "bits" not in tensors:
             raise InputError(
@@ -266,13 +348,14 @@ def _draw(net: nn.Module, logits: Tensor, seed: int, draw: int) -> Tensor:
     return drawn_mask(logits.detach().cpu(), seed=seed, draw=draw)
 
 
-def _tensor_of(bools: Tensor | np.ndarray | Sequence[bool]) -> Tensor:
-    if isinstance(bools, Tensor):
-        return bools
+def _is_published(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is to be read as one of the published code: by its first bytes, or a pickle's suffix."""
+    file = check_readable(path)
     try:
-        array = np.array(bools)
-    except ValueError as error:
-        raise InputError(f"bools: expected one boolean for each parameter, got {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"bools: expected booleans, got {type(bools).__name__} of {array.dtype}")
-    return torch.from_numpy(array if array.dtype.kind == "b" else array.astype(np.float64))
+        with file.open("rb") as opened:
+            head = opened.read(9)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it: {error.strerror or error}") from error
+    if head[8:] == b"{":  # a safetensors header, after the eight bytes of its length
+        return False
+    return head.startswith((b"PK", b"\x80")) or file.suffix in PUBLISHED_SUFFIXES

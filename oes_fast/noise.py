@@ -1,4 +1,4 @@
-"""The fixed input of the generator."""
+"""Noise drawn from a seed: the fixed input of the generator, and what is added to an image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oes_fast._checks import FLOAT_DTYPES, check_integer
+from oes_fast._checks import FLOAT_DTYPES, check_integer, check_number, check_tensor
 from oes_fast.errors import InputError
-from oes_fast.reference.philox import INPUT_NOISE, seeded_generator
+from oes_fast.reference.philox import IMAGE_NOISE, INPUT_NOISE, seeded_generator
 
 INPUT_SCALE = 0.1  # z ~ U(0, 0.1)
 
@@ -37,6 +37,10 @@ def noise_input(
 
     Raises:
         InputError: a size that is no positive integer, a seed out of range, or another dtype.
+
+    Example:
+        >>> oes.noise_input(32, (64, 48), seed=0).shape
+        torch.Size([1, 32, 64, 48])
     """
     if not hasattr(size, "__len__") or len(size) != 2:
         raise InputError(f"size: expected (height, width), got {size!r}")
@@ -47,3 +51,35 @@ def noise_input(
     shape = (1, check_integer("channels", channels, minimum=1), height, width)
     drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
     return drawn.mul_(INPUT_SCALE).to("cpu" if device is None else device, dtype)
+
+
+def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
+    """``pixels`` with Gaussian noise, clipped to [0, 1].
+
+    Args:
+        pixels: float in [0, 1], any shape and device.
+        sigma: standard deviation in units of the [0, 1] range, 0 to 1 (25 levels of 8 bits are 25/255).
+        seed: of the noise, in [0, 2^64). Drawn on the CPU in float32 from a generator of its own: every
+            device and dtype has the same noise, and the global random state is not touched.
+
+    Returns:
+        Tensor like ``pixels``.
+
+    Raises:
+        InputError: ``sigma`` out of range, or NaN among the pixels.
+
+    Example:
+        >>> noisy = oes.add_noise(torch.full((1, 3, 64, 64), 0.5), 0.1, seed=0)
+        >>> round(float(noisy.std()), 2)
+        0.1
+    """
+    check_tensor("pixels", pixels, finite=True)
+    check_number("sigma", sigma, minimum=0)
+    if sigma > 1:
+        raise InputError(
+            f"sigma: expected a number from 0 to 1, in units of the [0, 1] range, got {sigma} "
+            f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
+        )
+    generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), IMAGE_NOISE)
+    noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
+    return (pixels + sigma * noise.to(pixels)).clamp(0, 1)

@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oes_fast import choices
+from oes_fast import autotune_cache
 from oes_fast.backends import resolve
-from oes_fast.rewrite import forms
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -150,8 +149,8 @@ def skip_unless_available(backend: str) -> None:
 def no_known_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own for choices between forms of a convolution, none of which is known."""
     monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
-    forms._known.cache_clear()
-    choices._in_use.clear()
+    autotune_cache._on_disk.cache_clear()
+    autotune_cache._in_use.clear()
     yield
-    forms._known.cache_clear()
-    choices._in_use.clear()
+    autotune_cache._on_disk.cache_clear()
+    autotune_cache._in_use.clear()

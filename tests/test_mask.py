@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import oes_fast as oes
-from oes_fast.files import load_tensors, save_tensors
 from oes_fast.functional import gumbel_mask
+from oes_fast.io.files import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -205,27 +205,27 @@ def test_published_masks_fit_the_published_network(published, tmp_path):
         assert (tmp_path / f"{name}.safetensors").stat().st_size < 400_000
 
 
-def test_from_published_reads_pickles(net, tmp_path):
+def test_load_reads_published_pickles(net, tmp_path):
     bools = random_bools(net)
     for name, save in {"pickle": pickle.dump, "torch": torch.save}.items():
         path = tmp_path / name
         with path.open("wb") as file:
             save(bools.float(), file)
-        mask = oes.Mask.from_published(net, path)
+        mask = oes.Mask.load(path, net)
         assert torch.equal(mask.flat, bools)
         assert mask.settings == {"source": name}
         mask.check(net)
 
 
-def test_from_published_executes_nothing_and_checks_the_length(net, tmp_path):
+def test_load_executes_nothing_and_checks_the_length(net, tmp_path):
     trace, path = tmp_path / "trace", tmp_path / "evil"
     path.write_bytes(pickle.dumps(Touch(str(trace))))
     with pytest.raises(oes.InputError, match="evil"):
-        oes.Mask.from_published(net, path)
+        oes.Mask.load(path, net)
     assert not trace.exists()
     torch.save(torch.ones(7), path)
     with pytest.raises(oes.MaskMismatchError, match=f"7 .*{oes.fingerprint(net)}"):
-        oes.Mask.from_published(net, path)
+        oes.Mask.load(path, net)
 
 
 # files

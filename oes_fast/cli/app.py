@@ -11,14 +11,7 @@ import torch
 import typer
 
 from oes_fast.cli import signals
-from oes_fast.cli.denoise import denoise
-from oes_fast.cli.info import info
-from oes_fast.cli.outputs import Interrupted
-from oes_fast.cli.search import search
-from oes_fast.cli.settings import debug
-from oes_fast.cli.train import train
-from oes_fast.cli.transfer import transfer
-from oes_fast.cli.warn import (
+from oes_fast.cli.console import (
     EXIT_BAD_INPUT,
     EXIT_OK,
     EXIT_UNEXPECTED,
@@ -26,6 +19,13 @@ from oes_fast.cli.warn import (
     plain_warnings,
     say,
 )
+from oes_fast.cli.denoise import denoise
+from oes_fast.cli.info import info
+from oes_fast.cli.outputs import Interrupted
+from oes_fast.cli.search import search
+from oes_fast.cli.settings import debug
+from oes_fast.cli.train import train
+from oes_fast.cli.transfer import transfer
 from oes_fast.errors import OESError
 from oes_fast.version import __version__
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from oes_fast.cli.warn import warn
+from oes_fast.cli.console import warn
 from oes_fast.errors import CheckpointError, InputError, OutputError
-from oes_fast.files import load_metadata
+from oes_fast.io.files import load_metadata
 from oes_fast.pipelines.checkpoint import checkpoint_step
 
 Result = TypeVar("Result")

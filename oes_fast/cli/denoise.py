@@ -25,7 +25,7 @@ def denoise(
         typer.Option(
             metavar="FILE",
             rich_help_panel=o.SEARCH,
-            help="Skip the search and use this mask: .safetensors, or a published .pkl (read, never run).",
+            help="Skip the search and use this mask: .safetensors, or a published .npz or .pkl (never run).",
         ),
     ] = None,
     density: o.Density = None,

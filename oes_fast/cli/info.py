@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 
 from oes_fast.backends import backends
+from oes_fast.cli.console import EXIT_OK
 from oes_fast.cli.display import lost_output
 from oes_fast.cli.report import versions
-from oes_fast.cli.warn import EXIT_OK
 from oes_fast.errors import OutputError
-from oes_fast.files import write_json
+from oes_fast.io.files import write_json
 
 
 def describe() -> dict[str, Any]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
+from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
 
 OURS = ".safetensors"
-PICKLED = (".pkl", ".pickle", ".pt", ".pth")
 NETWORK_SEED = "network_seed"  # setting of a mask: the seed of the weights it was found on
 
 
@@ -22,18 +22,16 @@ def with_network_seed(mask: Mask, seed: int) -> Mask:
 
 
 def load_mask(path: Path, net: nn.Module) -> Mask:
-    """The mask in a file of ours or of the published code, checked against the network.
+    """The mask in a file of ours or as it is published, checked against the network.
 
     Raises:
         InputError: no such file, or no mask.
         MaskMismatchError: it belongs to another network.
     """
-    if path.suffix not in (OURS, *PICKLED):
-        wanted = f"{OURS} of oes-fast, or {', '.join(PICKLED)} of the published code"
+    if path.suffix not in (OURS, *PUBLISHED_SUFFIXES):
+        wanted = f"{OURS} of oes-fast, or {', '.join(PUBLISHED_SUFFIXES)} as published"
         raise InputError(f"{path}: expected a mask file: {wanted}, got {path.suffix or 'no extension'}")
-    mask = Mask.load(path) if path.suffix == OURS else Mask.from_published(net, path)
-    mask.check(net)
-    return mask
+    return Mask.load(path, net)
 
 
 def mask_seed(path: Path) -> int | None:

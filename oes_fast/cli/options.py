@@ -34,7 +34,7 @@ MaskIn = Annotated[
     typer.Argument(
         metavar="MASK",
         show_default=False,
-        help="Mask file: .safetensors of `oes-fast search`, or a published .pkl (read, never run).",
+        help="Mask file: .safetensors of `oes-fast search`, or a published .npz or .pkl (read, never run).",
     ),
 ]
 ImageOut = Annotated[

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from oes_fast.cli import signals
 from oes_fast.cli.checkpoints import Checkpoints
+from oes_fast.cli.console import warn
 from oes_fast.cli.settings import debug
-from oes_fast.cli.warn import warn
 from oes_fast.errors import CheckpointError, InputError, OESError, OutputError
-from oes_fast.files import check_writable, sweep
-from oes_fast.image import FORMATS
-from oes_fast.locks import Busy, RunLocks
+from oes_fast.io.files import check_writable, sweep
+from oes_fast.io.image import FORMATS
+from oes_fast.io.locks import Busy, RunLocks
 
 
 class Interrupted(Exception):

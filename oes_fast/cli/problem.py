@@ -10,7 +10,8 @@ from torch import Tensor
 
 from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
-from oes_fast.image import MIN_SIDE, Image, add_noise, load_image
+from oes_fast.io.image import MIN_SIDE, Image, load_image
+from oes_fast.noise import add_noise
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oes_fast.cli.console import warn
 from oes_fast.cli.display import lost_output
 from oes_fast.cli.problem import Problem
 from oes_fast.cli.settings import RunSettings
-from oes_fast.cli.warn import warn
-from oes_fast.image import psnr
+from oes_fast.io.image import psnr
 from oes_fast.mask import Mask
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.search import SearchResult

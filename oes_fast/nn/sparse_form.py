@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +20,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
+from oes_fast.autotune_cache import measured_choice
 from oes_fast.backends import backends
-from oes_fast.choices import choice, choices_file, processor, read_choices, store_choices
 from oes_fast.ops import _library
 from oes_fast.ops.sparse_conv2d import SparsePattern
+from oes_fast.timing import times_in_turn
 
 _ROUNDS = 12
 _CLEAR = 1.5  # a ratio of times that needs no more rounds
@@ -122,14 +121,11 @@ def choose(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Forms | Non
         key = f"{x.dtype} {sizes} {torch.get_num_threads()} {kept.share:.2g}"
         capability = importlib.import_module("oes_fast._C").capability()
 
-        def find() -> list[bool]:
-            known = _known(capability)
-            if key not in known:
-                known[key] = list(_measure(kept, x.detach(), weight.detach(), window))
-                store_choices(_file(capability), {key: known[key]})
-            return [bool(one) for one in known[key]]
+        def measure() -> list[bool]:
+            return list(_measure(kept, x.detach(), weight.detach(), window))
 
-        forms = Forms(*choice(f"masked-conv2d {capability} {key}", find))
+        chosen = measured_choice("masked-conv2d", capability, key, measure, valid=_is_row)
+        forms = Forms(*map(bool, chosen))
         kept.known[problem] = forms if any(forms) else None
     return kept.known[problem]
 
@@ -138,14 +134,8 @@ def _macs(x: Tensor, weight: Tensor, window: Window) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3] * weight.numel() // window.stride**2
 
 
-def _file(capability: str) -> Path:
-    return choices_file("masked-conv2d", capability, processor())
-
-
-@functools.cache
-def _known(capability: str) -> dict[str, Any]:
-    rows = read_choices(_file(capability))
-    return {key: row for key, row in rows.items() if isinstance(row, list) and len(row) == len(Forms._fields)}
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == len(Forms._fields)
 
 
 @torch.no_grad()
@@ -186,17 +176,15 @@ def _step(kept: Kept, forms: Forms, x: Tensor, weight: Tensor, window: Window, g
 
 def _faster(first: Callable[[], object], second: Callable[[], object], *, clearly: bool = True) -> bool:
     """Whether ``first``, the sparse form, takes (clearly) less time: the least of some rounds in turn."""
-    least = [math.inf, math.inf]
-    started = time.perf_counter()
-    for turn in range(_ROUNDS):
-        for index, call in enumerate((first, second)):
-            begin = time.perf_counter()
-            call()
-            least[index] = min(least[index], time.perf_counter() - begin)
-        clear = max(least) > _CLEAR * min(least) or time.perf_counter() - started > _SECONDS
-        if turn >= 2 and clear:  # the first round warms up
-            break
-    return least[0] + _OVERHEAD < _GAIN * least[1] if clearly else least[0] < least[1]
+    deadline = time.perf_counter() + _SECONDS
+
+    def enough(times: list[list[float]]) -> bool:
+        least = [min(taken) for taken in times]
+        clear = max(least) > _CLEAR * min(least) or time.perf_counter() > deadline
+        return len(times[0]) > 2 and clear  # the first round warms up
+
+    sparse, dense = (min(taken) for taken in times_in_turn((first, second), rounds=_ROUNDS, enough=enough))
+    return sparse + _OVERHEAD < _GAIN * dense if clearly else sparse < dense
 
 
 def sparse_form(

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from oes_fast.autotune_cache import processor
 from oes_fast.backends import backends
-from oes_fast.choices import processor
 from oes_fast.version import __version__
 
 

@@ -27,7 +27,15 @@ class Record(NamedTuple):
 
 
 class History(Sequence[Record]):
-    """Records of a run in order of steps; ``history.psnr`` or ``history["psnr"]`` is one column as a list."""
+    """Records of a run in order of steps; ``history.psnr`` or ``history["psnr"]`` is one column as a list.
+
+    Example:
+        >>> history = oes.History()
+        >>> history.add(0, torch.tensor(0.25), 6.0, float("nan"))
+        >>> history.add(10, torch.tensor(0.01), 20.0, float("nan"))
+        >>> history.step, history.psnr, history.best().step
+        ([0, 10], [6.0, 20.0], 10)
+    """
 
     def __init__(self, rows: Tensor | None = None) -> None:
         # Rows stay tensors on their device, so that recording does not wait for it.
@@ -76,6 +84,18 @@ class History(Sequence[Record]):
         """The record of highest PSNR; None where no clean image was given."""
         return max((r for r in self if not math.isnan(r.psnr)), key=lambda r: r.psnr, default=None)
 
+    def __repr__(self) -> str:
+        records = list(self)
+        if not records:
+            return "History(no records)"
+        first, last = records[0], records[-1]
+        parts = [f"{len(records)} record{'s' if len(records) > 1 else ''}"]
+        parts += [f"step{_range(first.step, last.step, 'd')}", f"loss{_range(first.loss, last.loss, '.4g')}"]
+        if (best := self.best()) is not None:
+            parts += [f"PSNR{_range(first.psnr, last.psnr, '.2f')} dB"]
+            parts += [f"best {best.psnr:.2f} dB at step {best.step}"]
+        return f"History({', '.join(parts)})"
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -94,3 +114,7 @@ class History(Sequence[Record]):
         if isinstance(index, str):
             return self.column(index)
         return list(self)[index]
+
+
+def _range(first: float, last: float, form: str) -> str:
+    return f" {first:{form}}" if first == last else f" {first:{form}} to {last:{form}}"

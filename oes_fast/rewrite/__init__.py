@@ -3,8 +3,8 @@
 trace -> rules (one small module each) -> liveness -> plan. `sparsify` is the whole of it.
 """
 
-from oes_fast.rewrite.sparsify import SparseGenerator, sparsify
-from oes_fast.rewrite.trace import TraceError
+from oes_fast.rewrite.module import SparseGenerator, sparsify
+from oes_fast.rewrite.tracing.trace import TraceError
 from oes_fast.rewrite.verify import VerificationError
 
 __all__ = ["SparseGenerator", "TraceError", "VerificationError", "sparsify"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from oes_fast.flat import FlatLayout
-from oes_fast.rewrite import stages as s
-from oes_fast.rewrite.execute_sparse import MOST_KEPT
+from oes_fast.rewrite import ir
 from oes_fast.rewrite.plan import Plan
+from oes_fast.rewrite.run.sparse_ops import MOST_KEPT
 
 _HEADER = ("stage", "operation", "in", "out", "density", "MACs before", "after", "nonzero", "kernel")
 
 
-def table(dense: s.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -> str:
+def table(dense: ir.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -> str:
     """One line for each stage of ``plan``.
 
     Args:
@@ -23,7 +23,7 @@ def table(dense: s.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -
     """
     before: dict[str, int] = {}
     for node in dense.nodes:
-        if isinstance(node.stage, s.Conv):
+        if isinstance(node.stage, ir.Conv):
             before[node.stage.weight] = before.get(node.stage.weight, 0) + _macs(node, *node.stage.channels)
     rows = [_row(node, plan, layout, before, mask) for node in plan.graph.nodes]
     totals = [sum(int(row[column]) for row in rows if row[column]) for column in (5, 6, 7)]
@@ -41,21 +41,21 @@ def table(dense: s.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -
 
 
 def _row(
-    node: s.Node, plan: Plan, layout: FlatLayout, before: dict[str, int], mask: Tensor | None
+    node: ir.Node, plan: Plan, layout: FlatLayout, before: dict[str, int], mask: Tensor | None
 ) -> tuple[str, ...]:
     stage = node.stage
-    alive = plan.alive[id(node)]
-    conv = stage.conv if isinstance(stage, s.UpConv) else stage
+    alive = plan.alive[node]
+    conv = stage.conv if isinstance(stage, ir.UpConv) else stage
     dense_in = node.inputs[0].shape[1] if node.inputs and len(node.inputs[0].shape) == 4 else 0
-    live_in = len(plan.alive[id(node.inputs[0])].vary) if node.inputs else 0
+    live_in = len(plan.alive[node.inputs[0]].varying) if node.inputs else 0
     dense_out = node.shape[1] if len(node.shape) == 4 else 0
-    cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.vary)}/{dense_out}"]
-    if not isinstance(conv, s.Conv):
+    cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.varying)}/{dense_out}"]
+    if not isinstance(conv, ir.Conv):
         return (*cells, "", "", "", "", _kernel(node, plan))
-    source = plan.alive[id(node.inputs[0])]
-    nonzero = plan.weights.nonzeros(conv.weight, alive.vary, source.vary + conv.first)
-    block = len(alive.vary) * live_in * conv.kernel[0] * conv.kernel[1]
-    after = _macs(node, live_in, len(alive.vary))
+    source = plan.alive[node.inputs[0]]
+    nonzero = plan.weights.nonzeros(conv.weight, alive.varying, source.varying + conv.first)
+    block = len(alive.varying) * live_in * conv.kernel[0] * conv.kernel[1]
+    after = _macs(node, live_in, len(alive.varying))
     density = nonzero / block if block else 0.0
     # A split convolution's dense count stands in the row of its first part.
     dense = str(before.pop(conv.weight)) if conv.weight in before else ""
@@ -69,58 +69,58 @@ def _row(
     )
 
 
-def _macs(node: s.Node, inputs: int, outputs: int) -> int:
+def _macs(node: ir.Node, inputs: int, outputs: int) -> int:
     """Multiply-accumulates of a convolution of so many channels, dense."""
     stage = node.stage
     n, _, h, w = node.shape
-    if isinstance(stage, s.UpConv):
+    if isinstance(stage, ir.UpConv):
         rows, columns = (k + stage.factor - 1 for k in stage.conv.kernel)
         h, w = node.inputs[0].shape[2:]
         return n * h * w * inputs * outputs * rows * columns
-    assert isinstance(stage, s.Conv)
+    assert isinstance(stage, ir.Conv)
     return n * h * w * inputs * outputs * stage.kernel[0] * stage.kernel[1]
 
 
-def _operation(stage: s.Stage) -> str:
-    if isinstance(stage, s.Conv):
+def _operation(stage: ir.Stage) -> str:
+    if isinstance(stage, ir.Conv):
         stride = f" stride {stage.stride[0]}" if stage.stride != (1, 1) else ""
         return f"conv {stage.kernel[0]}x{stage.kernel[1]}{stride}"
-    if isinstance(stage, s.UpConv):
+    if isinstance(stage, ir.UpConv):
         return f"conv {stage.conv.kernel[0]}x{stage.conv.kernel[1]} of up-sampled x{stage.factor}"
-    if isinstance(stage, s.Norm):
+    if isinstance(stage, ir.Norm):
         act = "" if stage.act is None else f" + {stage.act.kind}"
         return f"batch norm{act}" + (" before up-sampling" if stage.copies > 1 else "")
-    if isinstance(stage, s.Act):
+    if isinstance(stage, ir.Act):
         return stage.kind
-    if isinstance(stage, s.Pad):
+    if isinstance(stage, ir.Pad):
         return f"pad {stage.mode}"
-    if isinstance(stage, s.Box):
+    if isinstance(stage, ir.Box):
         return f"box sum {stage.size}x{stage.size}"
-    if isinstance(stage, s.Pool):
+    if isinstance(stage, ir.Pool):
         return f"{stage.kind} pool"
-    if isinstance(stage, s.Upsample):
+    if isinstance(stage, ir.Upsample):
         return f"up-sample {stage.mode}"
-    if isinstance(stage, s.Opaque):
+    if isinstance(stage, ir.Opaque):
         return f"{getattr(stage.target, '__name__', stage.target)}, as it was"
     return type(stage).__name__.lower()
 
 
-def _kernel(node: s.Node, plan: Plan) -> str:
+def _kernel(node: ir.Node, plan: Plan) -> str:
     """What runs the stage, and why."""
-    if id(node) in plan.fixed:
+    if node in plan.input_only:
         return "once: depends on the fixed input alone"
-    if not len(plan.alive[id(node)].vary) and len(node.shape) == 4:
+    if not len(plan.alive[node].varying) and len(node.shape) == 4:
         return "none: no channel is alive"
-    if id(node) in plan.chained:
+    if node in plan.chained:
         return "C++ chain"
     stage = node.stage
-    if id(node) in plan.kernel_names:
-        return plan.kernel_names[id(node)]
-    if isinstance(stage, s.UpConv):
+    if node in plan.kernel_names:
+        return plan.kernel_names[node]
+    if isinstance(stage, ir.UpConv):
         return "torch conv_transpose2d: dense over live channels"
-    if id(node) in plan.sparse:
+    if node in plan.sparse:
         return f"C++ sparse_conv2d: density up to {100 * MOST_KEPT:.0f} %"
-    if isinstance(stage, s.Conv):
+    if isinstance(stage, ir.Conv):
         return "torch conv2d: dense over live channels"
     return "torch"
 

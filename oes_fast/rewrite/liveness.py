@@ -1,21 +1,22 @@
 """Rule: dead channels. Which channels of every stage are computed, which are constants, which are nothing.
 
 Forward, each channel of a result is one of
-    ZERO    exactly 0 everywhere,
-    CONST   one value over the whole image, a function of parameters alone,
-    VARY    anything else.
-A batch norm whose gamma the mask drops gives its beta: CONST, or ZERO where beta is dropped too. In training
-it gives its beta for a constant input as well, since it subtracts the mean; outside training it gives gamma
-(k - running mean) / sqrt(running variance + eps) + beta. A convolution output that reads no VARY channel is
-CONST. Activations, pooling, up-sampling, cropping and padding other than with zeros keep a constant constant.
+    ZERO      exactly 0 everywhere,
+    CONSTANT  one value over the whole image, a function of parameters alone,
+    VARYING   anything else.
+A batch norm whose gamma the mask drops gives its beta: CONSTANT, or ZERO where beta is dropped too. In
+training it gives its beta for a constant input as well, since it subtracts the mean; outside training it
+gives gamma (k - running mean) / sqrt(running variance + eps) + beta. A convolution output that reads no
+VARYING channel is CONSTANT. Activations, pooling, up-sampling, cropping and padding other than with zeros
+keep a constant constant.
 
 Backward, a channel is wanted if it changes the output: a convolution wants an input channel if the mask keeps
 a weight from it to a wanted output channel; a batch norm wants the channels whose gamma is kept.
 
-What is VARY and wanted is computed; what is CONST and wanted is one number; all other channels, and every
-weight that touches only them, are left out. Their gradients are exactly zero in the dense network too, so
-this holds for a whole training. Running statistics of channels that are not wanted reach no output in either
-mode; they stay as they were.
+What is VARYING and wanted is computed; what is CONSTANT and wanted is one number; all other channels, and
+every weight that touches only them, are left out. Their gradients are exactly zero in the dense network too,
+so this holds for a whole training. Running statistics of channels that are not wanted reach no output in
+either mode; they stay as they were.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oes_fast.rewrite import stages as s
+from oes_fast.rewrite import ir
 
-ZERO, CONST, VARY = 0, 1, 2
+ZERO, CONSTANT, VARYING = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,18 @@ class Alive:
     """Channels of one stage's result.
 
     Attributes:
-        vary: indices of the channels computed, ascending.
-        const: indices of the channels kept as one number each, ascending.
+        varying: indices of the channels computed, ascending.
+        constant: indices of the channels kept as one number each, ascending.
         tracked: for a batch norm in training: channels whose input is constant and whose running
             statistics reach an output outside training.
     """
 
-    vary: Tensor
-    const: Tensor
+    varying: Tensor
+    constant: Tensor
     tracked: Tensor
 
 
-def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, Alive]:
+def alive_channels(graph: ir.Graph, kept: dict[str, Tensor] | None) -> dict[ir.Node, Alive]:
     """Analyse a graph of stages.
 
     Args:
@@ -54,79 +55,81 @@ def alive_channels(graph: s.Graph, kept: dict[str, Tensor] | None) -> dict[int, 
         kept: bool mask of every parameter by name, or None where all are kept.
 
     Returns:
-        :class:`Alive` by id of the node. Nodes whose result is no image [N, C, H, W] have all their channels.
+        :class:`Alive` by node. Nodes whose result is no image [N, C, H, W] have all their channels.
     """
-    status: dict[int, Tensor] = {}
+    status: dict[ir.Node, Tensor] = {}
     for node in graph.nodes:
-        status[id(node)] = _status(node, [status[id(i)] for i in node.inputs], kept)
-    wanted = {id(node): torch.zeros(_channels(node), dtype=torch.bool, device="cpu") for node in graph.nodes}
-    wanted[id(graph.output)][:] = True
+        status[node] = _status(node, [status[i] for i in node.inputs], kept)
+    wanted = {node: torch.zeros(_channels(node), dtype=torch.bool, device="cpu") for node in graph.nodes}
+    wanted[graph.output][:] = True
     for node in reversed(graph.nodes):
-        for source, want in zip(node.inputs, _wants(node, wanted[id(node)], kept), strict=True):
-            wanted[id(source)] |= want
+        for source, want in zip(node.inputs, _wants(node, wanted[node], kept), strict=True):
+            wanted[source] |= want
     alive = {}
     for node in graph.nodes:
-        want, state = wanted[id(node)], status[id(node)]
+        want, state = wanted[node], status[node]
         tracked = torch.zeros_like(want)
-        if isinstance(node.stage, s.Norm) and node.stage.tracks:
-            tracked = want & _kept(kept, node.stage.weight, node.stage) & (status[id(node.inputs[0])] != VARY)
-        alive[id(node)] = Alive(
-            _where(want & (state == VARY)), _where(want & (state == CONST)), _where(tracked)
+        if isinstance(node.stage, ir.Norm) and node.stage.tracks:
+            tracked = want & _kept(kept, node.stage.weight, node.stage) & (status[node.inputs[0]] != VARYING)
+        alive[node] = Alive(
+            _where(want & (state == VARYING)), _where(want & (state == CONSTANT)), _where(tracked)
         )
     return alive
 
 
-def _status(node: s.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None) -> Tensor:
+def _status(node: ir.Node, inputs: list[Tensor], kept: dict[str, Tensor] | None) -> Tensor:
     stage = node.stage
-    if isinstance(stage, s.UpConv):
+    if isinstance(stage, ir.UpConv):
         stage = stage.conv
-    if isinstance(stage, s.Conv):
+    if isinstance(stage, ir.Conv):
         links = _links(kept, stage)  # [O, I]
-        varies = (links & (inputs[0] == VARY)).any(1)
-        constant = (links & (inputs[0] == CONST)).any(1)
+        varies = (links & (inputs[0] == VARYING)).any(1)
+        constant = (links & (inputs[0] == CONSTANT)).any(1)
         if stage.bias is not None:
             constant |= _of(kept, stage.bias, stage.channels[1])
         return _merge(varies, constant)
-    if isinstance(stage, s.Norm):
+    if isinstance(stage, ir.Norm):
         gamma, beta = _kept(kept, stage.weight, stage), _kept(kept, stage.bias, stage, missing=False)
-        varies = (inputs[0] == VARY) & gamma
+        varies = (inputs[0] == VARYING) & gamma
         return _activated(_merge(varies, beta if stage.of_batch else beta | gamma), stage.act)
-    if isinstance(stage, s.Act):
+    if isinstance(stage, ir.Act):
         return _activated(inputs[0], stage)
-    if isinstance(stage, s.Pad) and stage.mode == "zeros" and any(stage.amount):
-        return torch.where(inputs[0] == CONST, VARY, inputs[0])
-    if isinstance(stage, s.Cat):
+    if isinstance(stage, ir.Pad) and stage.mode == "zeros" and any(stage.amount):
+        return torch.where(inputs[0] == CONSTANT, VARYING, inputs[0])
+    if isinstance(stage, ir.Cat):
         return torch.cat(inputs)
-    if isinstance(stage, s.Add):
+    if isinstance(stage, ir.Add):
         return torch.maximum(*inputs)
-    if isinstance(stage, s.Pad | s.Box | s.Pool | s.Upsample | s.Crop):
+    if isinstance(stage, ir.Pad | ir.Box | ir.Pool | ir.Upsample | ir.Crop):
         return inputs[0]
-    return torch.full((_channels(node),), VARY, device="cpu")
+    return torch.full((_channels(node),), VARYING, device="cpu")
 
 
-def _activated(status: Tensor, act: s.Act | None) -> Tensor:
+def _activated(status: Tensor, act: ir.Act | None) -> Tensor:
     """Sigmoid alone lifts zero."""
-    return torch.where(status == ZERO, CONST, status) if act is not None and act.kind == "sigmoid" else status
+    return (
+        torch.where(status == ZERO, CONSTANT, status) if act is not None and act.kind == "sigmoid" else status
+    )
 
 
-def _wants(node: s.Node, wanted: Tensor, kept: dict[str, Tensor] | None) -> list[Tensor]:
+def _wants(node: ir.Node, wanted: Tensor, kept: dict[str, Tensor] | None) -> list[Tensor]:
     stage = node.stage
-    if isinstance(stage, s.UpConv):
+    if isinstance(stage, ir.UpConv):
         stage = stage.conv
-    if isinstance(stage, s.Conv):
+    if isinstance(stage, ir.Conv):
         return [_links(kept, stage)[wanted].any(0)]
-    if isinstance(stage, s.Norm):
+    if isinstance(stage, ir.Norm):
         return [wanted & _kept(kept, stage.weight, stage)]
-    if isinstance(stage, s.Cat):
+    if isinstance(stage, ir.Cat):
         return list(wanted.split([_channels(i) for i in node.inputs]))
-    if isinstance(stage, s.Add):
+    if isinstance(stage, ir.Add):
         return [wanted, wanted]
-    if isinstance(stage, s.Act | s.Pad | s.Box | s.Pool | s.Upsample | s.Crop):
+    if isinstance(stage, ir.Act | ir.Pad | ir.Box | ir.Pool | ir.Upsample | ir.Crop):
         return [wanted]
     return [torch.ones(_channels(i), dtype=torch.bool, device="cpu") for i in node.inputs]
 
 
-def _links(kept: dict[str, Tensor] | None, conv: s.Conv) -> Tensor:
+def _links(kept: dict[str, Tensor] | None, conv: ir.Conv) -> Tensor:
     """Which output reads which input channel: bool [O, I]."""
     inputs, outputs = conv.channels
     if kept is None:
@@ -134,7 +137,7 @@ def _links(kept: dict[str, Tensor] | None, conv: s.Conv) -> Tensor:
     return kept[conv.weight][:, conv.first : conv.first + inputs].flatten(2).any(2)
 
 
-def _kept(kept: dict[str, Tensor] | None, name: str | None, norm: s.Norm, *, missing: bool = True) -> Tensor:
+def _kept(kept: dict[str, Tensor] | None, name: str | None, norm: ir.Norm, *, missing: bool = True) -> Tensor:
     """Which channels of a batch norm have the parameter ``name``; ``missing`` where it has none."""
     if name is None:
         return torch.full((norm.channels,), missing, device="cpu")
@@ -148,12 +151,12 @@ def _of(kept: dict[str, Tensor] | None, name: str, channels: int) -> Tensor:
 
 
 def _merge(varies: Tensor, constant: Tensor) -> Tensor:
-    return torch.where(varies, VARY, torch.where(constant, CONST, ZERO))
+    return torch.where(varies, VARYING, torch.where(constant, CONSTANT, ZERO))
 
 
 def _where(flags: Tensor) -> Tensor:
     return torch.nonzero(flags).flatten()
 
 
-def _channels(node: s.Node) -> int:
+def _channels(node: ir.Node) -> int:
     return node.shape[1] if len(node.shape) == 4 else 0

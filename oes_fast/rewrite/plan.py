@@ -10,28 +10,29 @@ from torch import Tensor, nn
 
 from oes_fast.flat import FlatLayout
 from oes_fast.ops.running_stats import running_stats_of_layers
-from oes_fast.rewrite import stages as s
-from oes_fast.rewrite.chain import Chain, find_chains
-from oes_fast.rewrite.chain_run import ChainRun
-from oes_fast.rewrite.compact import CompactWeights
-from oes_fast.rewrite.execute import Builder, Context, Head, Run, Value, activate
-from oes_fast.rewrite.execute_norm import count_batches
-from oes_fast.rewrite.execute_sparse import BACKEND
-from oes_fast.rewrite.execute_triton import TritonBuilder
+from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
+from oes_fast.rewrite.run.chain_autograd import ChainFunction
+from oes_fast.rewrite.run.chain_find import Chain, find_chains
+from oes_fast.rewrite.run.context import Context, FusedLoss, StageFunction, Value, activate
+from oes_fast.rewrite.run.norm_ops import count_batches
+from oes_fast.rewrite.run.sparse_ops import BACKEND
+from oes_fast.rewrite.run.torch_ops import Builder
+from oes_fast.rewrite.run.triton_ops import TritonBuilder
+from oes_fast.rewrite.weights import CompactWeights
 
 
 @dataclass(frozen=True)
 class _Step:
     """One call of a run: the node whose result it makes, and the nodes whose results it takes."""
 
-    node: s.Node
-    inputs: list[s.Node]
-    run: Run
+    node: ir.Node
+    inputs: list[ir.Node]
+    run: StageFunction
 
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
-_FIXED = (s.Input, s.Constant, s.Pad, s.Box, s.Pool, s.Upsample, s.Crop, s.Cat, s.Add, s.Act)
+_REPEATABLE = (ir.Input, ir.Constant, ir.Pad, ir.Box, ir.Pool, ir.Upsample, ir.Crop, ir.Cat, ir.Add, ir.Act)
 
 
 class Plan:
@@ -45,14 +46,14 @@ class Plan:
         kernels: "torch", or "cpu" or "triton" for kernels where they are the better choice.
 
     Attributes:
-        sparse: ids of the convolutions that run on their kept weights alone, outside chains.
-        chained: ids of the nodes that chains run.
-        kernel_names: what runs a stage and why, by id, where that is a Triton kernel.
+        sparse: convolutions that run on their kept weights alone, outside chains.
+        chained: nodes that chains run.
+        kernel_names: what runs a stage and why, by node, where that is a Triton kernel.
     """
 
     def __init__(
         self,
-        graph: s.Graph,
+        graph: ir.Graph,
         net: nn.Module,
         mask: Tensor | None,
         *,
@@ -64,10 +65,10 @@ class Plan:
         self.graph = graph
         self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
-        self.fixed = self._fixed_nodes()
+        self.input_only = self._input_only_nodes()
         kernels = "torch" if kernels == "cpu" and device.type != "cpu" else kernels
-        chains = find_chains(graph, self.alive, self.fixed) if kernels == BACKEND else []
-        self.chained = {id(node) for chain in chains for node in chain.nodes}
+        chains = find_chains(graph, self.alive, self.input_only) if kernels == BACKEND else []
+        self.chained = {node for chain in chains for node in chain.nodes}
         make = TritonBuilder if kernels == "triton" else Builder
         builder = make(
             graph,
@@ -75,17 +76,17 @@ class Plan:
             self.alive,
             self.weights,
             device,
-            fixed=self.fixed,
+            input_only=self.input_only,
             chained=self.chained,
             kernels=kernels,
         )
-        ends = {id(chain.end): chain for chain in chains}
+        ends = {chain.end: chain for chain in chains}
         self._steps: list[_Step] = []
         for node in graph.nodes:
-            if id(node) in ends:
-                chain = ends[id(node)]
+            if node in ends:
+                chain = ends[node]
                 self._steps.append(_Step(node, [chain.source], self._chain(chain)))
-            elif id(node) not in self.chained:
+            elif node not in self.chained:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
         self.sparse = builder.sparse
@@ -93,17 +94,17 @@ class Plan:
         self.weights.finish(device)
         self._last = self._last_readers()
 
-    def prepare(self, z: Tensor) -> dict[int, Value]:
+    def prepare(self, z: Tensor) -> dict[ir.Node, Value]:
         """Results of the stages that depend on the input alone: made once for a fixed input."""
         context = Context(z, z.new_empty(0), [], {}, update_stats=False)
-        values: dict[int, Value] = {}
+        values: dict[ir.Node, Value] = {}
         for step in self._steps:
-            if id(step.node) in self.fixed:
-                values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
-        read = {id(i) for step in self._steps if id(step.node) not in self.fixed for i in step.inputs}
-        read.add(id(self.graph.output))
+            if step.node in self.input_only:
+                values[step.node] = step.run(context, [values[i] for i in step.inputs])
+        read = {i for step in self._steps if step.node not in self.input_only for i in step.inputs}
+        read.add(self.graph.output)
         # Code that is run as it is sees the layout of the dense network, in whose order dropout draws.
-        seen = {id(i) for step in self._steps if isinstance(step.node.stage, s.Opaque) for i in step.inputs}
+        seen = {i for step in self._steps if isinstance(step.node.stage, ir.Opaque) for i in step.inputs}
         return {k: v if k in seen else _laid_out(v) for k, v in values.items() if k in read}
 
     def run(
@@ -111,11 +112,11 @@ class Plan:
         weights: Tensor,
         buffers: Mapping[str, Tensor],
         z: Tensor,
-        prepared: dict[int, Value],
+        prepared: dict[ir.Node, Value],
         *,
         update_stats: bool,
-        head: Head | None = None,
-        observe: Callable[[s.Node, Value], None] | None = None,
+        fused_loss: FusedLoss | None = None,
+        observe: Callable[[ir.Node, Value], None] | None = None,
     ) -> Tensor:
         """The image.
 
@@ -125,37 +126,41 @@ class Plan:
             z: input [N, C, H, W].
             prepared: what :meth:`prepare` gave for ``z``.
             update_stats: update the running statistics (in training only).
-            head: a loss that the last layer may take along.
+            fused_loss: a loss that the last layer may take along.
             observe: called with every stage's result, in order.
 
         Returns:
             Tensor [N, C', H', W'], differentiable in ``weights``.
         """
-        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats, head)
+        context = Context(z, weights, self.weights.blocks(weights), buffers, update_stats, fused_loss)
         values = dict(prepared)
         for step in self._steps:
-            if id(step.node) in self.fixed:
+            if step.node in self.input_only:
                 continue
-            values[id(step.node)] = step.run(context, [values[id(i)] for i in step.inputs])
+            values[step.node] = step.run(context, [values[i] for i in step.inputs])
             if observe is not None:
-                observe(step.node, values[id(step.node)])
-            for key in self._last[id(step.node)]:
+                observe(step.node, values[step.node])
+            for key in self._last[step.node]:
                 del values[key]
         count_batches(context.counted, buffers)
         running_stats_of_layers(context.moved)
-        output = self._finish(context, [values[id(self.graph.output)]]).x
+        output = self._finish(context, [values[self.graph.output]]).x
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
-    def _chain(self, chain: Chain) -> Run:
-        run = ChainRun(chain, self.alive, self.weights, fixed=id(chain.source) in self.fixed)
+    def _chain(self, chain: Chain) -> StageFunction:
+        run = ChainFunction(chain, self.alive, self.weights, constant_input=chain.source in self.input_only)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
-        whole = len(self.alive[id(chain.end)].vary) == self.graph.output.shape[1]
+        whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
 
         def result(context: Context, values: list[Value]) -> Value:
-            head = context.head if whole and chain.end is self.graph.output else None
-            target = None if head is None or head.target.shape != chain.end.shape else head.target
+            fused_loss = context.fused_loss if whole and chain.end is self.graph.output else None
+            target = (
+                None
+                if fused_loss is None or fused_loss.target.shape != chain.end.shape
+                else fused_loss.target
+            )
             x, loss = run(
                 context.weights,
                 values[0].x,
@@ -163,28 +168,28 @@ class Plan:
                 update_stats=context.update_stats,
                 target=target,
             )
-            if head is not None:
-                head.loss = loss
+            if fused_loss is not None:
+                fused_loss.loss = loss
             return Value(x, run.constants(context.blocks, activate))
 
         return result
 
-    def _fixed_nodes(self) -> set[int]:
-        fixed: set[int] = set()
+    def _input_only_nodes(self) -> set[ir.Node]:
+        found: set[ir.Node] = set()
         for node in self.graph.nodes:
-            repeatable = isinstance(node.stage, s.Opaque) and node.stage.target == "index_select"
-            if (isinstance(node.stage, _FIXED) or repeatable) and all(id(i) in fixed for i in node.inputs):
-                fixed.add(id(node))
-        return fixed
+            repeatable = isinstance(node.stage, ir.Opaque) and node.stage.target == "index_select"
+            if (isinstance(node.stage, _REPEATABLE) or repeatable) and all(i in found for i in node.inputs):
+                found.add(node)
+        return found
 
-    def _last_readers(self) -> dict[int, list[int]]:
+    def _last_readers(self) -> dict[ir.Node, list[ir.Node]]:
         """For each node, the results that nothing reads after it."""
-        last: dict[int, int] = {}
+        last: dict[ir.Node, ir.Node] = {}
         for step in self._steps:
-            if id(step.node) not in self.fixed:
-                last.update({id(i): id(step.node) for i in step.inputs})
-        last.pop(id(self.graph.output), None)
-        readers: dict[int, list[int]] = {id(node): [] for node in self.graph.nodes}
+            if step.node not in self.input_only:
+                last.update(dict.fromkeys(step.inputs, step.node))
+        last.pop(self.graph.output, None)
+        readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in self.graph.nodes}
         for key, reader in last.items():
             readers[reader].append(key)
         return readers
@@ -195,4 +200,4 @@ def _laid_out(value: Value) -> Value:
     x = value.x
     if x.ndim != 4 or x.device.type != "cpu":
         return value
-    return Value(x.contiguous(memory_format=torch.channels_last), value.const)
+    return Value(x.contiguous(memory_format=torch.channels_last), value.constant)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from oes_fast.copies import copy_network
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
-from oes_fast.rewrite import stages as s
-from oes_fast.rewrite.execute import Head, Value, activate
+from oes_fast.rewrite import ir
+from oes_fast.rewrite.run.context import FusedLoss, Value, activate
 from oes_fast.rewrite.verify_problem import (
     DrawsNumbersError,
     Watch,
@@ -38,8 +38,8 @@ from oes_fast.rewrite.verify_problem import (
 )
 
 if TYPE_CHECKING:
+    from oes_fast.rewrite.module import SparseGenerator
     from oes_fast.rewrite.plan import Plan
-    from oes_fast.rewrite.sparsify import SparseGenerator
 
 
 class VerificationError(OESError):
@@ -214,9 +214,11 @@ class _Comparison:
         z = self._z.to(dtype)
         buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
         target = target_image(twin.plan(z).graph.output.shape, z)
-        head = Head(target) if fused else None
-        output = twin.evaluate(leaf, z, buffers, update_stats=True, head=head)
-        loss = F.mse_loss(output, target) if head is None or head.loss is None else head.loss
+        fused_loss = FusedLoss(target) if fused else None
+        output = twin.evaluate(leaf, z, buffers, update_stats=True, fused_loss=fused_loss)
+        loss = (
+            F.mse_loss(output, target) if fused_loss is None or fused_loss.loss is None else fused_loss.loss
+        )
         (grad,) = gradients(loss, [leaf])
         after = {name: buffer.clone() for name, buffer in buffers.items()}
         with torch.no_grad():
@@ -323,23 +325,23 @@ class _Comparison:
         buffers = {name: buffer.clone() for name, buffer in twin.dense_buffers()}
         found: list[str] = []
 
-        def observe(node: s.Node, value: Value) -> None:
+        def observe(node: ir.Node, value: Value) -> None:
             if found or node.name not in expected:
                 return
             theirs = expected.pop(node.name)
-            vary = plan.alive[id(node)].vary
-            ours = value.x if value.offset is None else value.x + value.offset.view(-1, 1, 1)
-            if tuple(theirs.shape) != node.shape or ours.shape[1:2] != vary.shape:
+            varying = plan.alive[node].varying
+            ours = value.x if value.shift is None else value.x + value.shift.view(-1, 1, 1)
+            if tuple(theirs.shape) != node.shape or ours.shape[1:2] != varying.shape:
                 return  # a rule has moved it past another layer
-            theirs = theirs[:, vary.to(theirs.device)]
+            theirs = theirs[:, varying.to(theirs.device)]
             act = getattr(node.stage, "act", None)
             if act is not None:
                 theirs = activate(theirs, act)
             reader = plan.graph.sole_user(node)
             if (
-                isinstance(node.stage, s.Conv | s.UpConv)
+                isinstance(node.stage, ir.Conv | ir.UpConv)
                 and reader is not None
-                and isinstance(reader.stage, s.Norm)
+                and isinstance(reader.stage, ir.Norm)
             ):
                 # Norms subtract what is the same for all pixels: it need not be there.
                 ours, theirs = (x - x.mean((0, 2, 3), keepdim=True) for x in (ours, theirs))
@@ -359,10 +361,10 @@ def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[
     """(name, ours, theirs) of the running statistics of channels that reach an output."""
     for node in plan.graph.nodes:
         norm = node.stage
-        if not isinstance(norm, s.Norm) or not norm.tracks:
+        if not isinstance(norm, ir.Norm) or not norm.tracks:
             continue
-        alive = plan.alive[id(node)]
-        channels = torch.cat([alive.vary, alive.tracked]) + norm.first
+        alive = plan.alive[node]
+        channels = torch.cat([alive.varying, alive.tracked]) + norm.first
         for name in (norm.mean, norm.var):
             if name is not None:
                 at = channels.to(theirs.buffers[name].device)

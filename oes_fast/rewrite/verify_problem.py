@@ -16,7 +16,7 @@ from oes_fast.copies import copy_network
 from oes_fast.flat import FlatLayout
 
 if TYPE_CHECKING:
-    from oes_fast.rewrite.sparsify import SparseGenerator
+    from oes_fast.rewrite.module import SparseGenerator
 
 EPS = 1e-2  # of norms, at least
 SEED = 20_240_721

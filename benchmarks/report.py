@@ -1,0 +1,114 @@
+"""What benchmarks report: an operation beside what the machine does at best, and results as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+import oes_fast
+from benchmarks.timer import fixture_time
+from oes_fast.autotune_cache import processor
+
+NUMEL = 3_008_867  # parameters of the published generator
+MATRIX = 1024  # side of the matrices whose product is the machine's rate
+
+
+def report_bandwidth(
+    benchmark: Any, operation: Callable[[], object], *, moved_bytes: int, threads: int, device: str
+) -> None:
+    """Bytes per second of an elementwise operation, beside those of a plain copy in the same rounds.
+
+    Args:
+        benchmark: the pytest-benchmark fixture.
+        operation: what to time.
+        moved_bytes: bytes it has to read and write.
+        threads: of torch, while it runs.
+        device: of its tensors.
+    """
+    source = torch.ones(moved_bytes // 8, device=device)  # a copy reads and writes 4 bytes an element
+    target = torch.zeros_like(source)
+    rivals = {"copy": lambda: target.copy_(source)}
+    times = fixture_time(benchmark, operation, threads=threads, rivals=rivals, in_turn=True, rounds=30)
+    ours, copy = times["ours"], times["copy"]
+    benchmark.extra_info["GB/s"] = round(moved_bytes / ours["median"] / 1e6, 2)
+    benchmark.extra_info["share of copy, median"] = round(copy["median"] / ours["median"], 3)
+    benchmark.extra_info["share of copy, minimum"] = round(copy["min"] / ours["min"], 3)
+
+
+def report_rate(
+    benchmark: Any,
+    operation: Callable[[], object],
+    *,
+    macs: int,
+    threads: int,
+    dense: Callable[[], object] | None = None,
+) -> None:
+    """Multiply-accumulates a second, beside those of a matrix product, and the time of the dense operation.
+
+    Args:
+        benchmark: the pytest-benchmark fixture.
+        operation: what to time.
+        macs: multiply-accumulates it has to make.
+        threads: of torch, while it runs.
+        dense: the operation that it takes the place of.
+    """
+    matrix = torch.randn(MATRIX, MATRIX, generator=torch.Generator().manual_seed(0))
+    rivals: dict[str, Callable[[], object]] = {"matrix": lambda: matrix @ matrix}
+    if dense is not None:
+        rivals["dense"] = dense
+    times = {
+        name: found["median"]
+        for name, found in fixture_time(benchmark, operation, threads=threads, rivals=rivals).items()
+    }
+    rate, ceiling = macs / times["ours"] / 1e6, MATRIX**3 / times["matrix"] / 1e6
+    benchmark.extra_info["GMAC/s"] = round(rate, 2)
+    benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)
+    benchmark.extra_info["sgemm GMAC/s"] = round(ceiling, 1)
+    if dense is not None:
+        benchmark.extra_info["dense ms"] = round(times["dense"], 3)
+        benchmark.extra_info["times faster than dense"] = round(times["dense"] / times["ours"], 2)
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "oes_fast": oes_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "backends": {name: str(status) for name, status in oes_fast.backends().items()},
+    }
+
+
+def write_result(path: str, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, indented for reading and for diffs, with today's date (UTC) and the command."""
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"date": date, "command": _command(), **result}, file, indent=1)
+        file.write("\n")
+
+
+def _command() -> str:
+    """What this process was started with, without the folders of its files and without --json."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = [os.path.basename(sys.argv[0])] if spec is None else ["python", "-m", spec.name]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        if word == "--json":
+            next(arguments, None)
+        elif not word.startswith("--json="):
+            words.append(os.path.basename(word))
+    return shlex.join(words)

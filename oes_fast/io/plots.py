@@ -1,0 +1,224 @@
+"""Pictures of a run. Drawn with matplotlib's figure objects alone: no window, no global state."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from oes_fast._checks import check_tensor
+from oes_fast.errors import InputError
+from oes_fast.io.files import atomic_write
+
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+DPI = 100
+MIN_PANEL = 320  # pixels a panel is wide at least, so that its title is legible
+MAX_WIDTH = 30_000  # pixels that a picture may have in a row; Agg refuses twice as many
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by everyone
+GREY = "#666666"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # keeps lines out of the numbers
+
+
+def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]]) -> None:
+    """Images beside each other under their titles, every image pixel one pixel of the picture.
+
+    Small images are enlarged by a whole factor; a row beyond 30,000 pixels is thinned to fit.
+
+    Args:
+        path: picture to write.
+        panels: (title such as "noisy 20.31 dB", float image clipped to [0, 1]), images of one height and
+            width and shape [C, H, W] or [1, C, H, W] with C = 1 (grey) or 3 (RGB).
+
+    Raises:
+        InputError: no panels, images of several sizes, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    if not panels:
+        raise InputError("panels: expected at least one image, got none")
+    arrays = [_pixels(title, image) for title, image in panels]
+    if len({array.shape[:2] for array in arrays}) > 1:
+        sizes = ", ".join(f"{array.shape[1]} x {array.shape[0]}" for array in arrays)
+        raise InputError(f"panels: expected images of one size, got {sizes}")
+    height, width = arrays[0].shape[:2]
+    enlarge = max(1, math.ceil(MIN_PANEL / width))
+    thin = max(1, math.ceil(width * len(arrays) / MAX_WIDTH))
+    arrays = [array[::thin, ::thin] for array in arrays]
+    height, width = arrays[0].shape[0] * enlarge, arrays[0].shape[1] * enlarge
+
+    font = max(15, min(28, width // 24))  # pixels
+    # 0.6 of the font's size is a generous width for the average letter.
+    titles = [textwrap.wrap(title, max(8, int(width / (0.6 * font)))) or [""] for title, _ in panels]
+    gap = max(8, width // 64)
+    head = int(1.35 * font * max(map(len, titles))) + gap
+    total_width = len(arrays) * (width + gap) + gap
+    total_height = head + height + gap
+    figure = _figure(total_width / DPI, total_height / DPI)
+    for i, (array, title) in enumerate(zip(arrays, titles, strict=True)):
+        left = gap + i * (width + gap)
+        box = (left / total_width, gap / total_height, width / total_width, height / total_height)
+        axes = figure.add_axes(box)
+        axes.set_axis_off()
+        axes.imshow(array, interpolation="nearest", aspect="auto")
+        figure.text(
+            (left + width / 2) / total_width,
+            (gap + height + gap / 2) / total_height,
+            "\n".join(title),
+            ha="center",
+            va="bottom",
+            fontsize=font * 72 / DPI,
+            parse_math=False,
+        )
+    _save(figure, path)
+
+
+def psnr_curve(
+    path: str | os.PathLike[str],
+    curves: dict[str, tuple[list[int], list[float]]],
+    noisy: float | None = None,
+) -> None:
+    """PSNR against steps, each curve with its peak and its end in the legend.
+
+    Args:
+        path: picture to write.
+        curves: (steps, PSNR in dB) by name; what is not finite is left out.
+        noisy: PSNR of the noisy image in dB, drawn as a horizontal line.
+
+    Raises:
+        InputError: steps and values of different number, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    figure = _figure(8, 4.8, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        if len(steps) != len(values):
+            raise InputError(f"curves: expected as many steps as values, got {len(steps)} and {len(values)}")
+        points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+        if not points:
+            continue
+        color = COLORS[i % len(COLORS)]
+        peak_step, peak = max(points, key=lambda point: point[1])
+        # A dollar sign would start a formula.
+        label = name.replace("$", r"\$")
+        label += f": peak {peak:.2f} dB at {peak_step:,}, end {points[-1][1]:.2f} dB"
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, marker=marker, label=label)
+        axes.plot([peak_step], [peak], "o", color=color, markersize=5)
+    if noisy is not None and math.isfinite(noisy):
+        axes.axhline(noisy, color=GREY, linestyle="--", linewidth=1, label=f"noisy image: {noisy:.2f} dB")
+    axes.set_xlabel("step")
+    axes.set_ylabel("PSNR (dB)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", framealpha=0.9)
+    _tidy(axes)
+    _save(figure, path)
+
+
+def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
+    """How many weights have which probability sigmoid(s) of being kept; counts on a logarithmic axis.
+
+    Args:
+        path: picture to write.
+        logits: s, float of any shape.
+
+    Raises:
+        InputError: ``logits`` is no float tensor or not finite, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    check_tensor("logits", logits, finite=True)
+    probabilities = torch.sigmoid(logits.detach().flatten().to("cpu", torch.float64)).numpy()
+    figure = _figure(8, 4.8, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("probability of being kept, sigmoid(s)")
+    axes.set_ylabel("number of weights")
+    if probabilities.size:
+        axes.hist(probabilities, bins=np.linspace(0, 1, 101).tolist(), color=COLORS[0], log=True)
+        axes.set_ylim(bottom=0.7)  # a bin with a single weight shows
+        above = int((probabilities > 0.5).sum())
+        axes.set_title(
+            f"{probabilities.size:,} weights, mean {probabilities.mean():.4f}, "
+            f"{above:,} ({above / probabilities.size:.2%}) above 1/2",
+            fontsize=11,
+        )
+    _tidy(axes)
+    _save(figure, path)
+
+
+def layer_density(
+    path: str | os.PathLike[str], names: Sequence[str], densities: Sequence[float], overall: float
+) -> None:
+    """Share of the weights kept in each parameter tensor, in network order, beside the overall share.
+
+    Args:
+        path: picture to write.
+        names: of the parameter tensors.
+        densities: of each, in [0, 1].
+        overall: of all together, in [0, 1].
+
+    Raises:
+        InputError: names and densities of different number, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    if len(names) != len(densities):
+        raise InputError(f"densities: expected {len(names)}, one for each name, got {len(densities)}")
+    shares = [100 * d for d in densities]
+    figure = _figure(9, 1.6 + 0.19 * max(1, len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    rows = range(len(names))
+    axes.barh(rows, shares, color=COLORS[0], height=0.72)
+    axes.axvline(100 * overall, color=GREY, linestyle="--", linewidth=1, label=f"all: {overall:.2%}")
+    top = max([*shares, 100 * overall, 1e-9])
+    for row, share in zip(rows, shares, strict=True):
+        axes.text(share + 0.006 * top, row, f"{share:.3g}", va="center", fontsize=7.5, bbox=LABEL_BOX)
+    axes.set_yticks(rows, names, fontsize=8, family="monospace", parse_math=False)
+    axes.tick_params(axis="x", top=True, labeltop=True)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1.06 * top)
+    axes.set_xlabel("kept (% of the tensor)")
+    axes.legend(loc="lower right", framealpha=0.9)
+    _tidy(axes)
+    axes.grid(axis="y", visible=False)
+    _save(figure, path)
+
+
+def _pixels(title: str, image: Tensor) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    check_tensor(title, image, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    planes = image.detach()[0] if image.ndim == 4 and image.shape[0] == 1 else image.detach()
+    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.numel() == 0:
+        raise InputError(f"{title}: expected shape (1, 1, H, W) or (1, 3, H, W), got {tuple(image.shape)}")
+    # Whole levels in three channels are drawn as they are; a grey colour map would shift some by one.
+    levels = (planes.to("cpu", torch.float64).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(visible=True, color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}, got {suffix or 'none'}")
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format=suffix[1:]))

@@ -1,0 +1,367 @@
+"""A generator rewritten to compute only what is alive, as a module."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from oes_fast._checks import check_tensor
+from oes_fast.backends import resolve
+from oes_fast.copies import copy_network
+from oes_fast.errors import InputError, MaskMismatchError
+from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
+from oes_fast.mask import Mask
+from oes_fast.rewrite.explain import table
+from oes_fast.rewrite.ir import Graph, Node
+from oes_fast.rewrite.named_weights import NamedWeights
+from oes_fast.rewrite.plan import Plan
+from oes_fast.rewrite.rules import (
+    conv_before_upsample,
+    fuse_activation,
+    norm_before_upsample,
+    pool_before_conv,
+    split_concat,
+)
+from oes_fast.rewrite.run.context import FusedLoss, Value
+from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
+from oes_fast.rewrite.tracing.trace import trace
+from oes_fast.rewrite.verify import verify
+
+# In this order: each makes matches for the ones after it.
+RULES = (fuse_activation, pool_before_conv, split_concat, norm_before_upsample, conv_before_upsample)
+
+
+class SparseGenerator(nn.Module):
+    """The masked network, rewritten: same outputs, gradients and running statistics, fewer operations.
+
+    Attributes:
+        weights: one parameter of shape [kept weights], in parameters() order of the dense network.
+
+    Buffers are the running statistics of the dense network, complete; those of channels that reach no
+    output in any mode stay as they were. A plan is made for every input shape and mode when it is first seen,
+    and what depends on the input alone is kept as long as the same tensor comes again.
+    """
+
+    _net: nn.Module
+    _modes: dict[str, bool] | None
+
+    def __init__(
+        self, net: nn.Module, mask: Mask | None, *, kernels: str = "torch", verify: bool = False
+    ) -> None:
+        super().__init__()
+        refuse_gradient_hooks(net)
+        self._given_mask = mask
+        self._verify = verify
+        self._check = True
+        layout = FlatLayout.of(net)
+        flat = flatten(net)
+        self._mask = None if mask is None else mask.flat
+        self.weights = nn.Parameter(self._kept(flat))
+        self._layout = layout
+        self._named = NamedWeights(layout, self._mask, [p.requires_grad for p in net.parameters()])
+        self._named.trained(flat.device)  # kept from here on
+        # The network is kept for its code and shape, out of sight of parameters() and state_dict().
+        self.__dict__["_net"] = copy_network(net)
+        self._kernels = kernels
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._prepared: tuple[Plan, Tensor, tuple[int, int], dict[Node, Value]] | None = None
+        self._last_channels: int | None = None
+        self._buffer_names: dict[str, str] = {}
+        for name, buffer in net.named_buffers():
+            own = name.replace(".", "__")
+            while hasattr(self, own):
+                own += "_"
+            self.register_buffer(own, buffer.clone(memory_format=torch.contiguous_format))
+            self._buffer_names[name] = own
+        self.train(net.training)
+        # Layers held in another mode than the network, such as a frozen batch norm, until train() is called.
+        modes = {name: module.training for name, module in net.named_modules()}
+        self._modes = None if set(modes.values()) == {net.training} else modes
+
+    def train(self, mode: bool = True) -> SparseGenerator:
+        """Set the mode of all layers, as in the dense network."""
+        self._modes = None
+        return super().train(mode)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
+
+        Raises:
+            InputError: ``z`` is no such tensor, or not of the weights' dtype and device.
+            TraceError: the network's code cannot be traced.
+            VerificationError: with ``verify``, at the first input of a shape: the rewritten network computes
+                something else than the network.
+        """
+        weights: Tensor = self.weights
+        trained = self._named.trained(weights.device)
+        if trained is not None:  # parameters that the network holds fixed get no gradient here either
+            weights = torch.where(trained, weights, weights.detach())
+        return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
+
+    def evaluate(
+        self,
+        weights: Tensor,
+        z: Tensor,
+        buffers: dict[str, Tensor],
+        *,
+        update_stats: bool,
+        fused_loss: FusedLoss | None = None,
+    ) -> Tensor:
+        """:meth:`forward` with other weights and running statistics.
+
+        Args:
+            weights: shape of ``self.weights``, its dtype and device.
+            z: input [N, C, H, W].
+            buffers: of the dense network by name, updated in place if ``update_stats``.
+            update_stats: update them.
+            fused_loss: a loss that the last layer may take along.
+
+        Raises:
+            InputError: a tensor does not fit.
+        """
+        check_tensor("z", z, ndim=4, like=self.weights)
+        check_tensor("weights", weights, shape=self.weights.shape, like=z)
+        self._check_buffers(buffers)
+        plan = self.plan(z)
+        return plan.run(
+            weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, fused_loss=fused_loss
+        )
+
+    def plan(self, z: Tensor) -> Plan:
+        """The plan for inputs like ``z`` in the present mode."""
+        self._last_channels = z.shape[1]
+        key = (tuple(z.shape), z.dtype, z.device, z.requires_grad, self.training, self._modes is None)
+        if key not in self._plans:
+            self._net.train(self.training)
+            for name, mode in (self._modes or {}).items():
+                self._net.get_submodule(name).training = mode
+            # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
+            with torch.device("cpu"), torch.inference_mode(False):
+                graph = rewritten(self._net, z, check=self._check)
+                plan = Plan(graph, self._net, self._mask, device=z.device, kernels=self._kernels)
+            self._plans[key] = plan
+            if self._verify and not torch._C._functorch.is_functorch_wrapped_tensor(z):
+                self._verified(key, z)
+        return self._plans[key]
+
+    def _verified(self, key: tuple[object, ...], z: Tensor) -> None:
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), temporarily_clear_interpreter_stack():
+                verify(self, self._net, self._mask, z.clone() if z.is_inference() else z, self._kernels)
+        except Exception:
+            del self._plans[key]  # the next call does not go on with it
+            raise
+
+    def twin(self, net: nn.Module, kernels: str) -> SparseGenerator:
+        """The same rewriting of a network of the same layers, in the mode that ``net`` is in."""
+        twin = SparseGenerator(net, self._given_mask, kernels=kernels)
+        twin._check = False  # it was checked for this one
+        return twin
+
+    def _check_buffers(self, buffers: dict[str, Tensor]) -> None:
+        for name, own in self._buffer_names.items():
+            if name not in buffers:
+                raise InputError(f"buffers: expected {name!r} among them, got {', '.join(buffers) or 'none'}")
+            mine = self.get_buffer(own)
+            if buffers[name] is not mine:
+                check_tensor(
+                    f"buffers[{name!r}]", buffers[name], shape=mine.shape, dtypes=(mine.dtype,), like=mine
+                )
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The kept weights of each parameter of the dense network, for an optimiser with groups.
+
+        Every value is a leaf tensor in the memory of ``self.weights`` and with its gradient: shape
+        [weights kept of the parameter], in their order within it; without a mask, the parameter's shape. It
+        stays the same tensor in every call, moves with the module, and is to take the place of
+        ``parameters()`` in an optimiser, not to stand beside it:
+
+            weights = fast.named_weights()
+            decayed = [w for name, w in weights.items() if name.endswith("weight")]
+            others = [w for name, w in weights.items() if not name.endswith("weight")]
+            optimizer = torch.optim.AdamW(
+                [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}], lr=1e-2
+            )
+            weights["1.2.bias"].requires_grad_(False)  # fixed from here on
+
+        ``zero_grad`` of the optimiser or of the module clears both. Gradients that ``torch.autograd.grad``
+        returns are those of the flat vector alone. An optimiser takes the parts one after the other, which
+        costs more than the single vector of ``parameters()``, much of it spared by ``fused=True``.
+
+        Returns:
+            The parts by the names of the dense network's parameters, in parameters() order; those of which
+            the mask keeps nothing are empty.
+        """
+        return self._named.parts(self.weights)
+
+    def dense_buffers(self) -> list[tuple[str, Tensor]]:
+        """The running statistics under their names in the dense network."""
+        return [(name, self.get_buffer(own)) for name, own in self._buffer_names.items()]
+
+    def dense_weights(self, weights: Tensor | None = None) -> Tensor:
+        """All parameters of the dense network, flat: ``weights``, by default its own, and zeros."""
+        kept = (self.weights if weights is None else weights).detach()
+        if self._mask is None:
+            return kept.clone()
+        dense = kept.new_zeros(self._layout.numel)
+        dense[self._mask.to(kept.device)] = kept
+        return dense
+
+    def to_dense(self) -> nn.Module:
+        """The dense network with the present weights and running statistics; dropped weights are zero."""
+        net = copy_network(self._net).to(self.weights)
+        unflatten_(net, self.dense_weights())
+        with torch.no_grad():
+            buffers = dict(net.named_buffers())
+            for name, buffer in self.dense_buffers():
+                buffers[name].copy_(buffer)
+        return net.train(self.training)
+
+    def explain(self, size: tuple[int, int] = (512, 512), file: TextIO | None = None) -> str:
+        """Print and return a table of every stage: channels alive, density, multiply-accumulates, kernel.
+
+        Args:
+            size: (H, W) of the input; it has the channels of the last one seen, or of the first convolution.
+            file: where to print, by default standard output.
+        """
+        convs = [m for m in self._net.modules() if isinstance(m, nn.Conv2d)]
+        if self._last_channels is None and not convs:
+            raise InputError("explain: expected to have seen an input, or a network with a convolution")
+        z = self.weights.new_empty(1, self._last_channels or convs[0].in_channels, *size)
+        plan = self.plan(z)
+        text = table(trace(self._net, z, check=False), plan, self._layout, self._mask)
+        print(text, file=sys.stdout if file is None else file)
+        return text
+
+    def get_extra_state(self) -> Tensor:
+        """What state_dict() keeps beside weights and statistics: the network and the mask they belong to.
+
+        Text as bytes, uint8: formats that hold tensors alone take it as well.
+        """
+        return torch.tensor(list(self._belongs_to().encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse weights of another network or mask.
+
+        Raises:
+            InputError: no such text.
+            MaskMismatchError: naming both.
+        """
+        check_tensor("state", state, ndim=1, dtypes=(torch.uint8,))
+        found = bytes(state.tolist()).decode(errors="replace")
+        if found != self._belongs_to():
+            raise MaskMismatchError(f"state: made for {found}, loaded into {self._belongs_to()}")
+
+    def _belongs_to(self) -> str:
+        bits = b"" if self._mask is None else self._mask.numpy().tobytes()
+        return f"network {self._layout.fingerprint}, mask {hashlib.sha256(bits).hexdigest()[:16]}"
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._named.rebind(self.weights)  # another tensor with assign=True
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseGenerator:
+        """Moves to another dtype or device take the network along that is kept for its code."""
+        super()._apply(fn, recurse)
+        self._net._apply(fn)
+        self._plans, self._prepared = {}, None
+        self._named.rebind(self.weights)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Plans hold functions, which do not pickle; they are made again when needed.
+        return self.__dict__ | {"_plans": {}, "_prepared": None}
+
+    def extra_repr(self) -> str:
+        """How many weights are kept."""
+        return f"{self.weights.numel()} of {self._layout.numel} weights"
+
+    def _prepare(self, plan: Plan, z: Tensor) -> dict[Node, Value]:
+        """What depends on the input alone, kept while the same unchanged tensor comes again.
+
+        Changes that PyTorch does not count, through ``z.data`` or memory shared with NumPy, are not seen.
+        """
+        if z.requires_grad or z.is_inference() or torch.is_inference_mode_enabled():
+            return plan.prepare(z)
+        version = z._version, z.data_ptr()
+        if self._prepared is not None:
+            for_plan, tensor, seen, prepared = self._prepared
+            if for_plan is plan and tensor is z and seen == version:
+                return prepared
+        with torch.no_grad():
+            prepared = plan.prepare(z)
+        self._prepared = (plan, z, version, prepared)
+        return prepared
+
+    def _kept(self, flat: Tensor) -> Tensor:
+        return flat if self._mask is None else flat[self._mask.to(flat.device)]
+
+
+def sparsify(
+    net: nn.Module, mask: Mask | None = None, *, backend: str = "auto", verify: bool = True
+) -> SparseGenerator:
+    """Rewrite a generator exactly, so that only what the mask keeps alive is computed.
+
+    Args:
+        net: any generator of standard layers; copied, and left alone. What the rules do not know runs
+            as it is.
+        mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
+        backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels and "triton" for Triton kernels
+            (float32 only) where they are faster; "auto" for the one of them that can run here. The kernels
+            have no second derivative.
+        verify: at the first input of a shape, compare loss, image, gradients and running statistics with
+            those of ``net`` on that input, which costs a dense step and the forward half of another, in
+            float64 where memory allows. Where they differ, the call raises :class:`VerificationError`.
+
+    Returns:
+        :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
+
+    Raises:
+        InputError: no such backend, or a network without parameters or that cannot be copied.
+        MaskMismatchError: the mask belongs to another network.
+        BackendError: the backend cannot run here.
+        TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
+            module is first called, since a trace needs the shape of the input.)
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> keep = torch.arange(sum(p.numel() for p in net.parameters())) % 5 > 0
+        >>> fast = oes.sparsify(net, oes.Mask.from_flat(net, keep))
+        >>> adam = torch.optim.Adam(fast.parameters(), lr=1e-2)
+        >>> loss = (fast(z) - 0.5).square().mean()
+        >>> loss.backward()
+        >>> adam.step()
+        >>> dense = fast.to_dense()  # the network with the new weights, and zeros where the mask drops
+    """
+    check_network(net)
+    if mask is not None and not isinstance(mask, Mask):
+        raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
+    chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
+    if mask is not None:
+        mask.check(net)
+    return SparseGenerator(net, mask, kernels=chosen, verify=verify)
+
+
+def candidates(dtype: torch.dtype) -> tuple[str, ...]:
+    """What a rewritten network of this dtype can run on: the Triton kernels are float32 only."""
+    return ("cpu", "triton", "torch") if dtype == torch.float32 else ("cpu", "torch")
+
+
+def rewritten(net: nn.Module, z: Tensor, *, check: bool = True) -> Graph:
+    """The graph of ``net`` for inputs like ``z`` after every rule; ``check`` is for the trace."""
+    graph = trace(net, z, check=check)
+    for rule in RULES:
+        rule.apply(graph)
+    graph.sweep()
+    return graph
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device

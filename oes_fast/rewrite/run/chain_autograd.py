@@ -1,0 +1,211 @@
+"""A chain as a differentiable function of its weights and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oes_fast.rewrite import ir
+from oes_fast.rewrite.liveness import Alive
+from oes_fast.rewrite.run.chain_find import Chain
+from oes_fast.rewrite.run.chain_program import NativeChain
+from oes_fast.rewrite.weights import CompactWeights
+
+
+class ChainFunction:
+    """A chain bound to its channels and weights.
+
+    Args:
+        chain: to run.
+        alive: channels by node.
+        weights: what the mask keeps, and where it lies in the flat vector.
+        constant_input: the source depends on the input alone.
+    """
+
+    def __init__(
+        self, chain: Chain, alive: dict[ir.Node, Alive], weights: CompactWeights, *, constant_input: bool
+    ) -> None:
+        self.chain = chain
+        self._alive = alive
+        self._weights = weights
+        self._constant_input = constant_input
+        self._natives: dict[tuple[torch.dtype, bool], NativeChain] = {}
+        self._planes: tuple[Tensor, Tensor] | None = None
+        self._norms = [norm for block in chain.blocks for norm in block.norms]
+        end = chain.end.stage
+        # Constant channels of the result: in training a batch norm gives its beta for them.
+        self._beta = None
+        if isinstance(end, ir.Norm) and len(alive[chain.end].constant):
+            assert end.bias is not None
+            self._beta = weights.request(end.bias, alive[chain.end].constant + end.first)
+
+    def constants(self, blocks: list[Tensor], activate: Callable[..., Tensor]) -> Tensor | None:
+        """Values of the constant channels of the result, or None."""
+        if self._beta is None:
+            return None
+        end = self.chain.end.stage
+        assert isinstance(end, ir.Norm)
+        beta = blocks[self._beta]
+        return beta if end.act is None else activate(beta, end.act)
+
+    def __call__(
+        self,
+        weights: Tensor,
+        source: Tensor,
+        buffers: Mapping[str, Tensor],
+        *,
+        update_stats: bool,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The chain's result [1, C, H, W], and its mean squared error to the target.
+
+        Args:
+            weights: kept weights, flat.
+            source: channels that vary of the source [1, C, H, W].
+            buffers: running statistics by name, updated in place if ``update_stats``.
+            update_stats: update them.
+            target: [1, C, H, W], or None; a chain that ends in a batch norm takes none.
+        """
+        constant_input = self._constant_input and not source.requires_grad
+        native = self._native(source, constant_input)
+        running: list[Tensor | None] = []
+        for node in self._norms:
+            norm = node.stage
+            assert isinstance(norm, ir.Norm)
+            if update_stats and norm.tracks:
+                assert norm.mean is not None
+                assert norm.var is not None
+                running += [buffers[norm.mean], buffers[norm.var]]
+                if norm.count is not None and norm.counts:
+                    buffers[norm.count].add_(1)
+            else:
+                running += [None, None]
+        source = self._read(source, native) if constant_input else source
+        if target is None or self.chain.blocks[-1].norms:
+            return _Evaluate.apply(weights, source, native, running), None
+        return _EvaluateLoss.apply(weights, source, target.detach(), native, running)
+
+    def _native(self, source: Tensor, constant_input: bool) -> NativeChain:
+        key = source.dtype, constant_input
+        if key not in self._natives:
+            with torch.device("cpu"):  # whatever the caller's default
+                self._natives[key] = NativeChain(
+                    self.chain, self._alive, self._weights, source, constant_input=constant_input
+                )
+        return self._natives[key]
+
+    def _read(self, source: Tensor, native: NativeChain) -> Tensor:
+        """A constant source as the first convolution reads it, made once."""
+        if self._planes is None or self._planes[0] is not source:
+            conv = self.chain.blocks[0].conv.stage
+            planes = source.contiguous().unsqueeze(2)
+            if isinstance(conv, ir.Conv) and conv.stride == (2, 2):
+                planes = torch.ops.oes_fast.phase_split_cpu(planes.squeeze(2))
+            planes = native.laid_out(planes.flatten(1, 2)[0])
+            if source.is_inference():
+                return planes
+            self._planes = (source, planes)
+        return self._planes[1]
+
+
+class _Evaluate(torch.autograd.Function):
+    """The chain as a function of weights and source."""
+
+    @staticmethod
+    def forward(weights: Tensor, source: Tensor, native: NativeChain, running: list[Tensor | None]) -> Tensor:
+        _check_statistics(running, weights)
+        return native.forward(weights, source, running)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights, source, ctx.native, _ = inputs
+        ctx.save_for_backward(weights, source)
+        ctx.evaluation = ctx.native.evaluation
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        weights, source = ctx.saved_tensors
+        needs_weights, needs_source = ctx.needs_input_grad[:2]
+        grad_weights, grad_source = _Differentiate.apply(
+            weights, source, grad, ctx.native, ctx.evaluation, needs_source, None
+        )
+        return grad_weights if needs_weights else None, grad_source if needs_source else None, None, None
+
+
+class _EvaluateLoss(torch.autograd.Function):
+    """The chain with the error of its result to a target, as a function of weights and source."""
+
+    @staticmethod
+    def forward(
+        weights: Tensor, source: Tensor, target: Tensor, native: NativeChain, running: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        _check_statistics(running, weights)
+        output, loss = native.forward(weights, source, running, target)
+        return output, weights.new_tensor(loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        weights, source, target, ctx.native, _ = inputs
+        ctx.save_for_backward(weights, source, target, output[0])
+        ctx.evaluation = ctx.native.evaluation
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_loss: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        weights, source, target, output = ctx.saved_tensors
+        needs_weights, needs_source = ctx.needs_input_grad[:2]
+        evaluation, factor = ctx.evaluation, grad_loss
+        if grad is not None:  # of the image as well: all of it from there, the buffers hold another gradient
+            evaluation, factor = ctx.native.NONE, None
+            if grad_loss is not None:
+                grad = grad + grad_loss * (2 / target.numel()) * (output - target)
+            target = None
+        elif grad_loss is None:
+            return None, None, None, None, None
+        grad_weights, grad_source = _Differentiate.apply(
+            weights, source, grad, ctx.native, evaluation, needs_source, target
+        )
+        if factor is not None and float(factor) != 1.0:
+            grad_weights, grad_source = grad_weights * factor, grad_source * factor
+        return (
+            grad_weights if needs_weights else None,
+            grad_source if needs_source else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _check_statistics(running: list[Tensor | None], weights: Tensor) -> None:
+    for tensor in running:
+        if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
+            raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")
+
+
+class _Differentiate(torch.autograd.Function):
+    """The chain's derivative; it has none itself."""
+
+    @staticmethod
+    def forward(
+        weights: Tensor,
+        source: Tensor,
+        grad: Tensor | None,
+        native: NativeChain,
+        evaluation: int,
+        needs_source: bool,
+        target: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return native.backward(weights, source, grad, evaluation, needs_source=needs_source, target=target)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError('backend "cpu" has no second derivative; use backend="torch"')

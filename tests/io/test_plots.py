@@ -1,0 +1,189 @@
+"""The pictures of a run are written, legible and hold what they say."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PillowImage
+
+from oes_fast.errors import InputError, OutputError
+from oes_fast.io import plots
+from oes_fast.io.plots import (
+    FORMATS,
+    MIN_PANEL,
+    layer_density,
+    probability_histogram,
+    psnr_curve,
+    side_by_side,
+)
+
+
+def read(path) -> np.ndarray:
+    with PillowImage.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def find(picture: np.ndarray, panel: np.ndarray) -> list[tuple[int, int]]:
+    """Where ``panel`` stands in ``picture``, pixel by pixel."""
+    height, width = panel.shape[:2]
+    corners = np.argwhere((picture == panel[0, 0]).all(-1))
+    return [
+        (int(y), int(x)) for y, x in corners if np.array_equal(picture[y : y + height, x : x + width], panel)
+    ]
+
+
+@pytest.mark.parametrize("size", [(330, 320), (512, 512), (401, 333), (257, 799)])
+def test_images_are_shown_pixel_by_pixel(tmp_path, size):
+    path = tmp_path / "a.png"
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (1, 3, *size), generator=generator)
+    grey = torch.randint(0, 256, (1, *size), generator=generator)
+    side_by_side(path, [("noisy 20.31 dB", levels / 255), ("restored 28.86 dB", grey / 255)])
+    picture = read(path)
+    first = find(picture, levels[0].permute(1, 2, 0).numpy().astype(np.uint8))
+    second = find(picture, grey.expand(3, -1, -1).permute(1, 2, 0).numpy().astype(np.uint8))
+    assert len(first) == len(second) == 1
+    assert first[0][0] == second[0][0]
+    assert first[0][1] + size[1] <= second[0][1]
+    title = picture[: first[0][0]]
+    assert (title < 100).any()
+    assert (picture[0] == 255).all()
+
+
+def test_small_images_are_enlarged_by_a_whole_factor(tmp_path):
+    path = tmp_path / "a.png"
+    levels = torch.randint(0, 256, (3, 64, 50), generator=torch.Generator().manual_seed(0))
+    side_by_side(path, [("a", levels / 255)])
+    factor = math.ceil(MIN_PANEL / 50)
+    large = levels.permute(1, 2, 0).numpy().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+    assert len(find(read(path), large)) == 1
+
+
+def test_titles_of_any_length_and_content_fit(tmp_path):
+    path = tmp_path / "a.png"
+    image = torch.full((1, 1, 64, 64), 0.5)
+    side_by_side(path, [("one", image)])
+    short = read(path).shape
+    side_by_side(path, [("many words " * 12 + "$_x^2$", image), ("", image), ("x" * 300, image)])
+    long = read(path)
+    assert long.shape[0] > short[0]
+    assert (long[:, :2] == 255).all()
+    assert (long[:, -2:] == 255).all()
+
+
+def test_panoramas_are_thinned_to_what_can_be_drawn(tmp_path):
+    path = tmp_path / "a.png"
+    side_by_side(path, [("a", torch.zeros(1, 20, 20_000)), ("b", torch.zeros(1, 20, 20_000))])
+    assert read(path).shape[1] < 30_000
+
+
+def test_out_of_range_pixels_are_clipped(tmp_path):
+    path = tmp_path / "a.png"
+    image = torch.full((1, 320, 320), 0.5)
+    image[0, :, :160], image[0, :160, 160:] = -2, 3
+    image[0, 0, 0] = math.nan
+    side_by_side(path, [("a", image)])
+    wanted = (image.nan_to_num(0).clamp(0, 1) * 255 + 0.5).to(torch.uint8).expand(3, -1, -1)
+    assert len(find(read(path)[40:], wanted[:, 100:].permute(1, 2, 0).numpy())) >= 1
+
+
+def test_wrong_panels_are_refused(tmp_path):
+    path = tmp_path / "a.png"
+    image = torch.zeros(3, 20, 20)
+    for panels, message in (
+        ([], "at least one"),
+        ([("a", image), ("b", image[:, 1:])], "one size, got 20 x 20, 20 x 19"),
+        ([("a", image[:2])], "a: expected shape"),
+        ([("a", image.long())], "dtype"),
+    ):
+        with pytest.raises(InputError, match=message):
+            side_by_side(path, panels)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_plot_is_written_in_every_format(tmp_path, suffix):
+    generator = torch.Generator().manual_seed(0)
+    names = [f"1.7.1.7.1.{i}.weight" for i in range(86)]
+    path = tmp_path / f"a{suffix}"
+    curve = ([0, 10, 20], [12.0, 28.0, 27.0])
+    for draw in (
+        lambda: psnr_curve(path, {"output": curve, "average $_x$": curve}, 20.31),
+        lambda: probability_histogram(path, torch.randn(1000, generator=generator)),
+        lambda: layer_density(path, names, torch.rand(86, generator=generator).tolist(), 0.05),
+        lambda: side_by_side(path, [("a", torch.zeros(3, 20, 20))]),
+    ):
+        draw()
+        assert path.stat().st_size > 1000
+        path.unlink()
+    for draw in (
+        lambda: psnr_curve(tmp_path / "a.xyz", {"output": curve}, None),
+        lambda: probability_histogram(tmp_path / "a", torch.zeros(3)),
+    ):
+        with pytest.raises(InputError, match=r"expected a name that ends in \.png"):
+            draw()
+    with pytest.raises(OutputError, match="does not exist"):
+        psnr_curve(tmp_path / "none" / f"a{suffix}", {"output": curve}, None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_curves_that_are_empty_short_or_not_finite(tmp_path):
+    path = tmp_path / "a.png"
+    for curves, noisy in (
+        ({}, None),
+        ({"output": ([], [])}, 20.0),
+        ({"output": ([5], [20.0])}, None),
+        ({"output": ([0, 1, 2], [math.nan, math.inf, 20.0])}, math.inf),
+    ):
+        psnr_curve(path, curves, noisy)
+        assert path.stat().st_size > 1000
+    with pytest.raises(InputError, match="as many steps as values, got 2 and 1"):
+        psnr_curve(path, {"output": ([1, 2], [3.0])}, None)
+
+
+def test_histograms_of_extreme_logits(tmp_path):
+    path = tmp_path / "a.png"
+    for logits in (
+        torch.zeros(0),
+        torch.zeros(1),
+        torch.full((10, 10), 300.0),
+        torch.tensor([-900.0, 900.0]),
+    ):
+        probability_histogram(path, logits)
+    with pytest.raises(InputError, match="logits: expected finite"):
+        probability_histogram(path, torch.tensor([math.nan]))
+
+
+def test_bars_are_the_counts_and_the_shares(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    logits = 3 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    probability_histogram(tmp_path / "a.png", logits)
+    layer_density(tmp_path / "a.png", ["a", "b", "c"], [0.5, 0.0, 0.25], 0.3)
+    histogram, shares = (figure.axes[0].patches for figure in figures)
+    wanted, _ = np.histogram(torch.sigmoid(logits.double()).numpy(), bins=np.linspace(0, 1, 101))
+    assert [bar.get_height() for bar in histogram] == wanted.tolist()
+    assert [bar.get_width() for bar in shares] == [50, 0, 25]
+    assert [text.get_text() for text in figures[1].axes[0].get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_densities_need_a_name_each(tmp_path):
+    layer_density(tmp_path / "a.png", [], [], 0.0)
+    layer_density(tmp_path / "a.png", ["a"], [0.0], 0.0)
+    tall = read(tmp_path / "a.png").shape[0]
+    layer_density(tmp_path / "a.png", ["a"] * 100, [0.5] * 100, 0.5)
+    # At least 16 pixels for every name, or they run into each other.
+    assert read(tmp_path / "a.png").shape[0] - tall >= 99 * 16
+    with pytest.raises(InputError, match="expected 2, one for each name, got 1"):
+        layer_density(tmp_path / "a.png", ["a", "b"], [0.5], 0.5)
+
+
+def test_nothing_global_is_touched():
+    code = "import sys, oes_fast.io.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

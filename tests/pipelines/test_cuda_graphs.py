@@ -1,0 +1,335 @@
+"""Recorded steps: the bookkeeping with a recorder that only calls again, the recordings on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import oes_fast as oes
+from oes_fast.ops._clock import Clock
+from oes_fast.pipelines.cuda_graphs import CudaRecorder, GraphedRun, graphed
+
+pytestmark = pytest.mark.cuda_graph
+
+
+class CallingRecorder:
+    """Repeats calls, and counts what it recorded."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.recorded, self.fails, self.warm = 0, fails, 0
+
+    def warm_up(self, call):
+        self.warm += 1
+        call()
+
+    def rehearse(self, call):
+        self.warm_up(call)
+
+    def __call__(self, call):
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        self.recorded += 1
+        return call
+
+
+class CountingRun:
+    """w moves by the step's number; an output is w."""
+
+    phase = "train"
+
+    def __init__(self) -> None:
+        self.w = torch.zeros(1)
+        self.outputs: list[float] = []
+        self.seen: list[int] = []
+
+    def forward(self, step: int | Clock, *, final: bool) -> Tensor:
+        self.seen.append(int(step.ticks) if isinstance(step, Clock) else step)
+        return self.w.clone()
+
+    def accumulate(self, output: Tensor) -> None:
+        self.outputs.append(float(output))
+
+    def evaluate(self, step: int, *, final: bool) -> Tensor:
+        output = self.forward(step, final=final)
+        self.accumulate(output)
+        return output
+
+    def update(self, step: int | Clock) -> None:
+        self.w += int(step.ticks) if isinstance(step, Clock) else step
+
+    def objective(self) -> Tensor:
+        return self.w.sum()
+
+    def clock(self) -> Clock:
+        return Clock("cpu", rows=4)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"w": self.w}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.w.copy_(state["w"])
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_recorded_steps_are_the_steps(start):
+    plain, inner = CountingRun(), CountingRun()
+    run = GraphedRun(inner, CallingRecorder())
+    for each in (plain, run):
+        for step in range(start, start + 6):
+            each.evaluate(step, final=False)
+            each.update(step)
+        each.evaluate(start + 6, final=True)
+    assert run.recorded
+    assert run.phase == "train"
+    assert float(inner.w) == float(plain.w)
+    assert inner.outputs == plain.outputs
+    assert inner.seen[3:] == plain.seen  # three steps of warm-up, undone
+
+
+def test_what_cannot_be_recorded_runs_as_it_is():
+    plain, inner = CountingRun(), CountingRun()
+    run = GraphedRun(inner, CallingRecorder(fails=True))
+    with pytest.warns(
+        oes.OESWarning, match="train: the step cannot be recorded as a CUDA graph .operation not"
+    ):
+        run.evaluate(0, final=False)
+    run.update(0)
+    plain.evaluate(0, final=False)
+    plain.update(0)
+    for step in (1, 2):
+        for each in (plain, run):
+            each.evaluate(step, final=False)
+            each.update(step)
+    assert not run.recorded
+    assert float(inner.w) == float(plain.w)
+    assert inner.outputs == plain.outputs
+
+
+class Cuda:
+    """What torch.cuda keeps of streams, recordings and memory, with recordings that fail as asked.
+
+    Attributes:
+        stream: current one.
+        pool: the recording that takes the memory, or None.
+        random: "recording", or how many random numbers were drawn.
+    """
+
+    def __init__(self, monkeypatch, fails=""):
+        self.stream, self.pool, self.random, self.mode, self.fails = "caller's", None, 7, 0, fails
+        self.modes = []
+        cuda, this = torch.cuda, self
+
+        class Graph:
+            def capture_begin(self, pool, **_):
+                if this.fails == "begin":
+                    raise RuntimeError("cannot begin: another recording is under way")
+                this.pool, this.random = pool, "recording"
+
+            def capture_end(self):
+                # As in torch before 2.12: what is undone comes after what raises.
+                if this.fails in ("middle", "end", "kernel"):
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                this.pool, this.random = None, 7
+
+            def reset(self):
+                pass
+
+            def replay(self):
+                pass
+
+        class Generator:
+            def clone_state(self):
+                return this.random
+
+            def graphsafe_set_state(self, state):
+                this.random = state
+
+        class Stream:
+            def __init__(self, stream):
+                self.stream = stream
+
+            def __enter__(self):
+                self.before, this.stream = this.stream, self.stream
+
+            def __exit__(self, *_):
+                this.stream = self.before
+
+        class OwnStream(str):
+            def wait_stream(self, other):
+                pass
+
+        def set_mode(mode):
+            this.mode = {"error": 2}.get(mode, mode)
+
+        def end_allocations(device, pool):
+            if this.pool is None:
+                raise RuntimeError("not recording to this pool")
+            this.pool = None
+
+        self.stream = OwnStream("caller's")
+        fakes = {
+            "CUDAGraph": Graph, "Stream": lambda device: OwnStream("side"), "stream": Stream,
+            "graph_pool_handle": lambda: (0, 1), "current_stream": lambda device=None: this.stream,
+            "set_stream": lambda stream: setattr(this, "stream", stream), "synchronize": lambda *_: None,
+            "empty_cache": lambda: None, "default_generators": (Generator(),),
+            "device": lambda device: Stream(this.stream),
+            "get_sync_debug_mode": lambda: this.mode, "set_sync_debug_mode": set_mode,
+        }  # fmt: skip
+        for name, fake in fakes.items():
+            monkeypatch.setattr(cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocations, raising=False)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    def is_as_before(self):
+        return (self.stream, self.pool, self.random, self.mode) == ("caller's", None, 7, 0)
+
+
+CAUSES = {
+    "begin": (None, "cannot begin"),
+    "middle": (RuntimeError("a layer asks for a number\nmore"), "a layer asks for a number"),
+    "end": (None, "due to a previous error"),
+}
+
+
+@pytest.mark.parametrize("fails", CAUSES)
+def test_a_recording_that_fails_leaves_nothing_behind(monkeypatch, fails):
+    cuda = Cuda(monkeypatch, fails)
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    cause, message = CAUSES[fails]
+
+    def call():
+        assert cuda.stream == "side"
+        if cause is not None:
+            raise cause
+
+    with pytest.raises(RuntimeError, match=message):
+        recorder(call)
+    assert cuda.is_as_before()
+
+
+@pytest.mark.parametrize("fails", CAUSES)
+def test_a_run_goes_on_where_recording_fails_and_says_the_cause(monkeypatch, fails):
+    cuda = Cuda(monkeypatch, fails)
+    plain, inner = CountingRun(), CountingRun()
+    run = GraphedRun(inner, CudaRecorder(torch.device("cuda", 0)))
+    cause, message = CAUSES[fails]
+    forward = inner.forward
+
+    def failing(step, *, final):
+        if cuda.pool is not None and cause is not None:
+            raise cause
+        return forward(step, final=final)
+
+    inner.forward = failing
+    with pytest.warns(oes.OESWarning, match=f"recorded as a CUDA graph .*{message}"):
+        run.evaluate(0, final=False)
+    run.update(0)
+    assert cuda.is_as_before()
+    plain.evaluate(0, final=False)
+    plain.update(0)
+    for step in (1, 2):
+        for each in (plain, run):
+            each.evaluate(step, final=False)
+            each.update(step)
+    assert not run.recorded
+    assert float(inner.w) == float(plain.w)
+    assert inner.outputs == plain.outputs
+
+
+class TritonError(Exception):
+    """As Triton's: no RuntimeError, and not always with a text."""
+
+
+@pytest.mark.parametrize("error", [TritonError("out of resource: shared memory"), TritonError()])
+def test_errors_of_triton_are_no_reason_to_stop(monkeypatch, error):
+    Cuda(monkeypatch)
+    inner = CountingRun()
+    forward, calls = inner.forward, []
+
+    def failing(step, *, final):
+        calls.append(step)
+        if len(calls) == 2:
+            raise error
+        return forward(step, final=final)
+
+    inner.forward = failing
+    run = GraphedRun(inner, CudaRecorder(torch.device("cuda", 0)))
+    with pytest.warns(oes.OESWarning, match=str(error) or "TritonError"):
+        run.evaluate(0, final=False)
+    assert not run.recorded
+    assert inner.outputs == [0.0]
+
+
+def test_the_last_step_of_the_warm_up_may_not_wait(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    inner, modes = CountingRun(), []
+    forward = inner.forward
+
+    def watched(step, *, final):
+        modes.append(cuda.mode)
+        return forward(step, final=final)
+
+    inner.forward = watched
+    run = GraphedRun(inner, CudaRecorder(torch.device("cuda", 0)))
+    run.evaluate(0, final=False)
+    assert run.recorded
+    assert modes == [0, 0, 2, 0]
+    assert cuda.is_as_before()
+
+
+def test_a_step_that_waits_is_named_and_the_mode_is_put_back(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    inner = CountingRun()
+    update = inner.update
+
+    def waits(step):
+        if cuda.mode == 2:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        update(step)
+
+    inner.update = waits
+    run = GraphedRun(inner, CudaRecorder(torch.device("cuda", 0)))
+    with pytest.warns(oes.OESWarning, match="called a synchronizing CUDA operation"):
+        run.evaluate(0, final=False)
+    assert not run.recorded
+    assert cuda.is_as_before()
+    assert float(inner.w) == 0.0
+
+
+def test_a_second_ctrl_c_is_no_failed_recording(monkeypatch):
+    cuda = Cuda(monkeypatch, "middle")
+
+    def call():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CudaRecorder(torch.device("cuda", 0))(call)
+    assert cuda.is_as_before()
+
+
+def test_only_triton_on_a_gpu_is_recorded():
+    run = CountingRun()
+    assert graphed(run, "triton", torch.device("cpu")) is run
+    assert graphed(run, "torch", torch.device("cuda")) is run
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+@pytest.mark.parametrize("pipeline", ["train", "search"])
+def test_recorded_pipelines_repeat_the_plain_ones(make_problem, monkeypatch, pipeline):
+    from oes_fast.pipelines import search, train
+
+    p = make_problem(dtype=torch.float32)
+    net, z, noisy = p.net.cuda(), p.z.cuda(), p.noisy.cuda()
+    losses = []
+    for module in (None, train, search):
+        if module is not None:
+            monkeypatch.setattr(module, "graphed", lambda run, *_: run)
+        if pipeline == "train":
+            found = oes.train_sparse(
+                net, p.mask, z, noisy, steps=40, record_every=1, backend="triton", average=0.9
+            )
+        else:
+            found = oes.search_mask(net, z, noisy, density=0.5, steps=40, record_every=1, backend="triton")
+        losses.append(found.history.loss)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)

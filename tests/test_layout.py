@@ -1,0 +1,174 @@
+"""Which folder may import which, and where tests lie. The C++ side of it is in test_cpp_layout.py."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+PACKAGE = REPO / "oes_fast"
+CHECKS = {"_checks", "errors"}
+
+# By folder, or by file where a folder has an order within it: what of oes_fast it may import. The first row
+# is the face, `import oes_fast`. Everything in a folder goes by the folder's row unless it has its own.
+MAY_IMPORT: dict[str, set[str]] = {
+    "": {
+        "_command", "_startup", "backends", "errors", "flat", "functional", "io", "mask", "models", "nn",
+        "noise", "pipelines", "precision", "rewrite", "version",
+    },
+    "__main__": {"cli"},
+    "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
+    "_startup": {"_openmp", "requirements"},
+    "cli": {
+        *CHECKS, "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision", "version",
+    },
+    "pipelines": {
+        *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
+        "precision", "reference", "rewrite", "rewrite.run", "version",
+    },
+    "rewrite": {
+        *CHECKS, "_memory", "backends", "copies", "flat", "mask", "ops", "rewrite.ir", "rewrite.liveness",
+        "rewrite.rules", "rewrite.run", "rewrite.tracing", "rewrite.weights",
+    },
+    "rewrite.run": {
+        "_C", "copies", "ops", "rewrite.conv_algorithm", "rewrite.ir", "rewrite.liveness", "rewrite.weights",
+    },
+    "rewrite.tracing": {*CHECKS, "copies", "nn", "rewrite.ir"},
+    "rewrite.rules": {"rewrite.ir"},
+    "rewrite.liveness": {"rewrite.ir"},
+    "rewrite.weights": {"flat"},
+    "rewrite.conv_algorithm": {"_C", "autotune_cache", "timing"},
+    "rewrite.ir": set(),
+    "functional": {"ops"},
+    "nn": {*CHECKS, "autotune_cache", "backends", "ops", "reference", "timing"},
+    "ops": {*CHECKS, "_C", "backends", "kernels", "reference"},
+    "kernels": {"autotune_cache"},
+    "reference": set(),
+    "models": CHECKS,
+    "io": CHECKS,
+    "mask": {*CHECKS, "flat", "io", "named_masks", "reference"},
+    "named_masks": {"errors", "flat"},
+    "noise": {*CHECKS, "reference"},
+    "precision": CHECKS,
+    "copies": {"errors"},
+    "flat": {"errors"},
+    "backends": {"_C", "_extension", "errors", "requirements"},
+    "_checks": {"errors"},
+    "_extension": {"requirements"},
+    "_memory": set(),
+    "_openmp": set(),
+    "autotune_cache": set(),
+    "errors": set(),
+    "requirements": set(),
+    "timing": set(),
+    "version": set(),
+}  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Every module as its dotted name within oes_fast ("" for oes_fast itself) and its tree."""
+    for folder, prefix in ((PACKAGE, ""), (REPO / "kernels", "kernels.")):
+        for path in sorted(folder.rglob("*.py")):
+            name = ".".join(path.relative_to(folder).with_suffix("").parts)
+            yield (prefix + name).removesuffix("__init__").strip("."), ast.parse(path.read_text("utf-8"))
+
+
+MODULES = dict(modules())
+
+
+def row_of(name: str) -> str | None:
+    """The row that a dotted name goes by: the longest that it begins with."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in MAY_IMPORT:
+            return ".".join(parts[:length])
+    return None
+
+
+def imports(name: str, tree: ast.AST, *, typing: bool = True) -> Iterator[str]:
+    """What the module imports of oes_fast, within functions too, without the "oes_fast."."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and not typing and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: a relative import hides where it leads"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            yield from imports(name, node, typing=typing)
+            continue
+        for imported in names:
+            if imported == "oes_fast" or imported.startswith("oes_fast."):
+                yield imported.removeprefix("oes_fast").removeprefix(".")
+
+
+def wrong_imports(name: str, tree: ast.AST) -> list[str]:
+    """Those that the table does not allow."""
+    row = row_of(name)
+    assert row is not None, f"{name} has no row in the table"
+    targets = {target: row_of(target) or target.split(".")[0] for target in imports(name, tree)}
+    return [
+        f"{name or 'oes_fast'} imports {target}"
+        for target, other in sorted(targets.items())
+        if other not in (row, *MAY_IMPORT[row])
+    ]
+
+
+def test_imports_run_one_way():
+    assert [wrong for name, tree in MODULES.items() for wrong in wrong_imports(name, tree)] == []
+
+
+def test_every_import_is_seen():
+    assert "mask.Mask" in imports("pipelines.train", MODULES["pipelines.train"])
+    within_a_function = ast.parse("def f():\n    if True:\n        import oes_fast.cli.app")
+    assert wrong_imports("ops.gumbel_mask", within_a_function) == ["ops.gumbel_mask imports cli.app"]
+    only_types = ast.parse("if TYPE_CHECKING:\n    from oes_fast.rewrite import plan")
+    assert wrong_imports("rewrite.run.torch_ops", only_types) == [
+        "rewrite.run.torch_ops imports rewrite.plan"
+    ]
+    assert wrong_imports("rewrite.plan", ast.parse("from oes_fast.rewrite.run import torch_ops")) == []
+
+
+def test_the_table_has_an_order_and_no_row_for_nothing():
+    assert list(graphlib.TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError
+    rows = {row_of(name) for name in MODULES}
+    assert sorted(MAY_IMPORT.keys() - rows) == []
+    assert sorted({target for row in MAY_IMPORT.values() for target in row} - MAY_IMPORT.keys()) == ["_C"]
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Apart from what is imported for type checkers alone."""
+    graph = {}
+    for name, tree in MODULES.items():
+        targets = set()
+        for target in imports(name, tree, typing=False):
+            module = target if target in MODULES else target.rpartition(".")[0]
+            targets.add(module)
+        graph[name] = targets - {name}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+FOLDERS = sorted(path for path in (REPO / "tests").rglob("*") if path.is_dir() and any(path.glob("*.py")))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_folders_of_tests_are_those_of_what_they_test(folder: Path):
+    name = folder.relative_to(REPO / "tests")
+    assert str(name) == "helpers" or (PACKAGE / name).is_dir() or (REPO / name).is_dir()
+
+
+def test_names_of_test_files_are_unique():
+    names = [path.name for path in (REPO / "tests").rglob("test_*.py")]
+    assert sorted(name for name in names if names.count(name) > 1) == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_an_operation_is_one_name_all_the_way_down(path: Path):
+    """docs/layout.md: definition and tests of an operation carry its name."""
+    assert (PACKAGE / "reference" / path.name).exists()
+    assert (REPO / "tests" / "ops" / f"test_{path.name}").exists()
