@@ -1,5 +1,5 @@
-// The program of a chain, which oes_fast/rewrite/chain_program.py writes: convolutions and batch norms one behind the
-// other. A weight is named by its index in the flat vector of weights; -1 stands for a weight that is not there.
+// The program of a chain, which oes_fast/rewrite/run/chain_program.py writes: convolutions and batch norms one behind
+// the other. A weight is named by its index in the flat vector of weights; -1 stands for a weight that is not there.
 #pragma once
 
 #include <cstdint>

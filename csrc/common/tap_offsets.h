@@ -4,7 +4,7 @@
 // even and odd rows and columns (torch.nn.functional.pixel_unshuffle of an image padded to even sizes). Either way a
 // tap reads its plane at a fixed distance from the output pixel: output (i, j) needs source[offset + i * pitch + j].
 //
-// kernels/sparse_conv2d.py holds the same for Triton; tests/test_tap_offsets.py holds the two together.
+// kernels/sparse_conv2d.py holds the same for Triton; tests/ops/test_tap_offsets.py holds the two together.
 #pragma once
 
 #include <cstdint>

@@ -105,7 +105,7 @@ void bind(py::module_& module, const char* name) {
   using C = Chain<T>;
   py::class_<C>(
       module, name,
-      "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain_program.py.")
+      "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/run/chain_program.py.")
       .def(
           py::init<int64_t, int64_t, int64_t, bool, int64_t>(), py::arg("channels"), py::arg("rows"),
           py::arg("columns"), py::arg("constant_input"), py::arg("weights"))

@@ -1,4 +1,5 @@
-// Convolutions with batch norms between them, run as one: what oes_fast/rewrite/chain_program.py binds a generator to.
+// Convolutions with batch norms between them, run as one: what oes_fast/rewrite/run/chain_program.py binds a generator
+// to.
 //
 // A block is a convolution with the batch norm, the activation and possibly a second batch norm behind it. Between two
 // blocks only the convolution's own result is kept, [channels, rows, columns]: the next block normalises and activates

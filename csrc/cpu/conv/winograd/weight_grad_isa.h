@@ -1,7 +1,7 @@
 // The inner loops of weight_grad, included once for each instruction set: see fma_tiles_isa.h.
 //
-// Pixels at a frequency lie plane by plane, gradients tile by tile with the outputs side by side, in output_groups of
-// some vectors of them: a product takes vectors of gradients times single pixels, its sums stay in registers over a
+// Pixels at a frequency lie plane by plane, gradients tile by tile with the outputs side by side, in groups of some
+// vectors of outputs: a product takes vectors of gradients times single pixels, and its sums stay in registers over a
 // strip.
 
 #include "cpu/core/fma_tiles_isa.h"
