@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test sanitize emulate gpu setup clean
+.PHONY: demo test docs tables sanitize emulate gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -13,6 +13,16 @@ demo: setup
 # Two workers of one thread each: several threads in each would wait for one another's cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The API reference, from the docstrings; a warning is an error.
+DOCS ?= build/docs
+docs: setup
+	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) \
+		oes_fast '!oes_fast\.(?!functional$$|models$$)'
+
+# The tables of README.md and docs/, from benchmarks/results/.
+tables: setup
+	$(BIN)/python -m benchmarks.tables
 
 # The tests of the C++ kernels, for builds made for them alone; the usual build follows, whose objects are kept.
 KERNELS := -m cpu_kernel -k "not triton"

@@ -1,1 +1,1 @@
-"""Timings and quality measurements, run by hand or by ``oes-fast bench``."""
+"""Timings and quality measurements, run by hand."""

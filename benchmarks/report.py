@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,7 +94,21 @@ def environment() -> dict[str, Any]:
 
 
 def write_result(path: str, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, indented for reading and for diffs."""
+    """Write a result as JSON, indented for reading and for diffs, with today's date (UTC) and the command."""
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1)
+        json.dump({"date": date, "command": _command(), **result}, file, indent=1)
         file.write("\n")
+
+
+def _command() -> str:
+    """What this process was started with, without the folders of its files and without --json."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = [os.path.basename(sys.argv[0])] if spec is None else ["python", "-m", spec.name]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        if word == "--json":
+            next(arguments, None)
+        elif not word.startswith("--json="):
+            words.append(os.path.basename(word))
+    return shlex.join(words)

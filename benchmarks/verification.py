@@ -1,37 +1,37 @@
 """What the comparison of the rewritten network with the dense one costs, once a run.
 
-python -m benchmarks.verification --mask pepper_mask.npz --size 512
+    python -m benchmarks.verification --mask pepper_mask.npz --json benchmarks/results/verification.json
 
-One size a process: peak memory is that of the process so far.
+Every case is measured in a process of its own: peak memory is that of a process.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import resource
+import sys
+from typing import Any
 
 import torch
 
 import oes_fast as oes
+from benchmarks.report import environment, write_result
 from benchmarks.timer import interleave
 
 
 def peak_mb() -> float:
     """Peak memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def main() -> None:
-    """Print one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mask", help="mask file; without one, the network of a search")
-    parser.add_argument("--size", type=int, default=512, help="image side")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def measure(path: str | None, size: int, threads: int) -> dict[str, Any]:
+    """One case: a training with the mask of ``path``, or a search without one."""
+    torch.set_num_threads(threads)
     net = oes.models.skip(seed=0)
-    z = oes.noise_input(32, (options.size, options.size), seed=0)
-    mask = None if options.mask is None else oes.Mask.load(options.mask, net)
+    z = oes.noise_input(32, (size, size), seed=0)
+    mask = None if path is None else oes.Mask.load(path, net)
     dense = interleave({"dense": lambda: net(z).square().mean().backward()}, rounds=4, warmup=0)["dense"]
     before = peak_mb()
 
@@ -40,13 +40,36 @@ def main() -> None:
 
     # Once each, as a run does: whatever the first call has to load and to choose is part of it.
     once = interleave({"without": lambda: bind(False), "with": lambda: bind(True)}, rounds=1, warmup=0)
-    binding, compared = (once[name]["min"] / 1e3 for name in ("without", "with"))
-    run = "search" if mask is None else "training"
-    print(
-        f"{options.size} px, {options.threads} threads, {run}: dense step {dense['min'] / 1e3:.2f} s, "
-        f"binding {binding:.1f} s, with the comparison {compared:.1f} s; "
-        f"peak memory {before:.0f} MB after dense steps, {peak_mb():.0f} MB after the comparison"
-    )
+    return {
+        "run": "search" if mask is None else "training",
+        "size": size,
+        "threads": threads,
+        "dense step s": dense["min"] / 1e3,
+        "binding s": once["without"]["min"] / 1e3,
+        "comparison s": once["with"]["min"] / 1e3,
+        "dense peak MB": before,
+        "comparison peak MB": peak_mb(),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mask", required=True, help="mask file, for the training")
+    parser.add_argument("--size", nargs="+", type=int, default=[256, 512], help="image sides")
+    parser.add_argument("--threads", nargs="+", type=int, default=[2])
+    parser.add_argument("--json", help="where to write the result")
+    options = parser.parse_args()
+    rows = []
+    for size in options.size:
+        for threads in options.threads:
+            for path in (options.mask, None):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    row = pool.apply(measure, (path, size, threads))
+                rows.append(row)
+                print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if options.json:
+        write_result(options.json, {"environment": environment(), "verification": rows})
 
 
 if __name__ == "__main__":

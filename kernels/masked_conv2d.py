@@ -376,7 +376,8 @@ def _weight_gradient(
         of_split = triton.cdiv(pieces, splits)
         splits = triton.cdiv(pieces, of_split)
         partial = x.new_empty(splits, *weight.shape)
-        weight_gradient_kernel[(*tiles, splits)](
+        grid = *tiles, splits
+        weight_gradient_kernel[grid](
             partial,
             grad,
             x,

@@ -1,12 +1,20 @@
 """Optimal Eye Surgeon, many times faster: sparse untrained networks that restore images.
 
-import oes_fast as oes
+The method (Ghosh et al., ICML 2024) needs one noisy image and no training data: :func:`search_mask` learns
+which few weights of a randomly initialised generator to keep, :func:`train_sparse` trains them on the image.
 
-net = oes.models.skip(seed=0)
-z = oes.noise_input(32, (512, 512), seed=0)
-found = oes.search_mask(net, z, noisy, density=0.05)
-fit = oes.train_sparse(net, found.mask, z, noisy)
-fit.output  # the restored image, [1, 3, 512, 512]
+A restoration:
+
+    import oes_fast as oes
+    clean = oes.load_image("skimage:astronaut", size=512).pixels
+    noisy = oes.add_noise(clean, 0.1, seed=0)
+    net, z = oes.fresh_generator(noisy, seed=0)
+    found = oes.search_mask(net, z, noisy, density=0.05)
+    fit = oes.train_sparse(net, found.mask, z, noisy)
+    oes.save_image("restored.png", fit.output)
+
+Images are tensors [N, C, H, W] with values in 0..1. All errors are :class:`OESError`; they name the argument,
+what was expected and what came.
 """
 
 import oes_fast._command  # isort: skip  # before the seconds that torch takes

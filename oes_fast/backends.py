@@ -53,6 +53,10 @@ def backends() -> dict[str, BackendStatus]:
 
     Raises:
         InputError: an environment variable that chooses backends has a value that means nothing.
+
+    Example:
+        >>> str(oes.backends()["reference"])
+        'available'
     """
     disabled = _disabled()
     return {

@@ -116,5 +116,10 @@ def unflatten_(net: nn.Module, flat: Tensor) -> None:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """See :attr:`FlatLayout.fingerprint`."""
+    """See :attr:`FlatLayout.fingerprint`.
+
+    Example:
+        >>> oes.fingerprint(torch.nn.Conv2d(2, 3, 3)) == oes.fingerprint(torch.nn.Conv2d(2, 3, 3))
+        True
+    """
     return FlatLayout.of(net).fingerprint

@@ -31,6 +31,11 @@ class Mask:
         flat: bool on the CPU, shape [number of parameters], in parameters() order.
         fingerprint: of the network it belongs to, see :attr:`oes_fast.flat.FlatLayout.fingerprint`.
         settings: what it was made with (seed, wanted density, search settings), for the record.
+
+    Example:
+        >>> net = torch.nn.Conv2d(2, 3, 3)  # 57 parameters
+        >>> oes.Mask.from_flat(net, torch.arange(57) < 19).density
+        0.3333333333333333
     """
 
     flat: Tensor

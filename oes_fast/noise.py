@@ -37,6 +37,10 @@ def noise_input(
 
     Raises:
         InputError: a size that is no positive integer, a seed out of range, or another dtype.
+
+    Example:
+        >>> oes.noise_input(32, (64, 48), seed=0).shape
+        torch.Size([1, 32, 64, 48])
     """
     if not hasattr(size, "__len__") or len(size) != 2:
         raise InputError(f"size: expected (height, width), got {size!r}")
@@ -63,6 +67,11 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
 
     Raises:
         InputError: ``sigma`` out of range, or NaN among the pixels.
+
+    Example:
+        >>> noisy = oes.add_noise(torch.full((1, 3, 64, 64), 0.5), 0.1, seed=0)
+        >>> round(float(noisy.std()), 2)
+        0.1
     """
     check_tensor("pixels", pixels, finite=True)
     check_number("sigma", sigma, minimum=0)

@@ -155,6 +155,10 @@ def precision(setting: str = DEFAULT, *, device: torch.device | str | None = Non
 
     Raises:
         InputError: there is no such setting, or another thread has the other one.
+
+    Example:
+        >>> with oes.precision("float32"):
+        ...     product = torch.rand(8, 8) @ torch.rand(8, 8)  # all bits, also on a GPU
     """
     check_choice("precision", setting, PRECISIONS)
     on_cpu = device is not None and torch.device(device).type == "cpu"

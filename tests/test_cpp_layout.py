@@ -1,4 +1,4 @@
-"""The order of the C++ files: folders as floors, includes downwards only, one rule for a family's files."""
+"""The order of the C++ files: includes go down only, and one rule for the files of a family."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from oes_fast.cli.console import EXIT_OK, warn
 from oes_fast.cli.masks import load_mask, mask_seed, with_network_seed
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
-from oes_fast.cli.progress import ProgressReport, duration
+from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
 from oes_fast.cli.settings import (
     RunSettings,
@@ -29,6 +29,7 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
+from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator

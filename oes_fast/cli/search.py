@@ -13,13 +13,14 @@ from oes_fast.cli.console import EXIT_OK, warn
 from oes_fast.cli.masks import Layer, layers, with_network_seed
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
-from oes_fast.cli.progress import ProgressReport, duration
+from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
 from oes_fast.cli.settings import RunSettings, SearchSettings, find_seed, search_options
 from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
 from oes_fast.io.plots import layer_density, probability_histogram
 from oes_fast.mask import Mask
+from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.transfer import fresh_generator
 

@@ -91,6 +91,11 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
         InputError: no such file or name, not a complete image, a kind that is not read, a side under 16
             pixels, NaN or values out of range, more pixels than memory, or imagecodecs is missing where it is
             needed: most compressions of TIFF, more than 8 bits in JPEG 2000 and AVIF.
+
+    Example:
+        >>> image = oes.load_image("skimage:astronaut", size=64)
+        >>> image.pixels.shape, image.bits
+        (torch.Size([1, 3, 64, 64]), 8)
     """
     text = os.fspath(path_or_name)
     path = _skimage_file(text) if text.startswith(SKIMAGE_PREFIX) else check_readable(path_or_name)
@@ -140,6 +145,9 @@ def save_image(
     Raises:
         InputError: another suffix or shape, NaN, or a profile that is none or for other colours.
         OutputError: the file cannot be written.
+
+    Example:
+        >>> oes.save_image("grey.png", torch.full((1, 1, 8, 8), 0.5), bits=16)  # doctest: +SKIP
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
@@ -178,6 +186,10 @@ def psnr(output: Tensor, clean: Tensor) -> float:
 
     Raises:
         InputError: the shapes differ, or one is no tensor of a float dtype.
+
+    Example:
+        >>> round(oes.psnr(torch.full((1, 1, 8, 8), 0.6), torch.full((1, 1, 8, 8), 0.5)), 2)  # in dB
+        20.0
     """
     check_tensor("output", output, dtypes=_FLOATS)
     check_tensor("clean", clean, dtypes=_FLOATS)

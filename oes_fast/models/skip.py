@@ -71,6 +71,12 @@ def skip(
 
     Raises:
         InputError: an option is none of the above.
+
+    Example:
+        >>> net = oes.models.skip(seed=0)
+        >>> sum(p.numel() for p in net.parameters())
+        3008867
+        >>> small = oes.models.skip(4, 1, num_channels_down=(8, 16), seed=0)  # grey images, two scales
     """
     if not isinstance(num_channels_down, Sequence) or not num_channels_down:
         raise InputError(f"num_channels_down: expected one number or more, got {num_channels_down!r}")

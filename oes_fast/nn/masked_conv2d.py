@@ -25,6 +25,12 @@ class MaskedConv2d(nn.Conv2d):
 
     The output is that of ``weight * mask``; dropped weights get no gradient and, if :meth:`set_mask` was
     called, are zero. The bias is not masked.
+
+    Example:
+        >>> dense = torch.nn.Conv2d(16, 32, 3, padding=1)
+        >>> conv = oes.MaskedConv2d.from_dense(dense, mask=torch.rand(32, 16, 3, 3) < 0.05)
+        >>> conv(torch.rand(1, 16, 64, 64)).shape
+        torch.Size([1, 32, 64, 64])
     """
 
     mask: Tensor

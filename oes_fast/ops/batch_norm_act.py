@@ -60,6 +60,10 @@ def batch_norm_act(
         InputError: shapes, dtypes or devices that do not fit; one value a channel in training; no running
             statistics outside it.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> oes.functional.batch_norm_act(torch.rand(1, 4, 8, 8), activation="elu", slope=1.0, pad=2).shape
+        torch.Size([1, 4, 12, 12])
     """
     check_tensor("x", x, ndim=4)
     channels = (x.shape[1],)

@@ -52,6 +52,12 @@ def gumbel_mask(
         InputError: shapes, dtypes or devices that do not fit, a number out of range, or an ``out`` that is
             not contiguous or shares memory with another argument.
         BackendError: the named backend cannot run here, or has no more than two levels.
+
+    Example:
+        >>> w0, logits = torch.ones(4), torch.tensor([-20.0, 0.0, 0.0, 20.0])
+        >>> masked = oes.functional.gumbel_mask(w0, logits, seed=0, step=0)
+        >>> masked[[0, 3]].round()
+        tensor([0., 1.])
     """
     check_tensor("w0", w0, ndim=1)
     check_logits(logits, like=w0, numel=w0.numel())

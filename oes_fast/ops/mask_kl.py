@@ -21,6 +21,11 @@ def mask_kl(logits: Tensor, *, density: float) -> Tensor:
 
     Raises:
         InputError: a shape, dtype or density that does not fit.
+
+    Example:
+        >>> logits = torch.zeros(10)  # every probability is 0.5
+        >>> bool(oes.functional.mask_kl(logits, density=0.5) < oes.functional.mask_kl(logits, density=0.1))
+        True
     """
     check_logits(logits)
     check_number("density", density, above=0.0, below=1.0)

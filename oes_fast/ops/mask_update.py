@@ -64,6 +64,13 @@ def mask_update(
         InputError: shapes, dtypes or devices that do not fit, a number out of range, or an updated tensor
             that is not contiguous or shares memory with another argument.
         BackendError: the named backend cannot run here, or has no more than two levels.
+
+    Example:
+        >>> w0, grad, logits = torch.ones(4), torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.zeros(4)
+        >>> exp_avg, exp_avg_sq = torch.zeros(4), torch.zeros(4)
+        >>> oes.functional.mask_update(logits, grad, w0, exp_avg, exp_avg_sq, seed=0, step=0, kl=0.0)
+        >>> logits[:2].sign()  # what raises the loss becomes less likely
+        tensor([-1.,  1.])
     """
     check_logits(logits)
     others = {"grad": grad, "w0": w0, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}

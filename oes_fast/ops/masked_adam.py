@@ -51,6 +51,14 @@ def masked_adam(
         InputError: shapes, dtypes or devices that do not fit, a number out of range, or a strided tensor to
             update where a backend with kernels was named.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> weights, grad = torch.ones(2), torch.ones(2)
+        >>> exp_avg, exp_avg_sq = torch.zeros(2), torch.zeros(2)
+        >>> keep = torch.tensor([True, False])
+        >>> oes.functional.masked_adam(weights, grad, exp_avg, exp_avg_sq, step=0, lr=0.1, mask=keep)
+        >>> weights
+        tensor([0.9000, 1.0000])
     """
     check_tensor("weights", weights, ndim=1)
     for name, value in {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}.items():

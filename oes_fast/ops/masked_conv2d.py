@@ -64,6 +64,11 @@ def masked_conv2d(
     Raises:
         InputError: shapes, dtypes or devices that do not fit.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> x, weight = torch.rand(1, 2, 8, 8), torch.rand(3, 2, 3, 3)
+        >>> oes.functional.masked_conv2d(x, weight, weight > 0.5, padding=1).shape
+        torch.Size([1, 3, 8, 8])
     """
     check_tensor("x", x, ndim=4)
     check_tensor("weight", weight, ndim=4, like=x)

@@ -47,6 +47,12 @@ def output_head(
     Raises:
         InputError: shapes, dtypes or devices that do not fit.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> x, weight = torch.rand(1, 4, 8, 8), torch.rand(3, 4, 1, 1)
+        >>> output, loss = oes.functional.output_head(x, weight, None, torch.rand(1, 3, 8, 8))
+        >>> output.shape, loss.shape
+        (torch.Size([1, 3, 8, 8]), torch.Size([]))
     """
     check_tensor("x", x, ndim=4)
     check_tensor("weight", weight, shape=(None, x.shape[1], 1, 1), like=x)

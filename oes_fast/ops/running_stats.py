@@ -47,6 +47,12 @@ def running_stats(
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or a number out of range.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> mean, var = torch.zeros(2), torch.ones(2)
+        >>> oes.functional.running_stats(mean, var, torch.ones(2), torch.ones(2), momentum=0.1)
+        >>> mean
+        tensor([0.1000, 0.1000])
     """
     check_tensor("running_mean", running_mean, ndim=1)
     check_tensor("running_var", running_var, shape=running_mean.shape, like=running_mean)

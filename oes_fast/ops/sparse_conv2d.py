@@ -135,6 +135,13 @@ def sparse_conv2d(
     Raises:
         InputError: shapes, dtypes or devices that do not fit, or another stride.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> x, weight = torch.rand(1, 2, 8, 8), torch.rand(3, 2, 3, 3)
+        >>> keep = weight > 0.5
+        >>> pattern = oes.functional.SparsePattern.of(keep)
+        >>> oes.functional.sparse_conv2d(x, weight[keep], pattern).shape
+        torch.Size([1, 3, 6, 6])
     """
     if not isinstance(pattern, SparsePattern):
         raise InputError(f"pattern: expected a SparsePattern, got {type(pattern).__name__}")

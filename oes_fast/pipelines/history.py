@@ -27,7 +27,15 @@ class Record(NamedTuple):
 
 
 class History(Sequence[Record]):
-    """Records of a run in order of steps; ``history.psnr`` or ``history["psnr"]`` is one column as a list."""
+    """Records of a run in order of steps; ``history.psnr`` or ``history["psnr"]`` is one column as a list.
+
+    Example:
+        >>> history = oes.History()
+        >>> history.add(0, torch.tensor(0.25), 6.0, float("nan"))
+        >>> history.add(10, torch.tensor(0.01), 20.0, float("nan"))
+        >>> history.step, history.psnr, history.best().step
+        ([0, 10], [6.0, 20.0], 10)
+    """
 
     def __init__(self, rows: Tensor | None = None) -> None:
         # Rows stay tensors on their device, so that recording does not wait for it.

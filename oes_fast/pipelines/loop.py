@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -15,7 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import CheckpointError, CheckpointWarning, DivergedRunWarning, InputError, OESError
+from oes_fast.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    DivergedRunWarning,
+    InputError,
+    OESError,
+    warn_caller,
+)
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
@@ -121,6 +127,7 @@ def run_steps(
     record_every: int,
     clean: Tensor | None,
     callback: Callback | None,
+    progress: bool,
     checkpoint: Checkpoint,
 ) -> Finished:
     """Make ``steps`` updates, then evaluate once more.
@@ -156,7 +163,7 @@ def run_steps(
         run.load_state(state)
     stop = fell_back = False
     wrong: InputError | None = None
-    with _delayed_signals(saves=checkpoint.path is not None) as interrupted:
+    with _delayed_signals(saves=checkpoint.path is not None) as interrupted, _display(progress) as show:
         while True:
             final = step >= steps or stop or interrupted()
             if final or checkpoint.due():
@@ -164,8 +171,11 @@ def run_steps(
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
                 fell_back = _record(history, step, run, output, clean, final=final)
+            info = StepInfo(run.phase, step, steps, output, run, clean)
+            if show is not None:
+                show(info)
             if callback is not None and wrong is None:
-                answer = callback(StepInfo(run.phase, step, steps, output, run, clean))
+                answer = callback(info)
                 try:
                     stop = bool(answer) or stop
                 except Exception as error:  # whatever the type of the answer raises
@@ -182,6 +192,14 @@ def run_steps(
         raise wrong
     seconds = time.monotonic() - began
     return Finished(output, run.average(), history, step, stopped, fell_back, seconds)
+
+
+def _display(progress: bool) -> AbstractContextManager[Callback | None]:
+    if not progress:
+        return nullcontext()
+    from oes_fast.pipelines.progress import ProgressDisplay  # Rich takes a while to import
+
+    return ProgressDisplay()
 
 
 def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
@@ -207,7 +225,7 @@ def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) ->
         checkpoint.save(step, {**run.state(), "history": history.rows})
     except Exception as error:  # a full disk, say, is no reason to lose what is computed
         text = " ".join(str(error).split()) or type(error).__name__
-        warnings.warn(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
+        warn_caller(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning)
 
 
 def _record(
@@ -224,7 +242,7 @@ def _record(
         said = blame(run.phase, step, float(loss), float(data_loss), output, history, kl)
         if not final or not len(history) or not run.fall_back():
             raise OESError(said)
-        warnings.warn(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning, 5)
+        warn_caller(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning)
         return True
     history.add(step, loss, psnr, psnr_average)
     run.keep()

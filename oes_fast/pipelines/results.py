@@ -1,6 +1,8 @@
-"""What the results of a search and of a training have in common."""
+"""What the results of a search and of a training have in common.
 
-from __future__ import annotations
+Annotations are kept as types, not as text: results inherit the fields, and whoever reads the annotations of a
+result looks their names up in its module, which lacks them.
+"""
 
 from dataclasses import dataclass
 

@@ -24,6 +24,11 @@ def fresh_generator(noisy: Tensor, *, seed: int = 0) -> tuple[Generator, Tensor]
 
     Returns:
         (net with C output channels, z [1, 32, H, W]), dtype and device of ``noisy``.
+
+    Example:
+        >>> net, z = oes.fresh_generator(torch.rand(1, 3, 64, 64), seed=0)
+        >>> z.shape, sum(p.numel() for p in net.parameters())
+        (torch.Size([1, 32, 64, 64]), 3008867)
     """
     check_tensor("noisy", noisy, ndim=4)
     channels, height, width = noisy.shape[1:]
@@ -47,6 +52,11 @@ def transfer_mask(mask: Mask, noisy: Tensor, *, seed: int = 0, **train: Any) -> 
     Raises:
         MaskMismatchError: the mask belongs to another network, such as one for grey images.
         OESError: as :func:`oes_fast.train_sparse`.
+
+    Example:
+        >>> mask = oes.Mask.load("mask.safetensors")  # doctest: +SKIP
+        >>> other = oes.load_image("other.png").pixels  # doctest: +SKIP
+        >>> oes.save_image("restored.png", oes.transfer_mask(mask, other).output)  # doctest: +SKIP
     """
     net, z = fresh_generator(noisy, seed=seed)
     return train_sparse(net, mask, z, noisy, **train)

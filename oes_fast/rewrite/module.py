@@ -180,7 +180,7 @@ class SparseGenerator(nn.Module):
         Every value is a leaf tensor in the memory of ``self.weights`` and with its gradient: shape
         [weights kept of the parameter], in their order within it; without a mask, the parameter's shape. It
         stays the same tensor in every call, moves with the module, and is to take the place of
-        ``parameters()`` in an optimiser, not to stand beside it::
+        ``parameters()`` in an optimiser, not to stand beside it:
 
             weights = fast.named_weights()
             decayed = [w for name, w in weights.items() if name.endswith("weight")]
@@ -192,7 +192,7 @@ class SparseGenerator(nn.Module):
 
         ``zero_grad`` of the optimiser or of the module clears both. Gradients that ``torch.autograd.grad``
         returns are those of the flat vector alone. An optimiser takes the parts one after the other, which
-        costs it more than the single vector of ``parameters()``.
+        costs more than the single vector of ``parameters()``, much of it spared by ``fused=True``.
 
         Returns:
             The parts by the names of the dense network's parameters, in parameters() order; those of which
@@ -328,6 +328,17 @@ def sparsify(
         BackendError: the backend cannot run here.
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
             module is first called, since a trace needs the shape of the input.)
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> keep = torch.arange(sum(p.numel() for p in net.parameters())) % 5 > 0
+        >>> fast = oes.sparsify(net, oes.Mask.from_flat(net, keep))
+        >>> adam = torch.optim.Adam(fast.parameters(), lr=1e-2)
+        >>> loss = (fast(z) - 0.5).square().mean()
+        >>> loss.backward()
+        >>> adam.step()
+        >>> dense = fast.to_dense()  # the network with the new weights, and zeros where the mask drops
     """
     check_network(net)
     if mask is not None and not isinstance(mask, Mask):

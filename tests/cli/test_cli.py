@@ -15,7 +15,7 @@ from cli_runs import NOISE, RESULTS, files_of, result_of, run
 
 import oes_fast as oes
 from oes_fast.cli import main
-from oes_fast.cli.progress import duration
+from oes_fast.pipelines.progress import duration
 
 pytest_plugins = ("cli_fixtures",)
 pytestmark = pytest.mark.usefixtures("same_threads")

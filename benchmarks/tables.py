@@ -1,0 +1,352 @@
+"""The tables of the measured pages, made from the committed results.
+
+    python -m benchmarks.tables          # rewrites README.md and docs/*.md where a result has changed
+    python -m benchmarks.tables --check  # exit code 1 if a page is not what it would write
+
+A region of a page between ``<!-- table: NAME -->`` and ``<!-- end -->`` belongs to :data:`TABLES`\\ [NAME].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Result = dict[str, Any]
+
+NAMES = {"published": "published code", "sparseprop": "SparseProp", "auto": "oes_fast", "torch": "torch"}
+CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
+MEMORY_BOUND = {  # name in the result: what the page calls it
+    "gumbel_mask[{}-{}]": "`gumbel_mask`, 3,008,867 weights",
+    "mask_update[{}--{}]": "`mask_update`, 3,008,867 weights",
+    "mask_update[{}-kl_value-{}]": "`mask_update` with the KL value",
+    "masked_adam[{}-3008867-{}]": "`masked_adam`, 3,008,867 weights",
+    "masked_adam[{}-150443-{}]": "`masked_adam`, 150,443 weights",
+    "batch_norm_act[{}-forward-{}]": "`batch_norm_act`, forward",
+    "batch_norm_act[{}-backward-{}]": "`batch_norm_act`, backward",
+    "output_head[{}-{}]": "`output_head`, forward and backward",
+}
+CONVOLUTIONS = {  # operation and pass in the result: what the page calls it
+    ("sparse_conv2d", "forward"): "`sparse_conv2d`, forward",
+    ("sparse_conv2d", "input_gradient"): "`sparse_conv2d`, input gradient, without the first layer",
+    ("sparse_conv2d", "weight_gradient"): "`sparse_conv2d`, weight gradient",
+    ("sparse_up_conv2d", "forward"): "`sparse_up_conv2d`, forward",
+    ("sparse_up_conv2d", "backward"): "`sparse_up_conv2d`, both gradients",
+}
+FIRST_LAYER = "32to"  # its input needs no gradient
+
+
+def measured(pattern: str) -> list[str]:
+    """Names of the results that match, the newest first."""
+    names = sorted(path.stem for path in RESULTS.glob(f"{pattern}.json"))
+    return sorted(names, key=lambda name: load(name)["date"], reverse=True)
+
+
+def load(name: str) -> Result:
+    """A committed result."""
+    result: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def caption(name: str, result: Result, *, command: bool = True) -> str:
+    """When, where and with what it was measured, and how to measure it again."""
+    where = result["environment"]
+    machine = where["gpu"] or f"{where['cpu']}, {where['cpu_capability']}, {where['cores']} cores"
+    link = f"[{name}.json](../benchmarks/results/{name}.json)"
+    said = f"{result['date']} · {machine} · PyTorch {where['torch']} · {link}\n"
+    return f"{said}\n    {result['command']}\n" if command else said
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def two(figures: dict[str, float], digits: int) -> str:
+    """Minimum (median)."""
+    return f"{figures['min']:.{digits}f} ({figures['median']:.{digits}f})"
+
+
+def ms(figures: dict[str, float]) -> str:
+    """Milliseconds, three digits at least."""
+    return two(figures, 1 if figures["min"] < 100 else 0)
+
+
+def case(name: str) -> str:
+    """ "training, pepper_mask" as the page says it."""
+    return name.removesuffix("_mask")
+
+
+def steps_of(name: str) -> str:
+    """One measurement of ``benchmarks.steps``."""
+    result = load(name)
+    ways = [way for way in ("torch", "sparseprop", "auto") if way in result["steps"][0]["ms"]]
+    header = ["step", "threads", NAMES["published"], *(NAMES[way] for way in ways)]
+    header += [f"{NAMES[way]} is faster" for way in ways]
+    rows = []
+    for row in result["steps"]:
+        times, faster = row["ms"], row["times faster"]
+        cells = [case(row["case"]), row["threads"], ms(times["published"])]
+        cells += [ms(times[way]) if way in times else "" for way in ways]
+        cells += [f"{two(faster[way], 1)} x" if way in faster else "" for way in ways]
+        rows.append(cells)
+    return f"{caption(name, result)}\n{table(header, rows)}"
+
+
+def steps() -> str:
+    """Whole steps, machine by machine."""
+    return "\n".join(steps_of(name) for name in measured("steps-cpu-*"))
+
+
+def sparseprop() -> str:
+    """Training steps beside SparseProp."""
+    names = ("steps-sparseprop-2-threads-cpu-avx2", "steps-sparseprop-1-thread-cpu-avx2")
+    return "\n".join(steps_of(name) for name in names)
+
+
+def gain() -> str:
+    """The short table of README.md."""
+    rows = []
+    for name in measured("steps-cpu-*"):
+        result = load(name)
+        where = result["environment"]
+        faster: dict[str, list[float]] = {"training": [], "search": []}
+        for row in result["steps"]:
+            kind = row["case"].split(",")[0]
+            if row["case"] != "search, mask alone":
+                faster[kind] += row["times faster"]["auto"].values()
+        cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
+        rows.append(
+            [
+                f"{where['cpu']}, {where['cpu_capability']}, {where['cores']} cores",
+                *cells,
+                result["date"],
+            ]
+        )
+    return table(["CPU", "training step", "search step", "measured"], rows)
+
+
+def memory() -> str:
+    """Peak memory of steps."""
+    result = load("memory-512-cpu")
+    ways = list(dict.fromkeys(row["way"] for row in result["memory"]))
+    found = {(row["case"], row["way"]): row["peak MB"] for row in result["memory"]}
+    rows = [[kind, *(f"{found[kind, way]:.0f}" for way in ways)] for kind in ("training", "search")]
+    text = table(["MB", *(NAMES[way] for way in ways)], rows)
+    return f"{caption('memory-512-cpu', result)}\n{text}"
+
+
+def verification() -> str:
+    """What the comparison before a run costs."""
+    (name, *_) = measured("verification-*")
+    result = load(name)
+    header = ["run", "size", "threads", "dense step", "binding alone", "binding and comparison"]
+    header += ["memory, dense steps", "memory, comparison"]
+    rows = [
+        [
+            row["run"],
+            row["size"],
+            row["threads"],
+            f"{row['dense step s']:.2f} s",
+            f"{row['binding s']:.1f} s",
+            f"{row['comparison s']:.1f} s",
+            f"{row['dense peak MB']:.0f} MB",
+            f"{row['comparison peak MB']:.0f} MB",
+        ]
+        for row in result["verification"]
+    ]
+    return f"{caption(name, result)}\n{table(header, rows)}"
+
+
+def own_loop() -> str:
+    """A loop of one's own beside train_sparse."""
+    parts = []
+    for name in measured("own-loop-*"):
+        result = load(name)
+        rows = [[way, ms(figures)] for way, figures in result["ms"].items()]
+        text = table(["loop", "ms a step, minimum (median)"], rows)
+        parts.append(f"{caption(name, result)}\n{text}")
+    return "\n".join(parts) or "Not measured yet: `python -m benchmarks.own_loop` does it.\n"
+
+
+def convolutions() -> str:
+    """Sparse convolutions beside dense ones, summed over the layers of a network."""
+    result = load("operations-cpu-avx2")
+    rows = []
+    for (operation, kind), title in CONVOLUTIONS.items():
+        for threads in (1, 2):
+            found = []
+            for entry in result["benchmarks"]:
+                if not entry["name"].startswith(f"test_{operation}["):
+                    continue
+                layer, made, count = entry["name"].split("[")[1].removesuffix("]").split("-")
+                first = kind == "input_gradient" and layer.startswith(FIRST_LAYER)
+                if made == kind and int(count) == threads and not first:
+                    found.append(entry)
+            total = sum(entry["ms"]["median"] for entry in found)
+            rate = sum(entry["GMAC/s"] * entry["ms"]["median"] for entry in found) / total
+            shares = [100 * entry["share of sgemm"] for entry in found]
+            rows.append(
+                [
+                    title,
+                    len(found),
+                    threads,
+                    f"{total:.1f}",
+                    f"{rate:.1f}",
+                    f"{min(shares):.0f} % to {max(shares):.0f} %",
+                    f"{sum(entry['dense ms'] for entry in found) / total:.1f} x",
+                ]
+            )
+    header = ["operation", "layers", "threads", "ms", "GMAC/s", "of sgemm, by layers", "faster than dense"]
+    return f"{caption('operations-cpu-avx2', result)}\n{table(header, rows)}"
+
+
+def memory_bound() -> str:
+    """Operations that one pass over memory bounds, beside the reference."""
+    result = load("operations-cpu-avx2")
+    found = {entry["name"]: entry for entry in result["benchmarks"]}
+    rows = []
+    for pattern, title in MEMORY_BOUND.items():
+        for threads in (1, 2):
+            ours, reference = (
+                found["test_" + pattern.format(backend, threads)] for backend in ("cpu", "reference")
+            )
+            median = ours["ms"]["median"]
+            rows.append(
+                [
+                    title,
+                    threads,
+                    f"{median:.2f}",
+                    f"{ours['GB/s']:.1f}",
+                    f"{100 * ours['share of copy, median']:.0f} %",
+                    f"{reference['ms']['median'] / median:.1f} x",
+                ]
+            )
+    header = ["operation", "threads", "ms", "GB/s", "of copy", "faster than the reference"]
+    return f"{caption('operations-cpu-avx2', result, command=False)}\n{table(header, rows)}"
+
+
+def curve() -> str:
+    """PSNR over a long training."""
+    name = "curve-pepper-512-20000-cpu"
+    result = load(name)
+    (run,) = result["runs"]
+    place = {step: index for index, step in enumerate(run["history"]["step"])}
+    rows = [
+        [title, *(f"{run['history'][key][place[step]]:.2f}" for step in CURVE_STEPS)]
+        for title, key in (("output", "psnr"), ("average", "psnr_average"))
+    ]
+    text = table(["step", *map(str, CURVE_STEPS)], rows)
+    peak, average = run["peak"], run["peak of average"]
+    return (
+        f"{caption(name, result)}\n{text}\nThe output peaks at {peak['psnr']:.2f} dB at step {peak['step']}, "
+        f"the average at {average['psnr']:.2f} dB at step {average['step']}; the noisy image has "
+        f"{run['noisy psnr']:.2f} dB. The run took {run['seconds'] / 60:.0f} minutes on "
+        f"{result['environment']['threads']} thread.\n"
+    )
+
+
+def mask_study() -> str:
+    """Searched masks against random ones."""
+    name = "mask-study-256-cpu"
+    result = load(name)
+    rows = [
+        [
+            run["seed"],
+            run["mask"],
+            f"{run['psnr of mask alone']:.2f}",
+            f"{run['peak']['psnr']:.2f} at {run['peak']['step']}",
+            f"{run['last']['psnr']:.2f}",
+            f"{run['last']['psnr of average']:.2f}",
+        ]
+        for run in result["runs"]
+    ]
+    keys = ("psnr of mask alone", "peak", "last", "last of average")
+    rows += [
+        ["mean", mask, *(f"{result['summary'][mask][key]:.2f}" for key in keys)]
+        for mask in ("searched", "random")
+    ]
+    ahead = result["summary"]["ahead by"]
+    text = table(["seed", "mask", "mask alone", "peak", "last", "average"], rows)
+    return (
+        f"{caption(name, result)}\n{text}\nThe searched masks are {ahead['psnr of mask alone']:.1f} dB ahead "
+        f"without training, {ahead['peak']:.1f} dB at the peak and {ahead['last']:.1f} dB at the end.\n"
+    )
+
+
+def agreement() -> str:
+    """PSNR of two backends over the same steps."""
+    name = "agreement-256-cpu"
+    result = load(name)
+    seeds = result["options"]["seeds"]
+    last = {(run["asked"], run["seed"]): run["last"] for run in result["runs"]}
+    rows = []
+    for title, key in (("output", "psnr"), ("average of outputs", "psnr of average")):
+        for backend in result["options"]["backend"]:
+            found = [last[backend, seed][key] for seed in seeds]
+            rows.append([f"{backend}, {title}", *(f"{psnr:.2f}" for psnr in found), f"{fmean(found):.2f}"])
+    header = ["PSNR in dB", *(f"seed {seed}" for seed in seeds), "mean"]
+    return f"{caption(name, result)}\n{table(header, rows)}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "gain": gain,
+    "steps": steps,
+    "sparseprop": sparseprop,
+    "verification": verification,
+    "own loop": own_loop,
+    "convolutions": convolutions,
+    "memory bound": memory_bound,
+    "memory": memory,
+    "curve": curve,
+    "mask study": mask_study,
+    "agreement": agreement,
+}
+
+
+def pages() -> list[Path]:
+    """What may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rewritten(text: str) -> str:
+    """A page with every table made anew.
+
+    Raises:
+        KeyError: a region names a table that is not there.
+    """
+    return REGION.sub(lambda found: f"{found[1]}\n{TABLES[found['name']]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if a page is outdated"
+    )
+    options = parser.parse_args()
+    outdated = False
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        made = rewritten(text)
+        if made == text:
+            continue
+        outdated = True
+        print(f"{page.relative_to(ROOT)}: {'outdated' if options.check else 'rewritten'}")
+        if not options.check:
+            page.write_text(made, encoding="utf-8")
+    if options.check and outdated:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The examples in the docstrings of the public face: every function has one, and they run."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import oes_fast as oes
+
+FINDER = doctest.DocTestFinder(recurse=False)
+# Exceptions and what the pipelines return need none.
+WITHOUT = {
+    "Concat",
+    "Generator",
+    "PhaseSplit",
+    "SearchResult",
+    "SparseGenerator",
+    "SparsePattern",
+    "StepInfo",
+    "TrainResult",
+    "phase_split",
+}
+
+
+def public() -> Iterator[tuple[str, object]]:
+    """Functions and classes of the public face by dotted name."""
+    for module, prefix in ((oes, ""), (oes.functional, "functional."), (oes.models, "models.")):
+        for name in module.__all__:
+            value = getattr(module, name)
+            error = inspect.isclass(value) and issubclass(value, BaseException | Warning)
+            if callable(value) and not error:
+                yield prefix + name, value
+
+
+PUBLIC = dict(public())
+
+
+def examples_of(name: str) -> list[doctest.DocTest]:
+    """Examples of one of them."""
+    globs = {"oes": oes, "torch": torch}
+    found = FINDER.find(PUBLIC[name], name, globs=globs)
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name.split(".")[-1] not in WITHOUT])
+@pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+def test_the_example_runs(name):
+    tests = examples_of(name)
+    assert tests, f"{name} has no example"
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0
