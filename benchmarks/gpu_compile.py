@@ -105,18 +105,20 @@ def make_steps(mask: str | None) -> None:
     """One step of everything that benchmarks.gpu times or checks."""
     from benchmarks.gpu_parts import SIZE, problem
     from oes_fast.pipelines.functions import make_function
+    from oes_fast.pipelines.objective import SquaredError
     from oes_fast.pipelines.search import SearchRun
     from oes_fast.pipelines.train import TrainRun
 
     for size in (SIZE, 128):
         net, kept, z, noisy = problem(mask, size, "cuda")
+        objective = SquaredError(noisy)
         runs: list[Any] = [
-            TrainRun(make_function(net, z, kept, "triton", verify=False)[0], noisy, 1e-2, None, "triton")
+            TrainRun(make_function(net, z, kept, "triton", verify=False)[0], objective, 1e-2, None, "triton")
         ]
         if size == SIZE:
             function, _ = make_function(net, z, None, "triton", verify=False)
             options: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
-            runs.append(SearchRun(function, noisy, "triton", **options))
+            runs.append(SearchRun(function, objective, "triton", **options))
         for run in runs:
             clock = run.clock()
             clock.show(0)

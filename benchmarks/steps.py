@@ -29,6 +29,7 @@ from oes_fast.models import Generator
 from oes_fast.ops import gumbel_mask, mask_update
 from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
 from oes_fast.precision import PRECISIONS
@@ -53,7 +54,8 @@ def training_steps(
             steps[backend] = SparsePropTraining(net, mask.flat, z, noisy, share=SETTINGS[backend]).step
             continue
         function, chosen = make_function(net, z, mask, backend, verify=False)
-        steps[backend] = _stepper(graphed(TrainRun(function, noisy, 1e-2, None, chosen), chosen, z.device))
+        run = TrainRun(function, SquaredError(noisy), 1e-2, None, chosen)
+        steps[backend] = _stepper(graphed(run, chosen, z.device))
     return steps
 
 
@@ -66,7 +68,8 @@ def search_steps(
         if backend == COMPILED or backend in SETTINGS:
             continue  # every step draws its mask, which has no zeros, into a new copy of the network
         function, chosen = make_function(net, z, None, backend, verify=False)
-        run = SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
+        options: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
+        run = SearchRun(function, SquaredError(noisy), chosen, **options)
         steps[backend] = _stepper(graphed(run, chosen, z.device))
     return steps
 

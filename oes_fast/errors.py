@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 
@@ -59,3 +61,12 @@ class ImageWarning(OESWarning):
 
 class DivergedRunWarning(OESWarning):
     """The loss left for good: it ended clearly above where it began, or lost most of what it had reached."""
+
+
+def warn_caller(message: str, category: type[OESWarning]) -> None:
+    """Warn of a line of the caller's, outside the library, however deep inside this is called."""
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "oes_fast":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_number
 from oes_fast.autotune_cache import choices_in_use, take_choices
-from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError
+from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError, warn_caller
 from oes_fast.flat import fingerprint
 from oes_fast.io.files import check_writable, load_metadata, load_tensors, save_tensors
 from oes_fast.pipelines.differences import compare
@@ -109,11 +108,10 @@ class Checkpoint:
 
     def _warn_of_environment(self, made_in: object) -> None:
         if isinstance(made_in, dict) and (other := differences_of(made_in, environment(self.device))):
-            warnings.warn(
+            warn_caller(
                 f"{self.path}: the checkpoint was made with {', '.join(other)}: the run goes on from it, but "
                 "may end with other bits than a run without a break: rounding differs, training amplifies it",
                 CheckpointWarning,
-                stacklevel=5,
             )
 
     def due(self) -> bool:

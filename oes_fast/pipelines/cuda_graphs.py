@@ -8,14 +8,13 @@ read from memory (:class:`oes_fast.ops._clock.Clock`), outputs and losses lie wh
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from oes_fast.errors import OESWarning
+from oes_fast.errors import OESWarning, warn_caller
 from oes_fast.ops import _library
 from oes_fast.ops._clock import Clock
 from oes_fast.pipelines.loop import RunState
@@ -189,11 +188,10 @@ class GraphedRun:
             forward = self._recorder(lambda: self._run.forward(self._clock, final=False))
             update = self._recorder(self._clocked_update)
         except Exception as error:  # Triton's are of kinds of their own; what is wrong in a step shows again
-            warnings.warn(
+            warn_caller(
                 f"{self._run.phase}: the step cannot be recorded as a CUDA graph "
                 f"({_first_line(error)}); its kernels are launched one by one, which is slower",
                 OESWarning,
-                stacklevel=5,
             )
         else:
             self._forward, self._update = forward, update

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from oes_fast.errors import DivergedRunWarning, InputError, OESError
+from oes_fast.errors import DivergedRunWarning, InputError, OESError, warn_caller
 from oes_fast.pipelines.history import History
 
 _MIN_STEPS = 10  # updates before a run is judged: Adam's first ones may go up
@@ -67,11 +66,10 @@ def detect_divergence(history: History, steps: int, phase: str) -> bool:
         return False
     best = min(history, key=lambda record: record.loss)
     remedy = "a lower learning rate may help" + (", or a smaller kl" if phase == "search" else "")
-    warnings.warn(
+    warn_caller(
         f"{phase}: the run has diverged: the loss was {losses[0]:.4g} at the start, {best.loss:.4g} at step "
         f"{best.step}, the lowest, and is {losses[-1]:.4g} at the end; {remedy}",
         DivergedRunWarning,
-        stacklevel=4,  # the caller of the pipeline: past it and the decorator around it
     )
     return True
 
@@ -128,11 +126,10 @@ def finite_logits(logits: Tensor) -> Tensor:
     bad = int((~torch.isfinite(logits)).sum())
     if bool(logits.isnan().all()):
         raise OESError("search: none of the logits is a number, so there is no mask to cut")
-    warnings.warn(
+    warn_caller(
         f"search: {bad} of {logits.numel()} logits are NaN or infinite: infinite ones are taken as the "
         "largest there are, NaN as never kept",
         DivergedRunWarning,
-        stacklevel=4,
     )
     lowest = torch.finfo(logits.dtype).min
     return torch.nan_to_num(logits, nan=lowest)

@@ -16,7 +16,7 @@ MASK_OPTIONS = ("topk", "drawn", "mean")
 
 
 @torch.no_grad()
-def cut_mask(
+def extract_mask(
     net: nn.Module,
     w0: Tensor,
     logits: Tensor,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
-from oes_fast.errors import InputError, OESError, OESWarning
+from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
-from oes_fast.pipelines.inputs import check_output
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import candidates
 from oes_fast.rewrite.run.context import FusedLoss
@@ -36,11 +33,12 @@ class GeneratorFunction(Protocol):
     def update_mask(self) -> Tensor | None:
         """Which entries of the weights are trained, bool; None for all."""
 
-    def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
-        """Image [1, C, H, W], differentiable in ``weights``."""
+    def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
+        """Image [1, C, H, W], differentiable in ``weights``.
 
-    def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
-        """(image, mean squared error to ``target``); the error may be taken along with the last layer."""
+        Where the last layer takes ``fused_loss`` along, that loss is what is differentiable. A network may
+        return what is no image: see :meth:`oes_fast.pipelines.objective.Objective.check`.
+        """
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """The dense network with these weights and statistics in place."""
@@ -84,8 +82,8 @@ class DenseFunction:
         """The mask."""
         return self._mask
 
-    def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
-        """Image [1, C, H, W], differentiable in ``weights`` [numel]."""
+    def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
+        """Image [1, C, H, W], differentiable in ``weights`` [numel]; ``fused_loss`` is never taken along."""
         # The network keeps them until the next call: its code may compute again during the backward pass.
         for parameter, view in zip(
             self._parameters, self._layout.views(weights.detach()).values(), strict=True
@@ -108,13 +106,6 @@ class DenseFunction:
                 f"net: expected a network that takes z of shape {tuple(self._z.shape)}, its code raises "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-    def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
-        """(image, mean squared error to ``target``)."""
-        output = check_output(self(weights, update_stats=update_stats), target)
-        if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
-            raise InputError("net: expected an output with a gradient to the parameters, got one without")
-        return output, F.mse_loss(output, target)
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the network with these weights and the statistics collected."""
@@ -182,18 +173,11 @@ class RewrittenFunction:
         """None: every entry is trained."""
         return None
 
-    def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
-        """Image [1, C, H, W], differentiable in ``weights`` [kept]."""
-        return self._module.evaluate(weights, self._z, self.buffers, update_stats=update_stats)
-
-    def with_loss(self, weights: Tensor, target: Tensor, *, update_stats: bool) -> tuple[Tensor, Tensor]:
-        """(image, mean squared error to ``target``), which the last layer takes along where it can."""
-        fused_loss = FusedLoss(target)
-        output = self._module.evaluate(
+    def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
+        """Image [1, C, H, W] of ``weights`` [kept]; ``fused_loss`` is taken along where it can be."""
+        return self._module.evaluate(
             weights, self._z, self.buffers, update_stats=update_stats, fused_loss=fused_loss
         )
-        check_output(output, target)
-        return output, F.mse_loss(output, target) if fused_loss.loss is None else fused_loss.loss
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the dense network with these weights and the statistics collected."""
@@ -231,10 +215,10 @@ def make_function(
             raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
         return RewrittenFunction(net, z, mask, chosen, verify=verify), chosen
     except VerificationError as error:
-        warnings.warn(f"{error}; it runs as it is, on the reference path", OESWarning, stacklevel=4)
+        warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
         return dense, "reference"
     except TraceError as error:
         if backend != "auto":
             raise
-        warnings.warn(f"{error}; it runs as it is, on the reference path", OESWarning, stacklevel=4)
+        warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
         return dense, "reference"

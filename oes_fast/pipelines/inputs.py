@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
-import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_tensor, described
-from oes_fast.errors import CollapsedRunWarning, InputError
+from oes_fast._checks import check_tensor
+from oes_fast.errors import CollapsedRunWarning, InputError, warn_caller
 from oes_fast.flat import check_network
 from oes_fast.models.generator import Generator
 from oes_fast.pipelines.divergence import check_finite_network
@@ -50,38 +47,16 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def check_output(output: object, noisy: Tensor) -> Tensor:
-    """``output``, if it is a tensor of the shape and dtype of the noisy image.
-
-    Raises:
-        InputError: saying what came and what to do.
-    """
-    wanted = f"net: expected an output of the noisy image's shape {tuple(noisy.shape)} and {noisy.dtype}"
-    if not isinstance(output, Tensor):
-        raise InputError(f"{wanted}, got {described(output)}")
-    if output.shape != noisy.shape:
-        raise InputError(f"{wanted}, got {tuple(output.shape)}")
-    if output.dtype != noisy.dtype:
-        raise InputError(f"{wanted}, got {output.dtype}")
-    return output
-
-
-def detect_collapse(output: Tensor, noisy: Tensor, phase: str) -> bool:
-    """Whether the output is flat; warns with :class:`CollapsedRunWarning` if so."""
-    spread = output.detach().std(dim=(-2, -1), correction=0).mean()  # 0, not NaN, for a single pixel
-    target = noisy.detach().std(dim=(-2, -1), correction=0).mean()
-    collapsed = bool(spread < FLAT * target)
+def detect_collapse(measured: Tensor, target: Tensor, phase: str) -> bool:
+    """Whether the output is flat, beside the target; warns with :class:`CollapsedRunWarning` if so."""
+    spread = measured.detach().std(dim=(-2, -1), correction=0).mean()  # 0, not NaN, for a single pixel
+    expected = target.detach().std(dim=(-2, -1), correction=0).mean()
+    collapsed = bool(spread < FLAT * expected)
     if collapsed:
-        warnings.warn(
+        warn_caller(
             f"{phase}: the output is flat (standard deviation {float(spread):.4f}, the noisy image has "
-            f"{float(target):.4f}); the sparse network has collapsed or was given too few steps. "
+            f"{float(expected):.4f}); the sparse network has collapsed or was given too few steps. "
             "Below 4 % density this is to be expected on single images: keep more weights.",
             CollapsedRunWarning,
-            stacklevel=4,  # the caller of the pipeline: past it and the decorator around it
         )
     return collapsed
-
-
-def zero_scalar(like: Tensor) -> Tensor:
-    """Zero of the dtype and device of ``like``."""
-    return torch.zeros((), dtype=like.dtype, device=like.device)

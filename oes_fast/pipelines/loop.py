@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import CheckpointError, CheckpointWarning, DivergedRunWarning, InputError, OESError
+from oes_fast.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    DivergedRunWarning,
+    InputError,
+    OESError,
+    warn_caller,
+)
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
@@ -219,7 +225,7 @@ def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) ->
         checkpoint.save(step, {**run.state(), "history": history.rows})
     except Exception as error:  # a full disk, say, is no reason to lose what is computed
         text = " ".join(str(error).split()) or type(error).__name__
-        warnings.warn(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning, 5)
+        warn_caller(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning)
 
 
 def _record(
@@ -236,7 +242,7 @@ def _record(
         said = blame(run.phase, step, float(loss), float(data_loss), output, history, kl)
         if not final or not len(history) or not run.fall_back():
             raise OESError(said)
-        warnings.warn(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning, 5)
+        warn_caller(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning)
         return True
     history.add(step, loss, psnr, psnr_average)
     run.keep()

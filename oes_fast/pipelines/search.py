@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_flag, check_integer, check_number
+from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
@@ -21,25 +21,14 @@ from oes_fast.ops._library import candidates
 from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
-from oes_fast.pipelines.checkpoint import (
-    Checkpoint,
-    digest,
-    network_digest,
-    take_checkpoint_choices,
-)
-from oes_fast.pipelines.cuda_graphs import graphed
-from oes_fast.pipelines.differences import describe_image, describe_network
-from oes_fast.pipelines.divergence import detect_divergence, finite_logits
-from oes_fast.pipelines.extract_mask import MASK_OPTIONS, cut_mask
-from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.inputs import (
-    check_run_inputs,
-    detect_collapse,
-    ordinary,
-    zero_scalar,
-)
-from oes_fast.pipelines.loop import Callback, run_steps
+from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.divergence import finite_logits
+from oes_fast.pipelines.extract_mask import MASK_OPTIONS, extract_mask
+from oes_fast.pipelines.functions import GeneratorFunction
+from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
+from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
 
@@ -160,101 +149,65 @@ def search_mask(
         >>> found.mask.kept, found.history.step
         (674, [0, 5])
     """
-    check_run_inputs(net, z, noisy, clean)
-    z, noisy = ordinary(z), ordinary(noisy)
-    density = check_number("density", density, above=0.0, below=1.0)
+    setup = Setup(
+        net,
+        z,
+        noisy,
+        RunOptions(
+            steps=steps,
+            lr=lr,
+            clean=clean,
+            backend=backend,
+            verify=verify,
+            precision=precision,
+            record_every=record_every,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            resume=resume,
+        ),
+    )
     numel = FlatLayout.of(net).numel
+    density = check_number("density", density, above=0.0, below=1.0)
     if int(density * numel) == 0:
         raise InputError(f"density: expected to keep one weight of {numel} at least, got {density}")
-    check_integer("steps", steps, minimum=0, below=2**32)
-    check_integer("record_every", record_every, minimum=1)
-    check_flag("verify", verify)
-    check_flag("progress", progress)
-    lr = check_number("lr", lr, above=0.0)
-    kl = check_number("kl", kl, minimum=0.0)
-    temperature = check_number("temperature", temperature, above=0.0)
-    seed = check_integer("seed", seed, minimum=0, below=2**64)
-    check_integer("levels", levels, minimum=2, below=2**16)
+    check_integer("steps", steps, minimum=0, below=2**32)  # the noise is numbered by them
+    options: dict[str, Any] = {
+        "density": density,
+        "lr": setup.lr,
+        "kl": check_number("kl", kl, minimum=0.0),
+        "temperature": check_number("temperature", temperature, above=0.0),
+        "seed": check_integer("seed", seed, minimum=0, below=2**64),
+        "levels": check_integer("levels", levels, minimum=2, below=2**16),
+    }
     check_choice("mask_option", mask_option, MASK_OPTIONS)
     check_integer("draws", draws, minimum=1, below=2**32)
     if levels > 2 and backend not in (AUTO, "reference", "torch"):
         resolve(backend, z.device, candidates(z.dtype, levels=True))  # says what it lacks
-    take_checkpoint_choices(checkpoint, resume=resume)
-    function, backend = make_function(net, z, None, backend, verify=verify)
-    options: dict[str, Any] = {
-        "density": density,
-        "lr": lr,
-        "kl": kl,
-        "temperature": temperature,
-        "seed": seed,
-        "levels": levels,
-    }
-    run = SearchRun(function, noisy, backend, **options)
-    settings = {
-        "phase": run.phase,
-        "backend": backend,
-        "precision": precision,
-        **options,
-        "record_every": record_every,
-        "network": network_digest(net),
-        "weights": digest(flatten(net)),
-        "z": digest(z),
-        "noisy": digest(noisy),
-        "clean": None if clean is None else digest(clean),
-    }
-    words = {
-        "network": describe_network(net),
-        "z": describe_image(z),
-        "noisy": describe_image(noisy),
-        **({} if clean is None else {"clean": describe_image(clean)}),
-    }
-    finished = run_steps(
-        graphed(run, backend, z.device),
-        steps=steps,
-        record_every=record_every,
-        clean=clean,
-        callback=callback,
-        progress=progress,
-        checkpoint=Checkpoint(
-            checkpoint,
-            settings,
-            every_seconds=checkpoint_seconds,
-            resume=resume,
-            words=words,
-            device=z.device,
-        ),
-    )
+    function, backend = setup.bind(None)
+    run = SearchRun(function, setup.objective, backend, **options)
+    finished = setup.run(run, options, digest(flatten(net)))
     # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
-    found = {"steps": finished.steps, "lr": lr, "kl": kl, "temperature": temperature, "backend": backend}
+    found = {"steps": finished.steps, **{name: options[name] for name in ("lr", "kl", "temperature")}}
+    found["backend"] = backend
     if levels > 2:
         found["levels"] = levels
     if precision != DEFAULT:
         found["precision"] = precision
     logits = finite_logits(run.logits)
-    mask, level, output = cut_mask(
+    mask, level, output = extract_mask(
         net,
         run.w0,
         logits,
         lambda weights: function(weights, update_stats=False),
         option=mask_option,
         density=density,
-        seed=seed,
+        seed=options["seed"],
         draws=draws,
         settings=found,
     )
-    return SearchResult(
-        mask=mask,
-        logits=logits,
-        level=level,
-        output=output,
-        history=finished.history,
-        steps=finished.steps,
-        interrupted=finished.interrupted,
-        collapsed=detect_collapse(output, noisy, run.phase),
-        diverged=finished.fell_back or detect_divergence(finished.history, finished.steps, run.phase),
-        seconds=finished.seconds,
-        backend=backend,
-    )
+    return SearchResult(**setup.outcome(finished, output, run.phase), mask=mask, logits=logits, level=level)
 
 
 class SearchRun:
@@ -265,7 +218,7 @@ class SearchRun:
     def __init__(
         self,
         function: GeneratorFunction,
-        noisy: Tensor,
+        objective: Objective,
         backend: str,
         *,
         density: float,
@@ -276,7 +229,7 @@ class SearchRun:
         levels: int = 2,
     ) -> None:
         self._function = function
-        self._noisy = noisy
+        self._objective = objective
         self._backend = "reference" if levels > 2 else backend
         self._density, self._lr, self._kl = density, lr, kl
         self._temperature, self._seed = temperature, seed
@@ -289,7 +242,7 @@ class SearchRun:
         self._exp_avg = torch.zeros_like(self.logits)
         self._exp_avg_sq = torch.zeros_like(self.logits)
         self._weights = torch.empty_like(self.w0)
-        self._loss = zero_scalar(noisy)
+        self._loss = zero_loss(objective)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Draw the mask of this step and run the generator under it."""
@@ -315,7 +268,7 @@ class SearchRun:
         )
         self._weights.requires_grad_(not final)
         with torch.set_grad_enabled(not final):
-            output, self._loss = self._function.with_loss(self._weights, self._noisy, update_stats=False)
+            output, self._loss = evaluate(self._objective, self._function, self._weights, update_stats=False)
         return output.detach()
 
     def objective(self) -> Tensor:
@@ -323,7 +276,7 @@ class SearchRun:
         return self._loss.detach() + self._kl * mask_kl(self.logits, density=self._density)
 
     def terms(self) -> tuple[Tensor, tuple[float, float]]:
-        """(mean squared error, weight of the KL term and what the term was at the start)."""
+        """(data term, weight of the KL term and what the term was at the start)."""
         initial = mask_kl(torch.full_like(self.logits, self._initial_logit), density=self._density)
         return self._loss.detach(), (self._kl, self._kl * float(initial))
 

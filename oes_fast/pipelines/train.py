@@ -8,30 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast._checks import check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
-from oes_fast.pipelines.checkpoint import (
-    Checkpoint,
-    digest,
-    network_digest,
-    take_checkpoint_choices,
-)
-from oes_fast.pipelines.cuda_graphs import graphed
-from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
-from oes_fast.pipelines.divergence import detect_divergence
-from oes_fast.pipelines.functions import GeneratorFunction, make_function
-from oes_fast.pipelines.inputs import (
-    check_run_inputs,
-    detect_collapse,
-    ordinary,
-    zero_scalar,
-)
-from oes_fast.pipelines.loop import Callback, run_steps
+from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.functions import GeneratorFunction
+from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
+from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
 
 
@@ -126,70 +114,39 @@ def train_sparse(
         >>> fit.output.shape, fit.history.loss[-1] < fit.history.loss[0]
         (torch.Size([1, 3, 32, 32]), True)
     """
-    check_run_inputs(net, z, noisy, clean)
+    setup = Setup(
+        net,
+        z,
+        noisy,
+        RunOptions(
+            steps=steps,
+            lr=lr,
+            clean=clean,
+            backend=backend,
+            verify=verify,
+            precision=precision,
+            record_every=record_every,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            resume=resume,
+        ),
+    )
     if not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
     mask.check(net)
-    z, noisy = ordinary(z), ordinary(noisy)
-    check_integer("steps", steps, minimum=0)
-    check_integer("record_every", record_every, minimum=1)
-    check_flag("verify", verify)
-    check_flag("progress", progress)
-    lr = check_number("lr", lr, above=0.0)
     if average is not None:
         average = check_number("average", average, minimum=0.0, below=1.0)
-    take_checkpoint_choices(checkpoint, resume=resume)
-    function, backend = make_function(net, z, mask, backend, verify=verify)
-    run = TrainRun(function, noisy, lr, average, backend)
-    settings = {
-        "phase": run.phase,
-        "backend": backend,
-        "precision": precision,
-        "lr": lr,
-        "average": average,
-        "record_every": record_every,
-        "network": network_digest(net),
-        "weights": digest(flatten(net), *net.buffers()),
-        "mask": digest(mask.flat),
-        "z": digest(z),
-        "noisy": digest(noisy),
-        "clean": None if clean is None else digest(clean),
-    }
-    words = {
-        "network": describe_network(net),
-        "mask": describe_mask(mask.flat),
-        "z": describe_image(z),
-        "noisy": describe_image(noisy),
-        **({} if clean is None else {"clean": describe_image(clean)}),
-    }
-    finished = run_steps(
-        graphed(run, backend, z.device),
-        steps=steps,
-        record_every=record_every,
-        clean=clean,
-        callback=callback,
-        progress=progress,
-        checkpoint=Checkpoint(
-            checkpoint,
-            settings,
-            every_seconds=checkpoint_seconds,
-            resume=resume,
-            words=words,
-            device=z.device,
-        ),
-    )
+    function, backend = setup.bind(mask)
+    run = TrainRun(function, setup.objective, setup.lr, average, backend)
+    settings = {"lr": setup.lr, "average": average}
+    finished = setup.run(run, settings, digest(flatten(net), *net.buffers()))
     return TrainResult(
-        output=finished.output,
+        **setup.outcome(finished, finished.output, run.phase),
         average=finished.average,
-        history=finished.history,
         net=function.to_net(run.weights.detach()),
         mask=mask,
-        steps=finished.steps,
-        interrupted=finished.interrupted,
-        collapsed=detect_collapse(finished.output, noisy, run.phase),
-        diverged=detect_divergence(finished.history, finished.steps, run.phase),
-        seconds=finished.seconds,
-        backend=backend,
     )
 
 
@@ -201,7 +158,7 @@ class TrainRun:
     def __init__(
         self,
         function: GeneratorFunction,
-        noisy: Tensor,
+        objective: Objective,
         lr: float,
         decay: float | None,
         backend: str = "auto",
@@ -209,7 +166,7 @@ class TrainRun:
         self._function = function
         # "cpu" has no kernel of its own for every operation: what "auto" comes to on its tensors is best.
         self._backend = "auto" if backend == "cpu" else backend
-        self._noisy = noisy
+        self._objective = objective
         self._lr = lr
         self._decay = decay
         self.weights = function.initial_weights().requires_grad_()
@@ -217,7 +174,7 @@ class TrainRun:
         self._exp_avg = torch.zeros_like(self.weights)
         self._exp_avg_sq = torch.zeros_like(self.weights)
         self._average: Tensor | None = None
-        self._loss = zero_scalar(noisy)
+        self._loss = zero_loss(objective)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Run the generator and take the loss."""
@@ -232,7 +189,9 @@ class TrainRun:
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded, without the average."""
         with torch.set_grad_enabled(not final):
-            output, self._loss = self._function.with_loss(self.weights, self._noisy, update_stats=not final)
+            output, self._loss = evaluate(
+                self._objective, self._function, self.weights, update_stats=not final
+            )
         # In one layout, whatever the backend's: the PSNR sums in its order, also after a resume.
         return output.detach().contiguous()
 
@@ -244,7 +203,7 @@ class TrainRun:
             )
 
     def objective(self) -> Tensor:
-        """Mean squared error to the noisy image."""
+        """The loss."""
         return self._loss.detach()
 
     def terms(self) -> tuple[Tensor, None]:
@@ -293,4 +252,4 @@ class TrainRun:
             for name, buffer in self._function.buffers.items():
                 buffer.copy_(state[f"buffer.{name}"])
         if "average" in state:
-            self._average = state["average"].to(self._noisy.device)
+            self._average = state["average"].to(self._objective.target.device)

@@ -37,6 +37,7 @@ import oes_fast as oes
 from benchmarks.gpu_compile import launches, variant
 from benchmarks.gpu_parts import drawn_mask
 from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train import TrainRun
 
@@ -79,9 +80,10 @@ def make(which, size):
     z, noisy = oes.noise_input(32, (size, size), seed=0), torch.rand(1, 3, size, size)
     if which == "train":
         function, chosen = make_function(net, z, drawn_mask(net), "triton", verify=False)
-        return TrainRun(function, noisy, 1e-2, None, chosen)
+        return TrainRun(function, SquaredError(noisy), 1e-2, None, chosen)
     function, chosen = make_function(net, z, None, "triton", verify=False)
-    return SearchRun(function, noisy, chosen, density=0.05, lr=1e-2, kl=1e-9, temperature=0.2, seed=0)
+    options = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
+    return SearchRun(function, SquaredError(noisy), chosen, **options)
 
 
 def count(which, size=192):

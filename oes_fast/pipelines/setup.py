@@ -1,0 +1,152 @@
+"""What the mask search and the sparse training set up and end in the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast.mask import Mask
+from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
+from oes_fast.pipelines.cuda_graphs import Recordable, graphed
+from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
+from oes_fast.pipelines.divergence import detect_divergence
+from oes_fast.pipelines.functions import GeneratorFunction, make_function
+from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
+from oes_fast.pipelines.loop import Callback, Finished, run_steps
+from oes_fast.pipelines.objective import Objective, SquaredError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Arguments that :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse` share; see there."""
+
+    steps: int
+    lr: float
+    clean: Tensor | None
+    backend: str
+    verify: bool
+    precision: str
+    record_every: int
+    callback: Callback | None
+    progress: bool
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_seconds: float
+    resume: bool
+
+
+class Setup:
+    """A network, its input and what it is fitted to, checked; then bound to a backend.
+
+    Args:
+        net: generator; left alone.
+        z: input [1, C, ...].
+        noisy: image to fit.
+        options: as given by the caller.
+
+    Attributes:
+        net: as given.
+        z: as given, or a copy that autograd takes.
+        objective: what is compared with what.
+        lr: Adam's learning rate.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+    """
+
+    def __init__(self, net: nn.Module, z: Tensor, noisy: Tensor, options: RunOptions) -> None:
+        check_run_inputs(net, z, noisy, options.clean)
+        check_integer("steps", options.steps, minimum=0)
+        check_integer("record_every", options.record_every, minimum=1)
+        check_flag("verify", options.verify)
+        check_flag("progress", options.progress)
+        self.lr = check_number("lr", options.lr, above=0.0)
+        self.net = net
+        self.z = ordinary(z)
+        self.objective: Objective = SquaredError(ordinary(noisy))
+        self._options = options
+        self._mask: Mask | None = None
+        self._backend = options.backend
+
+    def bind(self, mask: Mask | None) -> tuple[GeneratorFunction, str]:
+        """The generator on a backend, see :func:`make_function`, with the choices of a run that is resumed.
+
+        Args:
+            mask: which weights to keep, or None for all.
+
+        Returns:
+            (function, name of the backend that runs it).
+        """
+        options = self._options
+        take_checkpoint_choices(options.checkpoint, resume=options.resume)
+        function, backend = make_function(self.net, self.z, mask, options.backend, verify=options.verify)
+        self._mask, self._backend = mask, backend
+        return function, backend
+
+    def run(self, run: Recordable, settings: Mapping[str, Any], weights: str) -> Finished:
+        """Make the steps, recorded once where the device has recordings, and keep the checkpoint.
+
+        Args:
+            run: the steps, on what :meth:`bind` gave.
+            settings: what its result depends on beside the options here; kept in checkpoints.
+            weights: digest of what it starts from.
+        """
+        options, clean, mask = self._options, self._options.clean, self._mask
+        return run_steps(
+            graphed(run, self._backend, self.z.device),
+            steps=options.steps,
+            record_every=options.record_every,
+            clean=clean,
+            callback=options.callback,
+            progress=options.progress,
+            checkpoint=Checkpoint(
+                options.checkpoint,
+                {
+                    "phase": run.phase,
+                    "backend": self._backend,
+                    "precision": options.precision,
+                    **settings,
+                    "record_every": options.record_every,
+                    "network": network_digest(self.net),
+                    "weights": weights,
+                    **({} if mask is None else {"mask": digest(mask.flat)}),
+                    "z": digest(self.z),
+                    **self.objective.settings(),
+                    "clean": None if clean is None else digest(clean),
+                },
+                every_seconds=options.checkpoint_seconds,
+                resume=options.resume,
+                words={
+                    "network": describe_network(self.net),
+                    **({} if mask is None else {"mask": describe_mask(mask.flat)}),
+                    "z": describe_image(self.z),
+                    **self.objective.words(),
+                    **({} if clean is None else {"clean": describe_image(clean)}),
+                },
+                device=self.z.device,
+            ),
+        )
+
+    def outcome(self, finished: Finished, output: Tensor, phase: str) -> dict[str, Any]:
+        """What a :class:`RunResult` holds but the mask; warns where the run collapsed or diverged.
+
+        Args:
+            finished: how the steps ended.
+            output: image [1, C, H, W] of the result.
+            phase: "search" or "train".
+        """
+        measured = self.objective.measured(output)
+        return {
+            "output": output,
+            "history": finished.history,
+            "steps": finished.steps,
+            "interrupted": finished.interrupted,
+            "collapsed": detect_collapse(measured, self.objective.target, phase),
+            "diverged": finished.fell_back or detect_divergence(finished.history, finished.steps, phase),
+            "seconds": finished.seconds,
+            "backend": self._backend,
+        }
