@@ -22,7 +22,6 @@ WITHOUT = {
     "SparsePattern",
     "StepInfo",
     "TrainResult",
-    "phase_split",
 }
 
 
