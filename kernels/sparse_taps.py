@@ -185,7 +185,7 @@ def tap_sum(
 
     problem = (images, index.segments, rows, columns, source_columns, len(values), index.digest)
     with on_device_of(source):
-        run("tap_sum", problem, for_interpreter(TAP_SUM_CONFIGS, pixels), launch)
+        run("tap_sum", problem, for_interpreter(TAP_SUM_CONFIGS, pixels, inner=8), launch)
     return out
 
 
