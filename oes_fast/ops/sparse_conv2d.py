@@ -97,6 +97,11 @@ def phase_split(x: Tensor, *, backend: str = "auto") -> PhaseSplit:
     Raises:
         InputError: ``x`` is no such tensor.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> split = oes.functional.phase_split(torch.rand(1, 2, 9, 7))
+        >>> split.planes.shape, split.size
+        (torch.Size([1, 2, 4, 5, 4]), (9, 7))
     """
     check_tensor("x", x, ndim=4)
     chosen = resolve(backend, x.device, _library.candidates(x.dtype))
