@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test docs tables sanitize emulate gpu setup clean
+.PHONY: demo test lint docs tables sanitize emulate gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -13,6 +14,13 @@ demo: setup
 # Two workers of one thread each: several threads in each would wait for one another's cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# What a pull request has to pass beside the tests; `ruff format .` and `clang-format -i` put most of it right.
+lint: $(VENV)/.ready
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 # The API reference, from the docstrings; a warning is an error.
 DOCS ?= build/docs
@@ -54,7 +62,7 @@ $(VENV)/.ready: requirements-dev.txt
 	touch $@
 
 # As anybody installs it. Where there is a compiler, an extension that cannot be built is an error.
-$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/requirements.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/requirements.py $(CPP)
 	OES_REQUIRE_EXT=$(if $(shell command -v $(CXX)),1,0) $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 

@@ -239,6 +239,6 @@ setup(
     license="MIT",
     packages=[*find_packages(include=["oes_fast", "oes_fast.*"]), "oes_fast.kernels"],
     package_dir={"oes_fast.kernels": "kernels"},
-    package_data={"oes_fast": ["py.typed"]},
+    package_data={"oes_fast": ["py.typed", "_C.pyi"]},
     **extensions(),
 )

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from oes_fast.precision import PRECISIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -144,8 +146,9 @@ def cases_of(result: Result) -> Iterable[tuple[str, Result]]:
     for row in result.get("steps", []):
         if row["case"] != "search, mask alone":
             yield row["case"].split(",")[0], row
-    for case, rows in result.get("parts", {}).get("steps", {}).get("result", {}).items():
-        yield from ((case, row) for row in rows)
+    for precision in PRECISIONS:
+        found = result.get("parts", {}).get(f"steps {precision}", {}).get("result", {})
+        yield from ((case, row) for case, rows in found.items() for row in rows)
 
 
 def memory() -> str:

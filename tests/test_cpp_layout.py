@@ -1,8 +1,11 @@
-"""The order of the C++ files: includes go down only, and one rule for the files of a family."""
+"""The C++ files: folders as floors, includes downwards only, one rule for a family's files, one format."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,23 @@ def test_a_header_is_shared_or_declares_what_its_source_defines():
         if not path.with_suffix(".cpp").exists() and sum(name_of(path) in files for files in compiled) < 2
     ]
     assert lone == []
+
+
+def test_format():
+    wanted = re.search(r"^clang-format==(\S+)", (REPO / "requirements-dev.txt").read_text(), re.MULTILINE)
+    assert wanted is not None
+    try:
+        found = importlib.metadata.version("clang-format")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("clang-format is not installed")
+    if found != wanted[1]:
+        pytest.skip(f"needs clang-format {wanted[1]}, found {found}")
+    command = [
+        sys.executable,
+        "-c",
+        "import clang_format; clang_format.clang_format()",
+        "--dry-run",
+        "--Werror",
+    ]
+    done = subprocess.run([*command, *map(str, FILES)], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -98,7 +98,7 @@ class TestRefusal:
         assert _extension.refusal(path, "2.10.0", checkout) == ""
         assert _extension.refusal(path, "3.0.0a0+git12ab", checkout) == ""
 
-    @pytest.mark.parametrize("change", ["content", "header", "new", "gone", "renamed"])
+    @pytest.mark.parametrize("change", ["content", "header", "new", "folder", "gone", "renamed", "moved"])
     def test_after_a_change_of_the_sources(self, checkout, change):
         path = build(checkout)
         folder = checkout / "csrc" / "cpu"
@@ -108,6 +108,11 @@ class TestRefusal:
             (folder / "kernel.h").write_text("#pragma once\n\n")
         elif change == "new":
             (folder / "other.cpp").touch()
+        elif change == "folder":
+            (folder.parent / "common").mkdir()
+            (folder.parent / "common" / "shared.h").touch()
+        elif change == "moved":
+            (folder / "kernel.h").rename(folder.parent / "kernel.h")
         elif change == "gone":
             (folder / "kernel.h").unlink()
         else:

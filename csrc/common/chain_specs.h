@@ -34,8 +34,10 @@ struct NormSpec {
   double eps = 1e-5, momentum = 0.1;
   int64_t copies = 1; // pixels that stand for each
   bool tracks = false;
-  Indices places; // of the channels in the running statistics
-  Indices tracked, tracked_places; // constants, as the convolution or norm before counts them, -1 for zero
+  Indices stats_index; // of the channels in the running statistics
+  // Constants whose running statistics are kept, as the convolution or norm before counts them, -1 for zero; and
+  // theirs.
+  Indices tracked, tracked_stats_index;
   Act act = Act::kLeaky; // none is leaky with a slope of 1
   double slope = 1;
   Indices constants; // indices of the beta of every constant channel

@@ -1,8 +1,8 @@
 // Where the taps (o, c, u, v) of a convolution read: for every engine, in elements of one image.
 //
 // An image lies in planes. At stride 1 a plane is a channel; at stride 2 a channel is un-shuffled into four planes, its
-// even and odd rows and columns (torch.nn.functional.pixel_unshuffle of an image padded to even sizes). Either way a tap
-// reads its plane at a fixed distance from the output pixel: output (i, j) needs source[offset + i * pitch + j].
+// even and odd rows and columns (torch.nn.functional.pixel_unshuffle of an image padded to even sizes). Either way a
+// tap reads its plane at a fixed distance from the output pixel: output (i, j) needs source[offset + i * pitch + j].
 //
 // kernels/sparse_conv2d.py holds the same for Triton; tests/test_tap_offsets.py holds the two together.
 #pragma once
@@ -15,7 +15,8 @@ namespace oes {
 struct TapPlanes {
   int64_t inputs, stride; // channels; 1 or 2
   int64_t rows, columns; // of a plane
-  bool row_major = false; // the rows of all planes lie side by side: [rows, planes, columns], not [planes, rows, columns]
+  bool row_major =
+      false; // the rows of all planes lie side by side: [rows, planes, columns], not [planes, rows, columns]
 
   // Planes of a channel.
   int64_t phases() const {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "common/tap_offsets.h"
 #include "cpu/chain/bindings.h"
 #include "cpu/core/simd.h"
 
@@ -18,14 +19,13 @@ namespace {
 Capability best_supported() {
 #if OES_HAS_X86
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+      __builtin_cpu_supports("bmi2");
 #if defined(OES_EMULATE_AVX512)
   const bool avx512 = avx2;
 #else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512cd");
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 #endif
   return avx512 ? Capability::kAvx512 : avx2 ? Capability::kAvx2 : Capability::kDefault;
 #else
@@ -73,11 +73,8 @@ const char* initialise_capability() {
     if (std::strcmp(wanted, name_of(each)) == 0) {
       if (each > best) {
         std::snprintf(
-            message,
-            sizeof message,
-            "OES_FAST_CPU_CAPABILITY: this processor supports no more than %s, got '%s'",
-            name_of(best),
-            name_of(each));
+            message, sizeof message, "OES_FAST_CPU_CAPABILITY: this processor supports no more than %s, got '%s'",
+            name_of(best), name_of(each));
         return message;
       }
       current = each;
@@ -89,6 +86,39 @@ const char* initialise_capability() {
   return message;
 }
 
+namespace {
+
+// So that tests hold the offsets of every engine together.
+void bind_tap_offsets(pybind11::module_& module) {
+  using pybind11::arg;
+  pybind11::class_<TapPlanes>(module, "TapPlanes", "Where the taps of a convolution read, see common/tap_offsets.h.")
+      .def(
+          pybind11::init<int64_t, int64_t, int64_t, int64_t, bool>(), arg("inputs"), arg("stride"), arg("rows"),
+          arg("columns"), arg("row_major") = false)
+      .def_readonly("inputs", &TapPlanes::inputs)
+      .def_readonly("stride", &TapPlanes::stride)
+      .def_readonly("rows", &TapPlanes::rows)
+      .def_readonly("columns", &TapPlanes::columns)
+      .def_readonly("row_major", &TapPlanes::row_major)
+      .def("plane_of", &TapPlanes::plane_of, arg("c"), arg("u"), arg("v"))
+      .def("offset_of", &TapPlanes::offset_of, arg("c"), arg("u"), arg("v"));
+  pybind11::class_<PaddedGradPlanes>(
+      module, "PaddedGradPlanes", "Where the taps read the gradient of a result in its border of zeros.")
+      .def(
+          pybind11::init<int64_t, int64_t, int64_t, int64_t, int64_t>(), arg("stride"), arg("rows"), arg("pitch"),
+          arg("top"), arg("left"))
+      .def_readonly("stride", &PaddedGradPlanes::stride)
+      .def_readonly("rows", &PaddedGradPlanes::rows)
+      .def_readonly("pitch", &PaddedGradPlanes::pitch)
+      .def_readonly("top", &PaddedGradPlanes::top)
+      .def_readonly("left", &PaddedGradPlanes::left)
+      .def("offset_of", &PaddedGradPlanes::offset_of, arg("o"), arg("u"), arg("v"));
+  module.def(
+      "tap_margin", &tap_margin, arg("kernel_side"), arg("stride"),
+      "How far a tap of a kernel of that side reaches in its plane.");
+}
+
+} // namespace
 } // namespace oes
 
 PYBIND11_MODULE(_C, module) {
@@ -101,5 +131,6 @@ PYBIND11_MODULE(_C, module) {
       "Instruction set the CPU kernels use: default, avx2 or avx512.");
   module.def("compiler", &oes::compiler, "Compiler that built the CPU kernels.");
   module.attr("BUILD") = pybind11::str(static_cast<const char*>(oes::build)); // which oes_fast/_extension.py reads
+  oes::bind_tap_offsets(module);
   oes::chain::bind_python(module);
 }

@@ -179,7 +179,7 @@ def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     laid_out = oes_fast.rewrite.run.chain_program.NativeChain.laid_out
 
     def record(program, planes):
-        seen.add(program.kernels.by_rows)
+        seen.add(program.kernels.source_row_major)
         return laid_out(program, planes)
 
     monkeypatch.setattr(oes_fast.rewrite.run.chain_program.NativeChain, "laid_out", record)

@@ -15,7 +15,7 @@ def bound():
 
     spec, norm = _C.ConvSpec(), _C.NormSpec()
     spec.outputs, spec.taps, spec.weights, spec.bias = 1, [0, 0, 0, 0, 0, 1, 0, 0], [0, 1], [-1]
-    norm.gamma, norm.beta, norm.tracks, norm.places = [2], [-1], True, [1]
+    norm.gamma, norm.beta, norm.tracks, norm.stats_index = [2], [-1], True, [1]
     chain = _C.ChainFloat(2, 4, 4, False, 3)
     chain.add_conv(spec)
     chain.add_norm(norm)

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cpu/chain/chain.h"
+#include "cpu/conv/winograd/tiles.h"
 
 namespace py = pybind11;
 
@@ -19,7 +20,8 @@ template <typename T>
 T* elements(const std::string& name, const py::array& array, int64_t numel, bool written, bool at_least = false) {
   if (!py::isinstance<py::array_t<T>>(array)) {
     throw py::type_error(
-        name + ": expected " + std::string(py::str(py::dtype::of<T>())) + ", got " + std::string(py::str(array.dtype())));
+        name + ": expected " + std::string(py::str(py::dtype::of<T>())) + ", got " +
+        std::string(py::str(array.dtype())));
   }
   if ((array.flags() & py::array::c_style) == 0) {
     throw py::value_error(name + ": expected contiguous elements");
@@ -102,18 +104,19 @@ template <typename T>
 void bind(py::module_& module, const char* name) {
   using C = Chain<T>;
   py::class_<C>(
-      module, name, "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain_program.py.")
+      module, name,
+      "Convolutions and batch norms run as one, for one thread at a time; see oes_fast/rewrite/chain_program.py.")
       .def(
           py::init<int64_t, int64_t, int64_t, bool, int64_t>(), py::arg("channels"), py::arg("rows"),
-          py::arg("columns"), py::arg("fixed"), py::arg("weights"))
-      .def("add_conv", &C::add_conv)
-      .def("add_norm", &C::add_norm)
+          py::arg("columns"), py::arg("constant_input"), py::arg("weights"))
+      .def("add_conv", &C::add_conv, py::arg("spec"))
+      .def("add_norm", &C::add_norm, py::arg("spec"))
       .def("finish", &C::finish, py::arg("act"), py::arg("slope"))
       .def_property_readonly("shape", &C::shape, "Channels, rows and columns of the result.")
       .def_property_readonly("source_size", &C::source_size, "Elements of the source.")
       .def_property_readonly(
-          "by_rows", py::overload_cast<>(&C::by_rows, py::const_),
-          "Whether a fixed source is taken as [rows, planes, columns], not [planes, rows, columns] with SLACK behind.")
+          "source_row_major", &C::source_row_major,
+          "Whether a constant source is taken as [rows, planes, columns], not [planes, rows, columns] with SLACK behind.")
       .def(
           "forward", &forward<T>, py::arg("weights"), py::arg("source"), py::arg("out"), py::arg("running"),
           py::arg("target"),
@@ -138,11 +141,10 @@ void bind_python(py::module_& module) {
       .value("REFLECT", Padding::kReflect)
       .value("REPLICATE", Padding::kReplicate)
       .value("CIRCULAR", Padding::kCircular);
-  py::enum_<Act>(module, "Act")
-      .value("LEAKY_RELU", Act::kLeaky)
-      .value("ELU", Act::kElu)
-      .value("SILU", Act::kSilu);
-  py::enum_<OutputAct>(module, "OutputAct").value("LEAKY_RELU", OutputAct::kLeaky).value("SIGMOID", OutputAct::kSigmoid);
+  py::enum_<Act>(module, "Act").value("LEAKY_RELU", Act::kLeaky).value("ELU", Act::kElu).value("SILU", Act::kSilu);
+  py::enum_<OutputAct>(module, "OutputAct")
+      .value("LEAKY_RELU", OutputAct::kLeaky)
+      .value("SIGMOID", OutputAct::kSigmoid);
   py::class_<ConvSpec>(module, "ConvSpec")
       .def(py::init<>())
       .def_readwrite("kind", &ConvSpec::kind)
@@ -168,14 +170,14 @@ void bind_python(py::module_& module) {
       .def_readwrite("momentum", &NormSpec::momentum)
       .def_readwrite("copies", &NormSpec::copies)
       .def_readwrite("tracks", &NormSpec::tracks)
-      .def_readwrite("places", &NormSpec::places)
+      .def_readwrite("stats_index", &NormSpec::stats_index)
       .def_readwrite("tracked", &NormSpec::tracked)
-      .def_readwrite("tracked_places", &NormSpec::tracked_places)
+      .def_readwrite("tracked_stats_index", &NormSpec::tracked_stats_index)
       .def_readwrite("act", &NormSpec::act)
       .def_readwrite("slope", &NormSpec::slope)
       .def_readwrite("constants", &NormSpec::constants);
   module.attr("SLACK") = conv::winograd::kSlack;
-  module.attr("MOST_HEAD_OUTPUTS") = norm::kMostHeadOutputs; // outputs
+  module.attr("MOST_HEAD_OUTPUTS") = norm::kMostHeadOutputs;
   bind<float>(module, "ChainFloat");
   bind<double>(module, "ChainDouble");
 }

@@ -50,7 +50,7 @@ void padded_grad(const PaddedGrad<T>& a) {
   });
 }
 
-#define OES_INSTANTIATE(T)                             \
+#define OES_INSTANTIATE(T)                                \
   template void conv_input(const ConvInput<T>&);          \
   template void conv_input_backward(const ConvInput<T>&); \
   template void padded_grad(const PaddedGrad<T>&);

@@ -1,5 +1,6 @@
 // An image as a direct convolution reads it: normalised and activated, with a border, summed over 2 x 2 pixels where a
-// pooling went before the convolution, un-shuffled into even and odd rows and columns for stride 2. One read, one write.
+// pooling went before the convolution, un-shuffled into even and odd rows and columns for stride 2. One read, one
+// write.
 #pragma once
 
 #include "cpu/core/border.h"

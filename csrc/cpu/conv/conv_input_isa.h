@@ -9,7 +9,8 @@ OES_INLINE void bordered_row(const ConvInput<T>& a, int64_t channel, int64_t row
     }
     return;
   }
-  norm::prologue_row(a.image + (channel * a.rows + from) * a.columns, a.prologue, channel, a.columns, to + a.border->left);
+  norm::prologue_row(
+      a.image + (channel * a.rows + from) * a.columns, a.prologue, channel, a.columns, to + a.border->left);
   extend_row(*a.border, a.columns, to);
 }
 
@@ -59,7 +60,8 @@ OES_TARGET void conv_input(const Arguments& a, int64_t begin, int64_t end) {
     T* planes = a.planes + c * a.plane_size();
     bool have = false; // `lower` holds the row above the next
     for (int64_t row = first; row < last; ++row) {
-      T* to = a.unshuffle ? planes + ((row % 2) * 2 * plane_rows + row / 2) * plane_columns : planes + row * plane_columns;
+      T* to =
+          a.unshuffle ? planes + ((row % 2) * 2 * plane_rows + row / 2) * plane_columns : planes + row * plane_columns;
       T* to_odd = to + plane_rows * plane_columns;
       if (row >= high) { // beyond the edge of odd sizes
         std::fill(to, to + plane_columns, T(0));

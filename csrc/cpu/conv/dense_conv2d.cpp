@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "cpu/core/output_tiles.h"
-#include "cpu/core/workspace.h"
 #include "cpu/core/parallel.h"
+#include "cpu/core/workspace.h"
 
 namespace oes::conv {
 namespace {
@@ -31,27 +31,34 @@ template <typename T>
 void plan_tasks(DenseTapSum<T>& a) {
   a.strip = a.flat ? kStripTiles * tile<T>() : kStripRows;
   a.strips = ceil_div(a.flat ? (a.rows - 1) * a.pitch + a.columns : a.rows, a.strip);
-  const int64_t blocks = a.classes * ceil_div(a.planes, tile_outputs(capability()));
-  a.groups = a.flat ? std::clamp<int64_t>(ceil_div(kTasks, a.strips), 1, blocks) : 1;
+  const int64_t tiles = a.classes * ceil_div(a.planes, tile_outputs(capability()));
+  a.groups = a.flat ? std::clamp<int64_t>(ceil_div(kTasks, a.strips), 1, tiles) : 1;
 }
 
-// The convolution of a flat image as Winograd's sums take it.
-template <typename T>
-winograd::Shape forward_shape(
-    int64_t inputs, int64_t kernel, int64_t stride, const SparseTapSum<T>& of_outputs,
-    const SparseTapSum<T>& of_inputs) {
-  return {false, inputs, of_outputs.planes, kernel, stride, of_outputs.rows, of_outputs.columns, of_inputs.pitch,
-          of_inputs.rows * of_inputs.columns};
+// A convolution of a flat image as Winograd's sums take it.
+winograd::Shape winograd_shape(const ConvShape& s, bool backward) {
+  if (backward) {
+    return {
+        true,
+        s.inputs,
+        s.outputs,
+        s.kernel_rows,
+        s.stride,
+        s.plane_rows,
+        s.plane_columns,
+        s.padded_grad().pitch,
+        s.padded_grad_plane()};
+  }
+  return {false,         s.inputs,        s.outputs,
+          s.kernel_rows, s.stride,        s.rows,
+          s.columns,     s.plane_columns, s.plane_rows * s.plane_columns};
 }
 
 } // namespace
 
 template <typename T>
-bool DenseConv2d<T>::wants_flat(
-    int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride,
-    const SparseTapSum<T>& of_outputs, const SparseTapSum<T>& of_inputs) {
-  return kernel_rows == kernel_columns &&
-      winograd::Conv2d<T>::fits(forward_shape(inputs, kernel_rows, stride, of_outputs, of_inputs));
+bool DenseConv2d<T>::wants_flat(const ConvShape& shape) {
+  return shape.kernel_rows == shape.kernel_columns && winograd::Conv2d<T>::fits(winograd_shape(shape, false));
 }
 
 template <typename T>
@@ -60,87 +67,89 @@ bool DenseConv2d<T>::fits(bool flat, int64_t rows, int64_t columns, int64_t pitc
 }
 
 template <typename T>
-void DenseConv2d<T>::bind(
-    int64_t inputs,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    int64_t stride,
-    bool flat,
-    const SparseTapSum<T>& of_outputs,
-    const SparseTapSum<T>& of_inputs,
-    const SparseWeightGrad<T>& of_weights,
-    const std::vector<int64_t>& offsets,
-    int64_t top,
-    int64_t left,
-    int64_t bordered_plane) {
-  const int64_t outputs = of_outputs.planes, kernel_size = kernel_rows * kernel_columns, phases = stride * stride;
-  inputs_ = inputs;
-  offsets_.assign(offsets.begin(), offsets.begin() + inputs * kernel_size);
-  first_ = {0, inputs * kernel_size};
+void DenseConv2d<T>::bind(const ConvShape& shape) {
+  const TapPlanes planes = shape.planes();
+  const PaddedGradPlanes padded = shape.padded_grad();
+  const int64_t kernel_size = shape.kernel_size(), phases = planes.phases();
+  inputs_ = shape.inputs;
+  first_ = {0, shape.inputs * kernel_size};
+  for (int64_t c = 0; c < shape.inputs; ++c) {
+    for (int64_t tap = 0; tap < kernel_size; ++tap) {
+      offsets_.push_back(planes.offset_of(c, tap / shape.kernel_columns, tap % shape.kernel_columns));
+    }
+  }
   back_first_ = {0};
   for (int64_t phase = 0; phase < phases; ++phase) {
-    for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t o = 0; o < shape.outputs; ++o) {
       for (int64_t tap = 0; tap < kernel_size; ++tap) {
-        const int64_t u = tap / kernel_columns, v = tap % kernel_columns;
-        if (u % stride * stride + v % stride == phase) {
-          back_taps_.push_back(o * inputs * kernel_size + tap);
-          back_offsets_.push_back(
-              o * bordered_plane + (top - u / stride) * of_inputs.pitch + left - v / stride);
+        const int64_t u = tap / shape.kernel_columns, v = tap % shape.kernel_columns;
+        if (planes.plane_of(0, u, v) == phase) {
+          back_taps_.push_back(o * shape.inputs * kernel_size + tap);
+          back_offsets_.push_back(padded.offset_of(o, u, v));
         }
       }
     }
     back_first_.push_back(static_cast<int64_t>(back_taps_.size()));
   }
-  bind_winograd(kernel_rows, kernel_columns, stride, flat, of_outputs, of_inputs, of_weights);
-  weights_.resize(winograd_.bound() ? 0 : outputs * inputs * kernel_size);
-  back_weights_.resize(back_winograd_.bound() ? 0 : outputs * inputs * kernel_size);
-  forward = {nullptr, nullptr, weights_.data(), offsets_.data(), first_.data(), 1, outputs,
-             of_outputs.rows, of_outputs.columns, of_outputs.pitch, flat};
-  backward = {nullptr, nullptr, back_weights_.data(), back_offsets_.data(), back_first_.data(), phases, inputs,
-              of_inputs.rows, of_inputs.columns, of_inputs.pitch, true};
-  plan_tasks(forward);
-  plan_tasks(backward);
-  weight_grad = {nullptr, nullptr, nullptr, offsets_.data(), outputs, inputs * kernel_size,
-         of_weights.rows, of_weights.columns, of_weights.pitch, of_weights.grad_pitch, of_weights.grad_plane,
-         of_weights.strips, of_weights.strip_rows, 1, flat};
+  bind_winograd(shape);
+  weights_.resize(winograd_.bound() ? 0 : shape.weight_numel());
+  back_weights_.resize(back_winograd_.bound() ? 0 : shape.weight_numel());
+  const bool flat = !shape.row_major;
+  forward_ = {nullptr,       nullptr,    weights_.data(), offsets_.data(), first_.data(), 1,
+              shape.outputs, shape.rows, shape.columns,   planes.pitch(),  flat};
+  backward_ = {nullptr, nullptr,      back_weights_.data(), back_offsets_.data(), back_first_.data(),
+               phases,  shape.inputs, shape.plane_rows,     shape.plane_columns,  padded.pitch,
+               true};
+  plan_tasks(forward_);
+  plan_tasks(backward_);
+  const SparseWeightGrad<T> grad = weight_grad_sum<T>(shape);
+  grad_ = {
+      nullptr,
+      nullptr,
+      nullptr,
+      offsets_.data(),
+      shape.outputs,
+      shape.inputs * kernel_size,
+      grad.rows,
+      grad.columns,
+      grad.pitch,
+      grad.grad_pitch,
+      grad.grad_plane,
+      grad.strips,
+      grad.strip_rows,
+      1,
+      flat};
   const auto at_once = [&](int64_t bytes, int64_t pixels) {
     return std::max<int64_t>(1, bytes / (phases * pixels * static_cast<int64_t>(sizeof(T)))) * kernel_size;
   };
-  forward.taps_at_once = at_once(kNear, (top + 1) * kPixelsOfRow);
-  forward.planes_at_once = forward.taps_at_once / kernel_size * phases;
-  forward.wide = forward.pitch / (inputs * phases);
-  forward.ahead = top + 1;
-  weight_grad.ahead = of_weights.ahead;
-  weight_grad.rows_at_once = flat ? 1 : std::max<int64_t>(1, kPixelsOfRows / weight_grad.columns);
-  weight_grad.taps_at_once = at_once(kCache, flat ? std::min(weight_grad.columns, weight_grad.strip_rows) : (weight_grad.rows_at_once + top) * weight_grad.columns);
-  weight_grad.groups = std::clamp<int64_t>(ceil_div(kTasks, weight_grad.strips), 1, ceil_div(outputs, tile_outputs(capability())));
+  forward_.taps_at_once = at_once(kNear, (padded.top + 1) * kPixelsOfRow);
+  forward_.planes_at_once = forward_.taps_at_once / kernel_size * phases;
+  forward_.wide = forward_.pitch / planes.planes();
+  forward_.ahead = padded.top + 1;
+  grad_.ahead = grad.ahead;
+  grad_.rows_at_once = flat ? 1 : std::max<int64_t>(1, kPixelsOfRows / grad_.columns);
+  const int64_t pixels =
+      flat ? std::min(grad_.columns, grad_.strip_rows) : (grad_.rows_at_once + padded.top) * grad_.columns;
+  grad_.taps_at_once = at_once(kCache, pixels);
+  const int64_t tiles = ceil_div(shape.outputs, tile_outputs(capability()));
+  grad_.groups = std::clamp<int64_t>(ceil_div(kTasks, grad_.strips), 1, tiles);
 }
 
 // Square kernels over flat images, where they are faster so.
 template <typename T>
-void DenseConv2d<T>::bind_winograd(
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    int64_t stride,
-    bool flat,
-    const SparseTapSum<T>& of_outputs,
-    const SparseTapSum<T>& of_inputs,
-    const SparseWeightGrad<T>& of_weights) {
-  if (!flat || kernel_rows != kernel_columns) {
+void DenseConv2d<T>::bind_winograd(const ConvShape& shape) {
+  if (shape.row_major || shape.kernel_rows != shape.kernel_columns) {
     return;
   }
-  const winograd::Shape ahead = forward_shape(inputs_, kernel_rows, stride, of_outputs, of_inputs);
-  const winograd::Shape back{
-      true, inputs_, of_outputs.planes, kernel_rows, stride, of_inputs.rows, of_inputs.columns, of_inputs.pitch,
-      of_weights.grad_plane};
-  if (winograd::Conv2d<T>::fits(ahead)) {
-    winograd_.bind(ahead);
+  const winograd::Shape forward = winograd_shape(shape, false), backward = winograd_shape(shape, true);
+  if (winograd::Conv2d<T>::fits(forward)) {
+    winograd_.bind(forward);
   }
-  if (winograd::Conv2d<T>::fits(back)) {
-    back_winograd_.bind(back);
+  if (winograd::Conv2d<T>::fits(backward)) {
+    back_winograd_.bind(backward);
   }
-  if (winograd::WeightGrad<T>::fits(ahead)) {
-    winograd_grad_.bind(ahead, of_weights.grad_plane, of_weights.grad_pitch);
+  if (winograd::WeightGrad<T>::fits(forward)) {
+    winograd_grad_.bind(forward, shape.padded_grad_plane(), shape.padded_grad().pitch);
   }
 }
 
@@ -160,11 +169,11 @@ void DenseConv2d<T>::set(const T* weights, T scale, bool backward_too) {
 
 template <typename T>
 void DenseConv2d<T>::set_forward(const T* weights, T scale) {
-  const int64_t taps = weight_grad.taps;
+  const int64_t taps = grad_.taps;
   const int most = tile_outputs(capability());
   parallel_for(
-      0, ceil_div(weight_grad.outputs, most), std::max<int64_t>(1, kGrain / (most * taps)), [&](int64_t begin, int64_t end) {
-        each_output_tile(begin * most, std::min(end * most, weight_grad.outputs), [&](int64_t o, int rows) {
+      0, ceil_div(grad_.outputs, most), std::max<int64_t>(1, kGrain / (most * taps)), [&](int64_t begin, int64_t end) {
+        each_output_tile(begin * most, std::min(end * most, grad_.outputs), [&](int64_t o, int rows) {
           T* to = weights_.data() + o * taps;
           for (int64_t t = 0; t < taps; ++t) {
             for (int r = 0; r < rows; ++r) {
@@ -177,13 +186,13 @@ void DenseConv2d<T>::set_forward(const T* weights, T scale) {
 
 template <typename T>
 void DenseConv2d<T>::set_backward(const T* weights, T scale) {
-  const int64_t kernel_size = weight_grad.taps / inputs_;
+  const int64_t kernel_size = grad_.taps / inputs_;
   const int most = tile_outputs(capability());
   parallel_for(
-      0, ceil_div(inputs_, most), std::max<int64_t>(1, kGrain / (most * weight_grad.outputs * kernel_size)),
+      0, ceil_div(inputs_, most), std::max<int64_t>(1, kGrain / (most * grad_.outputs * kernel_size)),
       [&](int64_t begin, int64_t end) {
         each_output_tile(begin * most, std::min(end * most, inputs_), [&](int64_t c, int rows) {
-          for (int64_t k = 0; k < backward.classes; ++k) {
+          for (int64_t k = 0; k < backward_.classes; ++k) {
             const int64_t from = back_first_[k], count = back_first_[k + 1] - from;
             T* to = back_weights_.data() + inputs_ * from + c * count;
             for (int64_t t = 0; t < count; ++t) {
@@ -202,7 +211,7 @@ void DenseConv2d<T>::run_forward(const T* source, T* out) const {
   if (winograd_.bound()) {
     return winograd_.run(source, out);
   }
-  DenseTapSum<T> a = forward;
+  DenseTapSum<T> a = forward_;
   a.source = source;
   a.out = out;
   run(a);
@@ -213,7 +222,7 @@ void DenseConv2d<T>::run_backward(const T* source, T* out) const {
   if (back_winograd_.bound()) {
     return back_winograd_.run(source, out);
   }
-  DenseTapSum<T> a = backward;
+  DenseTapSum<T> a = backward_;
   a.source = source;
   a.out = out;
   run(a);
@@ -224,7 +233,7 @@ void DenseConv2d<T>::run_weight_grad(const T* source, const T* grad, T* sums) co
   if (winograd_grad_.bound()) {
     return winograd_grad_.run(source, grad, sums);
   }
-  DenseWeightGrad<T> a = weight_grad;
+  DenseWeightGrad<T> a = grad_;
   a.source = source;
   a.grad = grad;
   a.partial = sums;
@@ -236,15 +245,15 @@ void DenseConv2d<T>::add_grads(const T* sums, T scale, T* grad) const {
   if (winograd_grad_.bound()) {
     return winograd_grad_.add(sums, scale, grad);
   }
-  const int64_t taps = weight_grad.taps, size = weight_grad.outputs * taps;
+  const int64_t taps = grad_.taps, size = grad_.outputs * taps;
   const int most = tile_outputs(capability());
   parallel_for(
-      0, ceil_div(weight_grad.outputs, most), std::max<int64_t>(1, kGrain / (most * taps * weight_grad.strips)),
+      0, ceil_div(grad_.outputs, most), std::max<int64_t>(1, kGrain / (most * taps * grad_.strips)),
       [&](int64_t begin, int64_t end) {
-        each_output_tile(begin * most, std::min(end * most, weight_grad.outputs), [&](int64_t o, int rows) {
+        each_output_tile(begin * most, std::min(end * most, grad_.outputs), [&](int64_t o, int rows) {
           for (int64_t t = 0; t < taps; ++t) {
             double sum[8] = {};
-            for (int64_t strip = 0; strip < weight_grad.strips; ++strip) {
+            for (int64_t strip = 0; strip < grad_.strips; ++strip) {
               const T* each = sums + strip * size + o * taps + t * rows;
               for (int r = 0; r < rows; ++r) {
                 sum[r] += static_cast<double>(each[r]);
@@ -260,16 +269,13 @@ void DenseConv2d<T>::add_grads(const T* sums, T scale, T* grad) const {
 
 template <typename T>
 void run(const DenseTapSum<T>& a) {
-  parallel_for(0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(tap_sum, a, begin, end);
-  });
+  parallel_for(0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) { OES_DISPATCH(tap_sum, a, begin, end); });
 }
 
 template <typename T>
 void run(const DenseWeightGrad<T>& a) {
-  parallel_for(0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(weight_grad, a, begin, end);
-  });
+  parallel_for(
+      0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) { OES_DISPATCH(weight_grad, a, begin, end); });
 }
 
 template void run(const DenseTapSum<float>&);

@@ -1,5 +1,5 @@
 // Direct convolution with all of its weights, on the planes of sparse_conv2d.h. Faster than the sparse one from about
-// half of the weights on: every pixel that is loaded serves a block of outputs.
+// half of the weights on: every pixel that is loaded serves a tile of outputs.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,12 @@
 namespace oes::conv {
 
 // out[p * classes + k][i][j] = sum over the taps t of class k of weights[k][p][t] * source[offsets[t] + i * pitch + j]:
-// planes of a class read the same taps. A task is one strip of pixels for one group of blocks of planes.
+// planes of a class read the same taps. A task is one strip of pixels for one group of tiles of planes.
 template <typename T>
 struct DenseTapSum {
   const T* source;
   T* out; // [planes, classes, rows, columns]
-  const T* weights; // class by class, in blocks
+  const T* weights; // class by class, in tiles of planes
   const int64_t* offsets;
   const int64_t* first; // [classes + 1]
   int64_t classes, planes, rows, columns, pitch;
@@ -30,7 +30,8 @@ struct DenseTapSum {
   int64_t ahead; // row of the source, from that of the output, that is fetched while the output's is summed
 };
 
-// partial[strip][o][t], in blocks = sum over the pixels of the strip of grad[o][i][j] * source[offsets[t] + i * pitch + j].
+// partial[strip][o][t], in tiles of outputs = sum over the pixels of the strip of grad[o][i][j] * source[offsets[t] + i
+// * pitch + j].
 template <typename T>
 struct DenseWeightGrad {
   const T* source;
@@ -57,16 +58,9 @@ class DenseConv2d {
   static bool fits(bool flat, int64_t rows, int64_t columns, int64_t pitch);
 
   // Whether the convolution takes fewer products by Winograd's way, which wants a flat image.
-  static bool wants_flat(
-      int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride,
-      const SparseTapSum<T>& forward, const SparseTapSum<T>& backward);
+  static bool wants_flat(const ConvShape& shape);
 
-  // Shapes as of the sparse sums: `forward`, `backward` and `weight_grad` give everything but the taps and how work is cut.
-  void bind(
-      int64_t inputs, int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
-      const SparseTapSum<T>& forward, const SparseTapSum<T>& backward,
-      const SparseWeightGrad<T>& weight_grad, const std::vector<int64_t>& offsets, int64_t top, int64_t left,
-      int64_t bordered_plane);
+  void bind(const ConvShape& shape);
 
   // weights [outputs, inputs, kernel rows, kernel columns], times scale.
   void set(const T* weights, T scale, bool backward);
@@ -81,21 +75,17 @@ class DenseConv2d {
   void run_weight_grad(const T* source, const T* grad, T* sums) const;
 
   int64_t sums() const { // elements that run_weight_grad leaves
-    return winograd_grad_.bound() ? winograd_grad_.sums() : weight_grad.strips * weight_grad.outputs * weight_grad.taps;
+    return winograd_grad_.bound() ? winograd_grad_.sums() : grad_.strips * grad_.outputs * grad_.taps;
   }
 
-  DenseTapSum<T> forward, backward; // but for the images
-  DenseWeightGrad<T> weight_grad;
-
  private:
-  void bind_winograd(
-      int64_t kernel_rows, int64_t kernel_columns, int64_t stride, bool flat,
-      const SparseTapSum<T>& of_outputs, const SparseTapSum<T>& of_inputs,
-      const SparseWeightGrad<T>& of_weights);
+  void bind_winograd(const ConvShape& shape);
   void set_forward(const T* weights, T scale);
   void set_backward(const T* weights, T scale);
 
   int64_t inputs_ = 0;
+  DenseTapSum<T> forward_{}, backward_{}; // but for the images
+  DenseWeightGrad<T> grad_{};
   std::vector<int64_t> offsets_, first_, back_offsets_, back_first_, back_taps_;
   std::vector<T> weights_, back_weights_;
   winograd::Conv2d<T> winograd_, back_winograd_;

@@ -1,4 +1,4 @@
-// The inner loops of dense_conv2d, included once per capability: see fma_tiles_isa.h.
+// The inner loops of dense_conv2d, included once for each instruction set: see fma_tiles_isa.h.
 
 #include "cpu/core/fma_tiles_isa.h"
 #include "cpu/core/output_tiles_isa.h"
@@ -7,7 +7,8 @@ constexpr int64_t kTilesOfRow = 6;
 
 // Elements begin .. end of a buffer that starts at element `at` of an image of that pitch, to the image without.
 template <typename T>
-OES_ISA_INLINE void store_rows(const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
+OES_ISA_INLINE void store_rows(
+    const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
   for (int64_t p = begin; p < end;) {
     const int64_t i = p / pitch, j = p - i * pitch;
     const int64_t until = (i + 1) * pitch < end ? (i + 1) * pitch : end;
@@ -28,29 +29,29 @@ OES_TARGET void tap_sum(const DenseTapSum<T>& a, int64_t begin, int64_t end) {
   T* buffer = workspace<T>(a.flat ? kTileOutputs * (a.strip + tile) : a.planes * wide);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t group = task % a.groups, at_strip = task / a.groups * a.strip;
-    // Blocks of all classes in one row.
+    // Tiles of all classes, one behind the other.
     const int64_t of_class = (a.planes + kTileOutputs - 1) / kTileOutputs, all = a.classes * of_class;
     const int64_t from = group * all / a.groups, to = (group + 1) * all / a.groups;
-    const auto with_blocks = [&](const auto& f) OES_TARGET OES_LAMBDA {
+    const auto with_tiles = [&](const auto& f) OES_TARGET OES_LAMBDA {
       for (int64_t k = from / of_class; k * of_class < to; ++k) {
         const int64_t taps = a.first[k + 1] - a.first[k];
         const int64_t first = (from - k * of_class) * kTileOutputs, end_of_group = (to - k * of_class) * kTileOutputs;
         const T* weights = a.weights + a.planes * a.first[k];
         for_output_tiles(
             first > 0 ? first : 0, end_of_group < a.planes ? end_of_group : a.planes,
-            [&](auto rows, int64_t p) OES_TARGET OES_LAMBDA {
-              f(rows, weights + p * taps, a.offsets + a.first[k], taps, a.out + p * plane + k * image);
-            });
+            [&](auto rows, int64_t p) OES_TARGET
+            OES_LAMBDA { f(rows, weights + p * taps, a.offsets + a.first[k], taps, a.out + p * plane + k * image); });
       }
     };
     if (a.flat) {
       const int64_t until = at_strip + a.strip < total ? at_strip + a.strip : total;
       const int64_t base = at_strip + tile <= total ? at_strip : total - tile;
       const int64_t length = a.strip + tile;
-      with_blocks([&](auto rows, const T* weights, const int64_t* offsets, int64_t taps, T* out) OES_TARGET OES_LAMBDA {
+      with_tiles([&](auto rows, const T* weights, const int64_t* offsets, int64_t taps, T* out) OES_TARGET OES_LAMBDA {
         for (int64_t p = base; p < until; p += tile) {
           const int64_t at = p + tile <= total ? p : total - tile;
-          output_tile<rows.value, kTileVectors, false>(a.source + at, weights, offsets, taps, buffer + at - base, length);
+          output_tile<rows.value, kTileVectors, false>(
+              a.source + at, weights, offsets, taps, buffer + at - base, length);
         }
         for (int r = 0; r < rows.value; ++r) {
           store_rows(buffer + r * length, base, at_strip, until, a.pitch, out + r * plane, a.columns);
@@ -71,9 +72,11 @@ OES_TARGET void tap_sum(const DenseTapSum<T>& a, int64_t begin, int64_t end) {
             const T* weights = a.weights + o * a.first[1] + first * rows.value;
             for (int64_t p = column; p < until; p += tile) {
               const T* from = source + (p + tile <= total ? p : total - tile);
-              // Each tile fetches its share of the row to come; the last row its own again.
-              const T* next = from + (row + 1 < a.rows ? a.ahead * a.pitch : 0) + first / a.taps_at_once * a.planes_at_once * a.wide;
-              for (int64_t k = o * a.planes_at_once / a.planes; k < (o + rows.value) * a.planes_at_once / a.planes; ++k) {
+              // Each tile fetches what it can of the row to come; the last row its own again.
+              const T* next = from + (row + 1 < a.rows ? a.ahead * a.pitch : 0) +
+                  first / a.taps_at_once * a.planes_at_once * a.wide;
+              for (int64_t k = o * a.planes_at_once / a.planes; k < (o + rows.value) * a.planes_at_once / a.planes;
+                   ++k) {
                 __builtin_prefetch(next + k * a.wide);
                 __builtin_prefetch(next + k * a.wide + 64 / sizeof(T));
               }
@@ -111,24 +114,25 @@ OES_TARGET void weight_grad(const DenseWeightGrad<T>& a, int64_t begin, int64_t 
     const int64_t at = strip * a.strip_rows, extent = a.flat ? a.columns : a.rows;
     const int64_t size = extent - at < a.strip_rows ? extent - at : a.strip_rows;
     const int64_t rows = a.flat ? 1 : size, length = a.flat ? size : a.columns;
-    const int64_t blocks = (a.outputs + kTileOutputs - 1) / kTileOutputs; // a group starts where one does
-    const int64_t from = group * blocks / a.groups * kTileOutputs, to = (group + 1) * blocks / a.groups * kTileOutputs;
+    const int64_t tiles = (a.outputs + kTileOutputs - 1) / kTileOutputs; // a group starts where one does
+    const int64_t from = group * tiles / a.groups * kTileOutputs, to = (group + 1) * tiles / a.groups * kTileOutputs;
     const T* source = a.source + at * (a.flat ? 1 : a.pitch);
     const T* grad = a.grad + at * (a.flat ? 1 : a.grad_pitch);
     T* partial = a.partial + strip * a.outputs * a.taps;
     // Some rows and channels at a time: their pixels stay in the cache for all outputs.
-    const int64_t chunks = (a.taps + a.taps_at_once - 1) / a.taps_at_once;
+    const int64_t passes = (a.taps + a.taps_at_once - 1) / a.taps_at_once;
     for (int64_t row = 0; row < rows; row += a.rows_at_once) {
       const int64_t some = rows - row < a.rows_at_once ? rows - row : a.rows_at_once;
-      // Where the rows of all planes lie side by side, each chunk fetches its share of the rows that come next.
+      // Where the rows of all planes lie side by side, each pass fetches an equal number of elements of the rows that
+      // come next.
       const T* next = source + (row + some + a.ahead) * a.pitch;
-      const int64_t share = a.ahead == 0 ? 0 : some * a.pitch / chunks;
+      const int64_t fetched = a.ahead == 0 ? 0 : some * a.pitch / passes;
       for (int64_t t = 0; t < a.taps; t += a.taps_at_once) {
         const int64_t count = a.taps - t < a.taps_at_once ? a.taps - t : a.taps_at_once;
-        for (int64_t k = 0; k < share; k += 64 / static_cast<int64_t>(sizeof(T))) {
+        for (int64_t k = 0; k < fetched; k += 64 / static_cast<int64_t>(sizeof(T))) {
           __builtin_prefetch(next + k, 0, 2);
         }
-        next += share;
+        next += fetched;
         for_output_tiles(from, to < a.outputs ? to : a.outputs, [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
           constexpr int kOutputs = outputs.value;
           const T* of_output = grad + o * a.grad_plane + row * a.grad_pitch;

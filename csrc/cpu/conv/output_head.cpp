@@ -18,9 +18,7 @@ constexpr int64_t kGrain = 8; // chunks that one thread takes at least
 template <typename T>
 double output_head(const OutputHeadForward<T>& a) {
   const int64_t chunks = head_chunks(a.head.pixels);
-  parallel_for(0, chunks, kGrain, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(output_head, a, begin, end);
-  });
+  parallel_for(0, chunks, kGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(output_head, a, begin, end); });
   double sum = 0;
   for (int64_t chunk = 0; a.target != nullptr && chunk < chunks; ++chunk) {
     sum += a.errors[chunk];

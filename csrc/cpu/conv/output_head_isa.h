@@ -1,4 +1,4 @@
-// The loops of output_head over a chunk of pixels, included once per capability: see fma_tiles_isa.h.
+// The loops of output_head over a chunk of pixels, included once for each instruction set: see fma_tiles_isa.h.
 
 #include "cpu/core/fma_tiles_isa.h"
 
@@ -61,7 +61,8 @@ OES_TARGET void output_head(const OutputHeadForward<T>& a, int64_t begin, int64_
         for (int64_t k = c; k < c + channels; ++k) {
           const T* __restrict y = h.y + k * h.pixels + first + at;
           T* __restrict to = active + (k - c) * kStrip;
-          const T mean = h.prologue.mean[k], scale = h.prologue.scale[k], shift = h.prologue.shift[k], slope = h.prologue.slope;
+          const T mean = h.prologue.mean[k], scale = h.prologue.scale[k], shift = h.prologue.shift[k],
+                  slope = h.prologue.slope;
           norm::with_act(h.prologue.act, [&](auto act) OES_LAMBDA {
             for (int64_t j = 0; j < size; ++j) {
               to[j] = norm::activate<act.value>(scale * (y[j] - mean) + shift, slope);
@@ -74,7 +75,8 @@ OES_TARGET void output_head(const OutputHeadForward<T>& a, int64_t begin, int64_
             add_channels<outputs.value, kChannelsAtOnce>(active, weights, size, sums + at);
           } else {
             for (int64_t k = 0; k < channels; ++k) {
-              add_channels<outputs.value, 1>(active + k * kStrip, weights + k * norm::kMostHeadOutputs, size, sums + at);
+              add_channels<outputs.value, 1>(
+                  active + k * kStrip, weights + k * norm::kMostHeadOutputs, size, sums + at);
             }
           }
         });
@@ -119,7 +121,8 @@ OES_ISA_INLINE double sum_in_double(typename Vector<T>::Type x) {
 // Channel c of a chunk, whose gradients lie in `grads`, [norm::kMostHeadOutputs][kHeadChunk], zeros behind them.
 template <int kOutputs, typename T>
 OES_ISA_INLINE void channel_back(
-    const OutputHead<T>& h, int64_t c, int64_t first, int64_t count, const T* grads, double* sums, double* weight_sums) {
+    const OutputHead<T>& h, int64_t c, int64_t first, int64_t count, const T* grads, double* sums,
+    double* weight_sums) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   alignas(64) T centred[kStrip], active[kStrip], slopes[kStrip];
@@ -178,7 +181,8 @@ OES_TARGET void output_head_backward(const OutputHeadBackward<T>& a, int64_t beg
     with_outputs(h.outputs, [&](auto outputs) OES_TARGET OES_LAMBDA {
       for (int64_t c = 0; c < h.channels; ++c) {
         const int64_t at = chunk * h.channels + c;
-        channel_back<outputs.value>(h, c, first, count, grads, a.sums + 2 * at, a.weight_sums + norm::kMostHeadOutputs * at);
+        channel_back<outputs.value>(
+            h, c, first, count, grads, a.sums + 2 * at, a.weight_sums + norm::kMostHeadOutputs * at);
       }
     });
   }

@@ -23,10 +23,10 @@ std::vector<int64_t> all_taps(int64_t outputs, int64_t inputs) {
 
 void check_head(const Tensor& x, const Tensor& weight, const Tensor& target) {
   STD_TORCH_CHECK(
-      x.is_cpu() && x.dim() == 4 && target.is_cpu() && target.dim() == 4 && target.is_contiguous() &&
-          weight.is_cpu() && weight.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1) &&
-          target.size(0) == x.size(0) && target.size(1) == weight.size(0) && target.size(2) <= x.size(2) &&
-          target.size(3) <= x.size(3) && target.numel() > 0,
+      x.is_cpu() && x.dim() == 4 && target.is_cpu() && target.dim() == 4 && target.is_contiguous() && weight.is_cpu() &&
+          weight.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1) && target.size(0) == x.size(0) &&
+          target.size(1) == weight.size(0) && target.size(2) <= x.size(2) && target.size(3) <= x.size(3) &&
+          target.numel() > 0,
       "x, weight, target: expected [N, C, H, W], [O, C] and [N, O, H', W'] on the CPU, H' <= H, W' <= W");
   check_vector("weight", torch::stable::flatten(weight), torch::stable::flatten(weight));
   STD_TORCH_CHECK(
@@ -74,16 +74,19 @@ std::tuple<Tensor, Tensor> output_head(
     std::vector<T> shift(images * outputs);
     if (bias.has_value()) {
       check_vector("bias", *bias, *bias);
-      STD_TORCH_CHECK(bias->numel() == outputs && bias->scalar_type() == x.scalar_type(), "bias: expected ", outputs, " elements of the dtype of x");
+      STD_TORCH_CHECK(
+          bias->numel() == outputs && bias->scalar_type() == x.scalar_type(), "bias: expected ", outputs,
+          " elements of the dtype of x");
       for (size_t i = 0; i < shift.size(); ++i) {
         shift[i] = pointer<const T>(*bias)[i % outputs];
       }
     }
     PlainConv<T> conv(x.size(1), outputs, x.size(2), x.size(3), 1, all_taps(outputs, x.size(1)));
     conv.forward(images, pointer<const T>(x), pointer<const T>(weight), pointer<T>(output));
-    norm::output(norm::Output<T>{
-        images * outputs, pixels, sigmoid ? OutputAct::kSigmoid : OutputAct::kLeaky, T(1),
-        pointer<const T>(output), shift.data(), nullptr, pointer<T>(output)});
+    norm::output(
+        norm::Output<T>{
+            images * outputs, pixels, sigmoid ? OutputAct::kSigmoid : OutputAct::kLeaky, T(1), pointer<const T>(output),
+            shift.data(), nullptr, pointer<T>(output)});
     *pointer<T>(loss) = static_cast<T>(
         sum_of_squares(pointer<const T>(output), pointer<const T>(target), output.numel()) /
         static_cast<double>(output.numel()));
@@ -92,16 +95,8 @@ std::tuple<Tensor, Tensor> output_head(
 }
 
 std::tuple<Tensor, Tensor, Tensor> output_head_backward(
-    std::optional<Tensor> grad_output,
-    std::optional<Tensor> grad_loss,
-    Tensor x,
-    Tensor weight,
-    Tensor output,
-    Tensor target,
-    bool sigmoid,
-    bool needs_x,
-    bool needs_weight,
-    bool needs_bias) {
+    std::optional<Tensor> grad_output, std::optional<Tensor> grad_loss, Tensor x, Tensor weight, Tensor output,
+    Tensor target, bool sigmoid, bool needs_x, bool needs_weight, bool needs_bias) {
   check_head(x, weight, target);
   const int64_t images = x.size(0), outputs = weight.size(0), count = target.numel();
   const Tensor crop = cropped(x, target);

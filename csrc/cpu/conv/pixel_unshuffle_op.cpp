@@ -1,4 +1,5 @@
-// An image as its even and odd rows and columns, what a convolution of stride 2 reads, and back.
+// pixel_unshuffle and pixel_shuffle by 2 of an image padded to even sizes: its even and odd rows and columns, what a
+// convolution of stride 2 reads, and back.
 #include <algorithm>
 
 #include "cpu/core/parallel.h"
@@ -8,7 +9,8 @@
 namespace oes::conv {
 namespace {
 
-// Moves elements between an image and its four phases; `unshuffle` or back. Beyond the edge of odd sizes lies zero.
+// Moves elements between an image and its four un-shuffled planes; `unshuffle` or back. Beyond the edge of odd sizes
+// lies zero.
 template <bool unshuffle, typename T>
 void move_pixels(const T* from, T* to, int64_t channels, int64_t height, int64_t width) {
   const int64_t rows = ceil_div(height, 2), columns = ceil_div(width, 2);
@@ -18,11 +20,11 @@ void move_pixels(const T* from, T* to, int64_t channels, int64_t height, int64_t
       const int64_t channel = task / rows, i = task % rows;
       for (int64_t odd = 0; odd < 2; ++odd) {
         const int64_t y = 2 * i + odd;
-        const int64_t even_phase = ((channel * 4 + 2 * odd) * rows + i) * columns;
-        const int64_t odd_phase = even_phase + rows * columns;
+        const int64_t even_plane = ((channel * 4 + 2 * odd) * rows + i) * columns;
+        const int64_t odd_plane = even_plane + rows * columns;
         if constexpr (unshuffle) {
-          T* __restrict even_columns = to + even_phase;
-          T* __restrict odd_columns = to + odd_phase;
+          T* __restrict even_columns = to + even_plane;
+          T* __restrict odd_columns = to + odd_plane;
           if (y >= height) {
             std::fill(even_columns, even_columns + columns, T(0));
             std::fill(odd_columns, odd_columns + columns, T(0));
@@ -39,8 +41,8 @@ void move_pixels(const T* from, T* to, int64_t channels, int64_t height, int64_t
           }
         } else if (y < height) {
           T* __restrict row = to + (channel * height + y) * width;
-          const T* __restrict even_columns = from + even_phase;
-          const T* __restrict odd_columns = from + odd_phase;
+          const T* __restrict even_columns = from + even_plane;
+          const T* __restrict odd_columns = from + odd_plane;
           for (int64_t j = 0; j < width / 2; ++j) {
             row[2 * j] = even_columns[j];
             row[2 * j + 1] = odd_columns[j];
@@ -54,7 +56,7 @@ void move_pixels(const T* from, T* to, int64_t channels, int64_t height, int64_t
   });
 }
 
-Tensor phase_split(Tensor x) {
+Tensor pixel_unshuffle(Tensor x) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.is_contiguous(), "x: expected a contiguous CPU tensor [N, C, H, W]");
   check_vector("x", torch::stable::flatten(x), torch::stable::flatten(x));
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
@@ -66,7 +68,7 @@ Tensor phase_split(Tensor x) {
   return result;
 }
 
-Tensor phase_merge(Tensor planes, int64_t height, int64_t width) {
+Tensor pixel_shuffle(Tensor planes, int64_t height, int64_t width) {
   STD_TORCH_CHECK(
       planes.is_cpu() && planes.dim() == 5 && planes.is_contiguous() && planes.size(2) == 4 &&
           planes.size(3) == ceil_div(height, 2) && planes.size(4) == ceil_div(width, 2),
@@ -84,8 +86,8 @@ Tensor phase_merge(Tensor planes, int64_t height, int64_t width) {
 } // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(oes_fast, CPU, m) {
-  m.impl("phase_split_cpu", TORCH_BOX(&phase_split));
-  m.impl("phase_merge_cpu", TORCH_BOX(&phase_merge));
+  m.impl("phase_split_cpu", TORCH_BOX(&pixel_unshuffle));
+  m.impl("phase_merge_cpu", TORCH_BOX(&pixel_shuffle));
 }
 
 } // namespace oes::conv

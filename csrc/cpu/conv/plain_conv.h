@@ -31,9 +31,15 @@ struct PlainConv {
   std::vector<int64_t> indices;
   Identity<T> identity;
 
-  PlainConv(int64_t inputs_, int64_t outputs_, int64_t rows, int64_t columns, int64_t kernel, const std::vector<int64_t>& taps)
-      : inputs(inputs_), outputs(outputs_), pixels(rows * columns), high_pixels(kernel == kUpsampleKernel ? 4 * pixels : pixels),
-        indices(taps.size() / 4), identity(std::max(inputs, outputs)) {
+  PlainConv(
+      int64_t inputs_, int64_t outputs_, int64_t rows, int64_t columns, int64_t kernel,
+      const std::vector<int64_t>& taps)
+      : inputs(inputs_),
+        outputs(outputs_),
+        pixels(rows * columns),
+        high_pixels(kernel == kUpsampleKernel ? 4 * pixels : pixels),
+        indices(taps.size() / 4),
+        identity(std::max(inputs, outputs)) {
     weights.bind(inputs, outputs, rows, columns, kernel, false, &taps);
     std::iota(indices.begin(), indices.end(), int64_t(0));
   }

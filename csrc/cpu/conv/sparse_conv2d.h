@@ -6,12 +6,13 @@
 // double. Where taps read: common/tap_offsets.h.
 //
 // Images are taken as one long row: pixels beyond the right edge are computed and left out, which costs less than
-// vectors that are not full. Sums run over the taps in one fixed order, and how the work is cut depends on shapes alone:
-// the result has the same bits for every number of threads, and differs by rounding between instruction sets.
+// vectors that are not full. Sums run over the taps in one fixed order, and how the work is cut depends on shapes
+// alone: the result has the same bits for every number of threads, and differs by rounding between instruction sets.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu/conv/conv_shape.h"
 #include "cpu/core/simd.h"
 
 namespace oes::conv {
@@ -53,11 +54,22 @@ struct SparseWeightGrad {
   int64_t ahead = 0; // where the rows of all planes lie side by side: how far a tap reaches; those behind are fetched
 };
 
+// The sums of a convolution of one image, but for the images, the weights and the taps: forward, and of the gradient of
+// the planes from that of the result in its border of zeros.
+template <typename T>
+SparseTapSum<T> forward_sum(const ConvShape& shape);
+template <typename T>
+SparseTapSum<T> backward_sum(const ConvShape& shape);
+// Likewise of the gradient of the weights; the gradient of the result has its border of zeros.
+template <typename T>
+SparseWeightGrad<T> weight_grad_sum(const ConvShape& shape);
+
 // Cuts the work into tasks and does it; `macs` are the multiply-accumulates of all of it.
 template <typename T>
 void run(SparseTapSum<T> a, int64_t images, int64_t macs);
 
-// Decides how the work of a is cut, whose rows and columns are the output's; a flat one has the gradient at the source's pitch.
+// Decides how the work of a is cut, whose rows and columns are the output's; a flat one has the gradient at the
+// source's pitch.
 template <typename T>
 void plan_tasks(SparseWeightGrad<T>& a, bool flat, int64_t images);
 template <typename T>

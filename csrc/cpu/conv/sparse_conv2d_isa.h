@@ -1,11 +1,15 @@
-// The inner loops of sparse_conv2d, included once per capability: see fma_tiles_isa.h.
+// The inner loops of sparse_conv2d, included once for each instruction set: see fma_tiles_isa.h.
 
 #include "cpu/core/fma_tiles_isa.h"
 
 // Row of an output of a multiple of a vector at least: 12 vectors at a time, the last tile from the end backwards.
 template <typename T>
 OES_ISA_INLINE int64_t row_tile(int64_t left, int64_t columns) {
-  int64_t vectors = left > 8 * kLanes<T> ? 12 : left > 4 * kLanes<T> ? 8 : left > 2 * kLanes<T> ? 4 : left > kLanes<T> ? 2 : 1;
+  int64_t vectors = left > 8 * kLanes<T> ? 12
+      : left > 4 * kLanes<T>             ? 8
+      : left > 2 * kLanes<T>             ? 4
+      : left > kLanes<T>                 ? 2
+                                         : 1;
   while (vectors > 1 && vectors * kLanes<T> > columns) {
     vectors = vectors == 12 ? 8 : vectors / 2;
   }
@@ -15,7 +19,8 @@ OES_ISA_INLINE int64_t row_tile(int64_t left, int64_t columns) {
 // A strip of rows of an image whose planes lie side by side: a row of all planes is contiguous, and the row to
 // come is fetched, from its start to its end, while this one is summed.
 template <typename T>
-OES_ISA_INLINE void tap_sum_rows(const SparseTapSum<T>& a, int64_t image, int64_t first, int64_t rows, int64_t begin, int64_t end) {
+OES_ISA_INLINE void tap_sum_rows(
+    const SparseTapSum<T>& a, int64_t image, int64_t first, int64_t rows, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t row = first; row < first + rows; ++row) {
     const T* of_row = a.source + image * a.source_image + row * a.pitch;
@@ -63,7 +68,8 @@ OES_ISA_INLINE void tap_sum_rows(const SparseTapSum<T>& a, int64_t image, int64_
 
 // Elements begin .. end of a buffer that starts at element `at` of the image with its pitch, to the image without.
 template <typename T>
-OES_ISA_INLINE void store_flat(const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
+OES_ISA_INLINE void store_flat(
+    const T* buffer, int64_t at, int64_t begin, int64_t end, int64_t pitch, T* out, int64_t columns) {
   for (int64_t p = begin; p < end;) {
     const int64_t i = p / pitch, j = p - i * pitch;
     const int64_t until = (i + 1) * pitch < end ? (i + 1) * pitch : end;
@@ -147,15 +153,20 @@ OES_ISA_INLINE void weight_grad_of_output(
   }
   switch (taps) {
     case 5:
-      return weight_grads<5, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<5, kFetch>(
+          source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 4:
-      return weight_grads<4, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<4, kFetch>(
+          source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 3:
-      return weight_grads<3, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<3, kFetch>(
+          source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 2:
-      return weight_grads<2, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<2, kFetch>(
+          source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     case 1:
-      return weight_grads<1, kFetch>(source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
+      return weight_grads<1, kFetch>(
+          source, offsets, grad, rows, length, pitch, grad_pitch, zeros_then_ones, result, fetch);
     default:
       return;
   }
@@ -193,10 +204,12 @@ OES_TARGET void weight_grad(const SparseWeightGrad<T>& a, int64_t begin, int64_t
         }
       } else if (a.ahead != 0) {
         weight_grad_of_output<true>(
-            source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t, fetch);
+            source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t,
+            fetch);
       } else {
         weight_grad_of_output<false>(
-            source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t, fetch);
+            source, a.offsets + t, taps, grad, rows, length, a.pitch, a.grad_pitch, zeros_then_ones, partial + t,
+            fetch);
       }
     }
   }

@@ -32,15 +32,8 @@ struct Shape {
 };
 
 Shape check(
-    const Tensor& planes,
-    const Tensor& values,
-    const Tensor& taps,
-    const Tensor& by_input,
-    int64_t outputs,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    int64_t rows,
-    int64_t columns) {
+    const Tensor& planes, const Tensor& values, const Tensor& taps, const Tensor& by_input, int64_t outputs,
+    int64_t kernel_rows, int64_t kernel_columns, int64_t rows, int64_t columns) {
   check_vector("values", values, values);
   STD_TORCH_CHECK(planes.is_cpu() && planes.dim() == 5, "planes: expected a CPU tensor of 5 dimensions");
   STD_TORCH_CHECK(planes.scalar_type() == values.scalar_type(), "planes: expected the dtype of values");
@@ -57,16 +50,25 @@ Shape check(
   STD_TORCH_CHECK(by_input.dim() == 1 && by_input.numel() == count, "by_input: expected ", count, " elements");
   const int64_t stride = planes.size(2) == 1 ? 1 : 2;
   const Shape s{
-      planes.size(0), planes.size(1), planes.size(2), planes.size(3), planes.size(4),
-      outputs,        kernel_rows,    kernel_columns, rows,           columns,
-      stride,         count,          tap_margin(kernel_rows, stride), tap_margin(kernel_columns, stride)};
+      planes.size(0),
+      planes.size(1),
+      planes.size(2),
+      planes.size(3),
+      planes.size(4),
+      outputs,
+      kernel_rows,
+      kernel_columns,
+      rows,
+      columns,
+      stride,
+      count,
+      tap_margin(kernel_rows, stride),
+      tap_margin(kernel_columns, stride)};
   STD_TORCH_CHECK(outputs >= 0 && kernel_rows > 0 && kernel_columns > 0, "kernel: expected positive sizes");
   STD_TORCH_CHECK(
-      rows > 0 && columns > 0 && s.margin_rows + rows <= s.source_rows && s.margin_columns + columns <= s.source_columns,
-      "planes: too small for an output of ",
-      rows,
-      " x ",
-      columns);
+      rows > 0 && columns > 0 && s.margin_rows + rows <= s.source_rows &&
+          s.margin_columns + columns <= s.source_columns,
+      "planes: too small for an output of ", rows, " x ", columns);
   const auto* tap = pointer<int32_t>(taps);
   const auto* order = pointer<int32_t>(by_input);
   int32_t output = 0;
@@ -95,18 +97,22 @@ void read_forward(const Shape& s, const int32_t* taps, std::vector<int64_t>& off
 
 template <typename T>
 void input_gradient(
-    const Shape& s,
-    const Tensor& like,
-    const T* grad,
-    const T* values,
-    const int32_t* taps,
-    const int32_t* order,
+    const Shape& s, const Tensor& like, const T* grad, const T* values, const int32_t* taps, const int32_t* order,
     T* out) {
   const int64_t rows = s.source_rows + s.margin_rows, columns = s.source_columns + s.margin_columns;
   const Tensor padded = torch::stable::new_empty(like, {s.images, s.outputs, rows, columns});
-  padded_grad(PaddedGrad<T>{
-      s.images * s.outputs, s.rows, s.columns, s.margin_rows, s.margin_columns, rows, columns, 0, {grad},
-      pointer<T>(padded)});
+  padded_grad(
+      PaddedGrad<T>{
+          s.images * s.outputs,
+          s.rows,
+          s.columns,
+          s.margin_rows,
+          s.margin_columns,
+          rows,
+          columns,
+          0,
+          {grad},
+          pointer<T>(padded)});
   const TapPlanes planes = s.tap_planes();
   const PaddedGradPlanes grad_planes{s.stride, rows, columns, s.margin_rows, s.margin_columns};
   std::vector<int64_t> offsets(s.taps), first(s.planes() + 1, 0);
@@ -128,8 +134,7 @@ void input_gradient(
       SparseTapSum<T>{
           pointer<T>(padded), out, weights.data(), offsets.data(), first.data(), s.planes(), s.source_rows,
           s.source_columns, columns, s.outputs * rows * columns},
-      s.images,
-      s.macs());
+      s.images, s.macs());
 }
 
 template <typename T>
@@ -141,11 +146,12 @@ void value_gradient(const Shape& s, const Tensor& planes, const T* grad, const i
   Tensor wide = planes;
   if (flat) { // the gradient at the input's pitch, so that an image is one row of both
     wide = torch::stable::new_empty(planes, {s.images, s.outputs, s.rows, s.source_columns});
-    padded_grad(PaddedGrad<T>{
-        s.images * s.outputs, s.rows, s.columns, 0, 0, s.rows, s.source_columns, 0, {grad}, pointer<T>(wide)});
+    padded_grad(
+        PaddedGrad<T>{
+            s.images * s.outputs, s.rows, s.columns, 0, 0, s.rows, s.source_columns, 0, {grad}, pointer<T>(wide)});
   }
-  SparseWeightGrad<T> a{pointer<T>(planes), flat ? pointer<T>(wide) : grad, nullptr, offsets.data(), first.data(), s.outputs,
-           s.taps};
+  SparseWeightGrad<T> a{
+      pointer<T>(planes), flat ? pointer<T>(wide) : grad, nullptr, offsets.data(), first.data(), s.outputs, s.taps};
   a.rows = s.rows;
   a.columns = s.columns;
   a.pitch = s.source_columns;
@@ -168,15 +174,8 @@ void value_gradient(const Shape& s, const Tensor& planes, const T* grad, const i
 }
 
 Tensor sparse_conv2d(
-    Tensor planes,
-    Tensor values,
-    Tensor taps,
-    Tensor by_input,
-    int64_t outputs,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    int64_t rows,
-    int64_t columns) {
+    Tensor planes, Tensor values, Tensor taps, Tensor by_input, int64_t outputs, int64_t kernel_rows,
+    int64_t kernel_columns, int64_t rows, int64_t columns) {
   const Shape s = check(planes, values, taps, by_input, outputs, kernel_rows, kernel_columns, rows, columns);
   Tensor result = torch::stable::new_empty(planes, {s.images, outputs, rows, columns});
   std::vector<int64_t> offsets, first;
@@ -185,29 +184,21 @@ Tensor sparse_conv2d(
     using T = decltype(zero);
     run(
         SparseTapSum<T>{
-            pointer<T>(planes), pointer<T>(result), pointer<T>(values), offsets.data(), first.data(), s.outputs,
-            s.rows, s.columns, s.source_columns, s.planes() * s.source_plane()},
-        s.images,
-        s.macs());
+            pointer<T>(planes), pointer<T>(result), pointer<T>(values), offsets.data(), first.data(), s.outputs, s.rows,
+            s.columns, s.source_columns, s.planes() * s.source_plane()},
+        s.images, s.macs());
   });
   return result;
 }
 
 std::tuple<Tensor, Tensor> sparse_conv2d_backward(
-    Tensor grad,
-    Tensor planes,
-    Tensor values,
-    Tensor taps,
-    Tensor by_input,
-    int64_t kernel_rows,
-    int64_t kernel_columns,
-    bool needs_planes,
-    bool needs_values) {
+    Tensor grad, Tensor planes, Tensor values, Tensor taps, Tensor by_input, int64_t kernel_rows,
+    int64_t kernel_columns, bool needs_planes, bool needs_values) {
   STD_TORCH_CHECK(
       grad.is_cpu() && grad.dim() == 4 && grad.is_contiguous() && grad.scalar_type() == values.scalar_type(),
       "grad: expected a contiguous CPU tensor of 4 dimensions and the dtype of values");
-  const Shape s = check(
-      planes, values, taps, by_input, grad.size(1), kernel_rows, kernel_columns, grad.size(2), grad.size(3));
+  const Shape s =
+      check(planes, values, taps, by_input, grad.size(1), kernel_rows, kernel_columns, grad.size(2), grad.size(3));
   STD_TORCH_CHECK(grad.size(0) == s.images, "grad: expected ", s.images, " images, got ", grad.size(0));
   Tensor grad_planes = needs_planes ? torch::stable::empty_like(planes) : torch::stable::new_empty(planes, {0});
   Tensor grad_values = torch::stable::new_empty(values, {needs_values ? s.taps : 0});

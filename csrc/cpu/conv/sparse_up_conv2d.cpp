@@ -41,7 +41,8 @@ int64_t plane_of(int64_t count, int64_t lanes, int64_t element) {
 
 template <typename T>
 void plan_tasks(UpsampleConv<T>& a) {
-  const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T)), halo = a.kernel == kUpsampleKernel ? 1 : 0;
+  const int64_t lanes = vector_bytes(capability()) / static_cast<int64_t>(sizeof(T)),
+                halo = a.kernel == kUpsampleKernel ? 1 : 0;
   const int64_t together = a.dense ? tile_outputs(capability()) : 1; // outputs
   const int64_t bytes = (a.inputs + a.kernel * together) * a.columns * static_cast<int64_t>(sizeof(T));
   a.strip_rows = rows_of_strip(a.rows, a.columns, bytes, sizeof(T));
@@ -54,7 +55,8 @@ void plan_tasks(UpsampleConv<T>& a) {
 template <typename T>
 void plan_tasks(UpsampleConvGrad<T>& a) {
   const int64_t most = a.dense ? kDenseOutputsAtOnce : kOutputsAtOnce;
-  a.outputs_at_once = std::max<int64_t>(1, std::min(a.outputs, a.kernel == kUpsampleKernel ? most : most * kUpsampleKernel));
+  a.outputs_at_once =
+      std::max<int64_t>(1, std::min(a.outputs, a.kernel == kUpsampleKernel ? most : most * kUpsampleKernel));
   a.passes = ceil_div(a.outputs, a.outputs_at_once);
   const int64_t bytes = (2 * a.inputs + a.outputs_at_once * a.kernel + 6) * a.columns * sizeof(T);
   a.strip_rows = rows_of_strip(a.rows, a.columns, bytes, sizeof(T));
@@ -85,14 +87,16 @@ void UpsampleConvWeights<T>::bind(
   const std::vector<int64_t>& taps = *all_taps;
   const auto size = static_cast<int64_t>(taps.size()) / 4, side = kernel == kUpsampleKernel ? int64_t(3) : int64_t(1);
   const auto b_of = [&](int64_t t) { return taps[4 * t] * kernel + taps[4 * t + 2] * side + taps[4 * t + 3]; };
-  const auto block_of = [&](int64_t t) { return taps[4 * t + 1] * backward.passes + taps[4 * t] / backward.outputs_at_once; };
-  // (o, u, v, c), and for the derivative (c, block of o, o, u, v).
+  const auto pass_of = [&](int64_t t) {
+    return taps[4 * t + 1] * backward.passes + taps[4 * t] / backward.outputs_at_once;
+  };
+  // (o, u, v, c), and for the derivative (c, pass of o, o, u, v).
   order_.resize(size);
   std::iota(order_.begin(), order_.end(), int64_t(0));
   std::stable_sort(order_.begin(), order_.end(), [&](int64_t x, int64_t y) { return b_of(x) < b_of(y); });
   back_order_ = order_;
   std::stable_sort(
-      back_order_.begin(), back_order_.end(), [&](int64_t x, int64_t y) { return block_of(x) < block_of(y); });
+      back_order_.begin(), back_order_.end(), [&](int64_t x, int64_t y) { return pass_of(x) < pass_of(y); });
   first_.assign(outputs * kernel + 1, 0);
   back_first_.assign(inputs * backward.passes + 1, 0);
   offsets_.clear();
@@ -104,7 +108,7 @@ void UpsampleConvWeights<T>::bind(
     source_offsets_.push_back(static_cast<int32_t>(taps[4 * t + 1] * backward.plane));
   }
   for (const int64_t t : back_order_) {
-    ++back_first_[block_of(t) + 1];
+    ++back_first_[pass_of(t) + 1];
     back_offsets_.push_back(static_cast<int32_t>(b_of(t) % (backward.outputs_at_once * kernel) * backward.plane));
   }
   std::partial_sum(first_.begin(), first_.end(), first_.begin());
@@ -138,9 +142,9 @@ void UpsampleConvWeights<T>::bind_dense() {
   backward.back_weights = back_weights_.data();
 }
 
-// Calls f(block of outputs) for all of them, on several threads.
+// Calls f(first output, outputs) for all tiles of outputs, on several threads.
 template <typename F>
-void each_output_block(int64_t outputs, int64_t weights_of_output, const F& f) {
+void each_tile(int64_t outputs, int64_t weights_of_output, const F& f) {
   const int most = tile_outputs(capability());
   const int64_t grain = std::max<int64_t>(1, kGrain / (most * weights_of_output));
   parallel_for(0, ceil_div(outputs, most), grain, [&](int64_t begin, int64_t end) {
@@ -151,7 +155,7 @@ void each_output_block(int64_t outputs, int64_t weights_of_output, const F& f) {
 template <typename T>
 void UpsampleConvWeights<T>::set_dense(const T* from, T scale) {
   const int64_t inputs = forward.inputs, kernel = forward.kernel, size = inputs * kernel;
-  each_output_block(forward.outputs, size, [&](int64_t o, int rows) {
+  each_tile(forward.outputs, size, [&](int64_t o, int rows) {
     T* to = weights_.data() + o * size;
     for (int64_t c = 0; c < inputs; ++c) {
       for (int64_t k = 0; k < kernel; ++k) {
@@ -161,10 +165,11 @@ void UpsampleConvWeights<T>::set_dense(const T* from, T scale) {
       }
     }
   });
-  each_output_block(inputs, forward.outputs * kernel, [&](int64_t c, int rows) {
+  each_tile(inputs, forward.outputs * kernel, [&](int64_t c, int rows) {
     for (int64_t o = 0; o < forward.outputs; ++o) {
-      const int64_t first = o / backward.outputs_at_once * backward.outputs_at_once, of_block = std::min(backward.outputs_at_once, forward.outputs - first);
-      T* to = back_weights_.data() + first * size + c * of_block * kernel + (o - first) * kernel * rows;
+      const int64_t first = o / backward.outputs_at_once * backward.outputs_at_once,
+                    of_pass = std::min(backward.outputs_at_once, forward.outputs - first);
+      T* to = back_weights_.data() + first * size + c * of_pass * kernel + (o - first) * kernel * rows;
       for (int64_t k = 0; k < kernel; ++k) {
         for (int r = 0; r < rows; ++r) {
           to[k * rows + r] = from[o * size + (c + r) * kernel + k] * scale;
@@ -177,7 +182,7 @@ void UpsampleConvWeights<T>::set_dense(const T* from, T scale) {
 template <typename T>
 void UpsampleConvWeights<T>::add_dense_grads(const T* sums, T scale, T* to) const {
   const int64_t inputs = forward.inputs, kernel = forward.kernel, size = inputs * kernel;
-  each_output_block(forward.outputs, size * backward.chunks, [&](int64_t o, int rows) {
+  each_tile(forward.outputs, size * backward.chunks, [&](int64_t o, int rows) {
     const T* from = sums + o * size;
     for (int64_t c = 0; c < inputs; ++c) {
       for (int64_t k = 0; k < kernel; ++k) {
@@ -204,22 +209,21 @@ void UpsampleConvWeights<T>::set(const T* from, const int64_t* indices, T scale)
 template <typename T>
 void UpsampleConvWeights<T>::add_grads(const T* sums, const int64_t* indices, T scale, T* to) const {
   const AddGrads<T> a{sums, backward.chunks, count(), order_.data(), indices, scale, to};
-  parallel_for(
-      0, count(), kGrainSums / backward.chunks, [&](int64_t begin, int64_t end) { OES_DISPATCH(add_grads, a, begin, end); });
+  parallel_for(0, count(), kGrainSums / backward.chunks, [&](int64_t begin, int64_t end) {
+    OES_DISPATCH(add_grads, a, begin, end);
+  });
 }
 
 template <typename T>
 void upsample_conv(const UpsampleConv<T>& a) {
-  parallel_for(0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(upsample_conv, a, begin, end);
-  });
+  parallel_for(
+      0, a.strips * a.groups, 1, [&](int64_t begin, int64_t end) { OES_DISPATCH(upsample_conv, a, begin, end); });
 }
 
 template <typename T>
 void upsample_conv_grad(const UpsampleConvGrad<T>& a) {
-  parallel_for(0, a.chunks * a.groups, 1, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(upsample_conv_grad, a, begin, end);
-  });
+  parallel_for(
+      0, a.chunks * a.groups, 1, [&](int64_t begin, int64_t end) { OES_DISPATCH(upsample_conv_grad, a, begin, end); });
 }
 
 template void upsample_conv(const UpsampleConv<float>&);

@@ -9,8 +9,8 @@
 // resolution, and the rest are additions. A 1 x 1 convolution is the same without them.
 //
 // Work is cut into strips of rows that fit the second-level cache: all channels of the strip are normalised and
-// activated into it, of_inputs, and only sums leave. Gradients: that of b is the sum of 2 x 2 pixels of the gradient of y,
-// and the two products follow.
+// activated into it, of_inputs, and only sums leave. Gradients: that of b is the sum of 2 x 2 pixels of the gradient of
+// y, and the two products follow.
 #pragma once
 
 #include <vector>
@@ -19,7 +19,7 @@
 
 namespace oes::conv {
 
-constexpr int64_t kUpsampleKernel = 9; // places of the kernel; those of a pointwise convolution are 1
+constexpr int64_t kUpsampleKernel = 9; // taps of its kernel; that of a pointwise convolution has 1
 
 template <typename T>
 struct UpsampleConv {
@@ -47,7 +47,8 @@ template <typename T>
 struct UpsampleConvGrad {
   int64_t inputs, outputs, rows, columns, kernel;
   bool zeros;
-  int64_t strip_rows, strips, chunks, groups; // chunks of strips, summed apart; groups of channels share the work of one
+  int64_t strip_rows, strips, chunks,
+      groups; // chunks of strips, summed apart; groups of channels share the work of one
   int64_t outputs_at_once, passes; // outputs whose gradients lie in the cache together
   bool dense;
   norm::Prologue<T> prologue;
@@ -60,7 +61,8 @@ struct UpsampleConvGrad {
   const T* back_weights; // dense: [passes, tiles of inputs, outputs and kernel, inputs of the tile]
   T* grad_source; // [inputs, rows, columns], gradient of the mapped input as `epilogue` says, or nullptr
   GradEpilogue epilogue;
-  double* epilogue_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input - mean2)
+  double* epilogue_sums; // [strips, inputs, 2]: of the gradient, and of it times (input - mean), or (activated input -
+                         // mean2)
   int64_t plane, near_vectors; // vectors of pixels whose channels stay in the first-level cache
   int64_t lanes; // of a vector
   // [chunks, weights, lanes]: gradient of the weights, still to be added up; dense: [chunks, weights], in the order of

@@ -1,4 +1,4 @@
-// The loops of sparse_up_conv2d over a strip, backward, included once per capability: see fma_tiles_isa.h.
+// The loops of sparse_up_conv2d over a strip, backward, included once for each instruction set: see fma_tiles_isa.h.
 
 #include "cpu/conv/sparse_up_conv2d_isa.h"
 
@@ -100,7 +100,8 @@ OES_ISA_INLINE void deinterleave_row(
   for (; j + lanes <= columns; j += lanes) {
     const T *of_grad = grad + 2 * j, *of_y = y + 2 * j;
     const typename V::Type x = V::fma(all_a, V::load(of_grad), V::fma(all_b, V::load(of_y) - all_mean, all_c));
-    const typename V::Type z = V::fma(all_a, V::load(of_grad + lanes), V::fma(all_b, V::load(of_y + lanes) - all_mean, all_c));
+    const typename V::Type z =
+        V::fma(all_a, V::load(of_grad + lanes), V::fma(all_b, V::load(of_y + lanes) - all_mean, all_c));
     V::deinterleave(x, z, even + j, odd + j);
   }
   for (; j < columns; ++j) {
@@ -126,7 +127,8 @@ OES_ISA_INLINE Spread<T> spread_columns(const T* even, const T* odd) {
 // Gradients of the nine b of output o over a strip, [9][plane]: sums of 2 x 2 pixels of the gradient of y, and at the
 // edge of the image of what its repetition took as well. `lines` holds the rows of it that the strip needs, parted.
 template <typename T>
-OES_ISA_INLINE void grads_of_b(const UpsampleConvGrad<T>& a, int64_t o, int64_t first, int64_t rows, int64_t plane, T* lines, T* to) {
+OES_ISA_INLINE void grads_of_b(
+    const UpsampleConvGrad<T>& a, int64_t o, int64_t first, int64_t rows, int64_t plane, T* lines, T* to) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t columns = a.columns, all = 2 * a.rows, high = 2 * rows + 2;
@@ -141,7 +143,8 @@ OES_ISA_INLINE void grads_of_b(const UpsampleConvGrad<T>& a, int64_t o, int64_t 
         lines[2 * t * line + j] = T(0);
       }
     } else {
-      deinterleave_row(a.grad, o, (o * all + row) * 2 * columns, columns, lines + 2 * high * line, even_of(t), odd_of(t));
+      deinterleave_row(
+          a.grad, o, (o * all + row) * 2 * columns, columns, lines + 2 * high * line, even_of(t), odd_of(t));
     }
   }
   const bool top = !a.zeros && first == 0, bottom = !a.zeros && first + rows == a.rows;
@@ -202,7 +205,8 @@ OES_ISA_INLINE void grads_of_b(const UpsampleConvGrad<T>& a, int64_t o, int64_t 
 
 // Pixels of the gradient of input c on their way out; see GradEpilogue.
 template <typename T>
-OES_ISA_INLINE void epilogue(const UpsampleConvGrad<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
+OES_ISA_INLINE void epilogue(
+    const UpsampleConvGrad<T>& a, int64_t c, int64_t first, int64_t count, const T* __restrict grad, double* sums) {
   constexpr int64_t kPixels = 256; // between two loops over them
   T* __restrict out = a.grad_source + c * a.rows * a.columns + first;
   const T* __restrict source = a.source + c * a.rows * a.columns + first;
@@ -236,7 +240,7 @@ OES_ISA_INLINE void epilogue(const UpsampleConvGrad<T>& a, int64_t c, int64_t fi
   all.finish(sums);
 }
 
-// Where group `group` of `groups` starts in `all` channels; dense ones are not cut inside a block.
+// Where group `group` of `groups` starts in `all` channels; dense ones start where a tile does.
 OES_ISA_INLINE int64_t start_of_group(int64_t group, int64_t groups, int64_t all, bool dense) {
   if (!dense) {
     return group * all / groups;
@@ -247,21 +251,23 @@ OES_ISA_INLINE int64_t start_of_group(int64_t group, int64_t groups, int64_t all
 
 // The two products of outputs from .. to, whose gradients lie in `grads`.
 template <typename T>
-OES_ISA_INLINE void dense_block_back(
-    const UpsampleConvGrad<T>& a, int64_t from, int64_t to, int64_t own_from, int64_t own_to, int64_t in_from, int64_t in_to,
-    int64_t vectors, const T* strip, const T* grads, T* of_chunk, T* of_inputs) {
+OES_ISA_INLINE void dense_pass(
+    const UpsampleConvGrad<T>& a, int64_t from, int64_t to, int64_t own_from, int64_t own_to, int64_t in_from,
+    int64_t in_to, int64_t vectors, const T* strip, const T* grads, T* of_chunk, T* of_inputs) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t kernel = a.kernel, size = kernel * a.inputs, plane = a.plane, taps = (to - from) * kernel;
   if (of_chunk != nullptr) {
-    for_output_tiles(from > own_from ? from : own_from, to < own_to ? to : own_to, [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
-      constexpr int kOutputs = outputs.value;
-      for (int64_t k = 0; k < kernel; ++k) {
-        // The last vectors of both hold zeros beyond the strip.
-        weight_grad_tiles<kOutputs, true>(
-            strip, a.offsets, a.inputs, 0, grads + ((o - from) * kernel + k) * plane, kernel * plane, 0, 1,
-            vectors * lanes, strip, of_chunk + o * size + k * a.inputs * kOutputs);
-      }
-    });
+    for_output_tiles(
+        from > own_from ? from : own_from, to < own_to ? to : own_to,
+        [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
+          constexpr int kOutputs = outputs.value;
+          for (int64_t k = 0; k < kernel; ++k) {
+            // The last vectors of both hold zeros beyond the strip.
+            weight_grad_tiles<kOutputs, true>(
+                strip, a.offsets, a.inputs, 0, grads + ((o - from) * kernel + k) * plane, kernel * plane, 0, 1,
+                vectors * lanes, strip, of_chunk + o * size + k * a.inputs * kOutputs);
+          }
+        });
   }
   const bool of_source = a.grad_source != nullptr;
   for (int64_t v = 0; of_source && v < vectors; v += kTileVectors) {
@@ -292,8 +298,10 @@ OES_TARGET void upsample_conv_grad(const UpsampleConvGrad<T>& a, int64_t begin, 
   T* lines = grads + a.outputs_at_once * kernel * plane;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t group = task % a.groups, chunk = task / a.groups;
-    const int64_t own_from = start_of_group(group, a.groups, a.outputs, a.dense), own_to = start_of_group(group + 1, a.groups, a.outputs, a.dense);
-    const int64_t in_from = start_of_group(group, a.groups, a.inputs, a.dense), in_to = start_of_group(group + 1, a.groups, a.inputs, a.dense);
+    const int64_t own_from = start_of_group(group, a.groups, a.outputs, a.dense),
+                  own_to = start_of_group(group + 1, a.groups, a.outputs, a.dense);
+    const int64_t in_from = start_of_group(group, a.groups, a.inputs, a.dense),
+                  in_to = start_of_group(group + 1, a.groups, a.inputs, a.dense);
     T* of_chunk = a.sums == nullptr ? nullptr : a.sums + chunk * weights * (a.dense ? 1 : kLanes<T>);
     if (of_chunk != nullptr) {
       const auto sums_before = [&](int64_t o) OES_LAMBDA {
@@ -308,8 +316,9 @@ OES_TARGET void upsample_conv_grad(const UpsampleConvGrad<T>& a, int64_t begin, 
       if (of_chunk != nullptr) {
         load_strip(a.source, a.prologue, a.inputs, a.rows, columns, a.zeros, first, rows, 0, plane, strip);
       }
-      for (int64_t block = 0; block < a.passes; ++block) {
-        const int64_t from = block * a.outputs_at_once, to = from + a.outputs_at_once < a.outputs ? from + a.outputs_at_once : a.outputs;
+      for (int64_t pass = 0; pass < a.passes; ++pass) {
+        const int64_t from = pass * a.outputs_at_once,
+                      to = from + a.outputs_at_once < a.outputs ? from + a.outputs_at_once : a.outputs;
         for (int64_t o = from; o < to; ++o) {
           const bool own = of_chunk != nullptr && o >= own_from && o < own_to;
           if (!own && !of_source) {
@@ -335,15 +344,15 @@ OES_TARGET void upsample_conv_grad(const UpsampleConvGrad<T>& a, int64_t begin, 
           }
         }
         if (a.dense) {
-          dense_block_back(a, from, to, own_from, own_to, in_from, in_to, vectors, strip, grads, of_chunk, of_inputs);
+          dense_pass(a, from, to, own_from, own_to, in_from, in_to, vectors, strip, grads, of_chunk, of_inputs);
           continue;
         }
         for (int64_t v = 0; of_source && v < vectors; v += kLoneTileVectors) {
           const int64_t size = vectors - v < kLoneTileVectors ? vectors - v : kLoneTileVectors, pixel = v * kLanes<T>;
           for (int64_t c = in_from; c < in_to; ++c) {
-            const int64_t t = a.back_first[c * a.passes + block], taps = a.back_first[c * a.passes + block + 1] - t;
+            const int64_t t = a.back_first[c * a.passes + pass], taps = a.back_first[c * a.passes + pass + 1] - t;
             T* out = of_inputs + c * plane + pixel;
-            if (block == 0) {
+            if (pass == 0) {
               products<false>(grads + pixel, a.back_weights + t, a.back_offsets + t, taps, size, out);
             } else if (taps != 0) {
               products<true>(grads + pixel, a.back_weights + t, a.back_offsets + t, taps, size, out);
@@ -352,7 +361,8 @@ OES_TARGET void upsample_conv_grad(const UpsampleConvGrad<T>& a, int64_t begin, 
         }
       }
       for (int64_t c = in_from; of_source && c < in_to; ++c) {
-        epilogue(a, c, first * columns, rows * columns, of_inputs + c * plane, a.epilogue_sums + 2 * (at * a.inputs + c));
+        epilogue(
+            a, c, first * columns, rows * columns, of_inputs + c * plane, a.epilogue_sums + 2 * (at * a.inputs + c));
       }
     }
   }

@@ -1,4 +1,4 @@
-// The loops of sparse_up_conv2d over a strip, forward, included once per capability: see fma_tiles_isa.h.
+// The loops of sparse_up_conv2d over a strip, forward, included once for each instruction set: see fma_tiles_isa.h.
 
 #include "cpu/core/fma_tiles_isa.h"
 #include "cpu/core/output_tiles_isa.h"
@@ -16,7 +16,8 @@ OES_ISA_INLINE int64_t line_of(int64_t columns) {
   return (vectors_of<T>(columns) + 2) * kLanes<T>;
 }
 
-// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most kLoneTileVectors.
+// out[p] (+)= sum over the taps of weights[t] * source[offsets[t] + p] for a number of vectors, at most
+// kLoneTileVectors.
 template <bool kAdd, int kVectors = kLoneTileVectors, typename T>
 OES_ISA_INLINE void products(
     const T* source, const T* weights, const int32_t* offsets, int64_t taps, int64_t vectors, T* out) {
@@ -28,20 +29,12 @@ OES_ISA_INLINE void products(
 }
 
 // Rows first .. first + count of all channels, mapped, into planes of the strip. With `edge` 1 a row has a pixel more
-// on either side and may lie beyond the image: there the image's edge repeats, or lies zero. Zeros fill the last vector.
+// on either side and may lie beyond the image: there the image's edge repeats, or lies zero. Zeros fill the last
+// vector.
 template <typename T>
 OES_ISA_INLINE void load_strip(
-    const T* source,
-    const norm::Prologue<T>& prologue,
-    int64_t inputs,
-    int64_t rows,
-    int64_t columns,
-    bool zeros,
-    int64_t first,
-    int64_t count,
-    int64_t edge,
-    int64_t plane,
-    T* strip) {
+    const T* source, const norm::Prologue<T>& prologue, int64_t inputs, int64_t rows, int64_t columns, bool zeros,
+    int64_t first, int64_t count, int64_t edge, int64_t plane, T* strip) {
   const int64_t pitch = columns + 2 * edge, end = vectors_of<T>(count * pitch) * kLanes<T>;
   for (int64_t c = 0; c < inputs; ++c) {
     const T* from = source + c * rows * columns;
@@ -121,12 +114,13 @@ OES_ISA_INLINE void combine(const T* b, int64_t plane, int64_t rows, int64_t col
     T* to_row = out + r * 2 * wide;
     const int64_t row = (r + 1) * pitch;
     for (int64_t j = 0; j < columns; j += lanes) {
-      // The last piece starts where a whole vector still fits; its pixels that were counted before count for nothing.
+      // The last vector starts where a whole vector still fits; its pixels that were counted before count for nothing.
       const int64_t at = columns - j < lanes ? columns - lanes : j;
       const T* from = b + row + at;
       const Combined<T> above = combine_columns(from - pitch, plane), next = combine_columns(from, plane);
       const Combined<T> middle = combine_columns(from + 3 * plane, plane);
-      const Combined<T> here = combine_columns(from + 6 * plane, plane), below = combine_columns(from + 6 * plane + pitch, plane);
+      const Combined<T> here = combine_columns(from + 6 * plane, plane),
+                        below = combine_columns(from + 6 * plane + pitch, plane);
       const typename V::Type pixels[4] = {
           above.even + (middle.even + here.even), above.odd + (middle.odd + here.odd),
           (next.even + middle.even) + below.even, (next.odd + middle.odd) + below.odd};
@@ -165,8 +159,8 @@ OES_ISA_INLINE void combine(const T* b, int64_t plane, int64_t rows, int64_t col
   }
 }
 
-// The vectors of a strip that a row of the kernel reads, in tiles of about one size: those of a short one would epilogue
-// registers empty.
+// The vectors of a strip that a row of the kernel reads, in tiles of about one size: those of a short one would
+// epilogue registers empty.
 struct Tiles {
   int64_t begin, vectors, count;
 
@@ -187,7 +181,8 @@ OES_TARGET void upsample_conv(const UpsampleConv<T>& a, int64_t begin, int64_t e
     const int64_t group = task % a.groups, at = task / a.groups;
     const int64_t first = at * a.strip_rows;
     const int64_t rows = a.rows - first < a.strip_rows ? a.rows - first : a.strip_rows;
-    load_strip(a.source, a.prologue, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
+    load_strip(
+        a.source, a.prologue, a.inputs, a.rows, columns, a.zeros, first - halo, rows + 2 * halo, halo, plane, strip);
     const auto finish = [&](int64_t o, const T* sums) OES_TARGET OES_LAMBDA {
       double* moments = a.moments == nullptr ? nullptr : a.moments + 2 * (at * a.outputs + o);
       if (up) {
@@ -204,7 +199,8 @@ OES_TARGET void upsample_conv(const UpsampleConv<T>& a, int64_t begin, int64_t e
         all.finish(rows * columns, moments);
       }
     };
-    // The kernel's upper row reads no pixel of the strip's last row, its lower one none of the first, the middle neither.
+    // The kernel's upper row reads no pixel of the strip's last row, its lower one none of the first, the middle
+    // neither.
     Tiles tiles[3];
     int64_t most = 0;
     for (int64_t u = 0; u < side; ++u) {
@@ -213,7 +209,7 @@ OES_TARGET void upsample_conv(const UpsampleConv<T>& a, int64_t begin, int64_t e
       tiles[u] = {from, vectors, (vectors + a.tile - 1) / a.tile};
       most = most < tiles[u].count ? tiles[u].count : most;
     }
-    // Calls f with every place of the kernel, tile by tile, so that the pixels of all channels stay in the first-level
+    // Calls f with every tap of the kernel, tile by tile, so that the pixels of all channels stay in the first-level
     // cache for the sums of an output.
     const auto each_tile = [&](const auto& f) OES_TARGET OES_LAMBDA {
       for (int64_t i = 0; i < most; ++i) {
@@ -228,27 +224,30 @@ OES_TARGET void upsample_conv(const UpsampleConv<T>& a, int64_t begin, int64_t e
       }
     };
     if (a.dense) {
-      const int64_t blocks_of_outputs = (a.outputs + kTileOutputs - 1) / kTileOutputs;
-      const int64_t from_output = group * blocks_of_outputs / a.groups * kTileOutputs;
-      const int64_t end_output = (group + 1) * blocks_of_outputs / a.groups * kTileOutputs;
-      for_output_tiles(from_output, end_output < a.outputs ? end_output : a.outputs, [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
-        constexpr int kOutputs = outputs.value;
-        each_tile([&](int64_t k, int64_t pixel, int64_t vectors) OES_TARGET OES_LAMBDA {
-          output_tiles<kOutputs, false>(
-              strip + pixel, a.weights + o * a.kernel * a.inputs + k * a.inputs * kOutputs, a.offsets, a.inputs, vectors,
-              b + k * plane + pixel, of_output);
-        });
-        for (int r = 0; r < kOutputs; ++r) {
-          finish(o + r, b + r * of_output);
-        }
-      });
+      const int64_t output_tiles_count = (a.outputs + kTileOutputs - 1) / kTileOutputs;
+      const int64_t from_output = group * output_tiles_count / a.groups * kTileOutputs;
+      const int64_t end_output = (group + 1) * output_tiles_count / a.groups * kTileOutputs;
+      for_output_tiles(
+          from_output, end_output < a.outputs ? end_output : a.outputs,
+          [&](auto outputs, int64_t o) OES_TARGET OES_LAMBDA {
+            constexpr int kOutputs = outputs.value;
+            each_tile([&](int64_t k, int64_t pixel, int64_t vectors) OES_TARGET OES_LAMBDA {
+              output_tiles<kOutputs, false>(
+                  strip + pixel, a.weights + o * a.kernel * a.inputs + k * a.inputs * kOutputs, a.offsets, a.inputs,
+                  vectors, b + k * plane + pixel, of_output);
+            });
+            for (int r = 0; r < kOutputs; ++r) {
+              finish(o + r, b + r * of_output);
+            }
+          });
       continue;
     }
     for (int64_t o = group * a.outputs / a.groups; o < (group + 1) * a.outputs / a.groups; ++o) {
       const int64_t* taps = a.first + o * a.kernel;
       each_tile([&](int64_t k, int64_t pixel, int64_t vectors) OES_TARGET OES_LAMBDA {
         products<false>(
-            strip + pixel, a.weights + taps[k], a.offsets + taps[k], taps[k + 1] - taps[k], vectors, b + k * plane + pixel);
+            strip + pixel, a.weights + taps[k], a.offsets + taps[k], taps[k + 1] - taps[k], vectors,
+            b + k * plane + pixel);
       });
       finish(o, b);
     }

@@ -9,7 +9,7 @@
 
 namespace oes {
 
-// Which row or column of the image lies at each place of the bordered one; -1: zero.
+// Which row or column of the image stands in each row and column of the bordered one; -1: zero.
 struct Border {
   std::vector<int32_t> rows, columns;
   int64_t top = 0, left = 0;

@@ -1,9 +1,9 @@
-// Sums of products that stay in registers: the inner loops of the convolutions. Included once per capability with
-// OES_ISA and OES_ISA_INLINE defined: intrinsics and vector types need the target attribute on every function that
-// touches them, so OES_CAPABILITIES does not serve here. There is no include guard, on purpose.
+// Sums of products that stay in registers: the inner loops of the convolutions. Included once for each instruction set
+// with OES_ISA and OES_ISA_INLINE defined: intrinsics and vector types need the target attribute on every function that
+// touches them. There is no include guard, on purpose.
 
-// interleave: one, then the other, by turns. deinterleave: the even and the odd ones of x and y. sums: of the lanes of each of
-// four vectors.
+// interleave: one, then the other, by turns. deinterleave: the even and the odd ones of x and y. sums: of the lanes of
+// each of four vectors.
 template <typename T>
 struct Vector;
 
@@ -11,10 +11,18 @@ struct Vector;
 template <>
 struct Vector<float> {
   using Type = __m512;
-  OES_ISA_INLINE static Type load(const float* p) { return _mm512_loadu_ps(p); }
-  OES_ISA_INLINE static Type all(float x) { return _mm512_set1_ps(x); }
-  OES_ISA_INLINE static void store(float* p, Type x) { _mm512_storeu_ps(p, x); }
-  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
+  OES_ISA_INLINE static Type load(const float* p) {
+    return _mm512_loadu_ps(p);
+  }
+  OES_ISA_INLINE static Type all(float x) {
+    return _mm512_set1_ps(x);
+  }
+  OES_ISA_INLINE static void store(float* p, Type x) {
+    _mm512_storeu_ps(p, x);
+  }
+  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) {
+    return _mm512_fmadd_ps(a, b, c);
+  }
   OES_ISA_INLINE static void interleave(float* p, Type even, Type odd) {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -27,7 +35,9 @@ struct Vector<float> {
     store(even, _mm512_permutex2var_ps(x, first, y));
     store(odd, _mm512_permutex2var_ps(x, second, y));
   }
-  OES_ISA_INLINE static __m256 half(Type x) { return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)); }
+  OES_ISA_INLINE static __m256 half(Type x) {
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  }
   OES_ISA_INLINE static void sums(const Type (&x)[4], float* p) {
     const __m256 pair = _mm256_hadd_ps(half(x[0]), half(x[1])), other = _mm256_hadd_ps(half(x[2]), half(x[3]));
     const __m256 both = _mm256_hadd_ps(pair, other);
@@ -37,10 +47,18 @@ struct Vector<float> {
 template <>
 struct Vector<double> {
   using Type = __m512d;
-  OES_ISA_INLINE static Type load(const double* p) { return _mm512_loadu_pd(p); }
-  OES_ISA_INLINE static Type all(double x) { return _mm512_set1_pd(x); }
-  OES_ISA_INLINE static void store(double* p, Type x) { _mm512_storeu_pd(p, x); }
-  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) { return _mm512_fmadd_pd(a, b, c); }
+  OES_ISA_INLINE static Type load(const double* p) {
+    return _mm512_loadu_pd(p);
+  }
+  OES_ISA_INLINE static Type all(double x) {
+    return _mm512_set1_pd(x);
+  }
+  OES_ISA_INLINE static void store(double* p, Type x) {
+    _mm512_storeu_pd(p, x);
+  }
+  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) {
+    return _mm512_fmadd_pd(a, b, c);
+  }
   OES_ISA_INLINE static void interleave(double* p, Type even, Type odd) {
     store(p, _mm512_permutex2var_pd(even, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd));
     store(p + 8, _mm512_permutex2var_pd(even, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), odd));
@@ -54,17 +72,26 @@ struct Vector<double> {
   }
   OES_ISA_INLINE static void sums(const Type (&x)[4], double* p) {
     const __m256d pair = _mm256_hadd_pd(half(x[0]), half(x[1])), other = _mm256_hadd_pd(half(x[2]), half(x[3]));
-    _mm256_storeu_pd(p, _mm256_add_pd(_mm256_permute2f128_pd(pair, other, 0x20), _mm256_permute2f128_pd(pair, other, 0x31)));
+    _mm256_storeu_pd(
+        p, _mm256_add_pd(_mm256_permute2f128_pd(pair, other, 0x20), _mm256_permute2f128_pd(pair, other, 0x31)));
   }
 };
 #elif OES_ISA == 1
 template <>
 struct Vector<float> {
   using Type = __m256;
-  OES_ISA_INLINE static Type load(const float* p) { return _mm256_loadu_ps(p); }
-  OES_ISA_INLINE static Type all(float x) { return _mm256_set1_ps(x); }
-  OES_ISA_INLINE static void store(float* p, Type x) { _mm256_storeu_ps(p, x); }
-  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_ps(a, b, c); }
+  OES_ISA_INLINE static Type load(const float* p) {
+    return _mm256_loadu_ps(p);
+  }
+  OES_ISA_INLINE static Type all(float x) {
+    return _mm256_set1_ps(x);
+  }
+  OES_ISA_INLINE static void store(float* p, Type x) {
+    _mm256_storeu_ps(p, x);
+  }
+  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
   OES_ISA_INLINE static void interleave(float* p, Type even, Type odd) {
     const Type low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
     store(p, _mm256_permute2f128_ps(low, high, 0x20));
@@ -84,10 +111,18 @@ struct Vector<float> {
 template <>
 struct Vector<double> {
   using Type = __m256d;
-  OES_ISA_INLINE static Type load(const double* p) { return _mm256_loadu_pd(p); }
-  OES_ISA_INLINE static Type all(double x) { return _mm256_set1_pd(x); }
-  OES_ISA_INLINE static void store(double* p, Type x) { _mm256_storeu_pd(p, x); }
-  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) { return _mm256_fmadd_pd(a, b, c); }
+  OES_ISA_INLINE static Type load(const double* p) {
+    return _mm256_loadu_pd(p);
+  }
+  OES_ISA_INLINE static Type all(double x) {
+    return _mm256_set1_pd(x);
+  }
+  OES_ISA_INLINE static void store(double* p, Type x) {
+    _mm256_storeu_pd(p, x);
+  }
+  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) {
+    return _mm256_fmadd_pd(a, b, c);
+  }
   OES_ISA_INLINE static void interleave(double* p, Type even, Type odd) {
     const Type low = _mm256_unpacklo_pd(even, odd), high = _mm256_unpackhi_pd(even, odd);
     store(p, _mm256_permute2f128_pd(low, high, 0x20));
@@ -112,9 +147,15 @@ struct Vector {
     std::memcpy(&x, p, sizeof x);
     return x;
   }
-  OES_ISA_INLINE static Type all(T x) { return x - Type{}; }
-  OES_ISA_INLINE static void store(T* p, Type x) { std::memcpy(p, &x, sizeof x); }
-  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) { return a * b + c; }
+  OES_ISA_INLINE static Type all(T x) {
+    return x - Type{};
+  }
+  OES_ISA_INLINE static void store(T* p, Type x) {
+    std::memcpy(p, &x, sizeof x);
+  }
+  OES_ISA_INLINE static Type fma(Type a, Type b, Type c) {
+    return a * b + c;
+  }
   OES_ISA_INLINE static void interleave(T* p, Type even, Type odd) {
     for (size_t k = 0; k < 16 / sizeof(T); ++k) {
       p[2 * k] = even[k];
@@ -201,16 +242,8 @@ OES_ISA_INLINE T sum_of_lanes(typename Vector<T>::Type x) {
 // With kFetch every step along a row fetches a line.
 template <int kTaps, bool kFetch, typename T, typename Offset>
 OES_ISA_INLINE void weight_grads(
-    const T* source,
-    const Offset* offsets,
-    const T* grad,
-    int64_t rows,
-    int64_t length,
-    int64_t pitch,
-    int64_t grad_pitch,
-    const T* zeros_then_ones,
-    T* result,
-    Fetch<T>& fetch) {
+    const T* source, const Offset* offsets, const T* grad, int64_t rows, int64_t length, int64_t pitch,
+    int64_t grad_pitch, const T* zeros_then_ones, T* result, Fetch<T>& fetch) {
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
   constexpr int kVectors = OES_ISA == 2 ? 4 : OES_ISA == 1 ? 2 : 1; // 24 or 12 sums in registers, or 6

@@ -1,7 +1,8 @@
-// Blocks: outputs that are computed together because all of them read the same taps, see output_tiles_isa.h.
+// Tiles of outputs that are computed together because all of them read the same taps, see output_tiles_isa.h.
 //
-// Rows are cut into blocks of tile_outputs(), what is left over into smaller ones. A matrix of weights [rows][taps] is
-// stored block by block, [taps][rows of the block]: the one that starts at row r lies at r * taps.
+// Outputs are cut into tiles of tile_outputs(), what is left over into smaller ones. A matrix of weights
+// [outputs][taps] is stored tile by tile, [taps][outputs of the tile]: the one that starts at output o lies at o *
+// taps.
 #pragma once
 
 #include "cpu/core/simd.h"
@@ -12,19 +13,19 @@ constexpr int tile_outputs(Capability capability) {
   return capability == Capability::kAvx512 ? 8 : 4;
 }
 
-// Of the next block, where that many rows are left.
+// Of the next tile, where that many outputs are left.
 constexpr int outputs_of_tile(int64_t left, int most) {
   return left >= most ? most : left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
-// Calls f(first row, rows) for every block of rows from .. to.
+// Calls f(first output, outputs) for every tile of from .. to.
 template <typename F>
 void each_output_tile(int64_t from, int64_t to, const F& f) {
   const int most = tile_outputs(capability());
-  for (int64_t row = from; row < to;) {
-    const int rows = outputs_of_tile(to - row, most);
-    f(row, rows);
-    row += rows;
+  for (int64_t first = from; first < to;) {
+    const int outputs = outputs_of_tile(to - first, most);
+    f(first, outputs);
+    first += outputs;
   }
 }
 

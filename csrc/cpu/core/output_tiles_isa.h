@@ -1,10 +1,10 @@
 // Products of several outputs at once, where all of them read the same taps: each vector that is loaded serves every
-// row of a block. Included once per capability, behind fma_tiles_isa.h.
+// output of a tile. Included once for each instruction set, behind fma_tiles_isa.h.
 
-// Rows and vectors of a block: as many sums as the registers hold. The weights of a block lie together, [taps][rows].
+// Outputs and vectors of a tile: as many sums as the registers hold. Its weights lie together, [taps][outputs].
 constexpr int kTileOutputs = tile_outputs(kCapability);
 constexpr int kTileVectors = OES_ISA == 0 ? 2 : 3;
-constexpr int kTileTaps = 3; // of a block of weight gradients
+constexpr int kTileTaps = 3; // of a tile of weight gradients
 
 // out[r * plane + p] (+)= sum over the taps of weights[t][r] * source[offsets[t] + p].
 template <int kOutputs, int kVectors, bool kAdd, typename T, typename Offset>
@@ -49,16 +49,8 @@ OES_ISA_INLINE void output_tile(
 // vector of a row is read from the row's end backwards, the pixels already counted multiplied by zero.
 template <int kOutputs, int kTaps, bool kAdd, typename T, typename Offset>
 OES_ISA_INLINE void weight_grad_tile(
-    const T* source,
-    const Offset* offsets,
-    int64_t pitch,
-    const T* grad,
-    int64_t plane,
-    int64_t grad_pitch,
-    int64_t rows,
-    int64_t length,
-    const T* zeros_then_ones,
-    T* sums) {
+    const T* source, const Offset* offsets, int64_t pitch, const T* grad, int64_t plane, int64_t grad_pitch,
+    int64_t rows, int64_t length, const T* zeros_then_ones, T* sums) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>;
   typename V::Type sum[kTaps][kOutputs];
@@ -124,20 +116,11 @@ OES_ISA_INLINE void weight_grad_tile(
   }
 }
 
-// All taps of a block.
+// All taps of a tile.
 template <int kOutputs, bool kAdd, typename T, typename Offset>
 OES_ISA_INLINE void weight_grad_tiles(
-    const T* source,
-    const Offset* offsets,
-    int64_t taps,
-    int64_t pitch,
-    const T* grad,
-    int64_t plane,
-    int64_t grad_pitch,
-    int64_t rows,
-    int64_t length,
-    const T* zeros_then_ones,
-    T* sums) {
+    const T* source, const Offset* offsets, int64_t taps, int64_t pitch, const T* grad, int64_t plane,
+    int64_t grad_pitch, int64_t rows, int64_t length, const T* zeros_then_ones, T* sums) {
   int64_t t = 0;
   for (; t + kTileTaps <= taps; t += kTileTaps) {
     weight_grad_tile<kOutputs, kTileTaps, kAdd>(
@@ -149,7 +132,7 @@ OES_ISA_INLINE void weight_grad_tiles(
   }
 }
 
-// A number of vectors of a block.
+// A number of vectors of each output of a tile.
 template <int kOutputs, bool kAdd, typename T, typename Offset>
 OES_ISA_INLINE void output_tiles(
     const T* source, const T* weights, const Offset* offsets, int64_t taps, int64_t vectors, T* out, int64_t plane) {
@@ -163,7 +146,7 @@ OES_ISA_INLINE void output_tiles(
   }
 }
 
-// Calls f(number of rows as a constant of its own type, first row) for every block of rows from .. to.
+// Calls f(number of outputs as a constant of its own type, first output) for every tile of from .. to.
 template <int kOutputs>
 struct OutputsOfTile {
   static constexpr int value = kOutputs;

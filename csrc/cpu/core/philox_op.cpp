@@ -1,6 +1,6 @@
 // The noise alone, for callers that need it stored and for tests: see oes_fast/reference/philox.py.
-#include "cpu/core/vector_math.h"
 #include "cpu/core/tensor_checks.h"
+#include "cpu/core/vector_math.h"
 
 namespace oes {
 namespace {
@@ -27,8 +27,9 @@ void fill_random_bits(Tensor words, int64_t seed, int64_t step, int64_t stream) 
       words.is_cpu() && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
       "words: expected a contiguous int64 CPU tensor");
   const Words a{PhiloxKey(seed, step, static_cast<uint32_t>(stream)), words.numel(), pointer<int64_t>(words)};
-  parallel_for(
-      0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(random_bits, a, begin, end); });
+  parallel_for(0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) {
+    OES_DISPATCH(random_bits, a, begin, end);
+  });
 }
 
 void fill_logistic(Tensor noise, Tensor words) {
@@ -36,13 +37,13 @@ void fill_logistic(Tensor noise, Tensor words) {
   STD_TORCH_CHECK(
       words.is_cpu() && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
       "words: expected a contiguous int64 CPU tensor");
-  STD_TORCH_CHECK(
-      words.numel() == noise.numel(), "words: expected ", noise.numel(), " elements, got ", words.numel());
+  STD_TORCH_CHECK(words.numel() == noise.numel(), "words: expected ", noise.numel(), " elements, got ", words.numel());
   with_type(noise, [&](auto zero) {
     using T = decltype(zero);
     const FromWords<T> a{noise.numel(), pointer<int64_t>(words), pointer<T>(noise)};
-    parallel_for(
-        0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(from_words, a, begin, end); });
+    parallel_for(0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) {
+      OES_DISPATCH(from_words, a, begin, end);
+    });
   });
 }
 

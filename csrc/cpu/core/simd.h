@@ -1,8 +1,5 @@
-// Shared by all CPU kernels: run-time choice of the instruction set for loops the compiler vectorises.
-//
-// A kernel is one always-inline body. OES_CAPABILITIES compiles it once per instruction set and calls the one that
-// runs here. Bodies are built with neither fused multiply-add nor reassociation (see setup.py), so that every
-// capability gives the same bits.
+// Shared by all CPU kernels: the instruction set in use, chosen at run time, and what loops for several of them are
+// marked with (see isa_variants.h).
 #pragma once
 
 #include <cstdint>
@@ -64,12 +61,12 @@ OES_INLINE To bit_cast(From value) {
 
 } // namespace oes
 
-// NAME(...) of the namespaces of isa_variants.h, as compiled for the capability in use.
+// NAME(...) of the namespaces of isa_variants.h, as compiled for the instruction set in use.
 #if OES_HAS_X86
-#define OES_DISPATCH(NAME, ...)                               \
-  (oes::capability() == oes::Capability::kAvx512              \
-       ? isa_avx512::NAME(__VA_ARGS__)                      \
-       : oes::capability() == oes::Capability::kAvx2 ? isa_avx2::NAME(__VA_ARGS__) : isa_default::NAME(__VA_ARGS__))
+#define OES_DISPATCH(NAME, ...)                                                      \
+  (oes::capability() == oes::Capability::kAvx512     ? isa_avx512::NAME(__VA_ARGS__) \
+       : oes::capability() == oes::Capability::kAvx2 ? isa_avx2::NAME(__VA_ARGS__)   \
+                                                     : isa_default::NAME(__VA_ARGS__))
 #else
 #define OES_DISPATCH(NAME, ...) isa_default::NAME(__VA_ARGS__)
 #endif

@@ -15,13 +15,11 @@ using torch::stable::Tensor;
 inline void check_vector(const char* name, const Tensor& tensor, const Tensor& like) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
   STD_TORCH_CHECK(
-      tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double,
-      name,
+      tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double, name,
       ": expected dtype float32 or float64");
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), name, ": expected the dtype of the other arguments");
   STD_TORCH_CHECK(tensor.dim() == 1, name, ": expected 1 dimension, got ", tensor.dim());
-  STD_TORCH_CHECK(
-      tensor.numel() == like.numel(), name, ": expected ", like.numel(), " elements, got ", tensor.numel());
+  STD_TORCH_CHECK(tensor.numel() == like.numel(), name, ": expected ", like.numel(), " elements, got ", tensor.numel());
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
 }
 

@@ -44,9 +44,9 @@ OES_TARGET void backward(const Arguments& a, int64_t begin, int64_t end) {
     if (a.grad_logits != nullptr) {
       const T* __restrict w0 = a.w0 + start;
       T* __restrict grad_logits = a.grad_logits + start;
-      relaxed_tile<Relaxed::kVariance>(
-          words, logits, decay, count, scale,
-          [=](int64_t i, T variance) OES_LAMBDA { grad_logits[i] = grad[i] * w0[i] * variance * scale; });
+      relaxed_tile<Relaxed::kVariance>(words, logits, decay, count, scale, [=](int64_t i, T variance) OES_LAMBDA {
+        grad_logits[i] = grad[i] * w0[i] * variance * scale;
+      });
     }
   }
 }

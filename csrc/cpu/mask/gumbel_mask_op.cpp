@@ -1,8 +1,8 @@
 // w0 * sigmoid((s + L) / T) and its gradients, the noise L drawn on the way: see oes_fast/reference/gumbel_mask.py.
 #include <tuple>
 
-#include "cpu/mask/relaxed_mask.h"
 #include "cpu/core/tensor_checks.h"
+#include "cpu/mask/relaxed_mask.h"
 
 namespace oes::mask {
 namespace {
@@ -41,10 +41,15 @@ void gumbel_mask_out(Tensor masked, Tensor w0, Tensor logits, int64_t seed, int6
   with_type(w0, [&](auto zero) {
     using T = decltype(zero);
     const Forward<T> a{
-        PhiloxKey(seed, step, kMaskNoise), w0.numel(),     static_cast<T>(1 / temperature),
-        pointer<T>(w0),                    pointer<T>(logits), pointer<T>(masked)};
-    parallel_for(
-        0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(forward, a, begin, end); });
+        PhiloxKey(seed, step, kMaskNoise),
+        w0.numel(),
+        static_cast<T>(1 / temperature),
+        pointer<T>(w0),
+        pointer<T>(logits),
+        pointer<T>(masked)};
+    parallel_for(0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) {
+      OES_DISPATCH(forward, a, begin, end);
+    });
   });
 }
 
@@ -55,13 +60,7 @@ Tensor gumbel_mask(Tensor w0, Tensor logits, int64_t seed, int64_t step, double 
 }
 
 std::tuple<Tensor, Tensor> gumbel_mask_backward(
-    Tensor grad,
-    Tensor w0,
-    Tensor logits,
-    int64_t seed,
-    int64_t step,
-    double temperature,
-    bool needs_w0,
+    Tensor grad, Tensor w0, Tensor logits, int64_t seed, int64_t step, double temperature, bool needs_w0,
     bool needs_logits) {
   check_vector("grad", grad, logits);
   check_vector("w0", w0, logits);
@@ -79,8 +78,9 @@ std::tuple<Tensor, Tensor> gumbel_mask_backward(
         pointer<T>(logits),
         needs_w0 ? pointer<T>(grad_w0) : nullptr,
         needs_logits ? pointer<T>(grad_logits) : nullptr};
-    parallel_for(
-        0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(backward, a, begin, end); });
+    parallel_for(0, philox_tiles(a.numel), kPhiloxGrain, [&](int64_t begin, int64_t end) {
+      OES_DISPATCH(backward, a, begin, end);
+    });
   });
   return {grad_w0, grad_logits};
 }

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/mask/relaxed_mask.h"
 #include "cpu/core/tensor_checks.h"
+#include "cpu/mask/relaxed_mask.h"
 
 namespace oes::mask {
 namespace {
@@ -42,11 +42,7 @@ struct Options {
 
 template <typename T, Kl kKl>
 double run(
-    const Tensor& logits,
-    const Tensor& grad,
-    const Tensor& w0,
-    const Tensor& exp_avg,
-    const Tensor& exp_avg_sq,
+    const Tensor& logits, const Tensor& grad, const Tensor& w0, const Tensor& exp_avg, const Tensor& exp_avg_sq,
     const Options& o) {
   const int64_t tiles = philox_tiles(logits.numel());
   std::vector<double> kl_of_tile(kKl == Kl::kGradientAndValue ? tiles : 0);
@@ -80,21 +76,8 @@ double run(
 }
 
 Tensor mask_update(
-    Tensor logits,
-    Tensor grad,
-    Tensor w0,
-    Tensor exp_avg,
-    Tensor exp_avg_sq,
-    int64_t seed,
-    int64_t step,
-    double temperature,
-    double kl,
-    double density,
-    double lr,
-    double beta1,
-    double beta2,
-    double eps,
-    bool kl_value) {
+    Tensor logits, Tensor grad, Tensor w0, Tensor exp_avg, Tensor exp_avg_sq, int64_t seed, int64_t step,
+    double temperature, double kl, double density, double lr, double beta1, double beta2, double eps, bool kl_value) {
   check_vector("logits", logits, grad);
   check_vector("grad", grad, logits);
   check_vector("w0", w0, logits);

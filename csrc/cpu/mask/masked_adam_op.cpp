@@ -23,16 +23,8 @@ struct Step {
 constexpr int64_t kGrain = 1 << 14; // weights that one thread takes at least
 
 void masked_adam(
-    Tensor weights,
-    Tensor grad,
-    Tensor exp_avg,
-    Tensor exp_avg_sq,
-    std::optional<Tensor> mask,
-    int64_t step,
-    double lr,
-    double beta1,
-    double beta2,
-    double eps) {
+    Tensor weights, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, std::optional<Tensor> mask, int64_t step, double lr,
+    double beta1, double beta2, double eps) {
   check_vector("weights", weights, weights);
   check_vector("grad", grad, weights);
   check_vector("exp_avg", exp_avg, weights);
@@ -41,9 +33,7 @@ void masked_adam(
     STD_TORCH_CHECK(
         mask->is_cpu() && mask->scalar_type() == ScalarType::Bool && mask->is_contiguous() &&
             mask->numel() == weights.numel(),
-        "mask: expected a contiguous bool CPU tensor of ",
-        weights.numel(),
-        " elements");
+        "mask: expected a contiguous bool CPU tensor of ", weights.numel(), " elements");
   }
   const auto taken = static_cast<double>(step + 1);
   with_type(weights, [&](auto zero) {
@@ -61,9 +51,8 @@ void masked_adam(
         static_cast<T>(lr / (1 - std::pow(beta1, taken))),
         static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, taken))),
         static_cast<T>(eps)};
-    parallel_for(0, weights.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      OES_DISPATCH(masked_adam, a, begin, end);
-    });
+    parallel_for(
+        0, weights.numel(), kGrain, [&](int64_t begin, int64_t end) { OES_DISPATCH(masked_adam, a, begin, end); });
   });
 }
 

@@ -64,8 +64,8 @@ OES_INLINE T relaxed(T x) {
   }
 }
 
-// f(i, m) or f(i, m (1 - m)) for the elements of a tile. `decay` is that of decay_tile where needs_decay; otherwise it is
-// not read. What f reads and writes arrives from memory while the rest is computed, so no loop of its own for that.
+// f(i, m) or f(i, m (1 - m)) for the elements of a tile. `decay` is that of decay_tile where needs_decay; otherwise it
+// is not read. What f reads and writes arrives from memory while the rest is computed, so no loop of its own for that.
 template <Relaxed kWanted, typename T, typename F>
 OES_INLINE void relaxed_tile(
     const uint32_t* __restrict words, const T* __restrict logits, const T* __restrict decay, int64_t count,

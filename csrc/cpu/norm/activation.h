@@ -55,7 +55,8 @@ OES_INLINE auto with_act(Act act, const F& f) {
 
 // The activation of the image that leaves the network.
 template <typename T>
-OES_INLINE void output_pixels(OutputAct act, T shift, T slope, const T* __restrict y, int64_t count, T* __restrict out) {
+OES_INLINE void output_pixels(
+    OutputAct act, T shift, T slope, const T* __restrict y, int64_t count, T* __restrict out) {
   if (act == OutputAct::kSigmoid) {
     for (int64_t j = 0; j < count; ++j) {
       const T x = y[j] + shift;

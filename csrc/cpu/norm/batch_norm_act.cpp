@@ -95,30 +95,27 @@ void map_padded(
     T* out) {
   const PaddedRows<T> a{rows, columns, &border, prologue, y, out};
   const int64_t grain = std::max<int64_t>(1, kGrainPixels / border.wide());
-  parallel_for(0, channels * border.high(), grain, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(map_padded, a, begin, end);
-  });
+  parallel_for(
+      0, channels * border.high(), grain, [&](int64_t begin, int64_t end) { OES_DISPATCH(map_padded, a, begin, end); });
 }
 
 template <typename T>
-void fold_padded(
-    const T* grad_padded, int64_t channels, int64_t rows, int64_t columns, const Border& border, T* grad) {
+void fold_padded(const T* grad_padded, int64_t channels, int64_t rows, int64_t columns, const Border& border, T* grad) {
   const PaddedRows<T> a{rows, columns, &border, {}, grad_padded, grad};
   const int64_t grain = std::max<int64_t>(1, kGrainPixels / border.wide());
-  parallel_for(0, channels * rows, grain, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(fold_padded, a, begin, end);
-  });
+  parallel_for(
+      0, channels * rows, grain, [&](int64_t begin, int64_t end) { OES_DISPATCH(fold_padded, a, begin, end); });
 }
 
-#define OES_INSTANTIATE(T)                                                                                \
-  template void statistics(const Statistics<T>&);                                                         \
-  template void activation_grad(const ActivationGrad<T>&);                                                \
-  template void second_sums(const SecondNormSums<T>&);                                                    \
-  template void output(const Output<T>&);                                                                 \
-  template double output_loss(const OutputLoss<T>&);                                                      \
-  template void map_image(const T*, const Prologue<T>&, int64_t, int64_t, T*);                            \
-  template void grad_image(const PrologueGrad<T>&, int64_t, int64_t, T*);                                 \
-  template void map_padded(const T*, const Prologue<T>&, int64_t, int64_t, int64_t, const Border&, T*);   \
+#define OES_INSTANTIATE(T)                                                                              \
+  template void statistics(const Statistics<T>&);                                                       \
+  template void activation_grad(const ActivationGrad<T>&);                                              \
+  template void second_sums(const SecondNormSums<T>&);                                                  \
+  template void output(const Output<T>&);                                                               \
+  template double output_loss(const OutputLoss<T>&);                                                    \
+  template void map_image(const T*, const Prologue<T>&, int64_t, int64_t, T*);                          \
+  template void grad_image(const PrologueGrad<T>&, int64_t, int64_t, T*);                               \
+  template void map_padded(const T*, const Prologue<T>&, int64_t, int64_t, int64_t, const Border&, T*); \
   template void fold_padded(const T*, int64_t, int64_t, int64_t, const Border&, T*);
 OES_INSTANTIATE(float)
 OES_INSTANTIATE(double)

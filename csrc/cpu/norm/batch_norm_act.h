@@ -97,7 +97,6 @@ void map_padded(
     const T* y, const Prologue<T>& prologue, int64_t channels, int64_t rows, int64_t columns, const Border& border,
     T* out);
 template <typename T>
-void fold_padded(
-    const T* grad_padded, int64_t channels, int64_t rows, int64_t columns, const Border& border, T* grad);
+void fold_padded(const T* grad_padded, int64_t channels, int64_t rows, int64_t columns, const Border& border, T* grad);
 
 } // namespace oes::norm

@@ -23,7 +23,8 @@ OES_TARGET void statistics(const Arguments& a, int64_t begin, int64_t end) {
       moments.finish(count, a.moments + 2 * chunk);
       return;
     }
-    const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c], slope = a.prologue.slope;
+    const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c],
+            slope = a.prologue.slope;
     with_act(a.prologue.act, [&](auto act) OES_LAMBDA {
       Moments<T> moments(activate<act.value>(scale * (y[0] - mean) + shift, slope));
       alignas(64) T strip[kStrip];
@@ -43,7 +44,8 @@ template <typename Arguments>
 OES_TARGET void activation_grad(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
   each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
-    const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c], slope = a.prologue.slope;
+    const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c],
+            slope = a.prologue.slope;
     const T mean2 = a.prologue.mean2[c];
     const T factor = a.second ? a.a[c] : T(1), of_value = a.second ? a.b[c] : T(0), plus = a.second ? a.c[c] : T(0);
     Sums<T> sums;
@@ -72,7 +74,8 @@ template <typename Arguments>
 OES_TARGET void second_sums(const Arguments& a, int64_t begin, int64_t end) {
   using T = std::remove_const_t<std::remove_reference_t<decltype(*a.grad)>>;
   each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
-    const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c], slope = a.prologue.slope;
+    const T mean = a.prologue.mean[c], scale = a.prologue.scale[c], shift = a.prologue.shift[c],
+            slope = a.prologue.slope;
     const T mean2 = a.prologue.mean2[c];
     Sums<T> sums;
     alignas(64) T centred[kStrip];
@@ -124,8 +127,7 @@ OES_TARGET void output_loss(const Arguments& a, int64_t begin, int64_t end) {
     alignas(64) T error[kStrip];
     for (int64_t at = 0; at < count; at += kStrip) {
       const int64_t size = count - at < kStrip ? count - at : kStrip, from = c * a.pixels + first + at;
-      output_loss_pixels(
-          a.act, a.shift[c], a.slope, factor, a.target + from, size, a.y + from, a.out + from, error);
+      output_loss_pixels(a.act, a.shift[c], a.slope, factor, a.target + from, size, a.y + from, a.out + from, error);
       sums.add(error, error, size);
     }
     double both[2];

@@ -57,15 +57,11 @@ struct Prologues {
   T slope;
 
   Prologues(
-      const Shape& s,
-      const std::optional<Tensor>& weight,
-      const std::optional<Tensor>& bias,
-      const std::vector<double>& means,
-      const std::vector<double>& vars,
-      double eps,
-      int64_t activation,
-      double slope_)
-      : ones(s.planes(), T(1)), zeros(s.planes()), act(act_of(activation)),
+      const Shape& s, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+      const std::vector<double>& means, const std::vector<double>& vars, double eps, int64_t activation, double slope_)
+      : ones(s.planes(), T(1)),
+        zeros(s.planes()),
+        act(act_of(activation)),
         slope(activation == kNone ? T(1) : static_cast<T>(slope_)) {
     const std::vector<double> gamma = read<T>("weight", weight, s, 1), beta = read<T>("bias", bias, s, 0);
     for (int64_t c = 0; c < s.channels; ++c) {
@@ -94,10 +90,10 @@ void measure(const Tensor& x, const Shape& s, std::vector<double>& mean, std::ve
   var.assign(s.channels, 0);
   for (int64_t c = 0; c < s.channels; ++c) {
     Merged all;
-    for (int64_t part = 0; part < s.images * chunks; ++part) {
-      const int64_t chunk = part % chunks, plane = part / chunks * s.channels + c;
-      const double* of_part = moments.data() + 2 * (plane * chunks + chunk);
-      all.add(static_cast<double>(std::min(kChunk, s.pixels() - chunk * kChunk)), of_part[0], of_part[1]);
+    for (int64_t at = 0; at < s.images * chunks; ++at) {
+      const int64_t chunk = at % chunks, plane = at / chunks * s.channels + c;
+      const double* of_chunk = moments.data() + 2 * (plane * chunks + chunk);
+      all.add(static_cast<double>(std::min(kChunk, s.pixels() - chunk * kChunk)), of_chunk[0], of_chunk[1]);
     }
     mean[c] = all.mean;
     var[c] = all.squares / all.count;
@@ -114,15 +110,8 @@ Tensor written(const Tensor& like, const std::vector<double>& values) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_act(
-    Tensor x,
-    std::optional<Tensor> weight,
-    std::optional<Tensor> bias,
-    std::optional<Tensor> mean,
-    std::optional<Tensor> var,
-    double eps,
-    int64_t activation,
-    double slope,
-    int64_t pad) {
+    Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias, std::optional<Tensor> mean,
+    std::optional<Tensor> var, double eps, int64_t activation, double slope, int64_t pad) {
   const Shape s = check(x, x);
   Tensor y = torch::stable::new_empty(x, {s.images, s.channels, s.rows + 2 * pad, s.columns + 2 * pad});
   return with_type(x, [&](auto zero) {
@@ -146,19 +135,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(
-    Tensor grad,
-    Tensor x,
-    std::optional<Tensor> weight,
-    std::optional<Tensor> bias,
-    Tensor mean,
-    Tensor var,
-    double eps,
-    int64_t activation,
-    double slope,
-    int64_t pad,
-    bool of_batch,
-    bool needs_x,
-    bool needs_weight,
+    Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias, Tensor mean, Tensor var,
+    double eps, int64_t activation, double slope, int64_t pad, bool of_batch, bool needs_x, bool needs_weight,
     bool needs_bias) {
   const Shape s = check(x, x);
   const Shape padded = check(grad, grad);

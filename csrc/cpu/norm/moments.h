@@ -64,14 +64,14 @@ struct Moments {
   }
 };
 
-// Mean and sum of squares about it of parts that have their own (Chan, Golub and LeVeque 1983).
+// Mean and sum of squares about it of chunks that have their own (Chan, Golub and LeVeque 1983).
 struct Merged {
   double count = 0, mean = 0, squares = 0;
 
-  void add(double n, double part_mean, double part_squares) {
-    const double total = count + n, delta = part_mean - mean;
+  void add(double n, double chunk_mean, double chunk_squares) {
+    const double total = count + n, delta = chunk_mean - mean;
     mean += delta * n / total;
-    squares += part_squares + delta * delta * count * n / total;
+    squares += chunk_squares + delta * delta * count * n / total;
     count = total;
   }
 };

@@ -17,8 +17,8 @@ struct Prologue {
 
 constexpr int64_t kMostHeadOutputs = 4; // with more, reading the gradient costs less than computing it
 
-// Gradient of a convolution's result y: a * grad + b * (y - mean) + c, channel by channel, from the gradient of the normalised
-// result: what a batch norm's derivative comes to once its two sums are known.
+// Gradient of a convolution's result y: a * grad + b * (y - mean) + c, channel by channel, from the gradient of the
+// normalised result: what a batch norm's derivative comes to once its two sums are known.
 template <typename T>
 struct PrologueGrad {
   const T *grad, *y, *mean, *a, *b, *c;
@@ -32,7 +32,8 @@ struct PrologueGrad {
 template <typename T>
 OES_INLINE void prologue_row(
     const T* __restrict from, const Prologue<T>& prologue, int64_t channel, int64_t count, T* __restrict to) {
-  const T mean = prologue.mean[channel], scale = prologue.scale[channel], shift = prologue.shift[channel], slope = prologue.slope;
+  const T mean = prologue.mean[channel], scale = prologue.scale[channel], shift = prologue.shift[channel],
+          slope = prologue.slope;
   const T mean2 = prologue.mean2[channel], scale2 = prologue.scale2[channel], shift2 = prologue.shift2[channel];
   with_act(prologue.act, [&](auto act) OES_LAMBDA {
     for (int64_t j = 0; j < count; ++j) {
@@ -42,7 +43,8 @@ OES_INLINE void prologue_row(
 }
 
 template <typename T>
-OES_INLINE void prologue_grad_row(const PrologueGrad<T>& g, int64_t channel, int64_t at, int64_t count, T* __restrict to) {
+OES_INLINE void prologue_grad_row(
+    const PrologueGrad<T>& g, int64_t channel, int64_t at, int64_t count, T* __restrict to) {
   const T* __restrict y = g.y + at;
   const T mean = g.mean[channel], a = g.a[channel], b = g.b[channel], c = g.c[channel];
   if (g.outputs == 0) {
@@ -59,7 +61,7 @@ OES_INLINE void prologue_grad_row(const PrologueGrad<T>& g, int64_t channel, int
     grads[o] = g.grad + (o < last ? o : last) * g.pixels + pixel;
     w[o] = g.weights[channel * kMostHeadOutputs + o];
   }
-  const T *__restrict g0 = grads[0], *__restrict g1 = grads[1], *__restrict g2 = grads[2], *__restrict g3 = grads[3];
+  const T* __restrict g0 = grads[0], * __restrict g1 = grads[1], * __restrict g2 = grads[2], * __restrict g3 = grads[3];
   const T scale = g.prologue.scale[channel], shift = g.prologue.shift[channel], slope = g.prologue.slope;
   with_act(g.prologue.act, [&](auto act) OES_LAMBDA {
     for (int64_t j = 0; j < count; ++j) {

@@ -7,14 +7,8 @@ namespace oes::norm {
 namespace {
 
 void running_stats(
-    Tensor running_mean,
-    Tensor running_var,
-    Tensor mean,
-    Tensor var,
-    std::optional<Tensor> channels,
-    std::optional<Tensor> offset,
-    double momentum,
-    double correction) {
+    Tensor running_mean, Tensor running_var, Tensor mean, Tensor var, std::optional<Tensor> channels,
+    std::optional<Tensor> offset, double momentum, double correction) {
   check_vector("running_mean", running_mean, running_mean);
   check_vector("running_var", running_var, running_mean);
   check_vector("mean", mean, mean);
@@ -24,9 +18,7 @@ void running_stats(
     STD_TORCH_CHECK(
         channels->is_cpu() && channels->scalar_type() == ScalarType::Long && channels->is_contiguous() &&
             channels->numel() == mean.numel(),
-        "channels: expected a contiguous int64 CPU tensor of ",
-        mean.numel(),
-        " elements");
+        "channels: expected a contiguous int64 CPU tensor of ", mean.numel(), " elements");
   } else {
     STD_TORCH_CHECK(mean.numel() == running_mean.numel(), "mean: expected ", running_mean.numel(), " elements");
   }

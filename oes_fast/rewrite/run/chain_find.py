@@ -2,7 +2,7 @@
 
 A chain is a part of the graph without branches: convolutions with batch norm and activation behind them.
 Inside it nothing but the convolutions' own results is kept: each convolution normalises and activates what it
-reads, forward and backward (csrc/cpu/chain.h). What does not fit ends the chain and runs stage by stage.
+reads, forward and backward (csrc/cpu/chain/). What does not fit ends the chain and runs stage by stage.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class NativeChain:
 
     def laid_out(self, planes: Tensor) -> Tensor:
         """A constant source [C * phases, H', W'] as the first convolution takes it."""
-        if self.kernels.by_rows:  # [H', C * phases, W']: a strip of rows is one piece of memory
+        if self.kernels.source_row_major:  # [H', C * phases, W']: a strip of rows is one piece of memory
             return planes.transpose(0, 1).contiguous()
         # What is read behind the last plane is not used, but has to be there.
         buffer = planes.new_zeros(planes.numel() + _extension().SLACK)
@@ -211,10 +211,10 @@ class NativeChain:
         spec.copies = norm.copies
         spec.tracks = norm.tracks
         spec.momentum = 0.0 if norm.momentum is None else norm.momentum
-        spec.places = varying.tolist()
+        spec.stats_index = varying.tolist()
         order = {channel: number for number, channel in enumerate(incoming.tolist())}
         spec.tracked = [order.get(channel, -1) for channel in alive.tracked.tolist()]
-        spec.tracked_places = (alive.tracked + norm.first).tolist()
+        spec.tracked_stats_index = (alive.tracked + norm.first).tolist()
         if norm.act is not None:
             spec.act, spec.slope = _activation(norm.act)
         if len(alive.constant):

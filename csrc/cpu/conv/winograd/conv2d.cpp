@@ -16,7 +16,7 @@ constexpr int64_t kTilesOfGroup = 4; // that share the pixels of a frequency in 
 constexpr int64_t kTasks = 4; // at least, where the planes can be cut into groups for it
 constexpr int64_t kGrain = 1 << 13; // weights that one thread transforms at least
 constexpr int64_t kWeights = isa_default::kWeights;
-constexpr int64_t kMostRows = 8; // of a block
+constexpr int64_t kMostRows = 8; // outputs of a tile
 
 // Tiles of a strip.
 template <typename T>
@@ -28,7 +28,7 @@ int64_t strip() {
 constexpr double kPixelsOfWeight = 25;
 constexpr double kOfSource = 12, kOfResult = 7; // products for each pixel that is transformed
 
-// Side of the tile, see fastest_tile. Times in products of a block.
+// Side of the tile, see fastest_tile. Times in products of a tile.
 template <typename T>
 int best_tile(const Shape& s) {
   const auto planes = static_cast<double>(s.backward ? s.inputs : s.outputs);
@@ -108,12 +108,14 @@ void Conv2d<T>::set_tile(const T* weights, T scale, int64_t from, int64_t to, in
       for (int64_t of_class = 0; of_class < sum_.source_classes; ++of_class) {
         const int64_t* kernel_taps = transforms_.kernel_taps.data() + (k + of_class) * window * window;
         OES_DISPATCH(
-            transform_weights, natural, kernel_taps, transforms_.to_points.data(), scale, sum_.tile, sum_.points, rows, result);
+            transform_weights, natural, kernel_taps, transforms_.to_points.data(), scale, sum_.tile, sum_.points, rows,
+            result);
         for (int64_t f = 0; f < all; ++f) {
-          const int64_t slot = transforms_.slots[f * sum_.source_classes + of_class], sources = taps[f + 1] - taps[f];
-          if (slot >= 0 && sources > 0) {
+          const int64_t order = transforms_.class_order[f * sum_.source_classes + of_class],
+                        sources = taps[f + 1] - taps[f];
+          if (order >= 0 && sources > 0) {
             T* to_tile = of_group + (taps[f] - taps[0]) * (to - from) + (p - from) * sources;
-            std::copy_n(result + f * size, some * rows, to_tile + (slot * sum_.source_planes + q) * rows);
+            std::copy_n(result + f * size, some * rows, to_tile + (order * sum_.source_planes + q) * rows);
           }
         }
       }
@@ -131,9 +133,8 @@ void Conv2d<T>::run(const T* source, T* out) const {
 
 template <typename T>
 void run(const TapSum<T>& a) {
-  parallel_for(0, a.strips * a.tasks_of_strip, 1, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(sum, a, begin, end);
-  });
+  parallel_for(
+      0, a.strips * a.tasks_of_strip, 1, [&](int64_t begin, int64_t end) { OES_DISPATCH(sum, a, begin, end); });
 }
 
 template void run(const TapSum<float>&);

@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/core/workspace.h"
 #include "cpu/conv/winograd/tiles.h"
+#include "cpu/core/workspace.h"
 
 namespace oes::conv::winograd {
 
@@ -42,8 +42,8 @@ class Conv2d {
     return sum_.weights != nullptr;
   }
 
-  // weights [outputs, inputs, kernel, kernel], times scale. They are kept by classes of the result, in each by groups of
-  // planes, in those by frequency, in those by blocks (see output_tiles.h).
+  // weights [outputs, inputs, kernel, kernel], times scale. They are kept by classes of the result, in each by groups
+  // of planes, in those by frequency, in those by tiles (see output_tiles.h).
   void set(const T* weights, T scale);
 
   void run(const T* source, T* out) const;

@@ -1,7 +1,9 @@
-// The inner loops of winograd_conv2d, included once per capability: see fma_tiles_isa.h.
+// The inner loops of conv2d, included once for each instruction set: see fma_tiles_isa.h.
 
 #include "cpu/core/fma_tiles_isa.h"
 #include "cpu/core/output_tiles_isa.h"
+
+// Behind the tiles of core.
 #include "cpu/conv/winograd/tiles_isa.h"
 
 // Tiles of a strip.
@@ -99,8 +101,8 @@ OES_TARGET void sum_of(const TapSum<T>& a, int64_t begin, int64_t end) {
   constexpr int64_t lanes = kLanes<T>, strip = kStrip<T>, all = kPoints * kPoints;
   const int64_t total = (a.rows + kTile - 1) / kTile * ((a.columns + kTile - 1) / kTile);
   const int64_t groups = (a.planes + kGroup - 1) / kGroup;
-  T* pixels = workspace<T>(
-      a.pixel_first[all] * strip + all * (kLine + kGroup * strip + strip + lanes) + kTile * kTile * strip);
+  T* pixels =
+      workspace<T>(a.pixel_first[all] * strip + all * (kLine + kGroup * strip + strip + lanes) + kTile * kTile * strip);
   T* products = pixels + a.pixel_first[all] * strip + all * kLine; // [points, points, planes of a group, strip]
   T* columns = products + all * kGroup * strip;
   T* buffer = columns + all * (strip + lanes);
@@ -111,7 +113,8 @@ OES_TARGET void sum_of(const TapSum<T>& a, int64_t begin, int64_t end) {
     const int64_t vectors = (tiles + lanes - 1) / lanes;
     const int64_t count = find_spans(a, at, until, spans);
     transform_planes<kTile, kPoints, kTileVectors>(a, spans, count, tiles, columns, pixels);
-    const int64_t first = task_of_strip * a.classes * groups / a.tasks_of_strip, last = (task_of_strip + 1) * a.classes * groups / a.tasks_of_strip;
+    const int64_t first = task_of_strip * a.classes * groups / a.tasks_of_strip,
+                  last = (task_of_strip + 1) * a.classes * groups / a.tasks_of_strip;
     for (int64_t group = first; group < last; ++group) {
       const int64_t k = group / groups, from = group % groups * kGroup;
       const int64_t to = from + kGroup < a.planes ? from + kGroup : a.planes;

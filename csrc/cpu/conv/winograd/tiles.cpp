@@ -52,7 +52,7 @@ void Transforms<T>::bind(const Shape& s, int tile) {
   bind_frequencies(s);
   tiles.taps = taps.data();
   tiles.pixel_first = pixel_first.data();
-  tiles.slots = slots.data();
+  tiles.class_order = class_order.data();
 }
 
 // Which classes have which frequencies: a class whose rows lack the window's last tap (its first, backward) has
@@ -69,14 +69,14 @@ void Transforms<T>::bind_frequencies(const Shape& s) {
   };
   taps = {0};
   pixel_first = {0};
-  slots.clear();
+  class_order.clear();
   for (int64_t k = 0; k < tiles.classes; ++k) {
     for (int64_t f = 0; f < points * points; ++f) {
       int64_t count = 0;
       for (int64_t of_source = 0; of_source < tiles.source_classes; ++of_source) {
         const bool used = has(s.backward ? k : of_source, f);
         if (k == 0) {
-          slots.push_back(s.backward ? 0 : used ? count : -1);
+          class_order.push_back(s.backward ? 0 : used ? count : -1);
         }
         count += used ? 1 : 0;
       }

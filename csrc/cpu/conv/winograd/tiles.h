@@ -17,7 +17,7 @@ constexpr double kPoints4[] = {0, 1, -1};
 constexpr double kPoints6[] = {0, 0.75, -0.75, 1.5, -1.5};
 
 constexpr int64_t kSlack = 64; // elements that may be read, and are not used, behind the last plane of an image
-constexpr int64_t kMostKernelTaps = 36; // of a kernel; also stands for a place that it does not have
+constexpr int64_t kMostKernelTaps = 36; // of a kernel; also stands for a tap that it does not have
 
 struct Shape {
   bool backward; // from the gradient of the result to that of the planes
@@ -72,8 +72,8 @@ struct Tiles {
   int tile, points;
   // Planes of the source behind one another: the sums of class k of the result at frequency f take those from taps[g]
   // to taps[g + 1], g = k * points * points + f. Transformed pixels lie from pixel_first[f] on, those of a class of the
-  // source slots[f][class] * source_planes further on (-1: it does not have the frequency).
-  const int64_t *taps, *pixel_first, *slots;
+  // source class_order[f][class] * source_planes further on (-1: it does not have the frequency).
+  const int64_t *taps, *pixel_first, *class_order;
 };
 
 // The tables of a shape.
@@ -82,8 +82,8 @@ struct Transforms {
   void bind(const Shape& shape, int tile);
 
   Tiles<T> tiles{};
-  std::vector<int64_t> kernel_taps; // [classes, window, window]: place in the kernel
-  std::vector<int64_t> taps, pixel_first, slots;
+  std::vector<int64_t> kernel_taps; // [classes, window, window]: tap of the kernel
+  std::vector<int64_t> taps, pixel_first, class_order;
   std::vector<T> to_points; // [points, window], of the weights
 
  private:

@@ -1,14 +1,15 @@
-// The tiles of tiles.h and their transformed pixels. Included once per capability, behind fma_tiles_isa.h.
+// The tiles of tiles.h and their transformed pixels. Included once for each instruction set, behind fma_tiles_isa.h.
 
 constexpr int64_t kLine = 16; // elements between frequencies: rows of pixels would else fall on the same lines
 
 // The even and the odd ones.
 template <typename T>
-OES_ISA_INLINE void deinterleave(typename Vector<T>::Type x, typename Vector<T>::Type y, typename Vector<T>::Type* parts) {
+OES_ISA_INLINE void deinterleave(
+    typename Vector<T>::Type x, typename Vector<T>::Type y, typename Vector<T>::Type* both) {
   alignas(64) T even[kLanes<T>], odd[kLanes<T>];
   Vector<T>::deinterleave(x, y, even, odd);
-  parts[0] = Vector<T>::load(even);
-  parts[1] = Vector<T>::load(odd);
+  both[0] = Vector<T>::load(even);
+  both[1] = Vector<T>::load(odd);
 }
 
 // columns[q][lane] = from[lane * kTile + q].
@@ -131,8 +132,8 @@ OES_ISA_INLINE void transform_planes(
       T* to[kPoints];
 #pragma GCC unroll 16
       for (int c = 0; c < kPoints; ++c) {
-        const int64_t f = r * kPoints + c, slot = a.slots[f * a.source_classes + of_class];
-        to[c] = slot < 0 ? nullptr : pixels + (a.pixel_first[f] + slot * a.source_planes + index) * strip + f * kLine;
+        const int64_t f = r * kPoints + c, order = a.class_order[f * a.source_classes + of_class];
+        to[c] = order < 0 ? nullptr : pixels + (a.pixel_first[f] + order * a.source_planes + index) * strip + f * kLine;
       }
       for (int64_t v = 0; v < tiles; v += lanes) {
         typename V::Type x[kPoints];

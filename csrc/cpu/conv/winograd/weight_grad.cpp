@@ -1,7 +1,7 @@
 #include "cpu/conv/winograd/weight_grad.h"
 
-#include "cpu/core/workspace.h"
 #include "cpu/core/parallel.h"
+#include "cpu/core/workspace.h"
 
 namespace oes::conv::winograd {
 namespace {
@@ -27,7 +27,7 @@ int64_t strip() {
 }
 
 // What the choice between the two forms goes by, measured with AVX2.
-constexpr double kPixelsOfWeight = 25; // that the direct sum takes as long for as to add up a weight's parts
+constexpr double kPixelsOfWeight = 25; // that the direct sum takes as long for as to add up a weight's sums
 constexpr double kOfSource = 12, kOfResult = 8; // products for each pixel or gradient that is transformed
 constexpr double kOfSum = 18; // and for each sum
 
@@ -45,7 +45,7 @@ struct Tasks {
   }
 };
 
-// Side of the tile, see fastest_tile. Times in products of a block.
+// Side of the tile, see fastest_tile. Times in products of a tile.
 template <typename T>
 int best_tile(const Shape& s) {
   const auto pixels = static_cast<double>((s.rows - 1) * s.pitch + s.columns);
@@ -76,8 +76,19 @@ void WeightGrad<T>::bind(const Shape& s, int64_t grad_plane, int64_t grad_pitch)
   Shape of_group = s;
   of_group.inputs = tasks.inputs;
   transforms_.bind(of_group, tile);
-  grad_ = {transforms_.tiles, nullptr, nullptr, grad_plane, grad_pitch, transforms_.kernel_taps.data(), transforms_.to_points.data(),
-          s.inputs, s.kernel * s.kernel, tasks.strips, tasks.chunks, tasks.groups};
+  grad_ = {
+      transforms_.tiles,
+      nullptr,
+      nullptr,
+      grad_plane,
+      grad_pitch,
+      transforms_.kernel_taps.data(),
+      transforms_.to_points.data(),
+      s.inputs,
+      s.kernel * s.kernel,
+      tasks.strips,
+      tasks.chunks,
+      tasks.groups};
 }
 
 template <typename T>
@@ -91,9 +102,8 @@ void WeightGrad<T>::run(const T* source, const T* grad, T* sums) const {
   a.source = source;
   a.grad = grad;
   a.partial = sums;
-  parallel_for(0, a.chunks * a.groups, 1, [&](int64_t begin, int64_t end) {
-    OES_DISPATCH(weight_grad, a, begin, end);
-  });
+  parallel_for(
+      0, a.chunks * a.groups, 1, [&](int64_t begin, int64_t end) { OES_DISPATCH(weight_grad, a, begin, end); });
 }
 
 template <typename T>

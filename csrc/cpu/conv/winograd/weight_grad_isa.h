@@ -1,9 +1,12 @@
-// The inner loops of winograd_grad, included once per capability: see fma_tiles_isa.h.
+// The inner loops of weight_grad, included once for each instruction set: see fma_tiles_isa.h.
 //
-// Pixels at a frequency lie plane by plane, gradients tile by tile with the outputs side by side, in output_groups of some
-// vectors of them: a product takes vectors of gradients times single pixels, its sums stay in registers over a strip.
+// Pixels at a frequency lie plane by plane, gradients tile by tile with the outputs side by side, in output_groups of
+// some vectors of them: a product takes vectors of gradients times single pixels, its sums stay in registers over a
+// strip.
 
 #include "cpu/core/fma_tiles_isa.h"
+
+// Behind the tiles of core.
 #include "cpu/conv/winograd/tiles_isa.h"
 
 constexpr int kStripVectors = 4; // of tiles
@@ -70,8 +73,8 @@ OES_ISA_INLINE void powers(const typename Vector<T>::Type (&y)[kTile], typename 
 // tiles, pixel by pixel.
 template <int kTile, int kPoints, typename T>
 OES_ISA_INLINE void transform_grads(
-    const FrequencyGrad<T>& a, const TileSpan* spans, int64_t count, int64_t tiles, int64_t o, T* natural, T* to, int64_t next,
-    int64_t width) {
+    const FrequencyGrad<T>& a, const TileSpan* spans, int64_t count, int64_t tiles, int64_t o, T* natural, T* to,
+    int64_t next, int64_t width) {
   using V = Vector<T>;
   constexpr int64_t lanes = kLanes<T>, wide = kTile * kStrip<T> + lanes;
   const T* planes[lanes];
@@ -168,8 +171,7 @@ OES_ISA_INLINE void products(const T* pixels, const T* grads, int64_t tiles, boo
 
 // All planes at a frequency.
 template <int kVectors, typename T>
-OES_ISA_INLINE void group_products(
-    const T* pixels, const T* grads, int64_t planes, int64_t tiles, bool add, T* sums) {
+OES_ISA_INLINE void group_products(const T* pixels, const T* grads, int64_t planes, int64_t tiles, bool add, T* sums) {
   constexpr int64_t width = kVectors * kLanes<T>;
   int64_t q = 0;
   for (; q + kTileInputs <= planes; q += kTileInputs) {
@@ -197,8 +199,8 @@ OES_ISA_INLINE void store_grads(
   const T* from[all];
   for (int64_t k = 0; k < a.source_classes; ++k) {
     for (int64_t f = 0; f < all; ++f) {
-      const int64_t slot = a.slots[f * a.source_classes + k];
-      from[f] = slot < 0 ? nullptr : sums + (a.taps[f] + slot * a.source_planes) * width + f * kLine;
+      const int64_t order = a.class_order[f * a.source_classes + k];
+      from[f] = order < 0 ? nullptr : sums + (a.taps[f] + order * a.source_planes) * width + f * kLine;
     }
     const int64_t* kernel_taps = a.kernel_taps + k * kWindow * kWindow;
     for (int64_t at = begin * width; at < end * width; at += lanes) {
@@ -224,8 +226,8 @@ OES_ISA_INLINE void store_grads(
       T* to_kernel = to + at % width / lanes * next + (at / width - begin) * a.kernel_size * lanes;
       for (int u = 0; u < kWindow; ++u) {
         for (int v = 0; v < kWindow; ++v) {
-          const int64_t place = kernel_taps[u * kWindow + v];
-          if (place == kMostKernelTaps) {
+          const int64_t tap = kernel_taps[u * kWindow + v];
+          if (tap == kMostKernelTaps) {
             continue;
           }
           typename V::Type sum = V::all(a.to_points[v]) * of_columns[u][0];
@@ -233,7 +235,7 @@ OES_ISA_INLINE void store_grads(
           for (int c = 1; c < kPoints; ++c) {
             sum = V::fma(V::all(a.to_points[c * kWindow + v]), of_columns[u][c], sum);
           }
-          V::store(to_kernel + place * lanes, sum);
+          V::store(to_kernel + tap * lanes, sum);
         }
       }
     }
@@ -245,8 +247,10 @@ OES_TARGET void weight_grad_of(const FrequencyGrad<T>& all_grad, int64_t begin, 
   constexpr int64_t lanes = kLanes<T>, strip = kStrip<T>, all = kPoints * kPoints;
   constexpr int64_t grads_next = strip * kGroupOutputs<T> + kLine; // from one frequency of a group to the next
   const int64_t total = (all_grad.rows + kTile - 1) / kTile * ((all_grad.columns + kTile - 1) / kTile);
-  const int64_t vectors = (all_grad.planes + lanes - 1) / lanes, output_groups = (vectors + kGroupVectors - 1) / kGroupVectors;
-  const int64_t frequency_planes = all_grad.pixel_first[all], group_sums = frequency_planes * kGroupOutputs<T> + all * kLine;
+  const int64_t vectors = (all_grad.planes + lanes - 1) / lanes,
+                output_groups = (vectors + kGroupVectors - 1) / kGroupVectors;
+  const int64_t frequency_planes = all_grad.pixel_first[all],
+                group_sums = frequency_planes * kGroupOutputs<T> + all * kLine;
   const int64_t of_vector = all_grad.inputs * all_grad.kernel_size * lanes;
   T* pixels = workspace<T>(
       frequency_planes * strip + all * kLine + output_groups * (all * grads_next + group_sums) + all * (strip + lanes) +
