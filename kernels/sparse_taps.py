@@ -20,7 +20,7 @@ TAP_SUM_CONFIGS = (
     Config(block=128, inner=32, warps=4),
     Config(block=256, inner=8, warps=4),
     Config(block=256, inner=16, warps=4),
-    Config(block=512, inner=16, warps=8),
+    Config(block=512, inner=8, warps=4),
     Config(block=1024, inner=8, warps=8),
     Config(block=64, inner=64, warps=4),
     Config(block=64, inner=128, warps=8),
