@@ -137,7 +137,8 @@ def gain() -> str:
             faster[case] += ours.values()
         if all(faster.values()):
             cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
-            rows.append([machine(result), *cells, result["date"]])
+            settings = sorted({name for _, row in cases_of(result) for name in row["precision"].values()})
+            rows.append([f"{machine(result)}, {' and '.join(settings)}", *cells, result["date"]])
     return table(["hardware", "training step", "search step", "measured"], rows)
 
 
@@ -322,6 +323,19 @@ def gpu() -> str:
     )
 
 
+def gpu_kernels() -> str:
+    """The float32 step before and after the kernels met a device for the first time."""
+    name = "kernels-h100-2026-11-26"
+    result = load(name)
+    lines = []
+    for which in ("training", "search"):
+        before = result["steps before"][which][0]["ms"]
+        after = {key: value / 1e3 for key, value in result["kernels after"][which]["step us"].items()}
+        lines.append([which, ms(before["published"]), two(before["triton"], 2), two(after, 2)])
+    header = ["step, float32", "ms, published", "ms, kernels before", "ms, kernels after"]
+    return f"{caption(name, result, command=False)}\n{table(header, lines)}"
+
+
 def gpu_of(name: str) -> str:
     """One measurement of ``make gpu``: steps and memory, as far as its parts have finished."""
     result = load(name)
@@ -360,6 +374,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mask study": mask_study,
     "agreement": agreement,
     "gpu": gpu,
+    "gpu kernels": gpu_kernels,
 }
 
 
