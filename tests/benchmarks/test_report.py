@@ -66,7 +66,7 @@ def test_a_measurement_of_a_gpu_becomes_tables(tmp_path, monkeypatch):
         "command": "python -m benchmarks.gpu",
         "environment": {"gpu": "GPU X", "torch": "2.13.0"},
         "parts": {
-            "steps": {"ok": True, "result": steps},
+            "steps float32": {"ok": True, "result": steps},
             "memory": {"ok": True, "result": memory},
             "tests": {"ok": False, "error": "exit code 1"},
             "steps compiled": {"ok": True, "result": row(compiled=12, triton=4)},
