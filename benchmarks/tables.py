@@ -137,8 +137,8 @@ def gain() -> str:
             faster[case] += ours.values()
         if all(faster.values()):
             cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
-            settings = sorted({name for _, row in cases_of(result) for name in row["precision"].values()})
-            rows.append([f"{machine(result)}, {' and '.join(settings)}", *cells, result["date"]])
+            tf32 = all("tf32" in row.get("precision", {}).values() for _, row in cases_of(result))
+            rows.append([machine(result) + (", TF32" if tf32 else ""), *cells, result["date"]])
     return table(["hardware", "training step", "search step", "measured"], rows)
 
 
