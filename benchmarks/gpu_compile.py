@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 REPO = Path(__file__).resolve().parents[1]
-MOST_WORKERS = 8
+MOST_WORKERS = 16
 TUNED = (
     "batch_norm_act", "masked_conv2d", "output_head", "sparse_conv2d", "sparse_taps", "sparse_up_conv2d",
 )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 import oes_fast
 from benchmarks.bench_sparse_conv2d import LAYERS
 from benchmarks.report import NUMEL
+from benchmarks.timer import device_time
 from oes_fast.functional import (
     SparsePattern,
     batch_norm_act,
@@ -207,13 +208,10 @@ def other_cases(device: str, backend: str, scale: int) -> Iterator[Case]:
     )
 
 
-def kernel_rows(
-    measure: Callable[..., dict[str, float]], device: str = "cuda", backend: str = "triton", scale: int = 1
-) -> list[dict[str, Any]]:
+def kernel_rows(device: str = "cuda", backend: str = "triton", scale: int = 1) -> list[dict[str, Any]]:
     """Every case: milliseconds of both, how many times faster, GB/s and GMAC/s; a failed one has its error.
 
     Args:
-        measure: see benchmarks.gpu_parts.measure.
         device: where.
         backend: whose kernels.
         scale: by how much to shrink the images, to try the plumbing.
@@ -229,9 +227,9 @@ def kernel_rows(
                 if backend == "triton":
                     with _library.measuring():
                         case.ours()
-                row["ms"] = measure(case.ours, device=device)
+                row["ms"] = device_time(case.ours, device=device)
                 with oes_fast.precision(case.torch_precision):
-                    row["torch ms"] = measure(case.theirs, device=device)
+                    row["torch ms"] = device_time(case.theirs, device=device)
                 row["times faster"] = row["torch ms"]["min"] / row["ms"]["min"]
                 if case.moved:
                     row["GB/s"] = case.moved / row["ms"]["min"] / 1e6

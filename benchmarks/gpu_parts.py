@@ -12,7 +12,6 @@ import multiprocessing
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,44 +22,10 @@ import oes_fast as oes
 from benchmarks.gpu_kernels import kernel_rows
 from benchmarks.published import PublishedTraining
 from benchmarks.steps import search_steps, training_steps
-from benchmarks.timer import compared
+from benchmarks.timer import compared, device_time
 from oes_fast.precision import PRECISIONS
 
 SIZE = 512
-
-
-def measure(call: Callable[[], object], *, device: str, calls: int = 10, rounds: int = 7) -> dict[str, float]:
-    """Minimum and median of one call in milliseconds, on a GPU as part of a recorded row of calls."""
-
-    def row() -> None:
-        for _ in range(calls):
-            call()
-
-    if device == "cpu":
-        call()
-        times = []
-        for _ in range(rounds):
-            begin = time.perf_counter()
-            row()
-            times.append((time.perf_counter() - begin) / calls * 1e3)
-        return {"min": min(times), "median": statistics.median(times)}
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        row()
-    times = []
-    for _ in range(rounds):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        graph.replay()
-        last.record()
-        last.synchronize()
-        times.append(first.elapsed_time(last) / calls)
-    return {"min": min(times), "median": statistics.median(times)}
 
 
 def ceilings(
@@ -69,11 +34,11 @@ def ceilings(
     """What the device does at best: GB/s of a copy, multiply-adds a second of matrix products in G."""
     source = torch.ones(elements, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source), device=device, calls=3)
+    copy = device_time(lambda: target.copy_(source), device=device, calls=3)
     found = {"copy GB/s": 8 * elements / copy["min"] / 1e6}
     cached = torch.ones(small, device=device)
     into = torch.empty_like(cached)
-    in_cache = measure(lambda: into.copy_(cached), device=device)
+    in_cache = device_time(lambda: into.copy_(cached), device=device)
     found["cached copy GB/s"] = 8 * small / in_cache["min"] / 1e6
     for name, dtype in (
         ("float32", torch.float32),
@@ -82,7 +47,7 @@ def ceilings(
     ):
         with oes.precision("tf32" if name == "tf32" else "float32"):
             a = torch.ones(side, side, dtype=dtype, device=device)
-            took = measure(lambda a=a: a @ a, device=device, calls=2, rounds=3)  # type: ignore[misc]
+            took = device_time(lambda a=a: a @ a, device=device, calls=2, rounds=3)  # type: ignore[misc]
         found[f"{name} GMAC/s"] = side**3 / took["min"] / 1e6
     return found
 
@@ -118,23 +83,22 @@ def steps(
     mask: str | None = None,
     device: str = "cuda",
     *,
+    precision: str = "float32",
     size: int = SIZE,
     rounds: int = 20,
     fast: str = "triton",
     channels: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """Whole steps against the published way, in turn: both in float32, and both in TF32, as it once ran."""
+    """Whole steps against the published way, in turn, both in one precision; as published it ran in TF32."""
     net, kept, z, noisy = problem(mask, size, device, channels)
-    rows: dict[str, Any] = {"training": [], "search": []}
-    for setting in PRECISIONS:
-        with oes.precision(setting):  # what is recorded and tuned as well
-            cases = {
-                "training": training_steps(net, kept, z, noisy, ["torch", fast]),
-                "search": search_steps(net, z, noisy, ["torch", fast]),
-            }
-            for case, made in cases.items():
-                found = compared(made, "published", rounds=rounds, warmup=min(3, rounds), precision=setting)
-                rows[case].append({"size": size, **found})
+    rows: dict[str, Any] = {}
+    with oes.precision(precision):  # what is recorded and tuned as well
+        for case, made in {
+            "training": training_steps(net, kept, z, noisy, ["torch", fast]),
+            "search": search_steps(net, z, noisy, ["torch", fast]),
+        }.items():
+            found = compared(made, "published", rounds=rounds, warmup=min(3, rounds), precision=precision)
+            rows[case] = [{"size": size, **found}]
     return rows
 
 
@@ -270,12 +234,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=["ceilings", "kernels", "steps", "memory", "compiled", "training"])
     parser.add_argument("--mask")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the steps")
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True  # the baselines at their best
     parts: dict[str, Callable[[], Any]] = {
         "ceilings": ceilings,
-        "kernels": lambda: {"ceilings": ceilings(), "rows": kernel_rows(measure)},
-        "steps": lambda: steps(options.mask),
+        "kernels": lambda: {"ceilings": ceilings(), "rows": kernel_rows()},
+        "steps": lambda: steps(options.mask, precision=options.precision),
         "memory": lambda: memory(options.mask),
         "compiled": lambda: compiled(options.mask),
         "training": lambda: training(options.mask),

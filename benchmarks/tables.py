@@ -16,13 +16,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from oes_fast.precision import PRECISIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Result = dict[str, Any]
 
-NAMES = {"published": "published code", "sparseprop": "SparseProp", "auto": "oes_fast", "torch": "torch"}
+NAMES = {
+    "published": "published code",
+    "compiled": "published code, torch.compile",
+    "sparseprop": "SparseProp",
+    "torch": "torch",
+    "auto": "oes_fast",
+    "triton": "oes_fast",
+}
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
 MEMORY_BOUND = {  # name in the result: what the page calls it
     "gumbel_mask[{}-{}]": "`gumbel_mask`, 3,008,867 weights",
@@ -56,12 +65,16 @@ def load(name: str) -> Result:
     return result
 
 
+def machine(result: Result) -> str:
+    """What it was measured on."""
+    where = result["environment"]
+    return where["gpu"] or f"{where['cpu']}, {where['cpu_capability']}, {where['cores']} cores"
+
+
 def caption(name: str, result: Result, *, command: bool = True) -> str:
     """When, where and with what it was measured, and how to measure it again."""
-    where = result["environment"]
-    machine = where["gpu"] or f"{where['cpu']}, {where['cpu_capability']}, {where['cores']} cores"
     link = f"[{name}.json](../benchmarks/results/{name}.json)"
-    said = f"{result['date']} · {machine} · PyTorch {where['torch']} · {link}\n"
+    said = f"{result['date']} · {machine(result)} · PyTorch {result['environment']['torch']} · {link}\n"
     return f"{said}\n    {result['command']}\n" if command else said
 
 
@@ -114,25 +127,29 @@ def sparseprop() -> str:
 
 
 def gain() -> str:
-    """The short table of README.md."""
+    """The short table of README.md: how much faster, over all cases, by minimum and by median."""
     rows = []
-    for name in measured("steps-cpu-*"):
+    for name in (*measured("gpu-*"), *measured("steps-cpu-*")):
         result = load(name)
-        where = result["environment"]
         faster: dict[str, list[float]] = {"training": [], "search": []}
-        for row in result["steps"]:
-            kind = row["case"].split(",")[0]
-            if row["case"] != "search, mask alone":
-                faster[kind] += row["times faster"]["auto"].values()
-        cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
-        rows.append(
-            [
-                f"{where['cpu']}, {where['cpu_capability']}, {where['cores']} cores",
-                *cells,
-                result["date"],
-            ]
-        )
-    return table(["CPU", "training step", "search step", "measured"], rows)
+        for case, row in cases_of(result):
+            ours = row["times faster"].get("triton") or row["times faster"]["auto"]
+            faster[case] += ours.values()
+        if all(faster.values()):
+            cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
+            tf32 = all("tf32" in row.get("precision", {}).values() for _, row in cases_of(result))
+            rows.append([machine(result) + (", TF32" if tf32 else ""), *cells, result["date"]])
+    return table(["hardware", "training step", "search step", "measured"], rows)
+
+
+def cases_of(result: Result) -> Iterable[tuple[str, Result]]:
+    """Whole steps of a result, on a CPU or on a GPU, each with "training" or "search"."""
+    for row in result.get("steps", []):
+        if row["case"] != "search, mask alone":
+            yield row["case"].split(",")[0], row
+    for precision in PRECISIONS:
+        found = result.get("parts", {}).get(f"steps {precision}", {}).get("result", {})
+        yield from ((case, row) for case, rows in found.items() for row in rows)
 
 
 def memory() -> str:
@@ -298,6 +315,52 @@ def agreement() -> str:
     return f"{caption(name, result)}\n{table(header, rows)}"
 
 
+def gpu() -> str:
+    """What ``make gpu`` measured, device by device."""
+    return "\n".join(gpu_of(name) for name in measured("gpu-*")) or (
+        "No GPU figure has been measured yet. The Triton kernels are checked under Triton's interpreter and\n"
+        "by compiling them ahead of time; `make gpu` measures them.\n"
+    )
+
+
+def gpu_kernels() -> str:
+    """The float32 step before and after the kernels met a device for the first time."""
+    name = "kernels-h100-2026-11-26"
+    result = load(name)
+    lines = []
+    for which in ("training", "search"):
+        before = result["steps before"][which][0]["ms"]
+        after = {key: value / 1e3 for key, value in result["kernels after"][which]["step us"].items()}
+        lines.append([which, ms(before["published"]), two(before["triton"], 2), two(after, 2)])
+    header = ["step, float32", "ms, published", "ms, kernels before", "ms, kernels after"]
+    return f"{caption(name, result, command=False)}\n{table(header, lines)}"
+
+
+def gpu_of(name: str) -> str:
+    """One measurement of ``make gpu``: steps and memory, as far as its parts have finished."""
+    result = load(name)
+    found = {part: outcome["result"] for part, outcome in result["parts"].items() if "result" in outcome}
+    rows = [(case, "published", row) for case, row in cases_of(result)]
+    if "steps compiled" in found:
+        rows.append(("training", "compiled", found["steps compiled"]))
+    lines = []
+    for case, baseline, row in rows:
+        times, faster = row["ms"], row["times faster"]
+        cells = [case, row["size"], row["precision"][baseline], NAMES[baseline], ms(times[baseline])]
+        cells += [ms(times[way]) if way in times else "" for way in ("torch", "triton")]
+        lines.append([*cells, f"{two(faster['triton'], 1)} x"])
+    header = ["step", "size", "precision", "baseline", "ms, baseline", "ms, torch", "ms, oes_fast", "faster"]
+    text = f"{caption(name, result)}\n{table(header, lines)}"
+    if "memory" in found:
+        peaks = [
+            [row["case"], NAMES[row["way"]], f"{row['peak MB']:.0f} MB"]
+            for row in found["memory"]
+            if "peak MB" in row
+        ]
+        text += f"\n{table(['step', 'way', 'peak memory'], peaks)}"
+    return text
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gain": gain,
     "steps": steps,
@@ -310,6 +373,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "curve": curve,
     "mask study": mask_study,
     "agreement": agreement,
+    "gpu": gpu,
+    "gpu kernels": gpu_kernels,
 }
 
 

@@ -13,7 +13,7 @@ from oes_fast.kernels.tuning import Config
 from torch import Tensor
 
 # block: values of a channel, of all images together.
-CONFIGS = (Config(block=256, warps=2), Config(block=1024, warps=4), Config(block=4096, warps=16))
+CONFIGS = (Config(block=256, warps=2), Config(block=1024, warps=8), Config(block=4096, warps=32))
 PADDED_CONFIGS = CONFIGS[:2]  # folded from nine places, more values do not fit into registers
 _GENERAL = {
     "do_not_specialize": ["images", "channels"],

@@ -20,7 +20,7 @@ TAP_SUM_CONFIGS = (
     Config(block=128, inner=32, warps=4),
     Config(block=256, inner=8, warps=4),
     Config(block=256, inner=16, warps=4),
-    Config(block=512, inner=16, warps=8),
+    Config(block=512, inner=8, warps=4),
     Config(block=1024, inner=8, warps=8),
     Config(block=64, inner=64, warps=4),
     Config(block=64, inner=128, warps=8),
@@ -185,7 +185,7 @@ def tap_sum(
 
     problem = (images, index.segments, rows, columns, source_columns, len(values), index.digest)
     with on_device_of(source):
-        run("tap_sum", problem, for_interpreter(TAP_SUM_CONFIGS, pixels), launch)
+        run("tap_sum", problem, for_interpreter(TAP_SUM_CONFIGS, pixels, inner=8), launch)
     return out
 
 

@@ -136,7 +136,7 @@ def sparse_up_conv2d(x: Tensor, values: Tensor, taps: Tensor, by_input: Tensor, 
         add_kernel[grid](out, mixed[0], rows, columns, BLOCK=config.block, **config.options)
 
     with on_device_of(x):
-        run("up_mix", (*x.shape, outputs, len(taps)), _ways(x), mix)
+        run("up_mix", (*x.shape, outputs, len(taps)), _ways(x, outputs, len(taps)), mix)
         run("up_add", tuple(out.shape), for_interpreter(ADD_CONFIGS, 4 * rows * columns), launch)
     return out
 
@@ -178,16 +178,18 @@ def sparse_up_conv2d_backward(
 
     with on_device_of(x):
         run("up_spread", tuple(grad.shape), for_interpreter(SPREAD_CONFIGS, rows * columns), launch)
-        problem = (*x.shape, outputs, len(taps))
+        problem, ways = (*x.shape, outputs, len(taps)), _ways(x, outputs, len(taps))
         if needs_values:
-            run("up_weight_grad", problem, _ways(x), sum_pixels)
+            run("up_weight_grad", problem, ways, sum_pixels)
         if needs_x:
-            run("up_unmix", problem, _ways(x), mix)
+            run("up_unmix", problem, ways, mix)
     return found["x"], found["values"]
 
 
-def _ways(x: Tensor) -> tuple[Config, Config]:
-    """Both ways of mixing the channels, first the one for images that were not measured."""
+def _ways(x: Tensor, outputs: int, taps: int) -> tuple[Config, ...]:
+    """The ways of mixing the channels that may be faster, first the one for images that were not measured."""
+    if 2 * taps >= 9 * outputs * x.shape[1]:
+        return (PRODUCT,)
     return (PRODUCT, SUM) if x.shape[2] * x.shape[3] >= PRODUCT_PIXELS else (SUM, PRODUCT)
 
 

@@ -58,12 +58,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def for_interpreter(configs: tuple[Config, ...], elements: int) -> tuple[Config, ...]:
-    """``configs`` as they are on a device, one with a large block under the interpreter."""
+def for_interpreter(
+    configs: tuple[Config, ...], elements: int, *, inner: int | None = None
+) -> tuple[Config, ...]:
+    """``configs`` as they are on a device; under the interpreter one with a large block and ``inner``."""
     if not interpreted():
         return configs
     block = min(_INTERPRETER_BLOCK, max(16, triton.next_power_of_2(elements)))
-    return (configs[0]._replace(block=block),)
+    return (configs[0]._replace(block=block, inner=configs[0].inner if inner is None else inner),)
 
 
 @contextlib.contextmanager

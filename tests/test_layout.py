@@ -169,6 +169,6 @@ def test_names_of_test_files_are_unique():
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("[!_]*.py")), ids=lambda p: p.stem)
 def test_an_operation_is_one_name_all_the_way_down(path: Path):
-    """docs/layout.md: definition and tests of an operation carry its name."""
+    """docs/architecture.md: definition and tests of an operation carry its name."""
     assert (PACKAGE / "reference" / path.name).exists()
     assert (REPO / "tests" / "ops" / f"test_{path.name}").exists()

@@ -77,8 +77,8 @@ class Kept:
         return SparsePattern.of(self.mask)
 
     @functools.cached_property
-    def places(self) -> Tensor:
-        """Where the kept weights lie in the flat weight, int64 [count]."""
+    def index(self) -> Tensor:
+        """Index of the kept weights into the flat weight, int64 [count]."""
         return self.mask.flatten().nonzero().flatten()
 
 
@@ -277,7 +277,7 @@ def _planes(x: Tensor, window: Window) -> Tensor:
 
 
 def _values(kept: Kept, weight: Tensor) -> Tensor:
-    return weight.detach().reshape(-1).index_select(0, kept.places)
+    return weight.detach().reshape(-1).index_select(0, kept.index)
 
 
 def _sparse(kept: Kept, x: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -315,5 +315,5 @@ def _sparse_gradients(
         grad_x = grad_planes[:, :, 0, rows : rows + height, columns : columns + width].contiguous()
     if of_weight:
         grad_weight = torch.zeros(weight.shape, dtype=weight.dtype, device="cpu")
-        grad_weight.view(-1).index_copy_(0, kept.places, grad_values)
+        grad_weight.view(-1).index_copy_(0, kept.index, grad_values)
     return grad_x, grad_weight

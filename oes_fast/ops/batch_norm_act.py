@@ -2,7 +2,7 @@
 
 Operators: ``batch_norm_act_BACKEND`` returns the result with the mean and the biased variance of each channel
 that it used (in evaluation copies of those given), ``batch_norm_act_backward_BACKEND`` the gradients of x,
-weight and bias; one that is not needed has no elements. ``activation`` is the place in
+weight and bias; one that is not needed has no elements. ``activation`` is the index in
 ``reference.ACTIVATIONS``; both statistics are given in evaluation and None in training.
 """
 

@@ -1,7 +1,7 @@
 """Convolution with masked weights: checks, autograd and choice of backend.
 
 Operators: ``masked_conv2d_triton`` and ``masked_conv2d_backward_triton``. ``window`` holds strides, paddings
-(of zeros) and dilations, rows before columns; ``precision`` is the place in :data:`PRECISIONS`; a gradient
+(of zeros) and dilations, rows before columns; ``precision`` is the index in :data:`PRECISIONS`; a gradient
 that is not needed has no elements.
 """
 

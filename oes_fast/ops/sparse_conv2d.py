@@ -22,7 +22,7 @@ class SparsePattern:
     Attributes:
         mask: bool [O, C, kH, kW].
         taps: (o, c, u, v) of every kept weight, int32 [nnz, 4], in that order.
-        by_input: positions of the taps in order of (c, u % 2, v % 2): those that read one plane of the input
+        by_input: indices of the taps in order of (c, u % 2, v % 2): those that read one plane of the input
             lie together, at either stride. int32 [nnz].
     """
 
@@ -73,7 +73,7 @@ class SparsePattern:
 
 @dataclass(frozen=True, eq=False)
 class PhaseSplit:
-    """An image as its even and odd rows and columns: what a convolution of stride 2 reads.
+    """An image as its even and odd rows and columns, as pixel_unshuffle gives them: a stride of 2 reads them.
 
     Attributes:
         planes: [N, C, 4, ceil(H / 2), ceil(W / 2)]; see :func:`oes_fast.reference.phase_split`.
@@ -97,6 +97,11 @@ def phase_split(x: Tensor, *, backend: str = "auto") -> PhaseSplit:
     Raises:
         InputError: ``x`` is no such tensor.
         BackendError: the named backend cannot run here.
+
+    Example:
+        >>> split = oes.functional.phase_split(torch.rand(1, 2, 9, 7))
+        >>> split.planes.shape, split.size
+        (torch.Size([1, 2, 4, 5, 4]), (9, 7))
     """
     check_tensor("x", x, ndim=4)
     chosen = resolve(backend, x.device, _library.candidates(x.dtype))

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from oes_fast.pipelines.loop import StepInfo
+if TYPE_CHECKING:
+    from oes_fast.pipelines.loop import StepInfo
 
 BAR_SECONDS = 0.5  # loss and PSNR wait for the device, so they are asked for this often at most
 LINE_SECONDS = 10.0

@@ -23,7 +23,7 @@ def sparse_conv2d(x: Tensor, values: Tensor, mask: Tensor, *, stride: int = 1) -
 
 
 def phase_split(x: Tensor) -> Tensor:
-    """The even and odd rows and columns of an image, zeros beyond the edge of odd sizes.
+    """The even and odd rows and columns of an image: pixel_unshuffle of it, padded with zeros to even sizes.
 
     Args:
         x: shape [N, C, H, W].
@@ -32,14 +32,11 @@ def phase_split(x: Tensor) -> Tensor:
         Tensor of shape [N, C, 4, ceil(H / 2), ceil(W / 2)]; phase 2 a + b has the rows 2 i + a and the
         columns 2 j + b.
     """
-    n, c, height, width = x.shape
+    _, channels, height, width = x.shape
     x = F.pad(x, (0, width % 2, 0, height % 2))
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    return x.view(n, c, rows, 2, columns, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, c, 4, rows, columns)
+    return F.pixel_unshuffle(x, 2).unflatten(1, (channels, 4))
 
 
 def phase_merge(planes: Tensor, height: int, width: int) -> Tensor:
     """The image [N, C, height, width] whose :func:`phase_split` are ``planes``."""
-    n, c, _, rows, columns = planes.shape
-    x = planes.view(n, c, 2, 2, rows, columns).permute(0, 1, 4, 2, 5, 3)
-    return x.reshape(n, c, 2 * rows, 2 * columns)[..., :height, :width].contiguous()
+    return F.pixel_shuffle(planes.flatten(1, 2), 2)[..., :height, :width].contiguous()

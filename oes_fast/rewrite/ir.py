@@ -265,7 +265,7 @@ class Graph:
 
     def users(self, node: Node) -> list[Node]:
         """Nodes that read ``node``."""
-        return [other for other in self.nodes if any(i is node for i in other.inputs)]
+        return [other for other in self.nodes if node in other.inputs]
 
     def sole_user(self, node: Node) -> Node | None:
         """The node that alone reads ``node``; None where there are several, or it is the output."""
@@ -274,10 +274,10 @@ class Graph:
 
     def replace(self, old: Node, new: list[Node]) -> None:
         """Put ``new`` in the place of ``old``; readers of ``old`` read the last of them."""
-        at = self._position(old)
+        at = self.nodes.index(old)
         self.nodes[at : at + 1] = new
         for node in self.nodes:
-            if not any(node is n for n in new[:-1]):
+            if node not in new[:-1]:
                 node.inputs = [new[-1] if i is old and node is not new[-1] else i for i in node.inputs]
 
     def sweep(self) -> None:
@@ -286,7 +286,7 @@ class Graph:
         for node in reversed(self.nodes):
             if node is self.output or node in needed:
                 needed.add(node)
-                needed.update(i for i in node.inputs)
+                needed.update(node.inputs)
         self.nodes = [node for node in self.nodes if node in needed]
 
     def copy(self) -> Graph:
@@ -298,6 +298,3 @@ class Graph:
 
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self.nodes))
-
-    def _position(self, node: Node) -> int:
-        return next(i for i, other in enumerate(self.nodes) if other is node)

@@ -65,6 +65,6 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         cwd=TESTS,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )

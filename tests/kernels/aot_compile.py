@@ -20,8 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 INT32 = (
-    "slots_ptr",
-    "taps_ptr",
+    "places_ptr",
     "offsets_ptr",
     "order_ptr",
     "starts_ptr",

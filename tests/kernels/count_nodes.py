@@ -48,9 +48,9 @@ KERNEL_FILES = (
 )  # fmt: skip
 NO_NODE = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "empty", "empty_like",
-    "empty_strided", "expand", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute", "resize_",
-    "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze",
-    "view",
+    "empty_strided", "expand", "flatten", "lift_fresh", "narrow", "new_empty", "new_empty_strided",
+    "permute", "resize_", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose",
+    "unbind", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 READ_BACK = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "item"}
 

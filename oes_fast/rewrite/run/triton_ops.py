@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -107,21 +108,27 @@ class TritonBuilder(Builder):
     def _sparse_up_conv(self, node: ir.Node) -> StageFunction | None:
         up, pattern = node.stage, self._pattern(node)
         assert isinstance(up, ir.UpConv)
-        if pattern is None:
+        if not self._takes_up_conv(node):
             return None
+        shape = len(self._alive[node].varying), len(self._alive[node.inputs[0]].varying), 3, 3
+        taken = SparsePattern.of(torch.ones(shape, dtype=torch.bool)) if pattern is None else pattern
 
-        def convolve(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-            y = sparse_up_conv2d(x, values, pattern, backend=BACKEND)
+        def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            # Of all weights or of the kept ones, in either case in the order of the pattern.
+            y = sparse_up_conv2d(x, weight.flatten(), taken, backend=BACKEND)
             return y if bias is None else y + bias.view(-1, 1, 1)
 
         return self._convolution(node, up.conv, convolve)
 
+    def _takes_up_conv(self, node: ir.Node) -> bool:
+        """Whether the kernels take a convolution after an up-sampling: the published form, of any density."""
+        alive = self._alive[node].varying, self._alive[node.inputs[0]].varying
+        return self._is_published_up_conv(node) and all(len(channels) > 0 for channels in alive)
+
     def _taken_pad(self, node: ir.Node) -> StageFunction | None:
         """Padding that a kernel beside it does: the convolution after it, or the batch norm before it."""
         reader = self._graph.sole_user(node)
-        of_conv = (
-            reader is not None and isinstance(reader.stage, ir.UpConv) and self._pattern(reader) is not None
-        )
+        of_conv = reader is not None and isinstance(reader.stage, ir.UpConv) and self._takes_up_conv(reader)
         if of_conv or self._padding_of_norm(node.inputs[0]) is node:
             return self._each(node, lambda x: x, lambda k: k)
         return None
@@ -301,7 +308,7 @@ def _operation(norm: ir.Norm) -> tuple[str, float] | None:
 
 _NAMES: dict[type, str] = {
     ir.Conv: f"Triton sparse_conv2d: density up to {100 * MOST_KEPT:.0f} %",
-    ir.UpConv: f"Triton sparse_up_conv2d: density up to {100 * MOST_KEPT:.0f} %",
+    ir.UpConv: "Triton sparse_up_conv2d",
     ir.Norm: "Triton batch_norm_act",
     ir.Act: "Triton output_head, with the convolution before it",
 }
