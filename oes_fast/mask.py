@@ -304,6 +304,20 @@ class Mask:
         return mask
 
     @classmethod
+    def from_published(cls, net: nn.Module, path: str | os.PathLike[str]) -> Mask:
+        """:meth:`load` of a file in a published format alone: what :meth:`save` wrote is refused.
+
+        Args:
+            net: the network the mask is for.
+            path: see :meth:`load`.
+
+        Raises:
+            InputError: no such file, or not a published mask.
+            MaskMismatchError: the mask belongs to another network than ``net``.
+        """
+        return cls._published(path, net)
+
+    @classmethod
     def _published(cls, path: str | os.PathLike[str], net: nn.Module | None) -> Mask:
         flat = read_published_mask(path)
         if net is None:

@@ -279,6 +279,10 @@ def test_load_checks_the_network(net, mask, tmp_path):
     for path in (packed, pickled):
         with pytest.raises(oes.InputError, match=rf"^net: .*{path.name}.*, got None$"):
             oes.Mask.load(path)
+    for path in (packed, pickled):
+        assert torch.equal(oes.Mask.from_published(net, path).flat, mask.flat)
+    with pytest.raises(oes.InputError, match=ours.name):
+        oes.Mask.from_published(net, ours)
     for path in (packed, pickled, ours):
         assert torch.equal(oes.Mask.load(path, net).flat, mask.flat)
         with pytest.raises(oes.MaskMismatchError, match=oes.fingerprint(nn.Linear(3, 3))):
