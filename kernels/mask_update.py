@@ -1,4 +1,4 @@
-"""Triton kernel of oes_fast/reference/mask_update.py; csrc/cpu/mask_update.cpp explains the formulas."""
+"""Triton kernel of oes_fast/reference/mask_update.py; its loop is that of csrc/cpu/mask/mask_update_isa.h."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,22 @@ def test_tool_has_nothing_to_say(tool, arguments):
         [sys.executable, "-m", tool, *arguments], cwd=REPO, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_files_that_code_and_comments_name_are_there():
+    name = re.compile(r"(?<![\w/])(?:csrc|oes_fast|kernels|tests|benchmarks)/[\w/]*\w\.(?:py|cpp|h)\b")
+    missing = {}
+    for folder in ("csrc", "oes_fast", "kernels", "tests", "benchmarks"):
+        for path in (p for p in (REPO / folder).rglob("*") if p.suffix in (".py", ".pyi", ".cpp", ".h")):
+            # oes_fast.kernels is the folder kernels/.
+            found = {
+                n.replace("oes_fast/kernels/", "kernels/") for n in name.findall(path.read_text("utf-8"))
+            }
+            if gone := sorted(
+                n for n in found if not any((root / n).exists() for root in (REPO, path.parents[1]))
+            ):
+                missing[str(path.relative_to(REPO))] = gone
+    assert missing == {}
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "kernels").glob("*.py")), ids=lambda path: path.stem)
