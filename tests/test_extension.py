@@ -296,7 +296,7 @@ class TestSetup:
         header.unlink()
         assert outdated(str(compiled), str(source))
 
-    def test_builds_with_a_torch_that_ships_a_pybind11_of_its_own(self, setup_py, tmp_path, monkeypatch):
+    def test_builds_with_a_torch_that_ships_a_pybind11_of_its_own(self, tmp_path):
         if (
             shutil.which(shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0])
             is None
@@ -309,17 +309,25 @@ class TestSetup:
         (torch_folder / "lib").symlink_to(Path(torch.__file__).parent / "lib")
         source = tmp_path / "probe.cpp"
         source.write_text("#include <pybind11/detail/common.h>\nstatic_assert(PYBIND11_VERSION_MAJOR > 1);\n")
-        command_class = setup_py["Build"]
-        found = setup_py["Torch"](torch.__version__, str(torch_folder))
-        monkeypatch.setitem(command_class.build_for.__globals__, "find_torch", lambda: found)
-        monkeypatch.setitem(command_class.build_for.__globals__, "REQUIRED", True)
-        monkeypatch.chdir(tmp_path)
-        extension = setuptools.Extension("oes_fast._C", ["probe.cpp"], language="c++")
-        command = command_class(setuptools.Distribution({"ext_modules": [extension]}))
-        command.build_lib = "lib"
-        command.ensure_finalized()
-        command.run()
-        assert Path(command.get_ext_fullpath("oes_fast._C")).is_file()
+        # In a process of its own: another test may have loaded the distutils that setuptools replaces.
+        program = tmp_path / "build.py"
+        program.write_text(
+            "import runpy, setuptools\n"
+            "setuptools.setup = lambda **arguments: None\n"
+            f"setup = runpy.run_path({str(REPO / 'setup.py')!r})\n"
+            f"found = setup['Torch']({torch.__version__!r}, {str(torch_folder)!r})\n"
+            "setup['Build'].build_for.__globals__.update(find_torch=lambda: found, REQUIRED=True)\n"
+            "extension = setuptools.Extension('oes_fast._C', ['probe.cpp'], language='c++')\n"
+            "command = setup['Build'](setuptools.Distribution({'ext_modules': [extension]}))\n"
+            "command.build_lib = 'lib'\n"
+            "command.ensure_finalized()\n"
+            "command.run()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "build.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert list((tmp_path / "lib" / "oes_fast").glob("_C*"))
 
     def test_modules_of_an_earlier_build_are_not_packed(self, tmp_path):
         stale = tmp_path / "oes_fast" / "zz_stale.py"
