@@ -1,10 +1,11 @@
 """How far a run has come: a bar in a terminal or a notebook, a line now and then elsewhere.
 
-Terminals and files are shown it on stderr.
+Terminals and files are shown it on stderr; where that is closed or full, a run goes on without.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from oes_fast.io.display import Display
 
 if TYPE_CHECKING:
     from oes_fast.pipelines.loop import StepInfo
@@ -33,7 +36,9 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self._quiet = quiet
-        self._console = console or Console(stderr=True, highlight=False)
+        # Rich ends the process where nobody reads what it writes; a run goes on.
+        stream: Any = Display(sys.stderr)
+        self._console = console or Console(file=stream, highlight=False)
         self._bars: Progress | None = None
         self._cell: NotebookBar | None = None
         if not quiet and self._console.is_jupyter:

@@ -16,8 +16,8 @@ from cli_runs import SIDE, files_of, result_of, run
 from rich.console import Console
 
 from oes_fast.cli import display
-from oes_fast.cli.display import Display
 from oes_fast.cli.progress import ProgressReport
+from oes_fast.io.display import Display
 
 pytest_plugins = ("cli_fixtures",)
 pytestmark = pytest.mark.usefixtures("same_threads")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+import subprocess
 import sys
 import types
 
@@ -103,3 +105,20 @@ def test_a_notebook_gets_one_bar_for_each_phase(problem, monkeypatch):
     assert '<progress value="2" max="2">' in searching[-1]["text/html"]
     assert len(training) == 2
     assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize("how", ["2>/dev/full", "2>&1 | head -c 0", "2>&-"])
+def test_a_run_goes_on_without_a_display(how, tmp_path):
+    """Rich alone ends the process where nobody reads on."""
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import pathlib, torch, oes_fast as oes\n"
+        "from oes_fast.pipelines import progress\n"
+        "progress.LINE_SECONDS = 0.0\n"
+        "net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)\n"
+        "z, noisy = oes.noise_input(4, (32, 32), seed=0), torch.full((1, 3, 32, 32), 0.5)\n"
+        "oes.search_mask(net, z, noisy, density=0.2, steps=3, progress=True)\n"
+        "pathlib.Path('done').touch()\n"
+    )
+    subprocess.run(f"{shlex.quote(sys.executable)} run.py {how}", shell=True, cwd=tmp_path, check=False)
+    assert (tmp_path / "done").exists()
