@@ -37,20 +37,27 @@ def choice(key: str, find: Callable[[], Any]) -> Any:
 
 
 def measured_choice(
-    kind: str, capability: str, key: str, measure: Callable[[], Any], *, valid: Callable[[Any], bool]
+    kind: str,
+    capability: str,
+    key: str,
+    measure: Callable[[], Any],
+    *,
+    valid: Callable[[Any], bool],
+    file: str | None = None,
 ) -> Any:
     """The choice that this process has made, or else the one on disk, or else what is measured now.
 
     Args:
-        kind: of choice: all of a kind and capability lie in one file.
+        kind: of choice: all of a kind and capability lie in one file. Checkpoints hold it with the key.
         capability: the instruction set that the alternatives are computed with.
         key: of the problem and of all else that the choice depends on.
         measure: times the alternatives; gives a JSON value, which is kept on disk.
         valid: whether a value from the disk is a choice of this kind; another one is measured again.
+        file: the name that the file begins with, where it is not ``kind``.
     """
 
     def find() -> Any:
-        path = choices_file(kind, capability, processor())
+        path = choices_file(file or kind, capability, processor())
         known = _on_disk(path)
         if key not in known or not valid(known[key]):
             known[key] = measure()

@@ -88,6 +88,19 @@ def sweep(target: Path) -> None:
                 lock.release()
 
 
+def check_path(name: str, path: object) -> Path:
+    """The file name that was given as argument ``name``.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"{name}: expected the name of a file, str or os.PathLike, got {type(path).__name__}"
+        )
+    return Path(path)
+
+
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Fail before the work and not after it, if ``path`` cannot be written.
 
@@ -98,10 +111,11 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         The path with symbolic links resolved.
 
     Raises:
+        InputError: it is no file name.
         OutputError: it is a folder, its folder does not exist, or one of them is not writable.
     """
+    target = check_path("path", path)
     try:
-        target = Path(path)
         if target.is_dir():
             raise OutputError(f"{path}: cannot write: expected a file name, got a folder")
         if not _is_stream(target):
@@ -210,10 +224,10 @@ def check_readable(path: str | os.PathLike[str]) -> Path:
     """``path`` as a Path, if it is a file that can be read.
 
     Raises:
-        InputError: no such file, a folder, or no permission.
+        InputError: no file name, no such file, a folder, or no permission.
     """
+    file = check_path("path", path)
     try:
-        file = Path(path)
         if file.is_dir():
             raise InputError(f"{path}: expected a file, got a folder")
         if not file.exists():

@@ -20,7 +20,7 @@ from oes_fast._checks import check_integer, check_tensor
 from oes_fast.errors import ImageWarning, InputError
 from oes_fast.io._image_codecs import FORMATS, decode, encode
 from oes_fast.io._image_common import Decoded, profile_fault
-from oes_fast.io.files import atomic_write, check_readable
+from oes_fast.io.files import atomic_write, check_path, check_readable
 
 MIN_SIDE = 16
 SKIMAGE_PREFIX = "skimage:"
@@ -97,7 +97,7 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
         >>> image.pixels.shape, image.bits
         (torch.Size([1, 3, 64, 64]), 8)
     """
-    text = os.fspath(path_or_name)
+    text = os.fspath(check_path("path_or_name", path_or_name))
     path = _skimage_file(text) if text.startswith(SKIMAGE_PREFIX) else check_readable(path_or_name)
     decoded = decode(path)
     height, width = decoded.array.shape[:2]
@@ -149,7 +149,7 @@ def save_image(
     Example:
         >>> oes.save_image("grey.png", torch.full((1, 1, 8, 8), 0.5), bits=16)  # doctest: +SKIP
     """
-    suffix = Path(path).suffix.lower()
+    suffix = check_path("path", path).suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}, got {suffix or 'none'}")
     if bits not in (8, 16):

@@ -56,7 +56,7 @@ def detect_collapse(measured: Tensor, target: Tensor, phase: str) -> bool:
         warn_caller(
             f"{phase}: the output is flat (standard deviation {float(spread):.4f}, the noisy image has "
             f"{float(expected):.4f}); the sparse network has collapsed or was given too few steps. "
-            "Below 4 % density this is to be expected on single images: keep more weights.",
+            "With fewer than about 4 % of the weights this is to be expected on single images.",
             CollapsedRunWarning,
         )
     return collapsed

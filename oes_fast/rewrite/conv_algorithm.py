@@ -19,6 +19,7 @@ from oes_fast.timing import times_in_turn
 # Shares of the weights below and above which nothing is timed: see benchmarks/bench_dense_conv2d.py.
 SPARSE_BELOW, DENSE_FROM = 0.3, 0.85
 _ROUNDS = 4
+_NAME_IN_KEY = {"upsample": "up"}  # what checkpoints and caches have called a kind since before its name
 
 
 def dense_is_faster(
@@ -37,7 +38,15 @@ def dense_is_faster(
     share = len(spec.weights) / weights
     if not SPARSE_BELOW <= share < DENSE_FROM:
         return share >= DENSE_FROM
-    shape = (spec.kind.name.lower(), spec.kernel_rows, spec.kernel_columns, spec.stride, spec.outputs, *image)
+    kind = spec.kind.name.lower()
+    shape = (
+        _NAME_IN_KEY.get(kind, kind),
+        spec.kernel_rows,
+        spec.kernel_columns,
+        spec.stride,
+        spec.outputs,
+        *image,
+    )
     source = "fixed" if constant_input else "free"
     key = f"{dtype} {' '.join(map(str, shape))} {source} {round(20 * share) / 20:.2f}"
     capability = extension.capability()
@@ -47,7 +56,14 @@ def dense_is_faster(
         return dense < sparse
 
     return bool(
-        measured_choice("form", capability, key, dense_takes_less, valid=lambda row: isinstance(row, bool))
+        measured_choice(
+            "form",
+            capability,
+            key,
+            dense_takes_less,
+            valid=lambda row: isinstance(row, bool),
+            file="forms",
+        )
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oes_fast as oes
 from oes_fast.errors import InputError, OESError, OutputError
 from oes_fast.io.files import atomic_write, check_writable, load_tensors, save_tensors, write_json
 
@@ -240,3 +241,19 @@ def test_files_that_are_not_whole_safetensors_are_refused(tmp_path):
         load_tensors(tmp_path)
     with pytest.raises(InputError, match="expected a file, got"):
         load_tensors("nul\0l")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"mask"])
+def test_what_is_no_file_name_is_refused(path):
+    net, image = torch.nn.Linear(2, 2), torch.zeros(1, 1, 8, 8)
+    mask = oes.Mask.from_flat(net, torch.ones(6, dtype=torch.bool))
+    for call in (
+        lambda: oes.Mask.load(path),
+        lambda: mask.save(path),
+        lambda: oes.load_image(path),
+        lambda: oes.save_image(path, image),
+    ):
+        with pytest.raises(
+            oes.InputError, match=rf"^path.*: expected the name of a file.*{type(path).__name__}$"
+        ):
+            call()

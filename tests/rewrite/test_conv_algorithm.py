@@ -60,6 +60,20 @@ def test_the_faster_form_is_kept(monkeypatch, tmp_path):
     assert not choose(spec(0.5))
 
 
+def test_checkpoints_and_caches_of_older_versions_hold(monkeypatch, tmp_path):
+    """What a choice is called is part of their format."""
+    require("cpu")
+    monkeypatch.setattr(conv_algorithm, "_time", lambda *args: 1.0)
+    for kind, name in (("direct", "direct 5 5 1"), ("upsample", "up 3 3 1")):
+        choose(spec(0.5, kind))
+        (key,) = (
+            k for k in autotune_cache.choices_in_use() if f"torch.float32 {name} 6 4 40 44 free 0." in k
+        )
+        assert key.startswith("form ")
+    (file,) = (tmp_path / "choices").iterdir()
+    assert file.name.startswith("forms-")
+
+
 @pytest.mark.parametrize("kind", ["direct", "pointwise", "upsample"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_both_are_timed(kind, stride):
