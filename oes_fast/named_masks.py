@@ -146,6 +146,9 @@ def prune_by(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for module, key, mask in places:
         order = list(module._parameters)
         prune.custom_from_mask(module, key, mask.to(module.get_parameter(key).device))
+        # Before other hooks that were there, such as weight_norm's, which computes with the masked parameter.
+        hooks = module._forward_pre_hooks
+        hooks.move_to_end(next(reversed(hooks)), last=False)
         for each in order:
             kept = f"{each}_orig" if each == key else each
             module._parameters[kept] = module._parameters.pop(kept)

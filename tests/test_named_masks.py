@@ -154,6 +154,22 @@ def test_apply_prune_makes_the_network_the_masked_one(net, mask):
     assert not pruned.conv.weight_orig.grad[~mask.to_dict(net)["conv.weight"]].any()
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_apply_prune_masks_what_weight_norm_computes_with():
+    net, pruned = (nn.utils.weight_norm(nn.Conv2d(2, 3, 3)) for _ in range(2))
+    mask = oes.Mask.from_flat(net, torch.rand(sum(p.numel() for p in net.parameters())) < 0.5)
+    mask.apply_prune(pruned)
+    x = torch.rand(1, 2, 5, 5)
+    for scale in (1.0, 1.5):
+        with torch.no_grad():
+            for parameter, like, kept in zip(
+                net.parameters(), pruned.parameters(), mask.to_dict(net).values(), strict=True
+            ):
+                like.mul_(scale)
+                parameter.copy_(like * kept)
+        torch.testing.assert_close(pruned(x), net(x))
+
+
 def test_apply_prune_keeps_the_order_and_comes_back_from_prune(net, mask):
     pruned = copy.deepcopy(net)
     mask.apply_prune(pruned)
@@ -288,6 +304,17 @@ def test_load_checks_the_network(net, mask, tmp_path):
         with pytest.raises(oes.MaskMismatchError, match=oes.fingerprint(nn.Linear(3, 3))):
             oes.Mask.load(path, nn.Linear(3, 3))
     assert torch.equal(oes.Mask.load(ours).flat, mask.flat)
+
+
+@pytest.mark.parametrize("content", ["empty", "other"])
+def test_load_says_what_an_npz_should_hold(net, content, tmp_path):
+    path = tmp_path / "mask.npz"
+    if content == "empty":
+        path.touch()
+    else:
+        np.savez(path, other=np.zeros(3))
+    with pytest.raises(oes.InputError, match=r"mask.npz: .*'bits' and 'count'"):
+        oes.Mask.load(path, net)
 
 
 BITS = np.packbits(np.ones(12, dtype=bool))

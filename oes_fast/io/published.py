@@ -60,6 +60,9 @@ def read_published_mask(path: str | os.PathLike[str]) -> Tensor:
         data = _read(path)
         if data.startswith(ZIP_MAGIC) and (found := _packed_bits(data)) is not None:
             return found
+        if os.fspath(path).endswith(".npz"):
+            what = "another file" if data else "an empty one"
+            raise PickleError(f"expected an .npz of the arrays 'bits' and 'count', got {what}")
     tensor = read_published_tensor(path)
     if tensor.dtype != torch.bool:
         if not bool(((tensor == 0) | (tensor == 1)).all()):
