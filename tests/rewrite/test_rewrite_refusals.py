@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import threading
 from collections.abc import Callable
 
@@ -274,3 +275,25 @@ def test_functional_gradient() -> None:
     weights = fast.weights.detach().clone().requires_grad_()
     (wanted,) = torch.autograd.grad(loss(weights), weights)
     torch.testing.assert_close(torch.func.grad(loss)(weights.detach()), wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("operation", ["+=", "*=", "[...] ="])
+def test_a_change_in_place_is_named_with_its_line(operation):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(4, 3, 3, padding=1)
+
+        def forward(self, x):
+            x = self.first(x)
+            if operation == "+=":
+                x += 1
+            elif operation == "*=":
+                x *= 2
+            else:
+                x[:, :1] = 0
+            return torch.sigmoid(x)
+
+    wanted = rf"in place: {re.escape(operation)} on the result of first at test_rewrite_refusals.py:\d+$"
+    with pytest.raises(oes.TraceError, match=wanted):
+        oes.sparsify(Changing()).plan(torch.rand(1, 4, 8, 8))

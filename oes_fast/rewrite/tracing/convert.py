@@ -109,7 +109,9 @@ class Converter:
             fresh = isinstance(source, torch.fx.Node) and len(source.users) == 1 and self._is_fresh(source)
             changes = not fresh or not node.users
         if changes:
-            raise TraceError(f"{node.name} changes a tensor in place")
+            of_layer = node.op == "call_module"
+            which = str(node.target).removeprefix("net.") if of_layer else node.name
+            raise TraceError(f"{which} changes a tensor in place")
 
     def _is_fresh(self, node: torch.fx.Node) -> bool:
         """Whether a node's result is a tensor of its own, not another name or a view of one."""

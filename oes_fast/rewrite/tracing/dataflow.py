@@ -61,7 +61,7 @@ class Operation:
         self.sources = sources
         self.writes = func._schema.is_mutable
         self.random = is_random(func)
-        self.place = _place()
+        self.place = place_in_code()
 
 
 class Recorder(TorchDispatchMode):
@@ -246,7 +246,8 @@ def _described(value: Any) -> tuple[str, Any]:
     return type(value).__name__, value if isinstance(value, str | int) else repr(value)
 
 
-def _place() -> str:
+def place_in_code() -> str:
+    """File and line of the user's code that is running, "" if there is none."""
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename

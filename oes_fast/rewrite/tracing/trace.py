@@ -22,6 +22,7 @@ from oes_fast.copies import copy_network
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.tracing.convert import Converter, TraceError, attribute
+from oes_fast.rewrite.tracing.dataflow import place_in_code
 from oes_fast.rewrite.tracing.recorded import check_recorded
 from oes_fast.rewrite.tracing.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
 from oes_fast.rewrite.tracing.state import seeds
@@ -201,24 +202,40 @@ class _Proxy(torch.fx.Proxy):
 
     item = tolist = numpy = data_ptr = untyped_storage = __bool__ = __int__ = __float__ = __array__ = _ask
 
-    def _in_place(self, *_: Any) -> Any:
-        self._refuse(f"{self.node.name} changes a tensor in place")
+    def _in_place(self, operation: str) -> NoReturn:
+        node, place = self.node, place_in_code()
+        of = str(node.target).removeprefix("net.") if node.op == "call_module" else node.name
+        self._refuse(
+            f"the network's own code changes a tensor in place: {operation} on the result of {of}"
+            f"{f' at {place}' if place else ''}"
+        )
 
     def _refuse(self, reason: str) -> NoReturn:
         error = TraceError(reason)
         self.tracer.refusals.append(error)  # type: ignore[attr-defined]
         raise error  # which the network's own code may catch
 
-    # torch.fx would record these as if they made new tensors.
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __setitem__ = _in_place
-    __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _in_place
-    __imatmul__ = _in_place
-
     def _meta(self) -> Tensor:
         value = self.node.meta["value"]
         if not isinstance(value, Tensor):
             raise TraceError(f"{self.node.name}: expected a tensor, got {type(value).__name__}")
         return value
+
+
+# torch.fx would record these as if they made new tensors.
+_IN_PLACE = {
+    "__iadd__": "+=", "__isub__": "-=", "__imul__": "*=", "__itruediv__": "/=", "__ifloordiv__": "//=",
+    "__imod__": "%=", "__ipow__": "**=", "__imatmul__": "@=", "__iand__": "&=", "__ior__": "|=",
+    "__ixor__": "^=", "__ilshift__": "<<=", "__irshift__": ">>=", "__setitem__": "[...] =",
+}  # fmt: skip
+
+
+def _refusal(operation: str) -> Callable[..., Any]:
+    return lambda proxy, *_: proxy._in_place(operation)
+
+
+for _method, _operation in _IN_PLACE.items():
+    setattr(_Proxy, _method, _refusal(_operation))
 
 
 def _on_meta(argument: Any) -> Any:
