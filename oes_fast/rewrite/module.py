@@ -41,7 +41,9 @@ class SparseGenerator(nn.Module):
     """The masked network, rewritten: same outputs, gradients and running statistics, fewer operations.
 
     Attributes:
-        weights: one parameter of shape [kept weights], in parameters() order of the dense network.
+        weights: one parameter of shape [kept weights], in parameters() order of the dense network. Weights
+            that the network held fixed (``requires_grad`` off) are among them, with gradient zero; an
+            optimiser with weight decay moves them all the same, see :meth:`named_weights`.
 
     Buffers are the running statistics of the dense network, complete; those of channels that reach no
     output in any mode stay as they were. A plan is made for every input shape and mode when it is first seen,
@@ -89,16 +91,29 @@ class SparseGenerator(nn.Module):
         self._modes = None
         return super().train(mode)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in any module; the parts of :meth:`named_weights` follow to another ``weights``."""
+        super().register_parameter(name, param)
+        if name == "weights" and param is not None and "_named" in self.__dict__:
+            self._named.rebind(param)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradient of ``weights`` and those of :meth:`named_weights`."""
+        super().zero_grad(set_to_none)
+        self._named.clear(set_to_none=set_to_none)
+
     def forward(self, z: Tensor) -> Tensor:
         """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
 
         Raises:
-            InputError: ``z`` is no such tensor, or not of the weights' dtype and device.
+            InputError: ``z`` is no such tensor, or not of the weights' dtype and device; or as in
+                :meth:`named_weights`.
             TraceError: the network's code cannot be traced.
             VerificationError: with ``verify``, at the first input of a shape: the rewritten network computes
                 something else than the network.
         """
         weights: Tensor = self.weights
+        self._named.check(weights)
         trained = self._named.trained(weights.device)
         if trained is not None:  # parameters that the network holds fixed get no gradient here either
             weights = torch.where(trained, weights, weights.detach())
@@ -190,13 +205,30 @@ class SparseGenerator(nn.Module):
             )
             weights["1.2.bias"].requires_grad_(False)  # fixed from here on
 
-        ``zero_grad`` of the optimiser or of the module clears both. Gradients that ``torch.autograd.grad``
-        returns are those of the flat vector alone. An optimiser takes the parts one after the other, which
-        costs more than the single vector of ``parameters()``, much of it spared by ``fused=True``.
+        A loss may use the parts themselves, as in a penalty: their gradients add up with that of the image.
+        ``zero_grad`` of this module clears the parts and the vector at once. That of an optimiser, or of a
+        module around this one, clears what it holds, parts or vector; the other shows the old gradient until
+        the next backward pass, which starts from nothing. Gradients that ``torch.autograd.grad`` returns for
+        the image are those of the flat vector alone. A hook on the gradient of a part (``register_hook`` and
+        the like) is not called for the gradient of the image, which reaches the flat vector, only for that of
+        a loss that uses the part itself; put hooks on ``self.weights``.
+
+        Values given by ``.data = ``, as :func:`torch.nn.utils.vector_to_parameters` does, to parts or to the
+        vector, are taken over at the next call, backward pass, copy or ``state_dict()``.
+
+        Parameters that the network held fixed (``requires_grad`` off) are fixed here, and stay so in an
+        optimiser of the parts. An optimiser of ``parameters()`` has the flat vector, fixed weights among it:
+        they have gradient zero, but weight decay moves them.
+
+        An optimiser takes the parts one after the other, which costs more than the single vector of
+        ``parameters()``, much of it spared by ``fused=True``.
 
         Returns:
             The parts by the names of the dense network's parameters, in parameters() order; those of which
             the mask keeps nothing are empty.
+
+        Raises:
+            InputError: values given by ``.data = `` do not fit, or both a part and the vector got other ones.
         """
         return self._named.parts(self.weights)
 
@@ -206,6 +238,7 @@ class SparseGenerator(nn.Module):
 
     def dense_weights(self, weights: Tensor | None = None) -> Tensor:
         """All parameters of the dense network, flat: ``weights``, by default its own, and zeros."""
+        self._named.check(self.weights)
         kept = (self.weights if weights is None else weights).detach()
         if self._mask is None:
             return kept.clone()
@@ -263,11 +296,17 @@ class SparseGenerator(nn.Module):
         return f"network {self._layout.fingerprint}, mask {hashlib.sha256(bits).hexdigest()[:16]}"
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._named.check(self.weights)
         super()._load_from_state_dict(*arguments, **options)
         self._named.rebind(self.weights)  # another tensor with assign=True
 
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._named.check(self.weights)
+        super()._save_to_state_dict(*arguments, **options)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseGenerator:
         """Moves to another dtype or device take the network along that is kept for its code."""
+        self._named.check(self.weights)
         super()._apply(fn, recurse)
         self._net._apply(fn)
         self._plans, self._prepared = {}, None
@@ -275,6 +314,7 @@ class SparseGenerator(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
+        self._named.check(self.weights)
         # Plans hold functions, which do not pickle; they are made again when needed.
         return self.__dict__ | {"_plans": {}, "_prepared": None}
 

@@ -259,3 +259,247 @@ def test_safetensors_saves_the_state(small, tmp_path):
         whole.load_state_dict(other.state_dict() | {"weights": whole.weights.detach()})
     with pytest.raises(oes.InputError, match=r"^state: expected a torch\.Tensor, got dict"):
         other.set_extra_state({"network": "", "mask": ""})
+
+
+# losses of the parts themselves
+
+
+def penalised(module, problem, weights, order, **options):
+    """Backward of a loss of the image and a penalty on one part, which autograd meets first or last."""
+    image = (module(problem.z) - problem.noisy).square().mean()
+    penalty = weights[DECAYED].abs().sum()
+    terms = {"part last": [penalty, image], "part first": [image, penalty], "apart": []}[order]
+    if terms:
+        sum(terms).backward(**options)
+    else:
+        penalty.backward(**options)
+        image.backward(**options)
+
+
+@pytest.mark.parametrize("order", ["part last", "part first", "apart"])
+@pytest.mark.parametrize("cleared", ["optimizer", "optimizer to zero", "module", "flat", "never"])
+def test_the_gradient_of_a_penalty_adds_up_with_that_of_the_image(small, order, cleared):
+    dense = copy.deepcopy(small.net)
+    fast = oes.sparsify(small.net).train()
+    ours, theirs = fast.named_weights(), dict(dense.named_parameters())
+    mine, other = (torch.optim.SGD(weights.values(), lr=1e-3, momentum=0.9) for weights in (ours, theirs))
+    for _ in range(3):
+        if cleared == "optimizer to zero":
+            mine.zero_grad(set_to_none=False)
+        else:
+            {
+                "optimizer": mine.zero_grad,
+                "module": fast.zero_grad,
+                "flat": torch.optim.SGD(fast.parameters()).zero_grad,
+                "never": lambda: None,
+            }[cleared]()
+        if cleared != "never":
+            other.zero_grad()
+        penalised(fast, small, ours, order)
+        penalised(dense, small, theirs, order)
+        expected = torch.cat([w.grad.flatten() for w in theirs.values()])
+        assert_close(torch.cat([w.grad.flatten() for w in ours.values()]), expected, rtol=1e-7)
+        assert_close(fast.weights.grad, expected, rtol=1e-7)
+        mine.step()
+        other.step()
+
+
+@pytest.mark.parametrize("part_first", [True, False])
+def test_the_order_in_which_gradients_come_is_of_no_account(small, part_first):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    part, ones = named[DECAYED], torch.ones_like(named[DECAYED])
+    before = torch.zeros_like(fast.weights)
+    for clear in (None, torch.optim.SGD(named.values()).zero_grad, fast.zero_grad, None):
+        if clear is not None:
+            clear()
+            before.zero_()
+        order = [lambda: part.backward(ones), lambda: fast.weights.backward(torch.full_like(fast.weights, 2))]
+        for give in order if part_first else order[::-1]:
+            give()
+        expected = before + 2
+        expected[: part.numel()] += 1
+        assert torch.equal(fast.weights.grad, expected)
+        assert torch.equal(torch.cat([w.grad.flatten() for w in named.values()]), expected)
+        before = expected
+
+
+def test_a_penalty_alone_gives_its_part_a_gradient(small):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    fast(small.z).sum().backward()
+    torch.optim.SGD(named.values()).zero_grad()
+    for number in (1, 2):
+        named[DECAYED].sum().backward()
+        assert (named[DECAYED].grad == number).all()
+        assert [name for name, w in named.items() if w.grad is not None] == [DECAYED]
+        count = named[DECAYED].numel()
+        assert (fast.weights.grad[:count] == number).all()
+        assert not fast.weights.grad[count:].any()
+    # Fixed parts that are let go have hooks as well.
+    net = copy.deepcopy(small.net)
+    net.get_parameter(DECAYED).requires_grad_(False)
+    fast = oes.sparsify(net)
+    part = fast.named_weights()[DECAYED].requires_grad_()
+    part.sum().backward()
+    fast(small.z).sum().backward()
+    assert (part.grad.flatten() - fast.weights.grad[: part.numel()] == 0).all()
+    again = oes.sparsify(small.net)
+    again(small.z).sum().backward()
+    assert_close(part.grad.flatten(), again.weights.grad[: part.numel()] + 1)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+@pytest.mark.parametrize("part_first", [True, False])
+def test_gradients_with_a_graph_of_their_own_add_up(small, part_first):
+    fast = oes.sparsify(small.net, backend="torch", verify=False)
+    named = fast.named_weights()
+    part, count = named[DECAYED], named[DECAYED].numel()
+    for _ in range(2):
+        fast.zero_grad()
+        order = [lambda: part.pow(3).sum(), lambda: fast.weights.pow(2).sum()]
+        for give in order if part_first else order[::-1]:
+            give().backward(create_graph=True)
+        values = fast.weights.detach()
+        expected = 2 * values
+        expected[:count] += 3 * values[:count].square()
+        assert torch.equal(torch.cat([w.grad.flatten() for w in named.values()]), fast.weights.grad)
+        assert_close(fast.weights.grad.detach(), expected)
+        second = torch.autograd.grad(part.grad.sum(), [part, fast.weights])
+        assert_close(second[0], 6 * part.detach())
+        assert (second[1][:count] == 2).all()
+
+
+@pytest.mark.parametrize("none", [True, False])
+def test_zero_grad_of_the_module_clears_the_parts(small, none):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    fast(small.z).sum().backward()
+    before = fast.weights.detach().clone()
+    fast.zero_grad(set_to_none=none)
+    assert all(w.grad is None if none else not w.grad.any() for w in named.values())
+    torch.optim.SGD(named.values(), lr=1.0).step()
+    assert torch.equal(fast.weights, before)
+
+
+# other values by .data
+
+
+@pytest.mark.parametrize("given", ["vector", "parts", "one part", "swapped"])
+def test_values_given_by_data_are_taken_over(small, given):
+    net = copy.deepcopy(small.net)
+    fast = oes.sparsify(net, verify=False).train()
+    named = fast.named_weights()
+    optimizer = torch.optim.SGD(named.values(), lr=0.1)
+    step(fast, small, optimizer, named)
+    values = fast.weights.detach() * 1.5
+    if given == "vector":
+        nn.utils.vector_to_parameters(values.clone(), fast.parameters())
+    elif given == "parts":
+        nn.utils.vector_to_parameters(values.clone(), named.values())
+    else:
+        values = fast.weights.detach().clone()
+        count = named[DECAYED].numel()
+        if given == "one part":
+            values[:count] = 0.5
+            named[DECAYED].data = torch.full_like(named[DECAYED], 0.5)
+        else:
+            last = list(named.values())[-1]
+            alike = next([w, last] for w in named.values() if w.shape == last.shape)
+            alike[0].data, alike[1].data = alike[1].data, alike[0].data
+            values = torch.cat([w.detach().flatten() for w in named.values()])
+            assert not torch.equal(values, fast.weights)
+    dense = fast.to_dense() if given == "one part" else None
+    saved = fast.state_dict()["weights"] if given == "parts" else copy.deepcopy(fast).weights
+    assert torch.equal(saved, values)
+    assert dense is None or torch.equal(nn.utils.parameters_to_vector(dense.parameters()), values)
+    step(fast, small, optimizer, named)
+    assert not torch.equal(fast.weights, values)
+    assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
+    expected = oes.sparsify(net, verify=False).train()
+    with torch.no_grad():
+        expected.weights.copy_(values)
+    step(expected, small, torch.optim.SGD(expected.parameters(), lr=0.1), None)
+    assert_close(fast.weights.detach(), expected.weights.detach())
+
+
+def test_a_vector_moved_between_forward_and_backward_takes_the_parts_along(small):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    loss = fast(small.z).sum()
+    fast.weights.data = fast.weights.data * 2
+    before = fast.weights.detach().clone()
+    loss.backward()
+    torch.optim.SGD(named.values(), lr=0.1).step()
+    assert_close(fast.weights.detach(), before - 0.1 * fast.weights.grad)
+
+
+def test_values_by_data_that_do_not_fit_are_refused(small):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    right = fast.weights.detach().clone()
+    size = list(named[DECAYED].shape)
+    for wrong in (torch.zeros(3, dtype=right.dtype), named[DECAYED].detach().float()):
+        named[DECAYED].data = wrong
+        with pytest.raises(
+            oes.InputError, match=r"^named_weights\(\)\['1\.1\.1\.weight'\]: expected values of"
+        ) as e:
+            fast(small.z)
+        assert str(size) in str(e.value)
+        fast(small.z)  # once; it lies in the vector again
+        assert list(named[DECAYED].shape) == size
+        assert torch.equal(fast.weights, right)
+    named[DECAYED].data = torch.zeros_like(named[DECAYED])
+    fast.weights.data = right + 1
+    with pytest.raises(
+        oes.InputError, match=r"^named_weights\(\)\['1\.1\.1\.weight'\]: expected other values by"
+    ):
+        fast(small.z)
+    assert torch.equal(torch.cat([w.flatten() for w in named.values()]), right + 1)
+    fast.weights.data = right[1:]
+    with pytest.raises(oes.InputError, match=r"^weights: expected shape \[\d+\], got \[\d+\]$"):
+        fast(small.z)
+
+
+def test_they_follow_to_another_parameter_of_the_module(small):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    fast.weights = nn.Parameter(fast.weights.detach() * 2)
+    before = fast.weights.detach().clone()
+    step(fast, small, torch.optim.SGD(named.values(), lr=0.1), named)
+    assert not torch.equal(fast.weights, before)
+    assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
+
+
+def test_a_functional_call_leaves_the_parts_alone(small):
+    fast = oes.sparsify(small.net)
+    named = fast.named_weights()
+    other = fast.weights.detach() * 2
+    image = torch.func.functional_call(fast, {"weights": other}, (small.z,))
+    assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
+    assert not torch.equal(image, fast(small.z))
+
+
+# what the documentation says
+
+
+def test_weight_decay_of_the_flat_vector_moves_fixed_weights_and_that_of_the_parts_does_not(small):
+    net = copy.deepcopy(small.net)
+    net.get_parameter(DECAYED).requires_grad_(False)
+    for flat in (True, False):
+        fast = oes.sparsify(net, verify=False)
+        named = fast.named_weights()
+        before = named[DECAYED].detach().clone()
+        weights = list(fast.parameters() if flat else named.values())
+        step(fast, small, torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.1), None)
+        assert torch.equal(named[DECAYED], before) is not flat
+
+
+def test_hooks_on_a_part_are_called_for_a_loss_of_the_part_alone(small):
+    fast = oes.sparsify(small.net)
+    part, called = fast.named_weights()[DECAYED], []
+    part.register_hook(called.append)
+    fast(small.z).sum().backward()
+    assert not called
+    part.sum().backward()
+    assert len(called) == 1
