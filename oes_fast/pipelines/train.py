@@ -81,8 +81,8 @@ def train_sparse(
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
-        verify: compare the rewritten network with ``net`` on ``z`` before the first step, at the cost of a
-            dense step and a half, in float64 where memory allows; where they differ, warn and run ``net``.
+        verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
+            as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
         precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
             :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.

@@ -3,7 +3,7 @@
 Both are run on the caller's own input with weights drawn about the present ones: loss, image, gradients and
 running statistics must agree, and so must the image of a second call, without gradients: what a network
 keeps from call to call shows there. The dense network makes one step and the forward half of another, in
-float64 where memory allows: with all that is compared, 13 to 15 of its steps in float32 (docs/results.md).
+float64 where memory allows: with all that is compared, 12 to 15 of its steps in float32 (docs/results.md).
 
 What is compared is the mathematics, so the eps of every norm is raised on both sides: a dense network
 amplifies the rounding of a constant channel by 1 / sqrt(eps), 316 times, in each batch norm, where the
