@@ -470,6 +470,19 @@ def test_they_follow_to_another_parameter_of_the_module(small):
     assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
 
 
+def test_asked_for_in_inference_mode_they_train(small):
+    fast = oes.sparsify(small.net)
+    with torch.inference_mode():
+        named = fast.named_weights()
+        named[DECAYED].data = torch.ones_like(named[DECAYED])
+        fast(small.z)
+    assert (named[DECAYED] == 1).all()
+    named[DECAYED].sum().backward()
+    step(fast, small, torch.optim.SGD(named.values(), lr=0.1), named)
+    assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
+    assert torch.equal(torch.cat([w.grad.flatten() for w in named.values()]), fast.weights.grad)
+
+
 def test_a_functional_call_leaves_the_parts_alone(small):
     fast = oes.sparsify(small.net)
     named = fast.named_weights()
