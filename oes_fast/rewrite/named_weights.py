@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
@@ -104,6 +105,7 @@ class NamedWeights:
     def _present_flags(self) -> tuple[bool, ...]:
         return tuple(part.requires_grad for part in self._parts.values()) if self._parts else self._flags
 
+    @torch.inference_mode(False)  # parts and gradients outlive the call
     def _bind(self, weights: nn.Parameter) -> None:
         """Make the parts lie in ``weights``, wherever its memory is.
 
@@ -131,23 +133,25 @@ class NamedWeights:
                     refused = refused or f"named_weights()[{self._names[number]!r}]: {reason}"
                 else:
                     pieces[number].copy_(values)
-            graded = [number for number, part in enumerate(parts) if part.grad is not None]
+            graded = {number for number, part in enumerate(parts) if part.grad is not None}
             for part, piece in zip(parts, pieces, strict=True):
                 if _place(part) != _place(piece):
                     part.grad = None
                     part.data = piece
         else:
-            for name, flag, piece in zip(self._names, self._flags, self._cut(weights.detach()), strict=True):
-                self._parts[name] = part = nn.Parameter(piece)
-                self._hook(part, self._settle, self._settle)
+            pieces = self._cut(weights.detach())
+            for number, (name, flag) in enumerate(zip(self._names, self._flags, strict=True)):
+                self._parts[name] = part = nn.Parameter(pieces[number])
+                settle = functools.partial(NamedWeights._settle_part, number=number)
+                self._hook(part, settle, settle)
                 part.requires_grad_(flag)  # not before: torch refuses hooks where it is off
             self._shares = [None] * len(self._parts)
-            graded = list(range(len(self._parts)))
+            graded = set(range(len(self._parts)))
         if self._weights is not weights:
             for hook in self._hooks:
                 hook.remove()
             self._weights = weights
-            self._hooks = self._hook(weights, self._before, self._share)
+            self._hooks = self._hook(weights, NamedWeights._before, NamedWeights._share)
         self._grad, self._shares = weights.grad, [None] * len(self._parts)
         for number, part in enumerate(self._parts.values()):
             if self._grad is not None and number in graded and (part.requires_grad or part.grad is not None):
@@ -156,17 +160,17 @@ class NamedWeights:
         if refused:
             raise InputError(refused)
 
-    def _hook(self, leaf: Tensor, before: Callable[[], None], after: Callable[[], None]) -> list[Any]:
+    def _hook(self, leaf: Tensor, before: Callable[[Any], None], after: Callable[[Any], None]) -> list[Any]:
         # Weakly, or the parameter would keep itself alive by its own hooks.
-        first, last = weakref.WeakMethod(before), weakref.WeakMethod(after)
+        own = weakref.ref(self)
 
         def call_before(grad: Tensor) -> None:
-            if (method := first()) is not None:
-                method()
+            if (named := own()) is not None:
+                before(named)
 
         def call_after(parameter: Tensor) -> None:
-            if (method := last()) is not None:
-                method()
+            if (named := own()) is not None:
+                after(named)
 
         return [leaf.register_hook(call_before), leaf.register_post_accumulate_grad_hook(call_after)]
 
@@ -229,6 +233,19 @@ class NamedWeights:
         for number in changed:
             if parts[number].grad is not None:
                 self._give(number)
+
+    def _settle_part(self, number: int) -> None:
+        """:meth:`_settle` before and after a part gets a gradient of its own, cheaper where many parts do."""
+        part, share = self._parts[self._names[number]], self._shares[number]
+        if self._weights is None or self._weights.grad is not self._grad:
+            self._settle()
+        elif part.grad is share:
+            return
+        elif self._grad is None or part.grad is None or share is not None or torch.is_grad_enabled():
+            self._settle()
+        else:
+            self._piece(self._grad, number).copy_(part.grad)
+            self._give(number)
 
     def _share(self) -> None:
         """Give the parts their shares of a flat gradient that holds all there is of theirs."""

@@ -404,9 +404,8 @@ def test_values_given_by_data_are_taken_over(small, given):
             values[:count] = 0.5
             named[DECAYED].data = torch.full_like(named[DECAYED], 0.5)
         else:
-            last = list(named.values())[-1]
-            alike = next([w, last] for w in named.values() if w.shape == last.shape)
-            alike[0].data, alike[1].data = alike[1].data, alike[0].data
+            one, other = named["1.2.weight"], named["1.2.bias"]
+            one.data, other.data = other.data, one.data
             values = torch.cat([w.detach().flatten() for w in named.values()])
             assert not torch.equal(values, fast.weights)
     dense = fast.to_dense() if given == "one part" else None
@@ -469,6 +468,19 @@ def test_they_follow_to_another_parameter_of_the_module(small):
     step(fast, small, torch.optim.SGD(named.values(), lr=0.1), named)
     assert not torch.equal(fast.weights, before)
     assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
+
+
+def test_asked_for_in_inference_mode_they_train(small):
+    fast = oes.sparsify(small.net)
+    with torch.inference_mode():
+        named = fast.named_weights()
+        named[DECAYED].data = torch.ones_like(named[DECAYED])
+        fast(small.z)
+    assert (named[DECAYED] == 1).all()
+    named[DECAYED].sum().backward()
+    step(fast, small, torch.optim.SGD(named.values(), lr=0.1), named)
+    assert torch.equal(torch.cat([w.flatten() for w in named.values()]), fast.weights)
+    assert torch.equal(torch.cat([w.grad.flatten() for w in named.values()]), fast.weights.grad)
 
 
 def test_a_functional_call_leaves_the_parts_alone(small):
