@@ -1,6 +1,6 @@
 """Triton kernels of oes_fast/reference/batch_norm_act.py: two passes over the image in either direction.
 
-The first sums shares of each channel, without atomics; the second puts the shares of its channel together
+The first sums chunks of each channel, without atomics; the second puts the chunks of its channel together
 again in every program and writes the result, padded. The gradient recomputes what it needs from the input.
 Channels that fit into one program take one pass (oes_fast/kernels/batch_norm_act_whole.py).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 # Integers that no load's width hangs on, and addresses that are read one number at a time, are compiled for
 # in general: every special case of each would be one more compilation.
 _GENERAL = {
-    "do_not_specialize": ["channels", "shares", "blocks_of_share"],
+    "do_not_specialize": ["channels", "chunks", "blocks_of_chunk"],
     "do_not_specialize_on_alignment": ["weight_ptr", "bias_ptr"],
 }
 
@@ -36,21 +36,21 @@ MAP_CONFIGS = (
 # A padded gradient is folded from nine places: four pixels a thread take all registers there are.
 FOLD_CONFIGS = (Config(block=512, warps=4), Config(block=256, warps=4), Config(block=1024, warps=8))
 _PROGRAMS = 1024  # of the first pass, where there are pixels for them
-_MOST_SHARES = 64  # of a channel, a power of two: every program of the second pass reads them all
+_MOST_CHUNKS = 64  # of a channel, a power of two: every program of the second pass reads them all
 
 
 @triton.jit(**_GENERAL)
 def moments_kernel(
-    partial_ptr, x_ptr, images, channels, pixels, shares, blocks_of_share, BLOCK: tl.constexpr
+    partial_ptr, x_ptr, images, channels, pixels, chunks, blocks_of_chunk, BLOCK: tl.constexpr
 ):
-    """Mean and sum of squares about it of one share of a channel, to partial [2, channels, shares].
+    """Mean and sum of squares about it of one chunk of a channel, to partial [2, channels, chunks].
 
     Summed about the channel's first value, so that a large mean does not eat the digits of the variance.
     """
-    channel, share = tl.program_id(0), tl.program_id(1)
+    channel, chunk = tl.program_id(0), tl.program_id(1)
     blocks = tl.cdiv(pixels, BLOCK)
-    first = share * blocks_of_share
-    last = tl.minimum(first + blocks_of_share, blocks * images)
+    first = chunk * blocks_of_chunk
+    last = tl.minimum(first + blocks_of_chunk, blocks * images)
     middle = tl.load(x_ptr + channel.to(tl.int64) * pixels)
     total = tl.zeros((BLOCK,), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -66,9 +66,9 @@ def moments_kernel(
         counts += inside.to(tl.int32)
     count = tl.maximum(tl.sum(counts, axis=0), 1).to(tl.float32)
     mean = tl.sum(total, axis=0) / count
-    at = partial_ptr + channel * shares + share
+    at = partial_ptr + channel * chunks + chunk
     tl.store(at, middle + mean)
-    tl.store(at + channels * shares, tl.maximum(tl.sum(squares, axis=0) - count * mean * mean, 0.0))
+    tl.store(at + channels * chunks, tl.maximum(tl.sum(squares, axis=0) - count * mean * mean, 0.0))
 
 
 @triton.jit
@@ -78,25 +78,25 @@ def _statistics(
     images,
     channels,
     pixels,
-    shares,
-    blocks_of_share,
+    chunks,
+    blocks_of_chunk,
     SUM_BLOCK: tl.constexpr,
-    SHARES: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
-    """Mean and biased variance of a channel from its shares (Chan, Golub and LeVeque 1983)."""
-    share = tl.arange(0, SHARES)
-    there = share < shares
-    mean = tl.load(partial_ptr + channel * shares + share, mask=there, other=0.0)
-    squares = tl.load(partial_ptr + (channels + channel) * shares + share, mask=there, other=0.0)
+    """Mean and biased variance of a channel from its chunks (Chan, Golub and LeVeque 1983)."""
+    chunk = tl.arange(0, CHUNKS)
+    there = chunk < chunks
+    mean = tl.load(partial_ptr + channel * chunks + chunk, mask=there, other=0.0)
+    squares = tl.load(partial_ptr + (channels + channel) * chunks + chunk, mask=there, other=0.0)
     blocks = tl.cdiv(pixels, SUM_BLOCK)
-    first = share * blocks_of_share
-    last = tl.minimum(first + blocks_of_share, blocks * images)
+    first = chunk * blocks_of_chunk
+    last = tl.minimum(first + blocks_of_chunk, blocks * images)
     # Every image's last block is short by what is missing to a whole one.
     missing = blocks * SUM_BLOCK - pixels
     count = (last - first) * SUM_BLOCK - (last // blocks - first // blocks) * missing
     count = tl.where(there, count, 0).to(tl.float32)
     values = 1.0 * images * pixels
-    middle = tl.load(partial_ptr + channel * shares)
+    middle = tl.load(partial_ptr + channel * chunks)
     average = middle + tl.sum(tl.where(there, (mean - middle) * count, 0.0), axis=0) / values
     apart = tl.where(there, mean - average, 0.0)
     return average, (tl.sum(squares, axis=0) + tl.sum(count * apart * apart, axis=0)) / values
@@ -117,8 +117,8 @@ def forward_kernel(
     channels,
     rows,
     columns,
-    shares,
-    blocks_of_share,
+    chunks,
+    blocks_of_chunk,
     eps,
     slope,
     OF_BATCH: tl.constexpr,
@@ -127,7 +127,7 @@ def forward_kernel(
     ACTIVATION: tl.constexpr,
     PAD: tl.constexpr,
     SUM_BLOCK: tl.constexpr,
-    SHARES: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One block of the padded result; the first of each channel stores its statistics."""
@@ -139,7 +139,7 @@ def forward_kernel(
     channel = plane % channels
     if OF_BATCH:
         mean, var = _statistics(
-            partial_ptr, channel, images, channels, rows * columns, shares, blocks_of_share, SUM_BLOCK, SHARES
+            partial_ptr, channel, images, channels, rows * columns, chunks, blocks_of_chunk, SUM_BLOCK, CHUNKS
         )
     else:
         mean, var = tl.load(given_mean_ptr + channel), tl.load(given_var_ptr + channel)
@@ -183,8 +183,8 @@ def gradient_sums_kernel(
     channels,
     rows,
     columns,
-    shares,
-    blocks_of_share,
+    chunks,
+    blocks_of_chunk,
     eps,
     slope,
     HAS_WEIGHT: tl.constexpr,
@@ -193,13 +193,13 @@ def gradient_sums_kernel(
     PAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums of dz and of dz times the normalised image over one share, to partial [2, channels, shares]."""
-    channel, share = tl.program_id(0), tl.program_id(1)
+    """Sums of dz and of dz times the normalised image over one chunk, to partial [2, channels, chunks]."""
+    channel, chunk = tl.program_id(0), tl.program_id(1)
     pixels = rows * columns
     grad_pixels = (rows + 2 * PAD) * (columns + 2 * PAD)
     blocks = tl.cdiv(pixels, BLOCK)
-    first = share * blocks_of_share
-    last = tl.minimum(first + blocks_of_share, blocks * images)
+    first = chunk * blocks_of_chunk
+    last = tl.minimum(first + blocks_of_chunk, blocks * images)
     mean = tl.load(mean_ptr + channel)
     scale = 1.0 / tl.sqrt_rn(tl.load(var_ptr + channel) + eps)
     weight, bias = 1.0, 0.0
@@ -218,9 +218,9 @@ def gradient_sums_kernel(
         dz *= derivative(normal * weight + bias, slope, ACTIVATION)
         total += dz
         products += dz * normal
-    at = partial_ptr + channel * shares + share
+    at = partial_ptr + channel * chunks + chunk
     tl.store(at, tl.sum(total, axis=0))
-    tl.store(at + channels * shares, tl.sum(products, axis=0))
+    tl.store(at + channels * chunks, tl.sum(products, axis=0))
 
 
 @triton.jit(**_GENERAL)
@@ -239,7 +239,7 @@ def backward_kernel(
     channels,
     rows,
     columns,
-    shares,
+    chunks,
     eps,
     slope,
     OF_BATCH: tl.constexpr,
@@ -250,7 +250,7 @@ def backward_kernel(
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PAD: tl.constexpr,
-    SHARES: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One block of the input's gradient; the first of each channel stores those of gamma and beta."""
@@ -262,10 +262,10 @@ def backward_kernel(
     program = tl.program_id(0)
     plane = (program // blocks).to(tl.int64)
     channel = program // blocks % channels
-    share = tl.arange(0, SHARES)
-    there = share < shares
-    total = tl.sum(tl.load(partial_ptr + channel * shares + share, mask=there, other=0.0), axis=0)
-    at = partial_ptr + (channels + channel) * shares + share
+    chunk = tl.arange(0, CHUNKS)
+    there = chunk < chunks
+    total = tl.sum(tl.load(partial_ptr + channel * chunks + chunk, mask=there, other=0.0), axis=0)
+    at = partial_ptr + (channels + channel) * chunks + chunk
     products = tl.sum(tl.load(at, mask=there, other=0.0), axis=0)
     if program % blocks == 0 and plane < channels:
         if NEEDS_WEIGHT:
@@ -291,12 +291,12 @@ def backward_kernel(
         tl.store(grad_x_ptr + plane * pixels + pixel, dz * (weight * scale), mask=inside)
 
 
-def _shares(config: Config, images: int, channels: int, pixels: int) -> tuple[int, int]:
-    """(shares of a channel, blocks of a share)."""
+def _chunks(config: Config, images: int, channels: int, pixels: int) -> tuple[int, int]:
+    """(chunks of a channel, blocks of a chunk)."""
     blocks = images * triton.cdiv(pixels, config.block)
-    shares = max(1, min(_MOST_SHARES, blocks, _PROGRAMS // max(1, channels)))
-    of_share = triton.cdiv(blocks, shares)
-    return triton.cdiv(blocks, of_share), of_share
+    chunks = max(1, min(_MOST_CHUNKS, blocks, _PROGRAMS // max(1, channels)))
+    of_chunk = triton.cdiv(blocks, chunks)
+    return triton.cdiv(blocks, of_chunk), of_chunk
 
 
 def batch_norm_act(
@@ -325,10 +325,10 @@ def batch_norm_act(
         with on_device_of(x):
             whole.batch_norm_act(y, used_mean, used_var, x, weight, bias, eps, activation, slope, pad, config)
         return y, used_mean, used_var
-    # The shares are cut by one configuration, since the second pass has to know them.
+    # The chunks are cut by one configuration, since the second pass has to know them.
     (by_sum, *_) = for_interpreter(SUM_CONFIGS, pixels)
-    shares, of_share = _shares(by_sum, images, channels, pixels)
-    partial = x.new_empty(2, channels, shares)
+    chunks, of_chunk = _chunks(by_sum, images, channels, pixels)
+    partial = x.new_empty(2, channels, chunks)
 
     def launch(config: Config) -> None:
         forward_kernel[(images * channels * triton.cdiv(out_rows * out_columns, config.block),)](
@@ -345,8 +345,8 @@ def batch_norm_act(
             channels,
             rows,
             columns,
-            shares,
-            of_share,
+            chunks,
+            of_chunk,
             eps,
             slope,
             OF_BATCH=of_batch,
@@ -355,21 +355,21 @@ def batch_norm_act(
             ACTIVATION=activation,
             PAD=pad,
             SUM_BLOCK=by_sum.block,
-            SHARES=_MOST_SHARES,
+            CHUNKS=_MOST_CHUNKS,
             BLOCK=config.block,
             **config.options,
         )
 
     with on_device_of(x):
         if of_batch:
-            moments_kernel[(channels, shares)](
+            moments_kernel[(channels, chunks)](
                 partial,
                 x,
                 images,
                 channels,
                 pixels,
-                shares,
-                of_share,
+                chunks,
+                of_chunk,
                 BLOCK=by_sum.block,
                 **by_sum.options,
             )
@@ -411,15 +411,15 @@ def batch_norm_act_backward(
         return grads
     configs = for_interpreter(FOLD_CONFIGS if pad else SUM_CONFIGS, pixels)
     maps = for_interpreter(FOLD_CONFIGS if pad else MAP_CONFIGS, pixels)
-    most = max(_shares(config, images, channels, pixels)[0] for config in configs)
-    partial, shares = x.new_empty(2 * channels * most), 0
+    most = max(_chunks(config, images, channels, pixels)[0] for config in configs)
+    partial, chunks = x.new_empty(2 * channels * most), 0
     given = {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
     options = {**given, "ACTIVATION": activation, "PAD": pad}
 
     def launch_sums(config: Config) -> None:
-        nonlocal shares
-        shares, of_share = _shares(config, images, channels, pixels)
-        gradient_sums_kernel[(channels, shares)](
+        nonlocal chunks
+        chunks, of_chunk = _chunks(config, images, channels, pixels)
+        gradient_sums_kernel[(channels, chunks)](
             partial,
             grad,
             x,
@@ -431,8 +431,8 @@ def batch_norm_act_backward(
             channels,
             rows,
             columns,
-            shares,
-            of_share,
+            chunks,
+            of_chunk,
             eps,
             slope,
             **options,
@@ -457,7 +457,7 @@ def batch_norm_act_backward(
             channels,
             rows,
             columns,
-            shares,
+            chunks,
             eps,
             slope,
             OF_BATCH=of_batch,
@@ -465,7 +465,7 @@ def batch_norm_act_backward(
             NEEDS_WEIGHT=needs_weight,
             NEEDS_BIAS=needs_bias,
             **options,
-            SHARES=_MOST_SHARES,
+            CHUNKS=_MOST_CHUNKS,
             BLOCK=config.block,
             **config.options,
         )

@@ -1,6 +1,6 @@
 """Batch norm with activation of small images: a program takes a whole channel, in one pass either way.
 
-The other kernels (oes_fast/kernels/batch_norm_act.py) sum shares of a channel in one launch and use the sums
+The other kernels (oes_fast/kernels/batch_norm_act.py) sum chunks of a channel in one launch and use the sums
 in a second. Where a channel fits into the registers of one program, half the launches do.
 """
 

@@ -2,7 +2,7 @@
 
 Forward: outputs by pixels, summed over taps and input channels. Input gradient: the same with the transposed
 weights, for each remainder of the stride the pixels and taps that meet. Weight gradient: outputs by (channel,
-tap), summed over pixels in shares that are added in a fixed order. No atomics.
+tap), summed over pixels in chunks that are added in a fixed order. No atomics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WEIGHT_CONFIGS = (
     Config(block=64, outer=64, inner=16, warps=4, stages=3),
 )
 _PROGRAMS = 512
-_MOST_SPLITS = 64
+_MOST_CHUNKS = 64
 
 
 @triton.jit
@@ -81,12 +81,12 @@ def forward_kernel(
     row = pixel // columns * stride_rows - pad_rows
     column = pixel % columns * stride_columns - pad_columns
     taps = kernel_rows * kernel_columns
-    pieces = tl.cdiv(inputs, INNER)
+    steps = tl.cdiv(inputs, INNER)
     x_image = x_ptr + image * inputs * x_rows * x_columns
     total = tl.zeros((OUTER, BLOCK), tl.float32)
-    for step in range(0, taps * pieces):
-        tap = step // pieces
-        channel = step % pieces * INNER + tl.arange(0, INNER)
+    for step in range(0, taps * steps):
+        tap = step // steps
+        channel = step % steps * INNER + tl.arange(0, INNER)
         there = channel < inputs
         y_at = row + tap // kernel_columns * dilation_rows
         x_at = column + tap % kernel_columns * dilation_columns
@@ -147,19 +147,19 @@ def input_gradient_kernel(
     row = pixel // tl.maximum(some_columns, 1) * stride_rows + first_row
     column = pixel % tl.maximum(some_columns, 1) * stride_columns + first_column
     taps = kernel_rows * kernel_columns
-    pieces = tl.cdiv(outputs, INNER)
+    steps = tl.cdiv(outputs, INNER)
     pixels = rows * columns
     grad_image = grad_ptr + image * outputs * pixels
     total = tl.zeros((OUTER, BLOCK), tl.float32)
-    for step in range(0, taps * pieces):
-        tap = step // pieces
+    for step in range(0, taps * steps):
+        tap = step // steps
         back_rows = pad_rows - tap // kernel_columns * dilation_rows
         back_columns = pad_columns - tap % kernel_columns * dilation_columns
         # All pixels of the tile meet this tap or none does: remainders of sums that may be negative.
         off_row = (first_row + back_rows) % stride_rows
         off_column = (first_column + back_columns) % stride_columns
         if (off_row == 0) & (off_column == 0):
-            output = step % pieces * INNER + tl.arange(0, INNER)
+            output = step % steps * INNER + tl.arange(0, INNER)
             high_row, high_column = row + back_rows, column + back_columns
             y_at, x_at = high_row // stride_rows, high_column // stride_columns
             inside = there & (high_row >= 0) & (y_at < rows) & (high_column >= 0) & (x_at < columns)
@@ -199,17 +199,17 @@ def weight_gradient_kernel(
     pad_columns,
     dilation_rows,
     dilation_columns,
-    pieces_of_split,
+    steps_of_chunk,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     OUTER: tl.constexpr,
     INNER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A tile of outputs by weights of each, summed over one share of the pixels."""
+    """A tile of outputs by weights of each, summed over one chunk of the pixels."""
     output = tl.program_id(1) * OUTER + tl.arange(0, OUTER)
     weight = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    split = tl.program_id(2)
+    chunk = tl.program_id(2)
     taps = kernel_rows * kernel_columns
     weights = inputs * taps
     tap = weight % taps
@@ -217,13 +217,13 @@ def weight_gradient_kernel(
     down = tap // kernel_columns * dilation_rows - pad_rows
     right = tap % kernel_columns * dilation_columns - pad_columns
     pixels = rows * columns
-    pieces = tl.cdiv(pixels, INNER)
-    first = split * pieces_of_split
-    last = tl.minimum(first + pieces_of_split, pieces * images)
+    steps = tl.cdiv(pixels, INNER)
+    first = chunk * steps_of_chunk
+    last = tl.minimum(first + steps_of_chunk, steps * images)
     total = tl.zeros((OUTER, BLOCK), tl.float32)
-    for piece in range(first, last):
-        image = (piece // pieces).to(tl.int64)
-        pixel = piece % pieces * INNER + tl.arange(0, INNER)
+    for step in range(first, last):
+        image = (step // steps).to(tl.int64)
+        pixel = step % steps * INNER + tl.arange(0, INNER)
         here = pixel < pixels
         grad = tl.load(
             grad_ptr + (image * outputs + output[:, None]) * pixels + pixel[None, :],
@@ -242,7 +242,7 @@ def weight_gradient_kernel(
     # A dropped weight has no gradient, were the sum infinite.
     keep = tl.load(keep_ptr + at, mask=chosen, other=0).to(tl.float32)
     total = tl.where(keep == 0.0, 0.0, total * keep)
-    tl.store(partial_ptr + split.to(tl.int64) * outputs * weights + at, total, mask=chosen)
+    tl.store(partial_ptr + chunk.to(tl.int64) * outputs * weights + at, total, mask=chosen)
 
 
 def _configs(configs: tuple[Config, ...], summed: bool) -> tuple[Config, ...]:
@@ -371,12 +371,12 @@ def _weight_gradient(
 
     def launch(config: Config) -> None:
         tiles = triton.cdiv(weights, config.block), triton.cdiv(outputs, config.outer)
-        pieces = n * triton.cdiv(rows * columns, config.inner)
-        splits = max(1, min(_MOST_SPLITS, pieces, _PROGRAMS // (tiles[0] * tiles[1])))
-        of_split = triton.cdiv(pieces, splits)
-        splits = triton.cdiv(pieces, of_split)
-        partial = x.new_empty(splits, *weight.shape)
-        grid = *tiles, splits
+        steps = n * triton.cdiv(rows * columns, config.inner)
+        chunks = max(1, min(_MOST_CHUNKS, steps, _PROGRAMS // (tiles[0] * tiles[1])))
+        of_chunk = triton.cdiv(steps, chunks)
+        chunks = triton.cdiv(steps, of_chunk)
+        partial = x.new_empty(chunks, *weight.shape)
+        grid = *tiles, chunks
         weight_gradient_kernel[grid](
             partial,
             grad,
@@ -391,10 +391,10 @@ def _weight_gradient(
             columns,
             *weight.shape[2:],
             *window,
-            of_split,
+            of_chunk,
             **_options(config, precision),
         )
-        result[:] = [partial[0] if splits == 1 else partial.sum(0)]
+        result[:] = [partial[0] if chunks == 1 else partial.sum(0)]
 
     with on_device_of(x):
         problem = (*x.shape, *weight.shape, *window, PRECISIONS[precision])

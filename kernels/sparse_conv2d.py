@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.sparse_index import TapIndex, tap_index
-from oes_fast.kernels.sparse_taps import CHUNK, tap_sum, weight_grad
+from oes_fast.kernels.sparse_taps import GROUP, tap_sum, weight_grad
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 
@@ -118,7 +118,7 @@ def _by_output(planes: Tensor, taps: Tensor, outputs: int) -> TapIndex:
         segments=outputs,
         source_elements=inputs * phases * rows * columns,
         make=make,
-        chunk=CHUNK,
+        group=GROUP,
     )
 
 
@@ -142,7 +142,7 @@ def _input_gradient(
         segments=inputs * phases,
         source_elements=framed[:1].numel(),
         make=make,
-        chunk=CHUNK,
+        group=GROUP,
     )
     result = tap_sum(framed, values, index, rows=rows, columns=columns, source_columns=framed_columns)
     return result.view(planes.shape)

@@ -22,9 +22,9 @@ class TapIndex:
         offsets: where each tap reads in one image of the source, in elements, int32 or int64 [nnz].
         order: place of each tap among the values, int32 [nnz].
         ordered: ``order`` is not simply 0, 1, 2 ...
-        chunk_segments, chunk_starts: segment and first tap of each piece of at most ``chunk`` taps of one
-            segment, int32 [chunks].
-        chunk: see there.
+        group_segments, group_starts: segment and first tap of each group of at most ``group`` taps of one
+            segment, int32 [groups].
+        group: see there.
         digest: names the pattern.
     """
 
@@ -32,9 +32,9 @@ class TapIndex:
     offsets: Tensor
     order: Tensor
     ordered: bool
-    chunk_segments: Tensor
-    chunk_starts: Tensor
-    chunk: int
+    group_segments: Tensor
+    group_starts: Tensor
+    group: int
     digest: int
 
     @property
@@ -43,9 +43,9 @@ class TapIndex:
         return len(self.starts) - 1
 
     @property
-    def chunks(self) -> int:
+    def groups(self) -> int:
         """How many there are."""
-        return len(self.chunk_starts)
+        return len(self.group_starts)
 
 
 _indices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -58,7 +58,7 @@ def tap_index(
     segments: int,
     source_elements: int,
     make: Callable[[Tensor], tuple[Tensor, Tensor]],
-    chunk: int = 8,
+    group: int = 8,
 ) -> TapIndex:
     """The index of a pattern for one use, made at the first call.
 
@@ -68,20 +68,20 @@ def tap_index(
         segments: how many.
         source_elements: of one image of the source.
         make: from taps as int64 on the CPU to (segment of each tap, offset of each tap).
-        chunk: taps of a chunk.
+        group: taps of a group.
     """
     known = _indices.setdefault(taps, {})
-    key = (*key, segments, chunk)
+    key = (*key, segments, group)
     if key not in known:
         cpu = taps.detach().cpu().long()
         segment, offsets = make(cpu)
         order = torch.sort(segment, stable=True).indices
         counts = torch.bincount(segment, minlength=segments)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        pieces = (counts + chunk - 1) // chunk
-        chunk_segments = torch.repeat_interleave(torch.arange(segments), pieces)
-        before = torch.repeat_interleave(pieces.cumsum(0) - pieces, pieces)
-        chunk_starts = starts[chunk_segments] + (torch.arange(len(chunk_segments)) - before) * chunk
+        groups = (counts + group - 1) // group
+        group_segments = torch.repeat_interleave(torch.arange(segments), groups)
+        before = torch.repeat_interleave(groups.cumsum(0) - groups, groups)
+        group_starts = starts[group_segments] + (torch.arange(len(group_segments)) - before) * group
         wide = torch.int64 if source_elements >= _INT32_ELEMENTS else torch.int32
 
         def placed(tensor: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -92,9 +92,9 @@ def tap_index(
             placed(offsets[order], wide),
             placed(order),
             not torch.equal(order, torch.arange(len(order))),
-            placed(chunk_segments),
-            placed(chunk_starts),
-            chunk,
+            placed(group_segments),
+            placed(group_starts),
+            group,
             zlib.crc32(taps.detach().cpu().contiguous().numpy().tobytes()),
         )
     return known[key]

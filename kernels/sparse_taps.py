@@ -26,24 +26,24 @@ TAP_SUM_CONFIGS = (
     Config(block=64, inner=128, warps=8),
     Config(block=128, inner=64, warps=8),
 )
-CHUNK = 8  # taps whose products with one gradient are summed together
+GROUP = 8  # taps whose products with one gradient are summed together
 # outer: how many times _PROGRAMS it is cut into, where there are pixels for them.
 WEIGHT_GRAD_CONFIGS = (
-    Config(block=256, inner=CHUNK, warps=4, outer=4),
-    Config(block=256, inner=CHUNK, warps=4),
-    Config(block=256, inner=CHUNK, warps=4, outer=16),
-    Config(block=512, inner=CHUNK, warps=4, outer=4),
-    Config(block=512, inner=CHUNK, warps=8, outer=4),
-    Config(block=128, inner=CHUNK, warps=4),
-    Config(block=64, inner=CHUNK, warps=2),
+    Config(block=256, inner=GROUP, warps=4, outer=4),
+    Config(block=256, inner=GROUP, warps=4),
+    Config(block=256, inner=GROUP, warps=4, outer=16),
+    Config(block=512, inner=GROUP, warps=4, outer=4),
+    Config(block=512, inner=GROUP, warps=8, outer=4),
+    Config(block=128, inner=GROUP, warps=4),
+    Config(block=64, inner=GROUP, warps=2),
 )
 # Compiled for in general: every special case of each would be one more compilation, and widens no load.
 _GENERAL = {
-    "do_not_specialize": ["taps", "segments", "columns", "source_columns", "source_image", "blocks_of_split"],
+    "do_not_specialize": ["taps", "segments", "columns", "source_columns", "source_image", "blocks_of_chunk"],
     "do_not_specialize_on_alignment": ["values_ptr"],
 }
 _PROGRAMS = 1024  # of the weight gradient, times a configuration's outer
-_MOST_SPLITS = 128
+_MOST_CHUNKS = 128
 
 
 @triton.jit(**_GENERAL)
@@ -107,8 +107,8 @@ def weight_grad_kernel(
     offsets_ptr,
     order_ptr,
     starts_ptr,
-    chunk_segments_ptr,
-    chunk_starts_ptr,
+    group_segments_ptr,
+    group_starts_ptr,
     taps,
     images,
     segments,
@@ -116,21 +116,21 @@ def weight_grad_kernel(
     columns,
     source_columns,
     source_image,
-    blocks_of_split,
+    blocks_of_chunk,
     ORDERED: tl.constexpr,
     TAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """For the taps of one chunk the sum of gradient times source over one share of the pixels."""
-    chunk = tl.program_id(0)
-    split = tl.program_id(1)
-    segment = tl.load(chunk_segments_ptr + chunk)
-    tap = tl.load(chunk_starts_ptr + chunk) + tl.arange(0, TAPS)
+    """For the taps of one group the sum of gradient times source over one chunk of the pixels."""
+    group = tl.program_id(0)
+    chunk = tl.program_id(1)
+    segment = tl.load(group_segments_ptr + group)
+    tap = tl.load(group_starts_ptr + group) + tl.arange(0, TAPS)
     kept = tap < tl.load(starts_ptr + segment + 1)
     offset = tl.load(offsets_ptr + tap, mask=kept, other=0)
     blocks = tl.cdiv(pixels, BLOCK)
-    first = split * blocks_of_split
-    last = tl.minimum(first + blocks_of_split, blocks * images)
+    first = chunk * blocks_of_chunk
+    last = tl.minimum(first + blocks_of_chunk, blocks * images)
     total = tl.zeros((TAPS, BLOCK), tl.float32)
     for block in range(first, last):
         image = (block // blocks).to(tl.int64)
@@ -144,7 +144,7 @@ def weight_grad_kernel(
     place = tap
     if ORDERED:
         place = tl.load(order_ptr + tap, mask=kept, other=0)
-    tl.store(partial_ptr + split.to(tl.int64) * taps + place, tl.sum(total, axis=1), mask=kept)
+    tl.store(partial_ptr + chunk.to(tl.int64) * taps + place, tl.sum(total, axis=1), mask=kept)
 
 
 def tap_sum(
@@ -210,19 +210,19 @@ def weight_grad(
 
     def launch(config: Config) -> None:
         blocks = images * triton.cdiv(pixels, config.block)
-        splits = max(1, min(_MOST_SPLITS, blocks, _PROGRAMS * config.outer // index.chunks))
-        of_split = triton.cdiv(blocks, splits)
-        splits = triton.cdiv(blocks, of_split)
-        partial = torch.empty(splits, taps, dtype=torch.float32, device=grad.device)
-        weight_grad_kernel[(index.chunks, splits)](
+        chunks = max(1, min(_MOST_CHUNKS, blocks, _PROGRAMS * config.outer // index.groups))
+        of_chunk = triton.cdiv(blocks, chunks)
+        chunks = triton.cdiv(blocks, of_chunk)
+        partial = torch.empty(chunks, taps, dtype=torch.float32, device=grad.device)
+        weight_grad_kernel[(index.groups, chunks)](
             partial,
             grad,
             source,
             index.offsets,
             index.order,
             index.starts,
-            index.chunk_segments,
-            index.chunk_starts,
+            index.group_segments,
+            index.group_starts,
             taps,
             images,
             index.segments,
@@ -230,13 +230,13 @@ def weight_grad(
             columns,
             source_columns,
             source[0].numel(),
-            of_split,
+            of_chunk,
             ORDERED=index.ordered,
             TAPS=config.inner,
             BLOCK=config.block,
             **config.options,
         )
-        result[:] = [partial[0] if splits == 1 else partial.sum(0)]
+        result[:] = [partial[0] if chunks == 1 else partial.sum(0)]
 
     problem = (images, index.segments, rows, columns, source_columns, taps, index.digest)
     with on_device_of(source):

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.sparse_index import TapIndex, tap_index
-from oes_fast.kernels.sparse_taps import CHUNK, tap_sum, weight_grad
+from oes_fast.kernels.sparse_taps import GROUP, tap_sum, weight_grad
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -27,7 +27,7 @@ TAKE_CONFIGS = (Config(block=256),)
 # How the channels are mixed, to choose from. A configuration's block has no other meaning here.
 SUM, PRODUCT = Config(block=0), Config(block=1)
 PRODUCT_PIXELS = 4096  # of an image from which products are taken where nothing was measured
-_MOST_SPLITS = 64  # of the pixels in the products that give the gradient of the weights
+_MOST_CHUNKS = 64  # of the pixels in the products that give the gradient of the weights
 
 
 @triton.jit(do_not_specialize=["rows", "columns"])
@@ -194,14 +194,14 @@ def _ways(x: Tensor, outputs: int, taps: int) -> tuple[Config, ...]:
 
 
 def _pixel_products(mixed: Tensor, x: Tensor) -> Tensor:
-    """[O * 9, C]: products of [N, O * 9, P] and [N, C, P], added over images and shares of pixels."""
+    """[O * 9, C]: products of [N, O * 9, P] and [N, C, P], added over images and chunks of pixels."""
     n, _, pixels = x.shape
-    splits = _MOST_SPLITS
-    while pixels % splits:
-        splits //= 2
-    a = mixed.unflatten(2, (splits, -1)).transpose(1, 2).flatten(0, 1)
-    b = x.unflatten(2, (splits, -1)).permute(0, 2, 3, 1).flatten(0, 1)
-    return torch.bmm(a, b).sum(0) if n * splits > 1 else a[0] @ b[0]
+    chunks = _MOST_CHUNKS
+    while pixels % chunks:
+        chunks //= 2
+    a = mixed.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1)
+    b = x.unflatten(2, (chunks, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+    return torch.bmm(a, b).sum(0) if n * chunks > 1 else a[0] @ b[0]
 
 
 def _weights(values: Tensor, taps: Tensor, outputs: int, inputs: int) -> Tensor:
@@ -250,7 +250,7 @@ def _by_mixed(x: Tensor, taps: Tensor, outputs: int) -> TapIndex:
         segments=outputs * 9,
         source_elements=inputs * rows * columns,
         make=make,
-        chunk=CHUNK,
+        group=GROUP,
     )
 
 
@@ -267,5 +267,5 @@ def _by_input(x: Tensor, taps: Tensor, outputs: int) -> TapIndex:
         segments=inputs,
         source_elements=outputs * 9 * rows * columns,
         make=make,
-        chunk=CHUNK,
+        group=GROUP,
     )

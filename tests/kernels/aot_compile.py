@@ -24,8 +24,8 @@ INT32 = (
     "offsets_ptr",
     "order_ptr",
     "starts_ptr",
-    "chunk_segments_ptr",
-    "chunk_starts_ptr",
+    "group_segments_ptr",
+    "group_starts_ptr",
 )
 POINTERS = {
     "words_ptr": "*i64", "bits_ptr": "*i64", "kl_ptr": "*fp64", "mask_ptr": "*i1", "keep_ptr": "*i1",

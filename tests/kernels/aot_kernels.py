@@ -124,8 +124,8 @@ def _norm_cases() -> list[Case]:
     cases = _cases("moments", norm.moments_kernel, sums[:1])
     for pad in (0, 2):
         given = {**affine, "ACTIVATION": 1, "PAD": pad}
-        forward = {**given, "OF_BATCH": True, "SUM_BLOCK": block, "SHARES": 64}
-        backward = {**given, "OF_BATCH": True, "SHARES": 64}
+        forward = {**given, "OF_BATCH": True, "SUM_BLOCK": block, "CHUNKS": 64}
+        backward = {**given, "OF_BATCH": True, "CHUNKS": 64}
         backward |= {f"NEEDS_{name}": True for name in ("X", "WEIGHT", "BIAS")}
         cases += _cases(f"norm_pad{pad}", norm.forward_kernel, maps, **forward)
         of_sums, of_maps = (norm.FOLD_CONFIGS, norm.FOLD_CONFIGS) if pad else (sums, maps)
@@ -140,7 +140,7 @@ def _norm_cases() -> list[Case]:
         cases += _cases(f"norm_whole_backward_pad{pad}", whole.backward_kernel, configs, **backward)
     for activation in (0, 2, 3):
         given = {**affine, "ACTIVATION": activation, "PAD": 2}
-        forward = {**given, "OF_BATCH": False, "SUM_BLOCK": block, "SHARES": 64}
+        forward = {**given, "OF_BATCH": False, "SUM_BLOCK": block, "CHUNKS": 64}
         cases += _cases(f"norm_act{activation}", norm.forward_kernel, maps[:1], **forward)
         cases += _cases(
             f"norm_sums_act{activation}", norm.gradient_sums_kernel, norm.FOLD_CONFIGS[:1], **given
