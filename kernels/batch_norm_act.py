@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from oes_fast.kernels import batch_norm_act_whole as whole
-from oes_fast.kernels.batch_norm_act_math import activate, derivative, gradient_of_image, reflect
+from oes_fast.kernels.batch_norm_act_math import activate, affine, derivative, gradient_of_image, reflect
 from oes_fast.kernels.philox import on_device_of
 from oes_fast.kernels.tuning import Config, for_interpreter, run
 from torch import Tensor
@@ -202,11 +202,7 @@ def gradient_sums_kernel(
     last = tl.minimum(first + blocks_of_chunk, blocks * images)
     mean = tl.load(mean_ptr + channel)
     scale = 1.0 / tl.sqrt_rn(tl.load(var_ptr + channel) + eps)
-    weight, bias = 1.0, 0.0
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + channel)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + channel)
+    weight, bias = affine(weight_ptr, bias_ptr, channel, HAS_WEIGHT, HAS_BIAS)
     total = tl.zeros((BLOCK,), tl.float32)
     products = tl.zeros((BLOCK,), tl.float32)
     for block in range(first, last):
@@ -275,11 +271,7 @@ def backward_kernel(
     if NEEDS_X:
         mean = tl.load(mean_ptr + channel)
         scale = 1.0 / tl.sqrt_rn(tl.load(var_ptr + channel) + eps)
-        weight, bias = 1.0, 0.0
-        if HAS_WEIGHT:
-            weight = tl.load(weight_ptr + channel)
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + channel)
+        weight, bias = affine(weight_ptr, bias_ptr, channel, HAS_WEIGHT, HAS_BIAS)
         pixel = program % blocks * BLOCK + tl.arange(0, BLOCK)
         inside = pixel < pixels
         normal = _normal(x_ptr, plane, pixel, inside, pixels, mean, scale)

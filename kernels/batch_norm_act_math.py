@@ -63,3 +63,14 @@ def derivative(z, slope, ACTIVATION: tl.constexpr):
         sigmoid = 1.0 / (1.0 + tl.exp(-z))
         return sigmoid * (1.0 + z * (1.0 - sigmoid))
     return tl.full(z.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def affine(weight_ptr, bias_ptr, channel, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """(gamma, beta) of a channel, (1, 0) where there are none."""
+    weight, bias = 1.0, 0.0
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + channel)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel)
+    return weight, bias

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from oes_fast.kernels.batch_norm_act_math import activate, derivative, gradient_of_image, reflect
+from oes_fast.kernels.batch_norm_act_math import activate, affine, derivative, gradient_of_image, reflect
 from oes_fast.kernels.tuning import Config
 from torch import Tensor
 
@@ -124,11 +124,7 @@ def backward_kernel(
     pixel = value % pixels
     mean = tl.load(mean_ptr + channel)
     scale = 1.0 / tl.sqrt_rn(tl.load(var_ptr + channel) + eps)
-    weight, bias = 1.0, 0.0
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + channel)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + channel)
+    weight, bias = affine(weight_ptr, bias_ptr, channel, HAS_WEIGHT, HAS_BIAS)
     x = tl.load(x_ptr + plane * pixels + pixel, mask=inside, other=0.0)
     normal = tl.where(inside, (x - mean) * scale, 0.0)
     grad_pixels = (rows + 2 * PAD) * (columns + 2 * PAD)

@@ -1,8 +1,8 @@
 """The stages that run on Triton kernels; the others run as in :mod:`oes_fast.rewrite.run.torch_ops`.
 
-Convolutions of few kept weights and the ones after an up-sampling run on their kept weights alone, a batch
-norm takes its activation, a reflected padding after it and its running statistics along, and the last layer
-takes the loss where one is asked for.
+Convolutions of few kept weights run on these alone, the ones after an up-sampling at the low resolution with
+few weights or all, a batch norm takes its activation, a reflected padding after it and its running statistics
+along, and the last layer takes the loss where one is asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from oes_fast.rewrite.run.torch_ops import Builder
 
 BACKEND = "triton"
 # Share of kept weights among live channels up to which the sparse kernels are taken: where, by the loads a
-# device can make, they meet the dense ones. Not measured on a device yet; a fixed number, so that a resumed
-# run takes the same kernels.
+# device can make, they meet the dense ones. The share itself has not been measured; a fixed number, so that a
+# resumed run takes the same kernels.
 MOST_KEPT = 0.5
 
 # Activations that the batch norm takes along: name in the operation, and what stands for a missing slope.
