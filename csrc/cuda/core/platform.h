@@ -1,0 +1,118 @@
+// The one file that knows whether nvcc compiles for a device, or a C++ compiler for the emulation under
+// tests/cuda_emulation, which gives the same names.
+//
+// A kernel takes one argument, a plain struct, and uses dynamic shared memory alone. Everything is launched on the stream
+// it is given, waits for nothing and allocates nothing, so that it can be recorded in a CUDA graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef OES_EMULATE_CUDA
+#include "cuda_emulation.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace oes::cuda {
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared_bytes;
+  cudaStream_t stream;
+};
+
+#ifdef OES_EMULATE_CUDA
+
+// Declares `unsigned char* name`: the dynamic shared memory of the block.
+#define OES_SHARED(name) unsigned char* name = ::oes::emulation::shared_memory()
+
+template <typename Args>
+void launch(void (*kernel)(Args), const char* name, const Launch& l, const Args& args) {
+  ::oes::emulation::run(name, l.grid, l.block, l.shared_bytes, [&] { kernel(args); });
+}
+
+inline void* device_malloc(size_t bytes) {
+  return ::oes::emulation::allocate(bytes);
+}
+inline void device_free(void* address) {
+  ::oes::emulation::release(address);
+}
+inline void copy_to_device(void* to, const void* from, size_t bytes) {
+  ::oes::emulation::copy(to, from, bytes);
+}
+inline void set_zero(void* address, size_t bytes, cudaStream_t) {
+  ::oes::emulation::fill(address, 0, bytes);
+}
+
+// The device of the calls made while it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int) {}
+};
+
+#else
+
+#define OES_SHARED(name) \
+  extern __shared__ __align__(16) unsigned char oes_shared_memory[]; \
+  unsigned char* name = oes_shared_memory
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    cudaGetLastError(); // else the next call reports it once more
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  }
+}
+
+template <typename Args>
+void launch(void (*kernel)(Args), const char* name, const Launch& l, const Args& args) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (l.shared_bytes > kWithoutAsking) {
+    check(
+        cudaFuncSetAttribute(
+            reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+            static_cast<int>(l.shared_bytes)),
+        name);
+  }
+  void* arguments[] = {const_cast<Args*>(&args)};
+  check(
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), l.grid, l.block, arguments, l.shared_bytes, l.stream), name);
+}
+
+inline void* device_malloc(size_t bytes) {
+  void* address = nullptr;
+  check(cudaMalloc(&address, bytes), "cudaMalloc");
+  return address;
+}
+inline void device_free(void* address) {
+  cudaFree(address);
+}
+inline void copy_to_device(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+}
+inline void set_zero(void* address, size_t bytes, cudaStream_t stream) {
+  check(cudaMemsetAsync(address, 0, bytes, stream), "cudaMemsetAsync");
+}
+
+// The device of the calls made while it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceGuard() {
+    cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+#endif
+
+} // namespace oes::cuda
