@@ -59,7 +59,8 @@ def link_flags(variants: list[str]) -> list[str]:
 
 def sources(root: Path) -> list[Path]:
     """The files the extension is compiled from."""
-    return sorted(path for ending in ("*.cpp", "*.h") for path in (root / "csrc").rglob(ending))
+    folders = (root / "csrc" / "common", root / "csrc" / "cpu")
+    return sorted(path for folder in folders for ending in ("*.cpp", "*.h") for path in folder.rglob(ending))
 
 
 def source_hash(root: Path, variants: list[str]) -> str:
