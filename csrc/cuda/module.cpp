@@ -9,11 +9,11 @@ extern const char build[];
 
 } // namespace oes::cuda
 
-#ifndef OES_CUDA_MODULE
-#define OES_CUDA_MODULE _C_cuda
+#ifndef OES_MODULE
+#define OES_MODULE _C_cuda
 #endif
 
-PYBIND11_MODULE(OES_CUDA_MODULE, module) {
+PYBIND11_MODULE(OES_MODULE, module) {
   module.doc() = "CUDA kernels of oes_fast";
   oes::cuda::chain::bind_python(module);
 }
