@@ -106,12 +106,13 @@ class WeightGradPlan {
   LaunchWork work(int networks) const;
 
  private:
+  WeightGradLists divide(const WeightGradSpec& spec, const StagedPlanes& planes, const Machine& machine);
+
   WeightGradArgs<T> args_{};
   WeightGradShape shape_{};
   bool image_is_fixed_ = false;
-  int groups_ = 0;
   int64_t taps_ = 0;
-  DeviceArray<int> begins_, offsets_;
+  DeviceArray<int> begins_, item_begins_, offsets_, items_;
   DeviceArray<T> partials_;
 };
 
