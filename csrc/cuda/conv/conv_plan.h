@@ -1,6 +1,7 @@
 // A sum over taps bound to its sizes: lists of taps on the device, the kernel's shape, and calls of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -18,6 +19,13 @@ struct Machine {
   int processors; // streaming multiprocessors
   int networks;
   Products products; // that may be used
+  // Only kernels of these groups, see TapSumShape and WeightGradShape, where one fits; all for none. For tests, which
+  // have small images, and for measurements.
+  std::vector<int> groups = {};
+
+  bool allows(int group) const {
+    return groups.empty() || std::find(groups.begin(), groups.end(), group) != groups.end();
+  }
 };
 
 // What a launch does, for the model of a step: see benchmarks/gpu_model.py.

@@ -57,15 +57,18 @@ double cycles(const WeightGradSpec& spec, const WeightGradShape& s) {
 
 // Groups and products that take the fewest cycles.
 template <typename T>
-WeightGradShape choose(const WeightGradSpec& spec, int cells, Products products) {
+WeightGradShape choose(const WeightGradSpec& spec, int cells, const Machine& machine) {
   std::vector<WeightGradShape> shapes;
   for (const int group : {1, 4}) {
     shapes.push_back({Products::kFloat32, group, cells, kThreads, 0});
   }
   for (const int group : {16, 32}) {
-    if (products != Products::kFloat32 && std::is_same_v<T, float>) {
-      shapes.push_back({products, group, cells, kThreads, 0});
+    if (machine.products != Products::kFloat32 && std::is_same_v<T, float>) {
+      shapes.push_back({machine.products, group, cells, kThreads, 0});
     }
+  }
+  if (std::any_of(shapes.begin(), shapes.end(), [&](const auto& s) { return machine.allows(s.group); })) {
+    std::erase_if(shapes, [&](const auto& s) { return !machine.allows(s.group); });
   }
   return *std::min_element(shapes.begin(), shapes.end(), [&](const auto& one, const auto& other) {
     return cycles(spec, one) < cycles(spec, other);
@@ -87,7 +90,7 @@ WeightGradPlan<T>::WeightGradPlan(
   args_.rows = spec.rows;
   args_.columns = spec.columns;
   const bool small = spec.rows <= 16 && spec.columns <= 16;
-  shape_ = choose<T>(spec, small ? 2 : 8, machine.products);
+  shape_ = choose<T>(spec, small ? 2 : 8, machine);
   args_.tile_columns = small ? 8 : spec.columns <= 20 ? 16 : 32;
   args_.tile_rows = 32 * shape_.cells / args_.tile_columns;
   int reach_rows = 0, reach_columns = 0;
