@@ -281,10 +281,15 @@ inline bool touch_plain(Cell* cells, uintptr_t address) {
   return true;
 }
 
+// Other threads of the host may run instrumented code meanwhile.
+inline bool in_kernel() {
+  return on_stack(__builtin_frame_address(0));
+}
+
 template <bool kWrites, size_t kBytes>
 inline void access(const void* pointer) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  if (!listening || on_stack(pointer)) {
+  if (!listening || on_stack(pointer) || !in_kernel()) {
     return;
   }
   if (address - arena < arena_bytes) {
@@ -310,7 +315,7 @@ inline void access(const void* pointer) {
 template <bool kWrites>
 void access_range(const void* pointer, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  if (!listening || on_stack(pointer)) {
+  if (!listening || on_stack(pointer) || !in_kernel()) {
     return;
   }
   if (address - arena < arena_bytes) {
