@@ -157,8 +157,8 @@ void on_new_stack() {
     if (!launch.failure.empty()) {
       change_stack(*stack, launch.main);
     }
-    own = nullptr;
     current_returned();
+    own = nullptr;
     if (!launch.ready.empty()) {
       const int next = launch.ready.take();
       set_current(next);
