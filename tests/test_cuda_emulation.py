@@ -115,7 +115,7 @@ FAULTS = {
     "nested_launch": r"indices_kernel: launched by another kernel",
     "mask_without_caller": r"__shfl_xor_sync: the lanes 0x55555555 lack the caller's, thread",
     "lanes_apart": r"at __shfl_down_sync of lanes 0xffffffff, thread .* at __shfl_xor_sync",
-    "lanes_apart_once_one_left": r"thread \(1, 0, 0\) at __shfl_down_sync .* thread \(2, 0, 0\) at __shfl_xor",
+    "lanes_apart_once_one_left": r"\(1, 0, 0\) at __shfl_down_sync .* \(2, 0, 0\) at __shfl_xor_sync",
     "shared_counter": r"atomicAdd\(\): expected the address of an unsigned in device memory",
     "standard_counter": r"kernels have no atomics but atomicAdd\(\) of unsigned numbers; thread",
     "read_too_early": r"not initialised: .* reads 4 bytes .* shared memory|race: .* reads 4 bytes",
