@@ -184,13 +184,14 @@ CPU = Extension(
     variants={**_SANITIZE, "OES_EMULATE_AVX512": ["-DOES_EMULATE_AVX512", "-Wno-psabi"]},  # `make emulate`
 )
 _CUDA_FOLDERS = ("csrc/common", "csrc/cuda")
+_CUDA_FLAGS = ["-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]  # those of nvcc
 CUDA = Extension(
     name="oes_fast._C_cuda",
     title="CUDA extension",
     kernels="The CUDA kernels",
     required_by="FORCE_CUDA",
     folders=_CUDA_FOLDERS,
-    compile_flags=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-DOES_MODULE=_C_cuda"],
+    compile_flags=[*_CUDA_FLAGS, "-O3", "-DOES_MODULE=_C_cuda"],
     link_flags=[*_LINK_FLAGS, "-Wl,--exclude-libs,ALL"],  # the runtime library stays the extension's own
     nvcc_flags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
     folder_flags={"csrc/cuda/mask/": ["-fmad=false"]},  # whose bits are those of the CPU's
@@ -204,13 +205,9 @@ EMULATED_CUDA = Extension(
     folders=(*_CUDA_FOLDERS, "tests/cuda_emulation"),
     includes=("csrc", "tests/cuda_emulation"),
     compile_flags=[
-        "-std=c++20",
-        "-O1",  # compiles in half the time of -O2
-        "-g0",
+        *_CUDA_FLAGS,
+        "-O1",
         "-ffp-contract=off",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wno-unknown-pragmas",  # those of nvcc
         "-DOES_EMULATE_CUDA",
         "-DOES_MODULE=_C_cuda_emulated",
     ],
