@@ -127,7 +127,7 @@ def _of_file(toolkit: Toolkit, arch: str, source: Path, root: Path, cache: Path)
     """The kernels of one file by their names."""
     name = source.relative_to(root).as_posix()
     number = arch.replace(".", "")
-    flags = [*CUDA.cuda_flags(name, ()), f"-arch=sm_{number}", "-I", str(root / "csrc")]
+    flags = [*CUDA.flags_of_kernels(name), f"-arch=sm_{number}", "-I", str(root / "csrc")]
     digest = hashlib.sha256(repr((toolkit.nvcc, toolkit.version, flags)).encode())
     for read in (Path(__file__), source, *included(source, root)):
         digest.update(read.read_bytes())
