@@ -1,6 +1,6 @@
 // The noise alone, for callers that need it stored and for tests: see oes_fast/reference/philox.py.
 #include "cpu/core/tensor_checks.h"
-#include "cpu/core/vector_math.h"
+#include "common/vector_math.h"
 
 namespace oes {
 namespace {

@@ -4,7 +4,7 @@
 // ones that is too little to keep it busy while it waits for their results.
 #pragma once
 
-#include "cpu/core/vector_math.h"
+#include "common/vector_math.h"
 
 namespace oes::mask {
 
