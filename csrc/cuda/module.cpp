@@ -1,0 +1,9 @@
+// The Python module of the CUDA kernels: oes_fast._C_cuda, or oes_fast._C_cuda_emulated where OES_MODULE says so.
+#include <pybind11/pybind11.h>
+
+#include "cuda/mask/bindings.h"
+
+PYBIND11_MODULE(OES_MODULE, module) {
+  module.doc() = "CUDA kernels of oes_fast.";
+  oes::cuda::mask::bind_python(module);
+}
