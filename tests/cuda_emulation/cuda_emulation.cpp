@@ -4,6 +4,8 @@
 // left to the race detector to find.
 #include "cuda_emulation.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -107,12 +109,48 @@ struct {
   std::string failure;
 } launch;
 
-std::unique_ptr<unsigned char, decltype(&std::free)> shared(nullptr, &std::free);
-size_t shared_size = 0;
+// Where shared memory lies: far from all else, so that what lies beside it is told from other memory.
+class SharedMemory {
+ public:
+  unsigned char* get() const {
+    return memory_;
+  }
 
-std::string described(uint3 index) {
-  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
-}
+  void resize(size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    if (!memory_ || bytes != bytes_) { // of exactly that size, for its red zones
+      std::free(memory_);
+      void* address = nullptr;
+      if (posix_memalign(&address, 128, bytes) != 0) {
+        throw std::bad_alloc();
+      }
+      memory_ = static_cast<unsigned char*>(address);
+    }
+    races::set_shared(memory_, bytes, memory_, bytes);
+#else
+    if (!memory_) {
+      void* mapped = mmap(
+          nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (mapped == MAP_FAILED) {
+        throw std::bad_alloc();
+      }
+      memory_ = static_cast<unsigned char*>(mapped) + kArenaBytes / 2;
+    }
+    races::set_shared(memory_ - kArenaBytes / 2, kArenaBytes, memory_, bytes);
+#endif
+    bytes_ = bytes;
+  }
+
+  void renew() const {
+    std::memset(memory_, 0xFF, bytes_);
+  }
+
+ private:
+  [[maybe_unused]] static constexpr size_t kArenaBytes = size_t{16} << 20;
+
+  unsigned char* memory_ = nullptr;
+  size_t bytes_ = 0;
+} shared;
 
 void set_current(int thread) {
   launch.current = thread;
@@ -154,7 +192,7 @@ void finish_collective(int warp_index, uint32_t lanes, int last_lane) {
   if (warp.exchange[one]) {
     warp.exchange[one](warp.operands, lanes);
   } else {
-    races::warp_barrier(warp_index);
+    races::warp_barrier_passed(warp_index);
   }
   warp.waiting &= ~lanes;
   int others[32];
@@ -187,16 +225,16 @@ void current_returned() {
 
 void run_current() {
   try {
-    races::listen(true);
+    races::listening = true;
     launch.call(launch.body);
-    races::listen(false);
+    races::listening = false;
     return;
   } catch (const std::exception& error) {
     launch.failure = std::string("a thread threw: ") + error.what();
   } catch (...) {
     launch.failure = "a thread threw something that is no std::exception";
   }
-  races::listen(false);
+  races::listening = false;
   launch.failure += "; thread " + described(threadIdx);
 }
 
@@ -252,7 +290,7 @@ std::string standstill() {
   return text + ", for ever: " + std::to_string(launch.returned) + " threads have returned";
 }
 
-void run_block(uint32_t shared_bytes) {
+void run_block() {
   const int threads = launch.threads;
   launch.at_barrier = launch.returned = 0;
   for (int warp = 0; warp * 32 < threads; ++warp) {
@@ -260,8 +298,8 @@ void run_block(uint32_t shared_bytes) {
     launch.warps[warp].living = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
     launch.warps[warp].waiting = 0;
   }
-  std::memset(shared.get(), 0xFF, shared_bytes);
-  races::block_begins();
+  shared.renew();
+  races::block_begins(blockIdx);
   uint16_t order[kMostThreads];
   std::iota(order, order + threads, 0);
   launch.random.shuffle(order, threads);
@@ -315,8 +353,12 @@ uint64_t seed_of(const char* name) {
 
 } // namespace
 
+std::string described(uint3 index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
 void fail(const std::string& what) {
-  races::listen(false);
+  races::listening = false;
   launch.failure = what + "; thread " + described(threadIdx);
   change_stack(*launch.stacks[launch.current], launch.main);
   std::abort(); // it is not resumed
@@ -327,12 +369,12 @@ unsigned char* shared_memory() {
 }
 
 void block_barrier() {
-  races::listen(false);
+  races::listening = false;
   const int self = launch.current;
   launch.waits[self] = true;
   if (++launch.at_barrier == launch.threads) {
     launch.at_barrier = 0;
-    races::barrier();
+    races::barrier_passed();
     uint16_t order[kMostThreads];
     for (int thread = 0; thread < launch.threads; ++thread) {
       launch.waits[thread] = false;
@@ -344,11 +386,11 @@ void block_barrier() {
     }
   }
   run_next(*launch.stacks[self]);
-  races::listen(true);
+  races::listening = true;
 }
 
 void warp_collective(const Collective& what, uint32_t mask, void* operand) {
-  races::listen(false);
+  races::listening = false;
   const int self = launch.current, warp_index = self / 32, lane = self % 32;
   Warp& warp = launch.warps[warp_index];
   if (!(mask >> lane & 1)) {
@@ -365,7 +407,7 @@ void warp_collective(const Collective& what, uint32_t mask, void* operand) {
   } else {
     run_next(*launch.stacks[self]);
   }
-  races::listen(true);
+  races::listening = true;
 }
 
 void run_blocks(
@@ -391,27 +433,20 @@ void run_blocks(
   }
   blockDim = block;
   gridDim = grid;
-  if (!shared || shared_bytes != shared_size) { // of exactly that size, so that what lies behind it is not its own
-    void* address = nullptr;
-    if (posix_memalign(&address, 128, shared_bytes) != 0) {
-      throw std::bad_alloc();
-    }
-    shared.reset(static_cast<unsigned char*>(address));
-    shared_size = shared_bytes;
-  }
+  shared.resize(shared_bytes);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   std::vector<uint64_t> order(blocks);
   std::iota(order.begin(), order.end(), uint64_t{0});
   launch.random.shuffle(order.data(), static_cast<uint32_t>(blocks));
   launch.failure.clear();
   launch.running = true;
-  races::launch_begins(shared.get(), shared_bytes);
+  races::launch_begins(launch.indices);
   for (uint64_t i = 0; i < blocks && launch.failure.empty(); ++i) {
     const uint64_t index = order[i];
     blockIdx = {
         static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
         static_cast<unsigned>(index / grid.x / grid.y)};
-    run_block(static_cast<uint32_t>(shared_bytes));
+    run_block();
   }
   launch.running = false;
   const std::string found = races::launch_ends();

@@ -72,6 +72,8 @@ void map_arena() {
     throw std::bad_alloc();
   }
   arena = static_cast<char*>(mapped);
+  stacks_begin = arena;
+  stacks_bytes = kStacks * kStackBytes;
 }
 
 void entered() {
@@ -89,10 +91,6 @@ void entered() {
 
 void stack_entered() {
   entered();
-}
-
-bool on_stack(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(arena) < kStacks * kStackBytes;
 }
 
 void reset_stack(Stack* stack) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #if !defined(__x86_64__) || !defined(__linux__)
 #define OES_EMULATION_UCONTEXT // elsewhere, at two system calls a change
@@ -35,7 +36,12 @@ void change_stack(Stack& from, Stack& to);
 // The first thing that a function does on a new stack.
 void stack_entered();
 
-// Whether an address lies in one of the stacks.
-bool on_stack(const void* address);
+// All stacks lie in here.
+inline const char* stacks_begin = nullptr;
+inline size_t stacks_bytes = 0;
+
+inline bool on_stack(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(stacks_begin) < stacks_bytes;
+}
 
 } // namespace oes::emulation
