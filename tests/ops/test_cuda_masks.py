@@ -200,7 +200,7 @@ def test_launches_check_what_they_are_given():
     device = device_of("cuda")
     logits, w0, out = (torch.zeros(2, 8, device=device) for _ in range(3))
     seed = torch.zeros(2, dtype=torch.int64, device=device)
-    for name, given in (
+    for name, arguments in (
         ("masked", (out[:, :4], w0, logits, seed)),
         ("masked", (torch.zeros(8, device=device), w0, logits, seed)),
         ("masked", (out.double(), w0, logits, seed)),
@@ -213,8 +213,8 @@ def test_launches_check_what_they_are_given():
         ("seed", (out, w0, logits, seed.int())),
     ):
         with pytest.raises(InputError, match=f"^{name}: expected"):
-            launch_gumbel_mask(*given, 0, 0.2)
-    with pytest.raises(InputError, match="^expected a tensor on .*, got one on meta"):
+            launch_gumbel_mask(*arguments, 0, 0.2)
+    with pytest.raises(InputError, match=r"^expected a tensor on .*, got one on meta"):
         launch_gumbel_mask(*(t.to("meta") for t in (out, w0, logits)), 0, 0, 0.2)
     for name, clock in (
         ("ticks", {"ticks": torch.zeros(1, device=device), "corrections": torch.ones(4, 2, device=device)}),
@@ -225,10 +225,10 @@ def test_launches_check_what_they_are_given():
             launch_adam(logits, w0, out, out.clone(), None, 0, 0.1, 0.9, 0.99, 1e-8, **clock)
     with pytest.raises(ValueError, match=r"^corrections: expected rows"):
         launch_adam(logits, w0, out, out.clone(), None, 0, 0.1, 0.9, 0.99, 1e-8, ticks=seed[:1])
-    with pytest.raises(InputError, match="^mask: expected shape"):
+    with pytest.raises(InputError, match=r"^mask: expected shape"):
         launch_adam(logits, w0, out, out.clone(), torch.ones(4, device=device) > 0, 0, 0.1, 0.9, 0.99, 1e-8)
     no_networks = torch.zeros(0, 8, device=device)
-    with pytest.raises(ValueError, match="^networks: expected 1 to 65535, got 0"):
+    with pytest.raises(ValueError, match=r"^networks: expected 1 to 65535, got 0"):
         launch_gumbel_mask(no_networks, w0[0], no_networks, 0, 0, 0.2)
 
 
