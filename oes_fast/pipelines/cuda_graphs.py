@@ -214,6 +214,6 @@ def _first_line(error: Exception) -> str:
 
 def graphed(run: Recordable, backend: str, device: torch.device) -> RunState:
     """``run`` with its steps recorded where the backend and the device have recordings, else as it is."""
-    if backend != "triton" or device.type != "cuda":
+    if backend not in ("triton", "cuda") or device.type != "cuda":
         return run
     return GraphedRun(run, CudaRecorder(device))

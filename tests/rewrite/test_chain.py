@@ -12,7 +12,7 @@ from kernel_backends import require, run_python
 from torch import nn
 
 import oes_fast as oes
-import oes_fast.rewrite.run.chain_program
+import oes_fast.rewrite.run.chain_cpu
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.run.chain_find import find_chains
 from oes_fast.rewrite.run.context import FusedLoss
@@ -122,7 +122,7 @@ def two_steps_of_pytorch(case, dtype, seed, weights, z):
 @pytest.fixture(params=[False, True], ids=["sparse", "dense"])
 def form(request, monkeypatch):
     """Every masked convolution in one form, whatever is faster here."""
-    monkeypatch.setattr(oes_fast.rewrite.run.chain_program, "dense_is_faster", lambda *_, **__: request.param)
+    monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu, "dense_is_faster", lambda *_, **__: request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,13 +176,13 @@ def test_bias_of_a_constant_channel_among_others():
 def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     require("cpu")
     seen = set()
-    laid_out = oes_fast.rewrite.run.chain_program.NativeChain.laid_out
+    laid_out = oes_fast.rewrite.run.chain_cpu.CpuChain.laid_out
 
     def record(program, planes):
         seen.add(program.kernels.source_row_major)
         return laid_out(program, planes)
 
-    monkeypatch.setattr(oes_fast.rewrite.run.chain_program.NativeChain, "laid_out", record)
+    monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu.CpuChain, "laid_out", record)
     check(CASES[0], torch.float64)
     check(CASES[-3], torch.float32)  # dense and wide: Winograd's way
     assert seen == {True, False}
@@ -192,7 +192,7 @@ EVERYTHING = """
 import hashlib, sys, torch
 sys.path.insert(0, "rewrite")
 from test_chain import BROKEN_UP, CASES, DTYPES, check
-import oes_fast.rewrite.run.chain_program as chain
+import oes_fast.rewrite.run.chain_cpu as chain
 from oes_fast import _C
 print(_C.capability())
 for threads in (1, 2):
@@ -225,7 +225,7 @@ def test_the_published_network_is_one_chain():
     require("cpu")
     _, fast, z = networks(({}, (64, 64), 0.8), torch.float32)
     plan = fast.plan(z)
-    (chain,) = find_chains(plan.graph, plan.alive, plan.input_only)
+    (chain,) = find_chains(plan.graph, plan.alive, plan.input_only, lambda block: True)
     assert chain.end is plan.graph.output
     outside = [node for node in plan.graph.nodes if node not in plan.chained]
     assert all(node in plan.input_only for node in outside)
