@@ -13,14 +13,17 @@ from dataclasses import dataclass
 
 import torch
 
-from oes_fast import _extension
+from oes_fast import _cuda_extension, _extension
 from oes_fast.errors import BackendError, InputError, OESWarning
 from oes_fast.requirements import lack
 
 NAMES = ("reference", "torch", "cpu", "triton", "cuda")
 AUTO = "auto"
 
+# By kind of device. On a GPU "cuda" stands before "triton" by a model of the step, computed from the compiled
+# kernels (docs/kernels.md): whoever has measured both on a device sets the order, and says so, here.
 _FASTEST_FIRST = {"cpu": ("cpu", "torch", "reference"), "cuda": ("cuda", "triton", "torch", "reference")}
+_KNOWN_BY = {"cpu": "as measured", "cuda": "by a model of the step, not measured on a device yet"}
 _ANY_DEVICE = ("torch", "reference")
 _warned = threading.Event()  # of missing C++ kernels
 
@@ -65,6 +68,17 @@ def backends() -> dict[str, BackendStatus]:
         else _probe(name)
         for name in NAMES
     }
+
+
+def automatic_order() -> dict[str, str]:
+    """What "auto" takes, the first that can run here, by kind of device, and how that order is known.
+
+    Example:
+        >>> from oes_fast.backends import automatic_order
+        >>> automatic_order()["cpu"]
+        'cpu, torch, reference (as measured)'
+    """
+    return {device: f"{', '.join(order)} ({_KNOWN_BY[device]})" for device, order in _FASTEST_FIRST.items()}
 
 
 def resolve(backend: str, device: torch.device | str, candidates: Sequence[str]) -> str:
@@ -114,7 +128,7 @@ def _devices(name: str) -> tuple[str, ...] | None:
         return None
     if name == "triton":
         return ("cpu", "cuda") if _triton_interprets() else ("cuda",)
-    return (name,)
+    return (_cuda_extension.device_type() if name == "cuda" else name,)
 
 
 def _disabled() -> frozenset[str]:
@@ -141,9 +155,7 @@ def _probe(name: str) -> BackendStatus:
     if name == "triton":
         return _probe_triton()
     if name == "cuda":
-        return BackendStatus(
-            False, 'oes_fast has no CUDA C++ kernels yet; backend "triton" runs on NVIDIA GPUs'
-        )
+        return _probe_cuda()
     return BackendStatus(True)
 
 
@@ -167,6 +179,16 @@ def _probe_cpu() -> BackendStatus:
             raise InputError(str(error)) from None
         refusal = f"the C++ extension does not load ({error.__cause__ or error})"
     return BackendStatus(False, f"{refusal}; {_run_build_command()}") if refusal else BackendStatus(True)
+
+
+def _probe_cuda() -> BackendStatus:
+    try:
+        _cuda_extension.extension()
+    except (ImportError, OSError) as error:
+        return BackendStatus(False, f"the CUDA extension does not load ({error}); {_run_build_command()}")
+    if not _cuda_extension.emulated() and not torch.cuda.is_available():
+        return BackendStatus(False, "PyTorch sees no GPU; install a CUDA build of torch and a driver")
+    return BackendStatus(True)
 
 
 def _run_build_command() -> str:

@@ -145,7 +145,7 @@ _of_thread = threading.local()  # settings that it is inside of, the innermost l
 def current() -> str:
     """The setting that holds where this is called.
 
-    This thread's own; else the one that another thread has for GPUs; else "float32", whatever PyTorch's flags.
+    This thread's own, else another thread's for GPUs, else "float32", whatever PyTorch's flags say.
     """
     inside = getattr(_of_thread, "settings", ())
     return inside[-1] if inside else _gpu.held() or DEFAULT

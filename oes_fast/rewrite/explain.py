@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from oes_fast.backends import automatic_order
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.plan import Plan
@@ -36,9 +37,10 @@ def table(dense: ir.Graph, plan: Plan, layout: FlatLayout, dtype: torch.dtype) -
         for line in lines
     ]
     widths = [max(len(line[i]) for line in text) for i in range(len(_HEADER))]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text
-    )
+    printed = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text]
+    if plan.kernels == "cuda":
+        printed.append(f'backend "auto" on a GPU: {automatic_order()["cuda"]}')
+    return "\n".join(printed)
 
 
 def _row(

@@ -49,6 +49,7 @@ class Plan:
         kernels: "torch", or "cpu", "cuda" or "triton" for kernels where they are the better choice.
 
     Attributes:
+        kernels: as asked for; "torch" where a network has been moved away from its kernels' device.
         sparse: convolutions that run on their kept weights alone, outside chains.
         chained: nodes that chains run.
         kernel_names: what runs a stage and why, by node, where that is a Triton kernel.
@@ -72,6 +73,7 @@ class Plan:
         self._device = device
         engine = _engine(kernels, device)
         kernels = "torch" if engine is None and kernels in ("cpu", "cuda") else kernels
+        self.kernels = kernels
         chains = [] if engine is None else find_chains(graph, self.alive, self.input_only, engine.takes)
         self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
@@ -169,9 +171,11 @@ class Plan:
         self._chains.append(run)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
         whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
+        takes_loss = whole and chain.end is self.graph.output
 
+        # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
-            fused_loss = context.fused_loss if whole and chain.end is self.graph.output else None
+            fused_loss = context.fused_loss if takes_loss else None
             target = (
                 None
                 if fused_loss is None or fused_loss.target.shape != chain.end.shape

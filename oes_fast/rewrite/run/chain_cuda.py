@@ -7,6 +7,7 @@ once a chain is bound, and nothing on the device is read, so that a step can be 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class CudaChain(NativeChain):
         assert isinstance(block.pad.stage, ir.Pad)
         rows, columns = block.pad.inputs[0].shape[2:]
         left, right, top, bottom = block.pad.stage.amount
-        narrow = 0 <= min(left, right, top, bottom) and max(left, right) < columns and max(top, bottom) < rows
+        narrow = min(left, right, top, bottom) >= 0 and max(left, right) < columns and max(top, bottom) < rows
         return narrow and block.pad.stage.mode != "circular"
 
     @staticmethod
@@ -76,6 +77,7 @@ class CudaChain(NativeChain):
             if "out of memory" not in str(error):
                 raise
         # The engine's buffers are not torch's: what torch holds and does not use is in their way.
+        gc.collect()
         torch.cuda.empty_cache()
         try:
             return super()._bound(image)
