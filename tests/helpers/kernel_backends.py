@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import oes_fast as oes
+from oes_fast import _cuda_extension
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -33,7 +34,9 @@ def require(backend: str) -> None:
 
 
 def device_of(backend: str) -> str:
-    """Where tensors for the backend lie: Triton under its interpreter takes those of the CPU."""
+    """Where tensors for the backend lie: Triton interpreted and CUDA emulated take those of the CPU."""
+    if backend == "cuda":
+        return _cuda_extension.device_type()
     return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
 
 
