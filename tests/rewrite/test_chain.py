@@ -264,7 +264,7 @@ def test_an_evaluation_in_between(engine):
     _, fast, z = networks(small(engine), torch.float64, backend=engine)
     buffers = {name: buffer.clone() for name, buffer in fast.dense_buffers()}
     weights = [fast.weights.detach().clone().requires_grad_() for _ in range(2)]
-    with torch.no_grad(engine):
+    with torch.no_grad():
         weights[1] += 0.1
 
     def evaluate(w):
@@ -305,7 +305,7 @@ def test_constant_channels_reach_the_output(engine):
     views = layout.views(mask)
     gamma, beta = [name for name, p in net.named_parameters() if p.shape == (6,) and name.startswith("4.")]
     views[gamma][:3], views[beta][:] = False, True
-    with torch.no_grad(engine):
+    with torch.no_grad():
         dict(net.named_parameters())[beta].normal_()
     mask = oes.Mask.from_flat(net, mask)
     z = oes.noise_input(4, (16, 16), dtype=torch.float64)

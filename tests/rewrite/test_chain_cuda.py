@@ -315,7 +315,7 @@ def test_three_networks_are_three_times_one(shared, with_loss):
 def test_products_are_those_of_the_setting(setting, bound):
     require(BACKEND)
     case = {"num_channels_down": (16, 16)}, (16, 16), 1.0
-    plain, exact, z = networks(case, torch.float64, backend=BACKEND)
+    _, exact, z = networks(case, torch.float64, backend=BACKEND)
     _, fast, _ = networks(case, torch.float32, backend=BACKEND)
     with torch.no_grad():
         exact.weights.copy_(fast.weights)
@@ -416,10 +416,10 @@ def test_wrong_tensors_are_refused_before_their_address_is_taken():
         with pytest.raises(oes.InputError, match=f"{name}: expected"):
             run(**changes)
     (mean,) = [name for name in buffers if name.endswith("running_mean")][:1]
-    with pytest.raises(oes.InputError, match="running statistics of .*: expected 3 channels at least, got 2"):
+    with pytest.raises(oes.InputError, match=r"running statistics of .*: expected \d channels at least"):
         run(buffers=buffers | {mean: buffers[mean][:-1].clone()})
     strided = torch.zeros(2 * len(buffers[mean]), device=z.device)[::2]
-    with pytest.raises(TypeError, match="running statistics: expected contiguous"):
+    with pytest.raises(TypeError, match=r"running statistics of .*: expected a contiguous"):
         run(buffers=buffers | {mean: strided})
     torch.testing.assert_close(run(weights=torch.stack([weights] * 2, 1)[:, 0]), run())
 

@@ -147,7 +147,6 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor, source: Tensor, native: NativeChain, running: list[Tensor | None]) -> Tensor:
-        _check_statistics(running, weights)
         return native.forward(weights, source, running)[0]
 
     @staticmethod
@@ -173,7 +172,6 @@ class _EvaluateLoss(torch.autograd.Function):
     def forward(
         weights: Tensor, source: Tensor, target: Tensor, native: NativeChain, running: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        _check_statistics(running, weights)
         output, loss = native.forward(weights, source, running, target)
         assert loss is not None
         return output, loss
@@ -215,12 +213,6 @@ class _EvaluateLoss(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _check_statistics(running: list[Tensor | None], weights: Tensor) -> None:
-    for tensor in running:
-        if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
-            raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")
 
 
 class _Differentiate(torch.autograd.Function):

@@ -45,7 +45,7 @@ class CpuChain(NativeChain):
             raise InputError(f'networks: expected 1 with backend "cpu", got {self._networks}')
         extension = self._extension()
         cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[self._dtype]
-        return cls(*image, self._constant_input, self._weights.kept_numel)
+        return cls(*image, self._constant_input, self._kept)
 
     def _dense_is_better(self, spec: Any, image: tuple[int, int, int], *, constant_input: bool) -> bool:
         return dense_is_faster(self._extension(), self._dtype, spec, image, constant_input=constant_input)
@@ -53,6 +53,7 @@ class CpuChain(NativeChain):
     def _evaluate(
         self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        _check_statistics(running, weights)
         target = None if target is None else target.contiguous()
         output = weights.new_empty(1, *self.kernels.shape)
         loss = self.kernels.forward(
@@ -82,3 +83,9 @@ class CpuChain(NativeChain):
 def _array(tensor: Tensor) -> Any:
     """The tensor's memory as the extension takes it: it checks dtype and size."""
     return tensor.detach().numpy()
+
+
+def _check_statistics(running: list[Tensor | None], weights: Tensor) -> None:
+    for tensor in running:
+        if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
+            raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")

@@ -94,7 +94,7 @@ class CudaChain(NativeChain):
             self._networks,
             *image,
             self._constant_input,
-            self._weights.kept_numel,
+            self._kept,
             products,
             self._device.index or 0,
         )
@@ -134,8 +134,8 @@ class CudaChain(NativeChain):
 
     def _weights_address(self, name: str, weights: Tensor) -> int:
         check_tensor(name, weights, dtypes=(self._dtype,), device=self._device)
-        kept = self._weights.kept_numel
-        return _address(name, weights, weights, (kept,) if self._networks == 1 else (self._networks, kept))
+        shape = (self._kept,) if self._networks == 1 else (self._networks, self._kept)
+        return _address(name, weights, weights, shape)
 
     def _source_address(self, source: Tensor) -> tuple[int, bool]:
         """(address, whether it is one image for all networks)."""

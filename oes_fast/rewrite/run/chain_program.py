@@ -60,6 +60,7 @@ class NativeChain(ABC):
         self._chain = chain
         self._alive = alive
         self._weights = weights
+        self._kept = weights.kept_numel
         self._dtype, self._device = dtype, device
         self._constant_input = constant_input
         self._products = products
