@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
 .PHONY: demo test lint docs tables sanitize emulate gpu setup clean
 
@@ -61,9 +61,12 @@ $(VENV)/.ready: requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# As anybody installs it. Where there is a compiler, an extension that cannot be built is an error.
-$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/requirements.py $(CPP)
-	OES_REQUIRE_EXT=$(if $(shell command -v $(CXX)),1,0) $(BIN)/python -m pip install --quiet --editable .
+# As anybody installs it, and the CUDA kernels emulated on the CPU beside it, for the tests. Where there is a compiler,
+# an extension that cannot be built is an error.
+COMPILER := $(if $(shell command -v $(CXX)),1,0)
+EMULATION := $(if $(filter Linux,$(shell uname)),$(COMPILER),0)
+$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/_cuda_toolkit.py oes_fast/requirements.py $(CPP)
+	OES_REQUIRE_EXT=$(COMPILER) OES_EMULATE_CUDA=$(EMULATION) $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 clean:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from oes_fast import _cuda_extension, _extension
+from oes_fast._cuda_toolkit import ARCHS, runs_on
 from oes_fast.errors import BackendError, InputError, OESWarning
 from oes_fast.requirements import lack
 
@@ -52,7 +53,8 @@ def backends() -> dict[str, BackendStatus]:
 
     reference: the definitions in plain PyTorch, dense, on any device. torch: the rewritten network in plain
     PyTorch operations, on any device. cpu: C++ kernels. triton: Triton kernels on a GPU, or on CPU tensors
-    under TRITON_INTERPRET=1. cuda: CUDA C++ kernels.
+    under TRITON_INTERPRET=1. cuda: CUDA C++ kernels on a GPU, or emulated on CPU tensors under
+    OES_FAST_EMULATE_CUDA=1.
 
     Raises:
         InputError: an environment variable that chooses backends has a value that means nothing.
@@ -61,13 +63,13 @@ def backends() -> dict[str, BackendStatus]:
         >>> str(oes.backends()["reference"])
         'available'
     """
-    disabled = _disabled()
-    return {
-        name: BackendStatus(False, "switched off by OES_FAST_DISABLE_BACKENDS; remove it from the list")
-        if name in disabled
-        else _probe(name)
-        for name in NAMES
-    }
+    return {name: _status(name) for name in NAMES}
+
+
+def _status(name: str) -> BackendStatus:
+    if name in _disabled():
+        return BackendStatus(False, "switched off by OES_FAST_DISABLE_BACKENDS; remove it from the list")
+    return _probe(name, _cuda_extension.emulated())
 
 
 def automatic_order() -> dict[str, str]:
@@ -97,18 +99,17 @@ def resolve(backend: str, device: torch.device | str, candidates: Sequence[str])
     """
     kind = torch.device(device).type
     if backend == AUTO:
-        status = backends()
         order = _FASTEST_FIRST.get(kind, _ANY_DEVICE)
-        chosen = next(name for name in order if name in candidates and status[name])
+        chosen = next(name for name in order if name in candidates and _status(name))
         if kind == "cpu" and "cpu" in candidates and chosen != "cpu":
-            _warn_of_missing_kernels(status["cpu"])
+            _warn_of_missing_kernels(_status("cpu"))
         return chosen
     if backend not in NAMES:
         raise InputError(f"backend: expected one of {', '.join((AUTO, *NAMES))}, got {backend!r}")
     name = "reference" if backend == "torch" and "torch" not in candidates else backend
-    status_of_name = backends()[backend]
-    if not status_of_name:
-        raise BackendError(f"backend {backend!r} is {status_of_name}")
+    status = _status(backend)
+    if not status:
+        raise BackendError(f"backend {backend!r} is {status}")
     if name not in candidates:
         raise BackendError(
             f"backend {backend!r} does not have the operation for these tensors, only {', '.join(candidates)}"
@@ -128,7 +129,7 @@ def _devices(name: str) -> tuple[str, ...] | None:
         return None
     if name == "triton":
         return ("cpu", "cuda") if _triton_interprets() else ("cuda",)
-    return (_cuda_extension.device_type() if name == "cuda" else name,)
+    return (_cuda_extension.device_type(),) if name == "cuda" else (name,)
 
 
 def _disabled() -> frozenset[str]:
@@ -149,13 +150,13 @@ def _triton_interprets() -> bool:
 
 
 @functools.cache
-def _probe(name: str) -> BackendStatus:
+def _probe(name: str, cuda_is_emulated: bool) -> BackendStatus:
     if name == "cpu":
         return _probe_cpu()
     if name == "triton":
         return _probe_triton()
     if name == "cuda":
-        return _probe_cuda()
+        return _probe_emulated_cuda() if cuda_is_emulated else _probe_cuda()
     return BackendStatus(True)
 
 
@@ -165,34 +166,57 @@ def _probe_cpu() -> BackendStatus:
             False,
             "the C++ kernels need gcc or clang, which Windows builds of Python do not use; WSL has them",
         )
-    path = _extension.find()
-    if path is None:
-        return BackendStatus(
-            False, f"the C++ extension was not built; with gcc or clang installed, {_run_build_command()}"
-        )
-    try:
-        refusal = _extension.refusal(path, torch.__version__)
-        if not refusal:
-            importlib.import_module(_extension.NAME)
-    except (ImportError, OSError) as error:
-        if "OES_FAST_CPU_CAPABILITY" in str(error):
-            raise InputError(str(error)) from None
-        refusal = f"the C++ extension does not load ({error.__cause__ or error})"
-    return BackendStatus(False, f"{refusal}; {_run_build_command()}") if refusal else BackendStatus(True)
+    return _probe_extension(_extension.CPU, "with gcc or clang installed")
 
 
 def _probe_cuda() -> BackendStatus:
-    try:
-        _cuda_extension.extension()
-    except (ImportError, OSError) as error:
-        return BackendStatus(False, f"the CUDA extension does not load ({error}); {_run_build_command()}")
-    if not _cuda_extension.emulated() and not torch.cuda.is_available():
+    if sys.platform != "linux":
+        return BackendStatus(False, "the CUDA kernels are built on Linux alone; WSL has it")
+    extension = _extension.CUDA
+    with_what = "with CUDA's nvcc and a CUDA build of torch installed"
+    status = _probe_extension(extension, with_what, load=torch.cuda.is_available())
+    if not status:
+        return status
+    if not torch.cuda.is_available():
         return BackendStatus(False, "PyTorch sees no GPU; install a CUDA build of torch and a driver")
+    path, device = extension.find(), torch.cuda.get_device_capability()
+    archs = _extension.archs_of(_extension.read_identity(path)) if path else []
+    if runs_on(archs, device):
+        return BackendStatus(True)
+    arch = f"{device[0]}.{device[1]}"
+    return BackendStatus(
+        False,
+        f"the CUDA extension was built for GPUs of compute capability {', '.join(archs)}, and "
+        f"{torch.cuda.get_device_name()} has {arch}; run: {ARCHS}={arch} {extension.build_command()}",
+    )
+
+
+def _probe_emulated_cuda() -> BackendStatus:
+    if not _extension.is_checkout(_extension.ROOT):
+        return BackendStatus(
+            False, f"{_cuda_extension.EMULATE}=1 is for tests in a checkout of oes_fast; unset it"
+        )
+    return _probe_extension(_extension.EMULATED_CUDA, "with gcc installed")
+
+
+def _probe_extension(extension: _extension.Extension, with_what: str, *, load: bool = True) -> BackendStatus:
+    """Whether an extension is there, may be loaded, and loads."""
+    path = extension.find()
+    if path is None:
+        return BackendStatus(
+            False, f"the {extension.title} was not built; {with_what}, run: {extension.build_command()}"
+        )
+    try:
+        refusal = extension.refusal(path, torch.__version__)
+        if not refusal and load:
+            importlib.import_module(extension.name)
+    except (ImportError, OSError) as error:
+        if "OES_FAST_CPU_CAPABILITY" in str(error):
+            raise InputError(str(error)) from None
+        refusal = f"the {extension.title} does not load ({error.__cause__ or error})"
+    if refusal:
+        return BackendStatus(False, f"{refusal}; run: {extension.build_command()}")
     return BackendStatus(True)
-
-
-def _run_build_command() -> str:
-    return f"run: {_extension.build_command()}"
 
 
 def _warn_of_missing_kernels(status: BackendStatus) -> None:

@@ -27,7 +27,8 @@ def test_status_says_what_to_do():
             assert len(status.reason) > 30, name
     assert backends()["reference"]
     assert backends()["torch"]
-    assert "no CUDA C++ kernels yet" in str(backends()["cuda"])
+    cuda = backends()["cuda"]
+    assert cuda or "nvcc" in cuda.reason or "sees no GPU" in cuda.reason or "was built for" in cuda.reason
 
 
 def test_auto_takes_the_fastest_that_can_run(monkeypatch):
@@ -47,7 +48,7 @@ def test_named_backend_is_taken_or_refused():
     assert resolve("reference", "cpu", ALL) == "reference"
     assert resolve("torch", "cpu", ALL) == "reference"
     assert resolve("torch", "cpu", ("torch", "reference")) == "torch"
-    with pytest.raises(BackendError, match="not available: oes_fast has no CUDA"):
+    with pytest.raises(BackendError, match=r"'cuda' (is not available|does not have the operation)"):
         resolve("cuda", "cpu", ALL)
     with pytest.raises(InputError, match=r"backend: expected one of auto, reference, .* got 'gpu'"):
         resolve("gpu", "cpu", ALL)

@@ -1,7 +1,8 @@
-"""What the C++ extension says it was built from, which one is refused, and what setup.py builds with."""
+"""What an extension says it was built from, which one is refused, and what setup.py builds with."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from kernel_backends import require, run_python
 
 import oes_fast as oes
 from oes_fast import _extension
+from oes_fast._extension import CPU
 
 backends = importlib.import_module("oes_fast.backends")  # oes_fast.backends is the function
 
@@ -45,7 +47,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def build(root: Path, variants: list[str] | None = None, name: str = "_C.so") -> Path:
     """A file as the compiler would make it, with what the extension says of itself somewhere in it."""
-    source = _extension.identity(root, variants or [], TORCH)
+    source = CPU.identity(root, variants or [], torch=TORCH)
     (said,) = re.findall(r'R"\((.*)\)"', source)
     path = root / name
     path.write_bytes(b"\x7fELF\0code\0" + said.encode() + b"\0more\0")
@@ -62,7 +64,7 @@ def setup_py(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 class TestIdentity:
     def test_is_read_out_of_the_file(self, checkout):
         assert _extension.read_identity(build(checkout, ["OES_SANITIZE"])) == {
-            "sources": _extension.source_hash(checkout, ["OES_SANITIZE"]),
+            "sources": CPU.source_hash(checkout, ["OES_SANITIZE"]),
             "variants": ["OES_SANITIZE"],
             "built_with_torch": TORCH,
             "needs_torch": "2.10",
@@ -72,7 +74,7 @@ class TestIdentity:
         require("cpu")
         from oes_fast import _C
 
-        path = _extension.find()
+        path = CPU.find()
         said = _extension.read_identity(path)
         assert _C.BUILD.endswith(json.dumps(said))
         assert Path(_C.__file__) == path
@@ -84,19 +86,17 @@ class TestIdentity:
         path = tmp_path / "_C.so"
         path.write_bytes(content)
         assert _extension.read_identity(path) is None
-        assert "does not say what it was built from" in _extension.refusal(path, TORCH, tmp_path)
+        assert "does not say what it was built from" in CPU.refusal(path, TORCH, tmp_path)
 
 
 class TestRefusal:
-    @pytest.mark.parametrize(
-        "variants", [[], ["OES_SANITIZE"], ["OES_EMULATE_AVX512"], [*_extension.VARIANTS]]
-    )
+    @pytest.mark.parametrize("variants", [[], ["OES_SANITIZE"], ["OES_EMULATE_AVX512"], [*CPU.variants]])
     def test_of_none_that_was_built_from_the_sources(self, checkout, monkeypatch, variants):
         path = build(checkout, variants)
         monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libasan.so.8")
-        assert _extension.refusal(path, TORCH, checkout) == ""
-        assert _extension.refusal(path, "2.10.0", checkout) == ""
-        assert _extension.refusal(path, "3.0.0a0+git12ab", checkout) == ""
+        assert CPU.refusal(path, TORCH, checkout) == ""
+        assert CPU.refusal(path, "2.10.0", checkout) == ""
+        assert CPU.refusal(path, "3.0.0a0+git12ab", checkout) == ""
 
     @pytest.mark.parametrize("change", ["content", "header", "new", "folder", "gone", "renamed", "moved"])
     def test_after_a_change_of_the_sources(self, checkout, change):
@@ -117,37 +117,36 @@ class TestRefusal:
             (folder / "kernel.h").unlink()
         else:
             (folder / "kernel.h").rename(folder / "kernels.h")
-        assert "stale: csrc or its flags have changed" in _extension.refusal(path, TORCH, checkout)
+        assert "stale: csrc or its flags have changed" in CPU.refusal(path, TORCH, checkout)
 
     def test_touching_changes_nothing(self, checkout):
         path = build(checkout)
         os.utime(checkout / "csrc" / "cpu" / "kernel.cpp")
-        assert _extension.refusal(path, TORCH, checkout) == ""
+        assert CPU.refusal(path, TORCH, checkout) == ""
 
-    @pytest.mark.parametrize("flags", ["COMPILE_FLAGS", "LINK_FLAGS"])
-    def test_after_a_change_of_flags(self, checkout, monkeypatch, flags):
+    @pytest.mark.parametrize("flags", ["compile_flags", "link_flags"])
+    def test_after_a_change_of_flags(self, checkout, flags):
         path = build(checkout)
-        monkeypatch.setattr(_extension, flags, [*getattr(_extension, flags), "-flto"])
-        assert "stale" in _extension.refusal(path, TORCH, checkout)
+        changed = dataclasses.replace(CPU, **{flags: [*getattr(CPU, flags), "-flto"]})
+        assert "stale" in changed.refusal(path, TORCH, checkout)
 
-    def test_of_a_variant_that_is_gone(self, checkout, monkeypatch):
+    def test_of_a_variant_that_is_gone(self, checkout):
         path = build(checkout, ["OES_SANITIZE"])
-        monkeypatch.setattr(_extension, "VARIANTS", {})
-        assert "stale" in _extension.refusal(path, TORCH, checkout)
+        assert "stale" in dataclasses.replace(CPU, variants={}).refusal(path, TORCH, checkout)
 
     def test_of_a_sanitized_one_without_the_sanitizer(self, checkout, monkeypatch):
         monkeypatch.delenv("LD_PRELOAD", raising=False)
         path = build(checkout, ["OES_SANITIZE"])
-        assert "built for `make sanitize`" in _extension.refusal(path, TORCH, checkout)
+        assert "built for `make sanitize`" in CPU.refusal(path, TORCH, checkout)
 
     def test_under_an_older_torch(self, checkout):
         said = "built for torch 2.10 or newer, found 2.9.1+cu128"
-        assert said in _extension.refusal(build(checkout), "2.9.1+cu128", checkout)
+        assert said in CPU.refusal(build(checkout), "2.9.1+cu128", checkout)
 
     def test_installed_without_the_sources(self, checkout, tmp_path):
         path = build(checkout)
-        assert _extension.refusal(path, TORCH, tmp_path) == ""
-        assert "found 2.9.1" in _extension.refusal(path, "2.9.1", tmp_path)
+        assert CPU.refusal(path, TORCH, tmp_path) == ""
+        assert "found 2.9.1" in CPU.refusal(path, "2.9.1", tmp_path)
 
 
 class TestBackend:
@@ -155,14 +154,18 @@ class TestBackend:
         def load(name: str) -> None:
             raise AssertionError(f"{name} was loaded")
 
-        refusal = _extension.refusal
-        monkeypatch.setattr(_extension, "find", lambda: path)
-        monkeypatch.setattr(_extension, "refusal", lambda path, torch: refusal(path, torch, root))
+        monkeypatch.setattr(_extension.Extension, "find", lambda extension: path)
+        refusal = CPU.refusal
+        monkeypatch.setattr(
+            _extension.Extension, "refusal", lambda extension, path, torch: refusal(path, torch, root)
+        )
         monkeypatch.setattr(backends.importlib, "import_module", load)
         status = backends._probe_cpu()
         monkeypatch.undo()
         real = backends._probe
-        monkeypatch.setattr(backends, "_probe", lambda name: status if name == "cpu" else real(name))
+        monkeypatch.setattr(
+            backends, "_probe", lambda name, emulated: status if name == "cpu" else real(name, emulated)
+        )
         monkeypatch.setattr(backends, "_warned", threading.Event())
         return status
 
@@ -172,7 +175,7 @@ class TestBackend:
         status = self.probe(monkeypatch, path, checkout)
         assert not status
         assert status.reason.startswith("the C++ extension is stale: ")
-        assert status.reason.endswith(f"run: {_extension.build_command()}")
+        assert status.reason.endswith(f"run: {CPU.build_command()}")
         with pytest.raises(oes.BackendError, match=r"'cpu' is not available: the C.. extension is stale"):
             backends.resolve("cpu", "cpu", ("cpu", "reference"))
         with pytest.warns(oes.OESWarning, match=r"the C.. extension is stale.* run: "):
@@ -201,11 +204,11 @@ class TestBackend:
 class TestCommand:
     def test_of_a_checkout(self, checkout, monkeypatch):
         monkeypatch.setattr(_extension, "_is_here", lambda module: module != "pybind11")
-        command = _extension.build_command(checkout)
+        command = CPU.build_command(checkout)
         assert command.startswith(f"OES_REQUIRE_EXT=1 {sys.executable} -m pip install --no-deps -e ")
         assert command.endswith(f"-e '{checkout}'")
         monkeypatch.setattr(_extension, "_is_here", lambda module: module != "pip")
-        command = _extension.build_command(checkout)
+        command = CPU.build_command(checkout)
         assert command.startswith(f"OES_REQUIRE_EXT=1 uv pip install --python {sys.executable} --no-deps ")
         assert "--no-build-isolation -e" in command
 
@@ -227,7 +230,7 @@ class TestCommand:
                 return said and json.dumps(said)
 
         monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
-        command = _extension.build_command(tmp_path)
+        command = CPU.build_command(tmp_path)
         assert "pip install --no-deps" in command
         assert " --force-reinstall " in command
         assert command.endswith(origin)
@@ -237,7 +240,7 @@ class TestSetup:
     def test_finds_torch_that_pip_hides(self, setup_py, tmp_path, monkeypatch):
         here = Path(torch.__file__).parent
         found = setup_py["find_torch"]()
-        assert found == (torch.__version__, str(here))
+        assert found == (torch.__version__, str(here), torch.version.cuda)
         hide = 'import sys\nsys.path[:] = [path for path in sys.path if "site-packages" not in path]\n'
         (tmp_path / "sitecustomize.py").write_text(hide)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -251,7 +254,10 @@ class TestSetup:
         monkeypatch.setattr(sys, "executable", str(python))
         for said, problem in (
             ("{}", "there is no torch in the environment of "),
-            ('{"version": "2.9.1", "folder": "/torch"}', "needs PyTorch 2.10 or newer, found 2.9.1"),
+            (
+                '{"version": "2.9.1", "folder": "/torch", "cuda": null}',
+                "needs PyTorch 2.10 or newer, found 2.9.1",
+            ),
         ):
             python.write_text(f"#!/bin/sh\necho '{said}'\n")
             python.chmod(0o755)
@@ -315,8 +321,8 @@ class TestSetup:
             "import runpy, setuptools\n"
             "setuptools.setup = lambda **arguments: None\n"
             f"setup = runpy.run_path({str(REPO / 'setup.py')!r})\n"
-            f"found = setup['Torch']({torch.__version__!r}, {str(torch_folder)!r})\n"
-            "setup['Build'].build_for.__globals__.update(find_torch=lambda: found, REQUIRED=True)\n"
+            f"found = setup['Torch']({torch.__version__!r}, {str(torch_folder)!r}, None)\n"
+            "setup['Build'].build_for.__globals__.update(find_torch=lambda: found)\n"
             "extension = setuptools.Extension('oes_fast._C', ['probe.cpp'], language='c++')\n"
             "command = setup['Build'](setuptools.Distribution({'ext_modules': [extension]}))\n"
             "command.build_lib = 'lib'\n"
@@ -324,7 +330,12 @@ class TestSetup:
             "command.run()\n"
         )
         done = subprocess.run(
-            [sys.executable, "build.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "build.py"],
+            cwd=tmp_path,
+            env=os.environ | {"OES_REQUIRE_EXT": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         assert list((tmp_path / "lib" / "oes_fast").glob("_C*"))
@@ -364,7 +375,7 @@ class TestSetup:
 
     def test_every_flag_is_part_of_the_hash(self, checkout):
         hashes = {
-            _extension.source_hash(checkout, variants)
-            for variants in ([], ["OES_SANITIZE"], ["OES_EMULATE_AVX512"], [*_extension.VARIANTS])
+            CPU.source_hash(checkout, variants)
+            for variants in ([], ["OES_SANITIZE"], ["OES_EMULATE_AVX512"], [*CPU.variants])
         }
         assert len(hashes) == 4

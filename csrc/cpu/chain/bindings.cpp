@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "common/chain_specs_bindings.h"
 #include "cpu/chain/chain.h"
 #include "cpu/conv/winograd/tiles.h"
 
@@ -131,51 +132,7 @@ void bind(py::module_& module, const char* name) {
 } // namespace
 
 void bind_python(py::module_& module) {
-  py::enum_<ConvKind>(module, "ConvKind")
-      .value("DIRECT", ConvKind::kDirect)
-      .value("POINTWISE", ConvKind::kPointwise)
-      .value("UPSAMPLE", ConvKind::kUpsample)
-      .value("HEAD", ConvKind::kHead);
-  py::enum_<Padding>(module, "Padding")
-      .value("ZEROS", Padding::kZeros)
-      .value("REFLECT", Padding::kReflect)
-      .value("REPLICATE", Padding::kReplicate)
-      .value("CIRCULAR", Padding::kCircular);
-  py::enum_<Act>(module, "Act").value("LEAKY_RELU", Act::kLeaky).value("ELU", Act::kElu).value("SILU", Act::kSilu);
-  py::enum_<OutputAct>(module, "OutputAct")
-      .value("LEAKY_RELU", OutputAct::kLeaky)
-      .value("SIGMOID", OutputAct::kSigmoid);
-  py::class_<ConvSpec>(module, "ConvSpec")
-      .def(py::init<>())
-      .def_readwrite("kind", &ConvSpec::kind)
-      .def_readwrite("padding", &ConvSpec::padding)
-      .def_readwrite("border", &ConvSpec::border)
-      .def_readwrite("box", &ConvSpec::box)
-      .def_readwrite("stride", &ConvSpec::stride)
-      .def_readwrite("kernel_rows", &ConvSpec::kernel_rows)
-      .def_readwrite("kernel_columns", &ConvSpec::kernel_columns)
-      .def_readwrite("outputs", &ConvSpec::outputs)
-      .def_readwrite("taps", &ConvSpec::taps)
-      .def_readwrite("weights", &ConvSpec::weights)
-      .def_readwrite("first_weight", &ConvSpec::first_weight)
-      .def_readwrite("dense", &ConvSpec::dense)
-      .def_readwrite("scale", &ConvSpec::scale)
-      .def_readwrite("bias", &ConvSpec::bias)
-      .def_readwrite("constant_taps", &ConvSpec::constant_taps);
-  py::class_<NormSpec>(module, "NormSpec")
-      .def(py::init<>())
-      .def_readwrite("gamma", &NormSpec::gamma)
-      .def_readwrite("beta", &NormSpec::beta)
-      .def_readwrite("eps", &NormSpec::eps)
-      .def_readwrite("momentum", &NormSpec::momentum)
-      .def_readwrite("copies", &NormSpec::copies)
-      .def_readwrite("tracks", &NormSpec::tracks)
-      .def_readwrite("stats_index", &NormSpec::stats_index)
-      .def_readwrite("tracked", &NormSpec::tracked)
-      .def_readwrite("tracked_stats_index", &NormSpec::tracked_stats_index)
-      .def_readwrite("act", &NormSpec::act)
-      .def_readwrite("slope", &NormSpec::slope)
-      .def_readwrite("constants", &NormSpec::constants);
+  bind_chain_specs(module);
   module.attr("SLACK") = conv::winograd::kSlack;
   module.attr("MOST_HEAD_OUTPUTS") = norm::kMostHeadOutputs;
   bind<float>(module, "ChainFloat");

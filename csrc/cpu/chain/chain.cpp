@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/chain/checks.h"
+#include "common/chain_checks.h"
 #include "cpu/chain/conv_weights.h"
 #include "cpu/norm/batch_norm_act.h"
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/chain_checks.h"
 #include "cpu/chain/direct_conv.h"
 #include "cpu/chain/head_conv.h"
 #include "cpu/chain/upsample_conv.h"

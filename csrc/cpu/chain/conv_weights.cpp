@@ -1,14 +1,6 @@
 #include "cpu/chain/conv_weights.h"
 
-#include <stdexcept>
-
 namespace oes::chain {
-
-void expect(bool holds, const char* what) {
-  if (!holds) {
-    throw std::invalid_argument(what);
-  }
-}
 
 KeptWeights kept_weights(const ConvSpec& spec, int64_t inputs) {
   KeptWeights kept{spec.taps, spec.weights};

@@ -9,9 +9,6 @@
 
 namespace oes::chain {
 
-// Raises std::invalid_argument unless it holds.
-void expect(bool holds, const char* what);
-
 // The kept weights one by one.
 struct KeptWeights {
   Indices taps; // (o, c, u, v) of each

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "common/chain_checks.h"
+
 namespace oes::chain {
 
 template <typename T>

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "common/chain_checks.h"
+
 namespace oes::chain {
 
 template <typename T>

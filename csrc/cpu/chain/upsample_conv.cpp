@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/chain_checks.h"
+
 namespace oes::chain {
 
 template <typename T>

@@ -1,8 +1,8 @@
 // The one file that knows whether nvcc compiles for a device, or a C++ compiler for the emulation under
 // tests/cuda_emulation, which gives the same names.
 //
-// A kernel takes one argument, a plain struct, and uses dynamic shared memory alone. Everything is launched on the stream
-// it is given, waits for nothing and allocates nothing, so that it can be recorded in a CUDA graph.
+// A kernel takes one argument, a plain struct, and uses dynamic shared memory alone. Everything is launched on the
+// stream it is given, waits for nothing and allocates nothing, so that it can be recorded in a CUDA graph.
 #pragma once
 
 #include <cstddef>
@@ -47,6 +47,11 @@ inline void set_zero(void* address, size_t bytes, cudaStream_t) {
   ::oes::emulation::fill(address, 0, bytes);
 }
 
+// Streaming multiprocessors of a device: those of an H100, so that the plans are the ones made for it.
+inline int processors_of(int) {
+  return 132;
+}
+
 // The device of the calls made while it lives.
 class DeviceGuard {
  public:
@@ -55,7 +60,7 @@ class DeviceGuard {
 
 #else
 
-#define OES_SHARED(name) \
+#define OES_SHARED(name)                                             \
   extern __shared__ __align__(16) unsigned char oes_shared_memory[]; \
   unsigned char* name = oes_shared_memory
 
@@ -78,7 +83,8 @@ void launch(void (*kernel)(Args), const char* name, const Launch& l, const Args&
   }
   void* arguments[] = {const_cast<Args*>(&args)};
   check(
-      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), l.grid, l.block, arguments, l.shared_bytes, l.stream), name);
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), l.grid, l.block, arguments, l.shared_bytes, l.stream),
+      name);
 }
 
 inline void* device_malloc(size_t bytes) {
@@ -94,6 +100,13 @@ inline void copy_to_device(void* to, const void* from, size_t bytes) {
 }
 inline void set_zero(void* address, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(address, 0, bytes, stream), "cudaMemsetAsync");
+}
+
+// Streaming multiprocessors of a device.
+inline int processors_of(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
 }
 
 // The device of the calls made while it lives.

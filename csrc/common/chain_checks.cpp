@@ -1,10 +1,9 @@
-#include "cpu/chain/checks.h"
+#include "common/chain_checks.h"
 
 #include <algorithm>
+#include <stdexcept>
 
-#include "cpu/chain/conv_weights.h"
-
-namespace oes::chain {
+namespace oes {
 namespace {
 
 // Whether first <= index < end for all.
@@ -13,6 +12,12 @@ bool all_in(const Indices& indices, int64_t first, int64_t end) {
 }
 
 } // namespace
+
+void expect(bool holds, const char* what) {
+  if (!holds) {
+    throw std::invalid_argument(what);
+  }
+}
 
 void check_conv(
     const ConvSpec& spec, int64_t inputs, int64_t rows, int64_t columns, int64_t constants, int64_t weights) {
@@ -73,4 +78,4 @@ void check_norm(const NormSpec& spec, int64_t channels, int64_t constants, int64
       "tracked: expected constants that are there, with an index for each");
 }
 
-} // namespace oes::chain
+} // namespace oes

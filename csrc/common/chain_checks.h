@@ -6,7 +6,10 @@
 
 #include "common/chain_specs.h"
 
-namespace oes::chain {
+namespace oes {
+
+// Raises std::invalid_argument unless it holds.
+void expect(bool holds, const char* what);
 
 // `constants`: constant channels of the image that it reads. `weights`: length of the flat vector.
 void check_conv(
@@ -15,4 +18,4 @@ void check_conv(
 // `channels` of the norm's input vary, `constants` are constant.
 void check_norm(const NormSpec& spec, int64_t channels, int64_t constants, int64_t weights);
 
-} // namespace oes::chain
+} // namespace oes

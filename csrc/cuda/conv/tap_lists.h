@@ -1,0 +1,42 @@
+// Lists of taps as the kernels walk them, made once on the host.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace oes::cuda::conv {
+
+// A weight of a convolution, as one sum over taps sees it.
+struct Tap {
+  int output, phase; // whose sum it belongs to
+  int channel, plane; // of what is read: plane of the channel, row of the un-shuffle first
+  int row, column; // where in the plane
+  int weight; // index into the flat vector
+};
+
+// How what is read lies in the staged tile.
+struct StagedPlanes {
+  int planes; // of a channel
+  int pitch, plane; // elements of a row, of a plane
+};
+
+// Outputs in groups: a tap of a group has a weight for each output of it, index -1 where that output lacks the tap.
+struct TapLists {
+  int groups, chunks, most_taps; // most_taps: of a group and a chunk of channels
+  std::vector<int> begins; // [groups, chunks, phases] + 1
+  std::vector<int> offsets; // [taps]
+  std::vector<int> index; // [taps, group]
+
+  int64_t taps() const {
+    return static_cast<int64_t>(offsets.size());
+  }
+};
+
+TapLists make_tap_lists(
+    std::vector<Tap> taps, int outputs, int group, int phases, int channels, int chunk_channels,
+    const StagedPlanes& planes);
+
+// Taps of the groups together, for groups of that size.
+int64_t count_grouped_taps(const std::vector<Tap>& taps, int group);
+
+} // namespace oes::cuda::conv

@@ -1,0 +1,220 @@
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <stdexcept>
+
+#include "cuda/conv/conv_plan.h"
+
+namespace oes::cuda::conv {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr size_t kSharedBytes = 46 * 1024; // of a block: four of them fit a processor of compute capability 9.0
+constexpr double kLanes = 128, kIssued = 0.6; // of a processor a cycle, and the share of them that do work
+
+struct Tile {
+  int rows, columns;
+};
+
+int tiles_for(int cells, int capacity) {
+  return (cells + capacity - 1) / capacity;
+}
+
+// Elements from one row of a staged tile to the next: the lanes of a warp, in rows of tile_columns, read 32 banks.
+int pitch_for(int staged_columns, int tile_columns) {
+  int pitch = staged_columns;
+  while (tile_columns < 32 && pitch % 32 != tile_columns % 32) {
+    ++pitch;
+  }
+  return pitch;
+}
+
+} // namespace
+
+// Everything but the chunks of channels.
+template <typename T>
+TapSumArgs<T> TapSumPlan<T>::tiled(const TapSumSpec& spec, int tile_rows, int tile_columns) const {
+  TapSumArgs<T> a = args_;
+  int reach_rows = 0, reach_columns = 0;
+  for (const Tap& t : spec.taps) {
+    reach_rows = std::max(reach_rows, t.row);
+    reach_columns = std::max(reach_columns, t.column);
+  }
+  const int lost = spec.box ? 1 : 0; // cells of a tile that only the box needs
+  a.tile_rows = tile_rows;
+  a.tile_columns = tile_columns;
+  a.row_tiles = tiles_for(spec.row_cells, tile_rows - lost);
+  a.column_tiles = tiles_for(spec.column_cells, tile_columns - lost);
+  a.staged_rows = tile_rows + reach_rows;
+  a.staged_columns = tile_columns + reach_columns;
+  a.pitch = pitch_for(a.staged_columns, tile_columns);
+  a.plane = a.staged_rows * a.pitch;
+  return a;
+}
+
+// Cycles of a device with that many processors, by instructions and by the time a block takes.
+template <typename T>
+double TapSumPlan<T>::cost(
+    const TapSumSpec& spec, const TapSumArgs<T>& a, const TapSumShape& s, int64_t taps, const Machine& machine) const {
+  const double groups = (spec.outputs + s.group - 1) / s.group, tiles = a.row_tiles * a.column_tiles;
+  const double blocks = groups * tiles * machine.networks;
+  const double planes = static_cast<double>(spec.channels) * spec.reading.unshuffle * spec.reading.unshuffle;
+  const double staged = planes * a.staged_rows * a.staged_columns * (spec.reading.box ? 2 : 1);
+  const double of_tap = 2 + (s.group + 3) / 4 + s.cells * (2 + s.group); // instructions of a thread
+  const double threads = static_cast<double>(s.threads) / a.splits, block_taps = static_cast<double>(taps) / groups;
+  const double of_outputs = static_cast<double>(s.group) * s.side * s.side * a.tile_rows * a.tile_columns * 12;
+  const double instructions = blocks * (staged * 20 + block_taps * threads * of_tap + of_outputs);
+  const double alone =
+      1500.0 * a.chunks + staged / s.threads * 60 + block_taps / a.splits * (6 + of_tap) + of_outputs / s.threads * 4;
+  const double resident = std::max(1.0, std::min(4.0, blocks / machine.processors));
+  const double waves = std::max(1.0, blocks / (machine.processors * resident));
+  return std::max(instructions / (machine.processors * kLanes * kIssued), waves * alone);
+}
+
+template <typename T>
+bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine) {
+  constexpr std::array<Tile, 7> kTiles = {{{8, 32}, {16, 32}, {32, 32}, {8, 8}, {16, 16}, {8, 16}, {16, 8}}};
+  constexpr std::array<int, 3> kGroups = {1, 4, 8};
+  double best = std::numeric_limits<double>::infinity();
+  TapSumArgs<T> chosen{};
+  const int planes = spec.reading.unshuffle * spec.reading.unshuffle;
+  const int widest = std::max({spec.border.top, spec.border.bottom, spec.border.left, spec.border.right});
+  for (const int group : kGroups) {
+    const int64_t taps = count_grouped_taps(spec.taps, group);
+    for (const Tile& tile : kTiles) {
+      TapSumArgs<T> a = tiled(spec, tile.rows, tile.columns);
+      // A pixel of the border and the one that it is a copy of lie in one tile.
+      const auto fits = [&](int tiles, int cells) {
+        return tiles == 1 || spec.border.padding == Padding::kZeros || spec.side * (cells / tiles) > 2 * widest;
+      };
+      if (!fits(a.row_tiles, spec.row_cells) || !fits(a.column_tiles, spec.column_cells)) {
+        continue;
+      }
+      for (const int cells : {1, 2, 4}) {
+        const int part = tile.rows * tile.columns / cells;
+        if (!has_tap_sum<T>(group, cells, spec.side) || part > kThreads || part % 32 != 0) {
+          continue;
+        }
+        for (int splits = 1; part * splits <= kThreads; splits *= 2) {
+          TapSumShape s{group, cells, spec.side, part * splits, 0};
+          a.splits = splits;
+          a.chunk_channels = spec.channels;
+          a.most_taps = static_cast<int>(taps * group / std::max(1, spec.outputs)) + 1; // on average
+          const double whole = static_cast<double>(sizeof(T)) * planes * a.plane * spec.channels;
+          a.chunks = static_cast<int>(whole / (kSharedBytes / 2)) + 1;
+          const double now = cost(spec, a, s, taps, machine);
+          if (now < best) {
+            best = now;
+            chosen = a;
+            shape_ = s;
+          }
+        }
+      }
+    }
+  }
+  args_ = chosen;
+  return best < std::numeric_limits<double>::infinity();
+}
+
+template <typename T>
+TapSumPlan<T>::TapSumPlan(
+    const TapSumSpec& spec, int rows, int columns, double scale, const Machine& machine, WeightTable<T>& packed) {
+  const Reading& reading = spec.reading;
+  args_.reader = {
+      nullptr,
+      nullptr,
+      {},
+      nullptr,
+      0,
+      spec.channels,
+      rows,
+      columns,
+      reading.border.top,
+      reading.border.left,
+      reading.border.bottom,
+      reading.border.right,
+      reading.border.padding,
+      reading.box,
+      reading.unshuffle};
+  args_.first_row = args_.first_column = spec.first_cell;
+  args_.row_cells = spec.row_cells;
+  args_.column_cells = spec.column_cells;
+  Epilogue<T>& e = args_.epilogue;
+  e.box = spec.box;
+  e.box_first = spec.box_first;
+  e.outputs = spec.outputs;
+  e.rows = spec.rows;
+  e.columns = spec.columns;
+  e.padding = spec.border.padding;
+  e.top = spec.border.top;
+  e.left = spec.border.left;
+  e.bottom = spec.border.bottom;
+  e.right = spec.border.right;
+  if (!choose(spec, machine)) {
+    throw std::invalid_argument("convolution: its border is too wide for the CUDA kernels");
+  }
+  // As many channels at a time as fit.
+  const StagedPlanes planes{reading.unshuffle * reading.unshuffle, args_.pitch, args_.plane};
+  TapLists lists;
+  for (int chunk = spec.channels;; chunk = (chunk + 1) / 2) {
+    lists = make_tap_lists(spec.taps, spec.outputs, shape_.group, spec.side * spec.side, spec.channels, chunk, planes);
+    args_.chunk_channels = chunk;
+    args_.chunks = lists.chunks;
+    args_.most_taps = lists.most_taps;
+    shape_.shared_bytes = tap_sum_shared_bytes(args_, shape_);
+    if (shape_.shared_bytes <= kSharedBytes || chunk == 1) {
+      break;
+    }
+  }
+  groups_ = lists.groups;
+  begins_ = DeviceArray<int>(lists.begins);
+  offsets_ = DeviceArray<int>(lists.offsets);
+  args_.begins = begins_.data();
+  args_.offsets = offsets_.data();
+  begin_ = packed.add(lists.index, scale);
+}
+
+template <typename T>
+void TapSumPlan<T>::run(
+    const Image<T>& image, Epilogue<T> epilogue, const T* packed, int64_t packed_stride, int networks,
+    cudaStream_t stream) const {
+  TapSumArgs<T> a = args_;
+  PlaneReader<T>& r = a.reader;
+  r.y = image.y;
+  r.grad = image.grad;
+  r.prologue = image.prologue;
+  r.grad_numbers = image.grad_numbers;
+  r.network_stride = image.shared ? 0 : static_cast<int64_t>(r.channels) * r.rows * r.columns;
+  a.weights = packed + begin_;
+  a.weights_stride = packed_stride;
+  const Epilogue<T>& known = args_.epilogue;
+  epilogue.box = known.box;
+  epilogue.box_first = known.box_first;
+  epilogue.outputs = known.outputs;
+  epilogue.rows = known.rows;
+  epilogue.columns = known.columns;
+  epilogue.padding = known.padding;
+  epilogue.top = known.top;
+  epilogue.left = known.left;
+  epilogue.bottom = known.bottom;
+  epilogue.right = known.right;
+  epilogue.finalise.channels = known.outputs;
+  epilogue.finalise.chunks = chunks();
+  epilogue.finalise.pixels = static_cast<int64_t>(known.rows) * known.columns;
+  a.epilogue = epilogue;
+  tap_sum(a, shape_, groups_, networks, stream);
+}
+
+template <typename T>
+std::string TapSumPlan<T>::description() const {
+  return "groups of " + std::to_string(shape_.group) + ", tiles of " + std::to_string(args_.tile_rows) + " x " +
+      std::to_string(args_.tile_columns) + ", " + std::to_string(shape_.cells) + " cells a thread, " +
+      std::to_string(args_.splits) + " parts, " + std::to_string(args_.chunks) + " chunks, " +
+      std::to_string(groups_ * chunks()) + " blocks of " + std::to_string(shape_.threads) + ", " +
+      std::to_string(shape_.shared_bytes / 1024) + " KB";
+}
+
+template class TapSumPlan<float>;
+template class TapSumPlan<double>;
+
+} // namespace oes::cuda::conv

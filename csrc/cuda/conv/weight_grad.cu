@@ -1,0 +1,179 @@
+#include "cuda/conv/weight_grad.h"
+
+namespace oes::cuda::conv {
+namespace {
+
+constexpr int kMostThreads = 256;
+
+template <typename T>
+struct SharedLayout {
+  size_t fixed, offsets, sums, bytes;
+
+  __host__ __device__ SharedLayout(const WeightGradArgs<T>& a, int side, int group, int cells) {
+    const size_t moving = static_cast<size_t>(a.chunk_channels) * side * side * a.plane;
+    const int values = (a.most_taps * group + 31) / 32 * 32;
+    fixed = align(moving * sizeof(T));
+    offsets = align(fixed + sizeof(T) * group * 32 * cells);
+    sums = align(offsets + sizeof(int) * a.most_taps);
+    bytes = sums + sizeof(T) * values;
+  }
+
+  __host__ __device__ static size_t align(size_t bytes) {
+    return (bytes + 15) / 16 * 16;
+  }
+};
+
+// Half of the values of a lane are given to the lane that is kHalf away, for half of its values.
+template <int kHalf, typename T>
+__device__ __forceinline__ void exchange_halves(T (&values)[32]) {
+  const bool upper = (threadIdx.x & kHalf) != 0;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const T kept = upper ? values[i + kHalf] : values[i], given = upper ? values[i] : values[i + kHalf];
+    values[i] = kept + __shfl_xor_sync(0xffffffffu, given, kHalf);
+  }
+}
+
+// Sums 32 values over the 32 lanes, with 31 exchanges in place of 160; lane l has that of values[l].
+template <typename T>
+__device__ __forceinline__ T sums_over_lanes(T (&values)[32]) {
+  exchange_halves<16>(values);
+  exchange_halves<8>(values);
+  exchange_halves<4>(values);
+  exchange_halves<2>(values);
+  exchange_halves<1>(values);
+  return values[0];
+}
+
+// Every warp takes all cells of a tile, its lanes side by side, and some of the taps.
+template <typename T, int kGroup, int kCells>
+__global__ void __launch_bounds__(kMostThreads, 2) weight_grad_kernel(const WeightGradArgs<T> a) {
+  constexpr int kBatch = 32 / kGroup; // taps whose sums are taken over the lanes together
+  OES_SHARED(shared);
+  const SharedLayout<T> layout(a, a.moving.unshuffle, kGroup, kCells);
+  T* moving = reinterpret_cast<T*>(shared);
+  T* fixed = reinterpret_cast<T*>(shared + layout.fixed);
+  int* offsets = reinterpret_cast<int*>(shared + layout.offsets);
+  T* sums = reinterpret_cast<T*>(shared + layout.sums);
+
+  const int slot = blockIdx.x, group = blockIdx.y / a.chunks, chunk = blockIdx.y % a.chunks;
+  const int64_t network = blockIdx.z;
+  const int first = a.begins[group * a.chunks + chunk], taps = a.begins[group * a.chunks + chunk + 1] - first;
+  if (taps == 0) {
+    return;
+  }
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  for (int i = threadIdx.x; i < taps; i += blockDim.x) {
+    offsets[i] = a.offsets[first + i];
+  }
+  const int batches = (taps + kBatch - 1) / kBatch;
+  for (int i = threadIdx.x; i < batches * 32; i += blockDim.x) {
+    sums[i] = T(0);
+  }
+  int base[kCells];
+#pragma unroll
+  for (int k = 0; k < kCells; ++k) {
+    const int cell = lane + 32 * k, row = cell / a.tile_columns;
+    base[k] = row * a.pitch + cell - row * a.tile_columns;
+  }
+  const int begin = static_cast<int>(static_cast<int64_t>(slot) * a.tiles / a.slots),
+            end = static_cast<int>(static_cast<int64_t>(slot + 1) * a.tiles / a.slots);
+  for (int tile = begin; tile < end; ++tile) {
+    const int row = tile / a.column_tiles * a.tile_rows, column = tile % a.column_tiles * a.tile_columns;
+    __syncthreads();
+    const int first_channel = chunk * a.chunk_channels;
+    stage(
+        a.moving,
+        StagedTile<T>{
+            moving, first_channel, min(a.chunk_channels, a.moving.channels - first_channel), row, column, a.staged_rows,
+            a.staged_columns, a.pitch, a.plane},
+        network);
+    stage(
+        a.fixed,
+        StagedTile<T>{
+            fixed, group * kGroup, kGroup, row, column, a.tile_rows, a.tile_columns, a.tile_columns,
+            a.tile_rows * a.tile_columns},
+        network);
+    __syncthreads();
+    T f[kGroup][kCells];
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+#pragma unroll
+      for (int k = 0; k < kCells; ++k) {
+        f[g][k] = fixed[g * 32 * kCells + lane + 32 * k];
+      }
+    }
+    for (int batch = warp; batch < batches; batch += warps) {
+      T values[32];
+#pragma unroll
+      for (int e = 0; e < kBatch; ++e) {
+        const int t = batch * kBatch + e;
+        const T* pixels = moving + (t < taps ? offsets[t] : 0); // what stands behind the last is not used
+#pragma unroll
+        for (int g = 0; g < kGroup; ++g) {
+          values[e * kGroup + g] = T(0);
+        }
+#pragma unroll
+        for (int k = 0; k < kCells; ++k) {
+          const T x = pixels[base[k]];
+#pragma unroll
+          for (int g = 0; g < kGroup; ++g) {
+            values[e * kGroup + g] += f[g][k] * x;
+          }
+        }
+      }
+      sums[batch * 32 + lane] += sums_over_lanes(values); // of this warp alone
+    }
+  }
+  __syncthreads();
+  T* to = a.partials + (network * a.slots + slot) * a.slot_stride + static_cast<int64_t>(first) * kGroup;
+  for (int i = threadIdx.x; i < taps * kGroup; i += blockDim.x) {
+    to[i] = sums[i];
+  }
+}
+
+template <typename T>
+using Kernel = void (*)(WeightGradArgs<T>);
+
+template <typename T>
+Kernel<T> kernel_of(int group, int cells) {
+  switch (group * 16 + cells) {
+    case 1 * 16 + 2:
+      return weight_grad_kernel<T, 1, 2>;
+    case 1 * 16 + 8:
+      return weight_grad_kernel<T, 1, 8>;
+    case 4 * 16 + 2:
+      return weight_grad_kernel<T, 4, 2>;
+    case 4 * 16 + 8:
+      return weight_grad_kernel<T, 4, 8>;
+    default:
+      return nullptr;
+  }
+}
+
+} // namespace
+
+template <typename T>
+size_t weight_grad_shared_bytes(const WeightGradArgs<T>& a, const WeightGradShape& s) {
+  return SharedLayout<T>(a, a.moving.unshuffle, s.group, s.cells).bytes;
+}
+
+template <typename T>
+bool has_weight_grad(int group, int cells) {
+  return kernel_of<T>(group, cells) != nullptr;
+}
+
+template <typename T>
+void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream) {
+  const Launch where{dim3(a.slots, groups * a.chunks, networks), dim3(s.threads), s.shared_bytes, stream};
+  launch(kernel_of<T>(s.group, s.cells), "weight_grad", where, a);
+}
+
+template size_t weight_grad_shared_bytes(const WeightGradArgs<float>&, const WeightGradShape&);
+template size_t weight_grad_shared_bytes(const WeightGradArgs<double>&, const WeightGradShape&);
+template bool has_weight_grad<float>(int, int);
+template bool has_weight_grad<double>(int, int);
+template void weight_grad(const WeightGradArgs<float>&, const WeightGradShape&, int, int, cudaStream_t);
+template void weight_grad(const WeightGradArgs<double>&, const WeightGradShape&, int, int, cudaStream_t);
+
+} // namespace oes::cuda::conv

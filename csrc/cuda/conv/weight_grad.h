@@ -1,0 +1,46 @@
+// The gradient of a convolution's weights: one sum over cells for each tap,
+//
+//   grad(tap, g) = sum over the cells of fixed(g; i, j) * moving(plane; i + row, j + column),
+//
+// where for a direct convolution `fixed` is the gradient of the outputs and `moving` the image; for one of an image
+// up-sampled by 2 `fixed` is the image and `moving` the gradient of the outputs, boxed and un-shuffled: nine products
+// for each pixel of the low resolution in place of 36.
+#pragma once
+
+#include "cuda/conv/plane_reader.h"
+
+namespace oes::cuda::conv {
+
+template <typename T>
+struct WeightGradArgs {
+  PlaneReader<T> fixed; // its pixels are the cells
+  PlaneReader<T> moving;
+  // Lists of taps: of each group of fixed channels, and chunk of moving ones.
+  const int* begins; // [groups, chunks] + 1
+  const int* offsets; // [taps]: in the staged tile
+  int chunks, chunk_channels, most_taps;
+  int rows, columns; // cells
+  int tile_rows, tile_columns; // 32 * cells of a lane
+  int column_tiles, tiles, slots; // slots: blocks that share the tiles
+  int staged_rows, staged_columns, pitch, plane;
+  T* partials; // [networks, slots, taps, group]
+  int64_t slot_stride; // taps * group
+};
+
+struct WeightGradShape {
+  int group; // fixed channels of a block: 1, 4 or 8
+  int cells; // of a lane: 2 or 8
+  int threads;
+  size_t shared_bytes;
+};
+
+template <typename T>
+size_t weight_grad_shared_bytes(const WeightGradArgs<T>& a, const WeightGradShape& s);
+
+template <typename T>
+bool has_weight_grad(int group, int cells);
+
+template <typename T>
+void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream);
+
+} // namespace oes::cuda::conv
