@@ -255,7 +255,7 @@ class SearchRun:
 
     def clock(self) -> Clock:
         """For recorded steps."""
-        return Clock(self.w0.device, lr=self._lr)
+        return Clock(self.w0.device, lr=self._lr, dtype=self.w0.dtype)
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded."""

@@ -186,7 +186,7 @@ class TrainRun:
 
     def clock(self) -> Clock:
         """For recorded steps."""
-        return Clock(self.weights.device, lr=self._lr)
+        return Clock(self.weights.device, lr=self._lr, dtype=self.weights.dtype)
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded, without the average."""
