@@ -31,11 +31,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "precision", "reference", "rewrite", "rewrite.run", "version",
     },
     "rewrite": {
-        *CHECKS, "_memory", "backends", "copies", "flat", "mask", "ops", "rewrite.ir", "rewrite.liveness",
-        "rewrite.rules", "rewrite.run", "rewrite.tracing", "rewrite.weights",
+        *CHECKS, "_cuda_extension", "_memory", "backends", "copies", "flat", "mask", "ops", "rewrite.ir",
+        "rewrite.liveness", "rewrite.rules", "rewrite.run", "rewrite.tracing", "rewrite.weights",
     },
     "rewrite.run": {
-        "_C", "copies", "ops", "rewrite.conv_algorithm", "rewrite.ir", "rewrite.liveness", "rewrite.weights",
+        *CHECKS, "_C", "_cuda_extension", "copies", "ops", "precision", "rewrite.conv_algorithm",
+        "rewrite.ir", "rewrite.liveness", "rewrite.weights",
     },
     "rewrite.tracing": {*CHECKS, "copies", "nn", "rewrite.ir"},
     "rewrite.rules": {"rewrite.ir"},
@@ -47,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {*CHECKS, "autotune_cache", "backends", "ops", "reference", "timing"},
     "ops": {*CHECKS, "_C", "backends", "kernels", "reference"},
     "kernels": {"autotune_cache"},
+    "cuda_kernels": {*CHECKS, "_cuda_extension"},
     "reference": set(),
     "models": CHECKS,
     "io": CHECKS,

@@ -106,7 +106,8 @@ class ChainFunction:
             source = source.expand(self._networks, -1, -1, -1)  # a gradient each, added up by autograd
         if target is None or self.chain.blocks[-1].norms:
             return _Evaluate.apply(weights, source, native, running), None
-        return _EvaluateLoss.apply(weights, source, target.detach(), native, running)
+        # Contiguous here, where it is kept for the backward pass: an engine may read it again.
+        return _EvaluateLoss.apply(weights, source, target.detach().contiguous(), native, running)
 
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""

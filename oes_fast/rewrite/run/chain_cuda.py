@@ -89,14 +89,11 @@ class CudaChain(NativeChain):
     def _made(self, image: tuple[int, int, int]) -> Any:
         extension = self._extension()
         cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[self._dtype]
-        products = getattr(extension.Products, self._products.upper())
+        products = (
+            [getattr(extension.Products, self._products.upper())] if hasattr(extension, "Products") else []
+        )
         return cls(
-            self._networks,
-            *image,
-            self._constant_input,
-            self._kept,
-            products,
-            self._device.index or 0,
+            self._networks, *image, self._constant_input, self._kept, *products, self._device.index or 0
         )
 
     def _evaluate(
@@ -110,7 +107,7 @@ class CudaChain(NativeChain):
             self._weights_address("weights", weights),
             *self._source_address(source),
             _address("out", output, output),
-            self._running_addresses(running, output),
+            *self._running_addresses(running, output),
             _address("target", target, output, shape),
             _address("loss", loss, output),
             self._ordered(weights),
@@ -145,21 +142,22 @@ class CudaChain(NativeChain):
         shared = source.shape[:1] == (1,)
         return _address("source", source, source, (1 if shared else self._networks, *image)), shared
 
-    def _running_addresses(self, running: list[Tensor | None], like: Tensor) -> list[int]:
-        """Of mean and variance of every norm, 0 where they stay as they are."""
+    def _running_addresses(self, running: list[Tensor | None], like: Tensor) -> tuple[list[int], list[int]]:
+        """(addresses of mean and variance of every norm, 0 where they stay; channels of every norm's)."""
+        if not running:
+            return [], []
         lead = () if self._networks == 1 else (self._networks,)
         norms = [node for block in self._chain.blocks for node in block.norms]
-        addresses = []
-        for node, tensor in zip(
-            (node for node in norms for _ in range(2)), running or [None] * (2 * len(norms)), strict=True
-        ):
+        addresses, channels = [], []
+        for node, *pair in zip(norms, running[::2], running[1::2], strict=True):
             name = f"running statistics of {node.name}"
-            addresses.append(_address(name, tensor, like, (*lead, None)))
-            if tensor is not None and tensor.shape[-1] < self._channels_of(node):
-                raise InputError(
-                    f"{name}: expected {self._channels_of(node)} channels at least, got {tensor.shape[-1]}"
-                )
-        return addresses
+            addresses += [_address(name, tensor, like, (*lead, None)) for tensor in pair]
+            sizes = {tensor.shape[-1] for tensor in pair if tensor is not None}
+            if len(sizes) > 1 or min(sizes, default=self._channels_of(node)) < self._channels_of(node):
+                found = " and ".join(map(str, sorted(sizes)))
+                raise InputError(f"{name}: expected {self._channels_of(node)} channels at least, got {found}")
+            channels.append(max(sizes, default=0))
+        return addresses, channels
 
     def _channels_of(self, node: ir.Node) -> int:
         """How many channels the running statistics of a norm have at least."""
