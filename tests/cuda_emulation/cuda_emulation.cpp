@@ -6,10 +6,10 @@
 
 #include <sys/mman.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -90,7 +90,6 @@ class Ready {
 
 // The launch that runs: one at a time, whichever threads of the host ask for them.
 struct {
-  std::mutex one_at_a_time;
   bool running = false;
   const char* name;
   void (*call)(const void*);
@@ -129,8 +128,8 @@ class SharedMemory {
     races::set_shared(memory_, bytes, memory_, bytes);
 #else
     if (!memory_) {
-      void* mapped = mmap(
-          nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* mapped =
+          mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (mapped == MAP_FAILED) {
         throw std::bad_alloc();
       }
@@ -151,6 +150,12 @@ class SharedMemory {
   unsigned char* memory_ = nullptr;
   size_t bytes_ = 0;
 } shared;
+
+std::string hexadecimal(uint32_t value) {
+  char digits[16];
+  std::snprintf(digits, sizeof(digits), "%#x", value);
+  return digits;
+}
 
 void set_current(int thread) {
   launch.current = thread;
@@ -183,10 +188,13 @@ void finish_collective(int warp_index, uint32_t lanes, int last_lane) {
   const int one = std::countr_zero(lanes);
   for (uint32_t rest = lanes; rest; rest &= rest - 1) {
     const int lane = std::countr_zero(rest);
-    if (warp.exchange[lane] != warp.exchange[one] || warp.masks[lane] != warp.masks[one]) {
-      fail(
-          std::string("lanes of one warp wait for each other at different places: one at ") + warp.at[one] +
-          ", one at " + warp.at[lane] + (warp.masks[lane] != warp.masks[one] ? " with another mask" : ""));
+    if (warp.exchange[lane] != warp.exchange[one] || warp.masks[lane] != warp.masks[one] ||
+        std::strcmp(warp.at[lane], warp.at[one]) != 0) {
+      const auto lane_at = [&](int l) {
+        return "thread " + described(launch.indices[warp_index * 32 + l]) + " at " + warp.at[l] + " of lanes " +
+            hexadecimal(warp.masks[l]);
+      };
+      fail("lanes of one warp wait for each other at different places: " + lane_at(one) + ", " + lane_at(lane));
     }
   }
   if (warp.exchange[one]) {
@@ -275,13 +283,13 @@ std::string standstill() {
       ++thread;
     }
     text = std::to_string(launch.at_barrier) + " of " + std::to_string(launch.threads) +
-        " threads wait at __syncthreads(), the first of them thread " + described(launch.indices[thread]);
+        " threads wait at __syncthreads, the first of them thread " + described(launch.indices[thread]);
   }
   for (int warp_index = 0; warp_index * 32 < launch.threads; ++warp_index) {
     const Warp& warp = launch.warps[warp_index];
     if (warp.waiting) {
       const int lane = std::countr_zero(warp.waiting);
-      text += (text.empty() ? "" : ", ") + std::to_string(std::popcount(warp.waiting)) + " lanes of warp " +
+      text += (text.empty() ? "" : ", ") + std::to_string(std::popcount(warp.waiting)) + " of the lanes of warp " +
           std::to_string(warp_index) + " at " + warp.at[lane] + ", the first of them thread " +
           described(launch.indices[warp_index * 32 + lane]);
       break;
@@ -359,7 +367,7 @@ std::string described(uint3 index) {
 
 void fail(const std::string& what) {
   races::listening = false;
-  launch.failure = what + "; thread " + described(threadIdx);
+  launch.failure = what;
   change_stack(*launch.stacks[launch.current], launch.main);
   std::abort(); // it is not resumed
 }
@@ -394,7 +402,9 @@ void warp_collective(const Collective& what, uint32_t mask, void* operand) {
   const int self = launch.current, warp_index = self / 32, lane = self % 32;
   Warp& warp = launch.warps[warp_index];
   if (!(mask >> lane & 1)) {
-    fail(std::string(what.name) + ": the mask lacks the lane that calls");
+    fail(
+        std::string(what.name) + ": the lanes " + hexadecimal(mask) + " lack the caller's, thread " +
+        described(threadIdx));
   }
   warp.operands[lane] = operand;
   warp.at[lane] = what.name;
@@ -421,7 +431,7 @@ void run_blocks(
         kernel + ": " + reason + "; grid " + described({grid.x, grid.y, grid.z}) + ", block " +
         described({block.x, block.y, block.z}));
   }
-  const std::lock_guard lock(launch.one_at_a_time);
+  const std::lock_guard lock(one_at_a_time);
   launch.name = name;
   launch.call = call;
   launch.body = body;

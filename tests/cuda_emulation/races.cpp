@@ -81,18 +81,36 @@ std::string access_of(bool writes, uintptr_t address, size_t bytes) {
   return who(blockIdx, present.thread) + (writes ? " writes " : " reads ") + place(address, bytes);
 }
 
+// While it lives, the library's own functions, which may be instrumented as well, are not listened to.
+class Quiet {
+ public:
+  Quiet() : before_(listening) {
+    listening = false;
+  }
+  ~Quiet() {
+    listening = before_;
+  }
+  Quiet(const Quiet&) = delete;
+  Quiet& operator=(const Quiet&) = delete;
+
+ private:
+  bool before_;
+};
+
 void note(const std::string& what) {
   if (!faults++) {
     first_fault = what;
   }
 }
 
-// `by`: who did something at that time, and what.
-void note_race(bool writes, uintptr_t address, size_t bytes, uint32_t time, int thread, const char* did) {
+// `did`: what that thread did at that time.
+__attribute__((noinline)) void note_race(
+    bool writes, uintptr_t address, size_t bytes, uint32_t time, int thread, const char* did) {
   if (faults) {
     ++faults;
     return;
   }
+  const Quiet quiet;
   const bool in_block = time >= present.block;
   const uint3 block = blocks[block_at(time)].index;
   note(
@@ -106,6 +124,7 @@ inline bool seen(uint32_t time, int thread) {
   if (kShared || time >= present.block) {
     return before_present(time, thread);
   }
+  const Quiet quiet;
   return tickets.sees(block_at(time), time, thread);
 }
 
@@ -123,9 +142,10 @@ inline void check_reads_before(const Cell& cell, uintptr_t address, size_t bytes
   }
   bool fine;
   if (cell.readers == kBlocks) {
+    const Quiet quiet;
     fine = tickets.sees_all(run_index());
   } else if (!kShared && cell.read < present.block) {
-    fine = tickets.sees(block_at(cell.read), cell.read, cell.reader);
+    fine = seen<false>(cell.read, cell.reader);
   } else if (cell.read < present.barrier) {
     fine = true;
   } else if (cell.readers == kOneThread) {
@@ -137,7 +157,7 @@ inline void check_reads_before(const Cell& cell, uintptr_t address, size_t bytes
   if (!fine) {
     note_race(
         true, address, bytes, cell.read, cell.reader,
-        cell.readers == kBlocks       ? "and other blocks read"
+        cell.readers == kBlocks          ? "and other blocks read"
             : cell.readers != kOneThread ? "and others read"
                                          : "read");
   }
@@ -161,12 +181,14 @@ inline void record_read(Cell& cell) {
 }
 
 [[noreturn]] void out_of_bounds(bool writes, uintptr_t address, size_t bytes) {
+  listening = false;
   fail("out of bounds: " + access_of(writes, address, bytes));
 }
 
 // Where a cell of device memory is not as most are.
 template <bool kWrites>
-void check_flags(const Cell& cell, uintptr_t address, size_t bytes) {
+__attribute__((noinline)) void check_flags(const Cell& cell, uintptr_t address, size_t bytes) {
+  const Quiet quiet;
   if (cell.flags & kRed) {
     out_of_bounds(kWrites, address, bytes);
   }
@@ -176,16 +198,21 @@ void check_flags(const Cell& cell, uintptr_t address, size_t bytes) {
   if (!kWrites && (cell.flags & kUnwritten)) {
     note("not initialised: " + access_of(false, address, bytes) + ", which nothing has written");
   }
-  if ((cell.flags & kCounter) && !tickets.after_additions(address & ~uintptr_t{3}, run_index())) {
+  if ((cell.flags & kCounter) && !tickets.after_additions(address & ~uintptr_t{3})) {
     note("race: " + access_of(kWrites, address, bytes) + ", to which atomicAdd() is done in the same launch");
   }
+}
+
+__attribute__((noinline)) void note_unwritten(uintptr_t address, size_t bytes) {
+  const Quiet quiet;
+  note("not initialised: " + access_of(false, address, bytes) + ", which the block has not written, or not yet");
 }
 
 template <bool kShared, bool kWrites>
 inline void touch(Cell& cell, uintptr_t address, size_t bytes) {
   if constexpr (kShared && !kWrites) {
     if (cell.written < present.block) {
-      note("not initialised: " + access_of(false, address, bytes) + ", which the block has not written");
+      note_unwritten(address, bytes);
     }
   }
   if constexpr (!kShared) {
@@ -206,22 +233,95 @@ inline void touch(Cell& cell, uintptr_t address, size_t bytes) {
 }
 
 template <bool kWrites>
-inline void access(const void* pointer, size_t bytes) {
-  if (!listening || on_stack(pointer)) {
+__attribute__((noinline)) void access_shared(uintptr_t address, size_t bytes) {
+  const uintptr_t offset = address - shared;
+  if (offset >= shared_bytes || shared_bytes - offset < bytes) {
+    out_of_bounds(kWrites, address, bytes);
+  }
+  visit_cells(
+      offset, bytes, [](uintptr_t at) -> Cell& { return shared_words[at / 4]; },
+      [](uintptr_t at) { return &shared_parts[at]; },
+      [](Cell& cell, uintptr_t at, size_t n) { touch<true, kWrites>(cell, shared + at, n); });
+}
+
+template <bool kWrites>
+__attribute__((noinline)) void access_device(uintptr_t address, size_t bytes) {
+  pages.visit(address, bytes, touch<false, kWrites>);
+}
+
+// Whether a cell shows that a read of it is fine and need not be recorded: most of them are so.
+template <bool kShared>
+inline bool read_like_others(const Cell& cell) {
+  if constexpr (kShared) {
+    return cell.written >= present.block && cell.written < present.barrier && cell.readers == kWarpsOfABlock &&
+        cell.read >= present.barrier && cell.flags == 0;
+  } else {
+    return cell.written < present.launch && cell.flags == 0 &&
+        ((cell.readers == kBlocks && cell.read >= present.launch) ||
+         (cell.readers == kWarpsOfABlock && cell.read >= present.barrier));
+  }
+}
+
+// Whether all of `count` words are as most are, and so have been dealt with.
+template <bool kShared, bool kWrites, size_t kCount>
+inline bool touch_plain(Cell* cells, uintptr_t address) {
+  if constexpr (!kWrites && kCount == 1) {
+    if (read_like_others<kShared>(*cells)) {
+      return true;
+    }
+  }
+  for (size_t i = 0; i < kCount; ++i) {
+    if (cells[i].flags & kSplit) {
+      return false;
+    }
+  }
+  for (size_t i = 0; i < kCount; ++i) {
+    touch<kShared, kWrites>(cells[i], address + 4 * i, 4);
+  }
+  return true;
+}
+
+// Other threads of the host may run instrumented code meanwhile.
+inline bool in_kernel() {
+  return on_stack(__builtin_frame_address(0));
+}
+
+template <bool kWrites, size_t kBytes>
+inline void access(const void* pointer) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  if (!listening || on_stack(pointer) || !in_kernel()) {
     return;
   }
-  const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (address - arena < arena_bytes) {
-    const uintptr_t offset = address - shared;
-    if (offset >= shared_bytes || shared_bytes - offset < bytes) {
-      out_of_bounds(kWrites, address, bytes);
+    if constexpr (kBytes % 4 == 0) {
+      const uintptr_t offset = address - shared;
+      if (offset % 4 == 0 && offset < shared_bytes && shared_bytes - offset >= kBytes &&
+          touch_plain<true, kWrites, kBytes / 4>(&shared_words[offset / 4], address)) {
+        return;
+      }
     }
-    visit_cells(
-        offset, bytes, [](uintptr_t at) -> Cell& { return shared_words[at / 4]; },
-        [](uintptr_t at) { return &shared_parts[at]; },
-        [](Cell& cell, uintptr_t at, size_t n) { touch<true, kWrites>(cell, shared + at, n); });
+    access_shared<kWrites>(address, kBytes);
   } else {
-    pages.visit(address, bytes, touch<false, kWrites>);
+    if constexpr (kBytes % 4 == 0) {
+      if (address % kBytes == 0 && // so that it lies in one page
+          touch_plain<false, kWrites, kBytes / 4>(&pages.page(address).words[address % kPageBytes / 4], address)) {
+        return;
+      }
+    }
+    access_device<kWrites>(address, kBytes);
+  }
+}
+
+template <bool kWrites>
+void access_range(const void* pointer, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  if (!listening || on_stack(pointer) || !in_kernel()) {
+    return;
+  }
+  if (address - arena < arena_bytes) {
+    access_shared<kWrites>(address, bytes);
+  } else {
+    access_device<kWrites>(address, bytes);
   }
 }
 
@@ -349,18 +449,18 @@ unsigned atomic_add(unsigned* address, unsigned value) {
 // Of the calls for C++ atomics there are none: kernels have no use for them.
 #define OES_HOOK extern "C" __attribute__((visibility("hidden"), used)) void
 
-#define OES_HOOKS_OF_SIZE(bytes) \
-  OES_HOOK __tsan_read##bytes(const void* address) { \
-    ::oes::emulation::races::access<false>(address, bytes); \
-  } \
-  OES_HOOK __tsan_write##bytes(const void* address) { \
-    ::oes::emulation::races::access<true>(address, bytes); \
-  } \
-  OES_HOOK __tsan_unaligned_read##bytes(const void* address) { \
-    ::oes::emulation::races::access<false>(address, bytes); \
-  } \
+#define OES_HOOKS_OF_SIZE(bytes)                                \
+  OES_HOOK __tsan_read##bytes(const void* address) {            \
+    ::oes::emulation::races::access<false, bytes>(address);     \
+  }                                                             \
+  OES_HOOK __tsan_write##bytes(const void* address) {           \
+    ::oes::emulation::races::access<true, bytes>(address);      \
+  }                                                             \
+  OES_HOOK __tsan_unaligned_read##bytes(const void* address) {  \
+    ::oes::emulation::races::access<false, bytes>(address);     \
+  }                                                             \
   OES_HOOK __tsan_unaligned_write##bytes(const void* address) { \
-    ::oes::emulation::races::access<true>(address, bytes); \
+    ::oes::emulation::races::access<true, bytes>(address);      \
   }
 
 OES_HOOKS_OF_SIZE(1)
@@ -370,10 +470,10 @@ OES_HOOKS_OF_SIZE(8)
 OES_HOOKS_OF_SIZE(16)
 
 OES_HOOK __tsan_read_range(const void* address, size_t bytes) {
-  ::oes::emulation::races::access<false>(address, bytes);
+  ::oes::emulation::races::access_range<false>(address, bytes);
 }
 OES_HOOK __tsan_write_range(const void* address, size_t bytes) {
-  ::oes::emulation::races::access<true>(address, bytes);
+  ::oes::emulation::races::access_range<true>(address, bytes);
 }
 OES_HOOK __tsan_vptr_read(const void*) {}
 OES_HOOK __tsan_vptr_update(void**, void*) {}

@@ -7,11 +7,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 #include "cuda_emulation.h"
 
 namespace oes::emulation {
+
+// Held by launches and by what the host does with device memory.
+inline std::mutex one_at_a_time;
 
 // Ends the launch: the thread that runs has gone wrong and does not return.
 [[noreturn]] void fail(const std::string& what);
