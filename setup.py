@@ -228,8 +228,8 @@ class Build(build_ext):
         # Objects are kept for the next build, apart for all that is compiled in another way.
         compiler = cpp_command(self.compiler)
         told = [compiler, compiler_version(compiler[0]), described.compiler_flags(variants), way.includes]
-        if way.nvcc:
-            told += [way.nvcc, described.nvcc_flags, described.folder_flags, way.archs]
+        if described.kernel_flags:
+            told += [way.nvcc, described.kernel_flags, described.folder_flags, way.archs]
         told += [sys.version, *way.built_with.values(), pybind11.__version__]
         digest = hashlib.sha256(repr(told).encode()).hexdigest()
         self.build_temp = os.path.join("build", f"objects-{sys.platform}-{digest[:12]}")
@@ -242,7 +242,7 @@ class Build(build_ext):
         extension.sources = [*extension.sources, str(identity)]
         self.force = self.compiler.force = True  # setuptools sees no change of flags
         plain = self.compiler
-        self.compiler = with_cuda_files(plain, described, way)
+        self.compiler = with_kernels(plain, described, variants, way)
         try:
             with ParallelCompile("MAX_JOBS", needs_recompile=outdated):
                 self.build_extension(extension)
@@ -292,7 +292,7 @@ def find_way(described: _extension.Extension) -> Way:
     )
 
 
-def with_cuda_files(compiler: Any, described: _extension.Extension, way: Way) -> Any:
+def with_kernels(compiler: Any, described: _extension.Extension, variants: list[str], way: Way) -> Any:
     """A copy of the compiler that takes .cu files too, which nvcc compiles where the build found it."""
     compiler = copy.copy(compiler)
     compiler.src_extensions = [*compiler.src_extensions, ".cu"]
@@ -304,14 +304,16 @@ def with_cuda_files(compiler: Any, described: _extension.Extension, way: Way) ->
     ) -> None:
         if ending != ".cu":
             compile_cpp(compiled, source, ending, flags, more, includes)
-        elif way.nvcc:
+            return
+        options = described.flags_of_kernels(source, variants, way.archs)
+        if way.nvcc:
             listed = str(Path(compiled).with_suffix(".d"))
-            options = [*described.cuda_flags(source, way.archs), "-ccbin", host, "-MMD", "-MF", listed]
+            options += ["-ccbin", host, "-MMD", "-MF", listed]
             command = [way.nvcc, *includes, "-c", source, "-o", compiled, *options]
             if subprocess.run(command, check=False).returncode:
                 raise NotHere(f"nvcc fails on {source}: {shlex.join(command)}")
         else:
-            compile_cpp(compiled, source, ending, [*flags, "-x", "c++"], more, includes)
+            compile_cpp(compiled, source, ending, [*flags, "-x", "c++", *options], more, includes)
 
     compiler._compile = compile_one
     return compiler

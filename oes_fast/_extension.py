@@ -31,6 +31,7 @@ _LINK_FLAGS = (
     ["-Wl,-x", "-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,--as-needed", "-s"]
 )
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+_RACES = "-fsanitize=thread"  # calls for every access to memory, which tests/cuda_emulation answers
 _SANITIZE = {"OES_SANITIZE": ["-O1", "-g", *_SANITIZERS]}  # `make sanitize`
 
 
@@ -43,35 +44,39 @@ class Extension:
         title: what messages call it.
         kernels: what messages call what it holds.
         required_by: the variable that makes it an error if it cannot be built.
-        folders: of its sources.
+        sources_in: patterns of where its sources lie.
         includes: folders that its sources include from, beside what they are built with.
         compile_flags: of the C++ compiler.
         link_flags: of the linker.
         variants: further flags of the C++ compiler, by the variable that asks for them.
-        nvcc_flags: of nvcc, which compiles the .cu files; without, they are C++ as well.
-        folder_flags: further flags of nvcc for the files of a folder.
+        kernel_flags: of nvcc for .cu files; where they are compiled as C++, added to ``compile_flags``.
+        folder_flags: further ones for the .cu files of a folder.
     """
 
     name: str
     title: str
     kernels: str
     required_by: str
-    folders: tuple[str, ...]
+    sources_in: tuple[str, ...]
     compile_flags: Sequence[str]
     link_flags: Sequence[str]
     includes: tuple[str, ...] = ("csrc",)
     variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    nvcc_flags: Sequence[str] = ()
+    kernel_flags: Sequence[str] = ()
     folder_flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def compiler_flags(self, variants: Sequence[str]) -> list[str]:
         """The C++ compiler's flags for keys of ``variants``; the last of two that contradict counts."""
         return [*self.compile_flags, *(flag for variant in variants for flag in self.variants[variant])]
 
-    def cuda_flags(self, source: str, archs: Sequence[str]) -> list[str]:
-        """nvcc's flags for a .cu file, given from the root."""
+    def flags_of_kernels(
+        self, source: str, variants: Sequence[str] = (), archs: Sequence[str] = ()
+    ) -> list[str]:
+        """The flags for a .cu file, given from the root."""
         special = [flags for folder, flags in self.folder_flags.items() if source.startswith(folder)]
-        return [*self.nvcc_flags, *(flag for flags in special for flag in flags), *arch_flags(archs)]
+        flags = [*self.kernel_flags, *(flag for flags in special for flag in flags), *arch_flags(archs)]
+        # Of two sanitizers compilers take one.
+        return [flag for flag in flags if flag != _RACES] if "OES_SANITIZE" in variants else flags
 
     def linker_flags(self, variants: Sequence[str]) -> list[str]:
         """Flags of the linker; what is sanitized keeps its symbols, for the reports."""
@@ -81,18 +86,14 @@ class Extension:
 
     def sources(self, root: Path) -> list[Path]:
         """The files it is compiled from."""
-        return sorted(
-            path
-            for folder in self.folders
-            for ending in ("*.cpp", "*.cu", "*.h")
-            for path in (root / folder).rglob(ending)
-        )
+        found = {path for pattern in self.sources_in for path in root.glob(pattern)}
+        return sorted(path for path in found if path.suffix in (".cpp", ".cu", ".h"))
 
     def source_hash(self, root: Path, variants: Sequence[str], archs: Sequence[str] = ()) -> str:
         """SHA-256, in hexadecimal, of the sources under ``root`` and of the flags they are built with."""
         flags: list[object] = [self.compiler_flags(variants), self.linker_flags(variants)]
-        if self.nvcc_flags:
-            flags += [self.nvcc_flags, self.folder_flags, list(archs)]
+        if self.kernel_flags:
+            flags += [self.kernel_flags, self.folder_flags, list(archs)]
         digest = hashlib.sha256(repr(tuple(flags)).encode())
         for path in self.sources(root):
             content = path.read_bytes()
@@ -168,7 +169,7 @@ CPU = Extension(
     title="C++ extension",
     kernels="The CPU kernels",
     required_by="OES_REQUIRE_EXT",
-    folders=("csrc/common", "csrc/cpu"),
+    sources_in=("csrc/common/**/*", "csrc/cpu/**/*"),
     compile_flags=[
         "-std=c++20",
         "-O3",
@@ -183,16 +184,17 @@ CPU = Extension(
     link_flags=_LINK_FLAGS,
     variants={**_SANITIZE, "OES_EMULATE_AVX512": ["-DOES_EMULATE_AVX512", "-Wno-psabi"]},  # `make emulate`
 )
-_CUDA_FOLDERS = ("csrc/common", "csrc/cuda")
+_CUDA_SOURCES = ("csrc/common/**/*", "csrc/cuda/**/*")
+_CUDA_FLAGS = ["-std=c++20", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]  # those of nvcc
 CUDA = Extension(
     name="oes_fast._C_cuda",
     title="CUDA extension",
     kernels="The CUDA kernels",
     required_by="FORCE_CUDA",
-    folders=_CUDA_FOLDERS,
-    compile_flags=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-DOES_MODULE=_C_cuda"],
+    sources_in=_CUDA_SOURCES,
+    compile_flags=[*_CUDA_FLAGS, "-O3", "-DOES_MODULE=_C_cuda"],
     link_flags=[*_LINK_FLAGS, "-Wl,--exclude-libs,ALL"],  # the runtime library stays the extension's own
-    nvcc_flags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
+    kernel_flags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
     folder_flags={"csrc/cuda/mask/": ["-fmad=false"]},  # whose bits are those of the CPU's
 )
 # The same sources as C++, for tests on a machine without a GPU; never part of an installation.
@@ -201,21 +203,18 @@ EMULATED_CUDA = Extension(
     title="emulated CUDA extension",
     kernels="The emulated CUDA kernels",
     required_by="OES_EMULATE_CUDA",
-    folders=(*_CUDA_FOLDERS, "tests/cuda_emulation"),
+    sources_in=(*_CUDA_SOURCES, "tests/cuda_emulation/*"),
     includes=("csrc", "tests/cuda_emulation"),
     compile_flags=[
-        "-std=c++20",
-        "-O1",  # compiles in half the time of -O2
-        "-g0",
+        *_CUDA_FLAGS,
+        "-O1",
         "-ffp-contract=off",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wno-unknown-pragmas",  # those of nvcc
         "-DOES_EMULATE_CUDA",
         "-DOES_MODULE=_C_cuda_emulated",
     ],
     link_flags=_LINK_FLAGS,
     variants=_SANITIZE,
+    kernel_flags=[_RACES],
 )
 
 

@@ -1,0 +1,266 @@
+"""The CUDA kernels compile for GPUs that are not here, within a budget."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from benchmarks import sass
+from oes_fast._cuda_toolkit import ToolkitError, find_toolkit
+
+ARCHS = ("8.0", "9.0", "10.0", "12.0")
+
+
+class Budget(NamedTuple):
+    """What a kernel may need at most. Nothing may spill, and none has a stack.
+
+    Attributes:
+        registers: a thread. An SM has 65,536: 256 threads of 64 leave room for 4 blocks, of 128 for 2.
+        shared: bytes a block, beside what a launch adds.
+        instructions: a multiply-accumulate of the inner loop, on an H100; None where little is multiplied.
+        loads: from shared and global memory a multiply-accumulate of the inner loop.
+        barriers: in the inner loop.
+    """
+
+    registers: int
+    shared: int = 0
+    instructions: float | None = None
+    loads: float | None = None
+    barriers: int = 0
+
+
+# By kernel; * stands for any template arguments, and the first row that fits counts.
+BUDGET: dict[str, Budget] = {}
+
+MADE_UP = """
+#include <cuda_runtime.h>
+namespace oes::cuda::conv {
+namespace {
+struct Args { const float* values; const float* weights; float* out; int taps; };
+
+template <typename T, int G>
+__global__ void __launch_bounds__(128) tap_sum(const Args a) {
+  extern __shared__ unsigned char shared[];
+  T* tile = reinterpret_cast<T*>(shared);
+  T sums[G] = {};
+  for (int i = threadIdx.x; i < 512; i += 128) {
+    tile[i] = T(a.values[i]);
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int tap = 0; tap < a.taps; ++tap) {
+    const T pixel = tile[threadIdx.x + tap];
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      sums[g] += pixel * T(a.weights[tap * G + g]);
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    a.out[threadIdx.x * G + g] = float(sums[g]);
+  }
+}
+
+__global__ void __launch_bounds__(1024) spilling(const Args a) {
+  float held[96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) {
+    held[i] = static_cast<const volatile float*>(a.values)[threadIdx.x + i * 1024];
+  }
+  __syncthreads();
+  const float by = static_cast<const volatile float*>(a.weights)[0];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) {
+    a.out[threadIdx.x + i * 1024] = by * held[i];
+  }
+}
+
+__global__ void __launch_bounds__(32) tensor_cores(const Args a) {
+  __shared__ unsigned words[256];
+  float d[4] = {};
+#pragma unroll 1
+  for (int k = 0; k < a.taps; ++k) {
+    __syncthreads();
+    words[threadIdx.x] = __float_as_uint(a.values[k * 32 + threadIdx.x]);
+    __syncthreads();
+    const unsigned* w = words + 4 * (threadIdx.x & 7);
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[0]), "r"(w[1]));
+  }
+  a.out[threadIdx.x] = d[0] + d[1] + d[2] + d[3];
+}
+} // namespace
+
+void launch_all(const Args& a) {
+  tap_sum<float, 4><<<1, 128, 4096>>>(a);
+  tap_sum<double, 2><<<1, 128, 4096>>>(a);
+  spilling<<<1, 1024>>>(a);
+  tensor_cores<<<1, 32>>>(a);
+}
+} // namespace oes::cuda::conv
+"""
+
+
+def require_compiler() -> None:
+    """Skip where nvcc or what reads its machine code is not there."""
+    try:
+        sass.find_tool("nvdisasm", find_toolkit())
+    except ToolkitError as error:
+        pytest.skip(str(error))
+    if shutil.which("c++filt") is None:
+        pytest.skip("there is no c++filt")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, sass.Kernel]]:
+    """Every kernel by its name, for each GPU."""
+    require_compiler()
+    return sass.kernels(ARCHS)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory) -> dict[str, sass.Kernel]:
+    """Kernels of which it is known what to find in them."""
+    require_compiler()
+    root = tmp_path_factory.mktemp("made up")
+    (root / "csrc" / "cuda" / "conv").mkdir(parents=True)
+    (root / "csrc" / "cuda" / "conv" / "made_up.cu").write_text(MADE_UP)
+    return sass.kernels(root=root, cache=root / "build")[sass.DETAILED]
+
+
+def row_of(name: str) -> str | None:
+    """The row of the table for a kernel."""
+    return next((row for row in BUDGET if fnmatch.fnmatchcase(name, row)), None)
+
+
+def of_row(compiled: dict[str, dict[str, sass.Kernel]], row: str, arch: str) -> dict[str, sass.Kernel]:
+    """The kernels of a row for a GPU."""
+    found = {name: kernel for name, kernel in compiled[arch].items() if row_of(name) == row}
+    assert found, f"no kernel {row} on {arch}"
+    return found
+
+
+def test_every_kernel_has_a_budget(compiled):
+    for arch, kernels in compiled.items():
+        assert [name for name in kernels if row_of(name) is None] == [], arch
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_spills(compiled, arch):
+    for name, kernel in compiled[arch].items():
+        assert kernel.spills == 0, name
+        assert kernel.stack == 0, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("row", BUDGET)
+def test_kernel_fits(compiled, row, arch):
+    for name, kernel in of_row(compiled, row, arch).items():
+        assert 0 < kernel.registers <= BUDGET[row].registers, name
+        assert kernel.shared <= BUDGET[row].shared, name
+
+
+@pytest.mark.parametrize("row", [row for row, budget in BUDGET.items() if budget.instructions is not None])
+def test_inner_loop(compiled, row):
+    budget = BUDGET[row]
+    for name, kernel in of_row(compiled, row, sass.DETAILED).items():
+        assert kernel.inner is not None, name
+        assert kernel.inner.instructions_per_mac <= budget.instructions, name
+        assert budget.loads is None or kernel.inner.loads_per_mac <= budget.loads, name
+        assert kernel.inner.barriers <= budget.barriers, name
+
+
+class TestReading:
+    def test_names(self, made_up):
+        tap_sums = ["conv::tap_sum<double, 2>", "conv::tap_sum<float, 4>"]
+        assert sorted(made_up) == ["conv::spilling", *tap_sums, "conv::tensor_cores"]
+
+    def test_inner_loop(self, made_up):
+        loop = made_up["conv::tap_sum<float, 4>"].inner
+        assert (loop.macs, loop.shared_loads, loop.shared_bytes, loop.barriers) == (4, 1, 4, 0)
+        assert loop.global_loads == 4
+        assert loop.loads_per_mac == 1.25
+        assert 9 <= loop.instructions <= 30
+        loop = made_up["conv::tap_sum<double, 2>"].inner
+        assert (loop.macs, loop.shared_loads, loop.shared_bytes) == (2, 1, 8)
+
+    def test_loops_without_products(self, made_up):
+        kernel = made_up["conv::tap_sum<float, 4>"]
+        assert sum(loop.instructions for loop in kernel.loops) < kernel.instructions
+        assert sum(loop.macs for loop in kernel.loops) == 4
+
+    def test_tensor_cores(self, made_up):
+        loop = made_up["conv::tensor_cores"].inner
+        assert loop.macs == 32
+        assert loop.barriers >= 1  # two, or one and one of the warp: the block is a warp
+        assert made_up["conv::tensor_cores"].shared == 1024
+
+    def test_spills(self, made_up):
+        assert made_up["conv::spilling"].spills > 0
+        assert made_up["conv::spilling"].stack > 0
+        assert made_up["conv::spilling"].registers <= 64
+        assert made_up["conv::tap_sum<float, 4>"].spills == 0
+
+    def test_nested_loops_count_their_own(self):
+        said = (
+            "ptxas info    : Compiling entry function 'k' for 'sm_90'\n"
+            "    0 bytes stack frame, 0 bytes spill stores, 8 bytes spill loads\n"
+            "ptxas info    : Used 20 registers, used 1 barriers, 64 bytes smem\n"
+        )
+        code = """
+	.section	.text.k,"ax",@progbits
+k:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+.L_x_0:
+        /*0020*/                   LDS.128 R4, [R2+0x10] ;
+        /*0030*/               @P1 FFMA R8, R4, R5, R8 ;
+        /*0040*/                   NOP ;
+        /*0050*/              @!P0 BRA `(.L_x_0) ;
+        /*0060*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR4][R6.64] ;
+        /*0070*/                   FFMA R8, R4, R5, R8 ;
+        /*0080*/                   FFMA R8, R4, R5, R8 ;
+        /*0090*/              @P2 BRA `(.L_x_1) ;
+        /*00a0*/                   EXIT ;
+.L_x_2:
+        /*00b0*/                   BRA `(.L_x_2);
+"""
+        (kernel,) = sass.described(said, code).values()
+        assert (kernel.registers, kernel.spills, kernel.shared, kernel.instructions) == (20, 8, 64, 11)
+        outer, inner = kernel.loops
+        assert (outer.instructions, outer.macs, outer.barriers, outer.copies) == (5, 2, 1, 1)
+        assert (inner.instructions, inner.macs, inner.shared_bytes) == (3, 1, 16)
+        assert kernel.inner == outer
+        assert kernel.inner.instructions_per_mac == 2.5
+
+    def test_a_file_is_compiled_once(self, made_up, tmp_path, monkeypatch):
+        source = tmp_path / "csrc" / "cuda" / "norm" / "small.cu"
+        source.parent.mkdir(parents=True)
+        header = tmp_path / "csrc" / "common" / "small.h"
+        header.parent.mkdir()
+        header.write_text("#define BY 2.0f\n")
+        source.write_text(
+            '#include "common/small.h"\n__global__ void scale(float* x) { x[threadIdx.x] *= BY; }\n'
+        )
+        assert sass.included(source, tmp_path) == [header]
+        found = sass.kernels(root=tmp_path, cache=tmp_path / "build")
+        with monkeypatch.context() as patch:
+            patch.setattr(sass, "described", lambda *_: pytest.fail("compiled again"))
+            assert sass.kernels(root=tmp_path, cache=tmp_path / "build") == found
+        header.write_text("#define BY sinf(x[0])\n")
+        changed = sass.kernels(root=tmp_path, cache=tmp_path / "build")
+        assert changed["9.0"]["scale"].instructions > found["9.0"]["scale"].instructions
+
+    def test_what_does_not_compile_is_an_error(self, made_up, tmp_path):
+        source: Path = tmp_path / "csrc" / "cuda" / "broken.cu"
+        source.parent.mkdir(parents=True)
+        source.write_text("__global__ void broken() { missing(); }\n")
+        with pytest.raises(ToolkitError, match=r"broken\.cu.*fails:\n(.|\n)*missing"):
+            sass.kernels(root=tmp_path, cache=tmp_path / "build")
