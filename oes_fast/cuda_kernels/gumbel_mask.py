@@ -46,7 +46,7 @@ def gumbel_mask_backward(
     needs_w0: bool,
     needs_logits: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of w0, one for each network, and logits, of their shape; or [0] for one that is not needed."""
+    """Gradients of w0, for each network, and logits, of their shape; or [0] for what is not needed."""
     grad_w0 = torch.empty_like(logits) if needs_w0 else logits.new_empty(0)
     grad_logits = torch.empty_like(logits) if needs_logits else logits.new_empty(0)
     extension().gumbel_mask_backward(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from oes_fast._cuda_extension import extension
-from oes_fast.cuda_kernels._arguments import address, adam_arguments, launch_arguments, noise_arguments
+from oes_fast.cuda_kernels._arguments import adam_arguments, address, launch_arguments, noise_arguments
 
 
 def mask_update(
@@ -31,8 +31,8 @@ def mask_update(
     """Update in place, float32 or float64, shape [n] or [N, n], contiguous arguments; the KL sums, [] or [N].
 
     ``w0`` may be [n] for all networks, ``seed`` int64 [N]. ``ticks``, int64 [1], stands for the step;
-    ``corrections`` [rows, 2], of the type of ``logits``, holds Adam's in row step mod rows. Without ``kl_value``
-    nothing is written to what is returned.
+    ``corrections`` [rows, 2], of the type of ``logits``, holds Adam's in row step mod rows. Without
+    ``kl_value`` nothing is written to what is returned.
     """
     arrays = {"logits": logits, "grad": grad, "w0": w0, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     given = launch_arguments(logits, arrays, shared="w0")

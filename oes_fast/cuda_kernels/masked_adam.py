@@ -7,7 +7,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_tensor
 from oes_fast._cuda_extension import extension
-from oes_fast.cuda_kernels._arguments import address, adam_arguments, check_ticks, launch_arguments
+from oes_fast.cuda_kernels._arguments import adam_arguments, address, check_ticks, launch_arguments
 from oes_fast.errors import InputError
 
 

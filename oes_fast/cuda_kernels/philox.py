@@ -19,7 +19,7 @@ def random_bits(words: Tensor, seed: int, step: int, stream: int) -> None:
 
 
 def logistic_from_bits(noise: Tensor, bits: Tensor) -> None:
-    """Fill ``noise`` (float32 or float64) from ``bits`` (int64), shape [n], contiguous: as the reference's."""
+    """Fill ``noise`` (float32 or float64) from ``bits`` (int64), shape [n], contiguous, as the reference."""
     check_tensor("noise", noise, ndim=1)
     check_tensor("bits", bits, shape=noise.shape, dtypes=(torch.int64,), device=noise.device)
     extension().logistic_from_bits(

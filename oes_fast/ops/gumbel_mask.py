@@ -37,8 +37,8 @@ def gumbel_mask(
         w0: initial weights, float32 or float64, shape [n].
         logits: s, shape [n] or [q - 1, n], same dtype and device.
         seed: key of the noise, in [0, 2^64).
-        step: search step, in [0, 2^32); or a clock, for launches that are recorded, with "triton" and "cuda" alone and
-            without a derivative.
+        step: search step, in [0, 2^32); or a clock, for launches that are recorded, with "triton" and
+            "cuda" alone and without a derivative.
         temperature: T > 0.
         out: where to write them, shape [n], contiguous, in memory of its own; there is no derivative then. A
             search draws into the same memory in every step, which spares the system the pages.

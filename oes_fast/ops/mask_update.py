@@ -88,7 +88,8 @@ def mask_update(
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)
-    chosen = resolve(backend, logits.device, _library.candidates(logits.dtype, cuda=True, levels=logits.ndim == 2))
+    candidates = _library.candidates(logits.dtype, cuda=True, levels=logits.ndim == 2)
+    chosen = resolve(backend, logits.device, candidates)
     with torch.no_grad():
         if isinstance(step, Clock):
             step.check(chosen, logits)

@@ -44,8 +44,8 @@ def masked_adam(
         betas: decay of the two moments, in [0, 1).
         eps: added to the root of the second moment.
         mask: bool, shape [n]; the gradient of what it does not keep is taken as zero. None keeps all.
-        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda". The kernels
-            update contiguous tensors only; "auto" takes the reference for others.
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda". The
+            kernels update contiguous tensors only; "auto" takes the reference for others.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, a number out of range, or a strided tensor to

@@ -60,8 +60,7 @@ def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32, *, back
     Args:
         bits: int64, shape [n], values in [0, 2^32).
         dtype: of the result, float32 or float64.
-        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or
-            "cuda".
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda".
 
     Returns:
         Tensor of shape [n], finite, at most 16.64 in magnitude.

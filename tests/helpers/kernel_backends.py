@@ -21,7 +21,8 @@ if INTERPRETED:  # its checks of every integer operation for overflow take two t
     interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
 
 TESTS = Path(__file__).resolve().parents[1]
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "triton")  # of every operation
+MASK_KERNELS = (*KERNELS, "cuda")  # of those on masks
 
 
 def require(backend: str) -> None:
@@ -34,7 +35,7 @@ def require(backend: str) -> None:
 
 
 def device_of(backend: str) -> str:
-    """Where tensors for the backend lie: Triton interpreted and CUDA emulated take those of the CPU."""
+    """Where tensors for the backend lie: under Triton's interpreter and the emulation of CUDA on the CPU."""
     if backend == "cuda":
         return _cuda_extension.device_type()
     return "cuda" if backend == "triton" and not INTERPRETED else "cpu"

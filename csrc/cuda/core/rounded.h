@@ -1,5 +1,6 @@
 // A number each of whose operations is rounded to nearest by itself, whatever the compiler is told: nvcc makes one
 // fused operation of a product and a sum, so that results would not be those of the CPU. For what must have its bits.
+// Device code.
 #pragma once
 
 #include "common/vector_math.h"

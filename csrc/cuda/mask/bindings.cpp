@@ -1,5 +1,5 @@
-// Arrays come as addresses, 0 for none, and are checked by the Python side, oes_fast/cuda_kernels/: no header of torch is
-// needed here, and the kernels run with any version of it.
+// Arrays come as addresses, 0 for none, and are checked by the Python side, oes_fast/cuda_kernels/: no header of torch
+// is needed here, and the kernels run with any version of it.
 #include "cuda/mask/bindings.h"
 
 #include <cmath>
@@ -172,9 +172,8 @@ void bind_masked_adam(py::module_& module) {
       },
       py::kw_only(), py::arg("place"), py::arg("float64"), py::arg("networks"), py::arg("numel"), py::arg("step"),
       py::arg("ticks"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("corrections"),
-      py::arg("rows"), py::arg("weights"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
-      py::arg("mask"), py::arg("mask_stride"), py::call_guard<py::gil_scoped_release>(),
-      "Updates weights and moments.");
+      py::arg("rows"), py::arg("weights"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("mask"),
+      py::arg("mask_stride"), py::call_guard<py::gil_scoped_release>(), "Updates weights and moments.");
 }
 
 void bind_noise(py::module_& module) {
@@ -182,8 +181,7 @@ void bind_noise(py::module_& module) {
       "random_bits",
       [](const Place& place, int64_t numel, int64_t seed, int64_t step, int64_t stream, Address words) {
         const DeviceGuard guard(place.device);
-        random_bits(
-            {seed, step, static_cast<uint32_t>(stream), numel, array<int64_t>(words)}, place.cuda_stream());
+        random_bits({seed, step, static_cast<uint32_t>(stream), numel, array<int64_t>(words)}, place.cuda_stream());
       },
       py::kw_only(), py::arg("place"), py::arg("numel"), py::arg("seed"), py::arg("step"), py::arg("stream"),
       py::arg("words"), py::call_guard<py::gil_scoped_release>(), "Writes the words of Philox.");

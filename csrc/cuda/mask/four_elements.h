@@ -1,9 +1,11 @@
 // How the kernels of the masks go over their elements: a thread takes four at a time, those of one counter of Philox,
-// and strides over the grid; the networks are the outermost dimension of the grid.
+// and strides over the grid; the networks are the outermost dimension of the grid. Device code.
 #pragma once
 
 #include <algorithm>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 #include "cuda/core/platform.h"
 #include "cuda/core/rounded.h"
@@ -47,9 +49,7 @@ struct Four {
   bool whole;
 
   OES_INLINE Four(int64_t block, int64_t numel, bool aligned_)
-      : at(4 * block),
-        count(numel - at < 4 ? static_cast<int>(numel - at) : 4),
-        whole(aligned_ && count == 4) {}
+      : at(4 * block), count(numel - at < 4 ? static_cast<int>(numel - at) : 4), whole(aligned_ && count == 4) {}
 };
 
 OES_INLINE int64_t first_block() {

@@ -1,6 +1,7 @@
 #include "cuda/mask/gumbel_mask.h"
 
 #include "cuda/mask/four_elements.h"
+#include "cuda/mask/relaxed_mask.h"
 
 namespace oes::cuda::mask {
 namespace {
@@ -81,8 +82,7 @@ void gumbel_mask_backward(GumbelMaskBackward<T> a, cudaStream_t stream) {
   if (a.numel == 0) {
     return;
   }
-  a.aligned = aligned(
-      a.numel, a.networks, sizeof(T), kVectorBytes, {a.grad, a.w0, a.logits, a.grad_w0, a.grad_logits});
+  a.aligned = aligned(a.numel, a.networks, sizeof(T), kVectorBytes, {a.grad, a.w0, a.logits, a.grad_w0, a.grad_logits});
   launch(gumbel_mask_backward_kernel<T>, "gumbel_mask_backward", launch_over(a.numel, a.networks, stream), a);
 }
 

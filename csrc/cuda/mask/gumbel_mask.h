@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/core/platform.h"
-#include "cuda/mask/relaxed_mask.h"
+#include "cuda/mask/noise_source.h"
 
 namespace oes::cuda::mask {
 

@@ -1,7 +1,9 @@
 #include "cuda/mask/mask_update.h"
 
 #include "common/mask_kl.h"
+#include "cuda/mask/adam_step.h"
 #include "cuda/mask/four_elements.h"
+#include "cuda/mask/relaxed_mask.h"
 
 namespace oes::cuda::mask {
 namespace {
@@ -119,8 +121,7 @@ void mask_update(MaskUpdate<T> a, cudaStream_t stream) {
   if (a.numel == 0) {
     return;
   }
-  a.aligned = aligned(
-      a.numel, a.networks, sizeof(T), kVectorBytes, {a.grad, a.w0, a.logits, a.exp_avg, a.exp_avg_sq});
+  a.aligned = aligned(a.numel, a.networks, sizeof(T), kVectorBytes, {a.grad, a.w0, a.logits, a.exp_avg, a.exp_avg_sq});
   if (a.kl_value != nullptr) {
     const size_t shared_bytes = kWarps * sizeof(double) + sizeof(unsigned);
     const Launch over = launch_over(a.numel, a.networks, stream, shared_bytes);
@@ -128,8 +129,7 @@ void mask_update(MaskUpdate<T> a, cudaStream_t stream) {
   } else if (a.kl != 0) {
     launch(mask_update_kernel<T, Kl::kGradient>, "mask_update", launch_over(a.numel, a.networks, stream), a);
   } else {
-    launch(
-        mask_update_kernel<T, Kl::kNone>, "mask_update without KL", launch_over(a.numel, a.networks, stream), a);
+    launch(mask_update_kernel<T, Kl::kNone>, "mask_update without KL", launch_over(a.numel, a.networks, stream), a);
   }
 }
 

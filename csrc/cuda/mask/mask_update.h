@@ -3,7 +3,7 @@
 
 #include "cuda/core/platform.h"
 #include "cuda/mask/adam.h"
-#include "cuda/mask/relaxed_mask.h"
+#include "cuda/mask/noise_source.h"
 
 namespace oes::cuda::mask {
 

@@ -1,5 +1,6 @@
 #include "cuda/mask/masked_adam.h"
 
+#include "cuda/mask/adam_step.h"
 #include "cuda/mask/four_elements.h"
 
 namespace oes::cuda::mask {
@@ -60,8 +61,7 @@ void masked_adam(MaskedAdam<T> a, cudaStream_t stream) {
   if (a.numel == 0) {
     return;
   }
-  a.aligned =
-      aligned(a.numel, a.networks, sizeof(T), kVectorBytes, {a.weights, a.grad, a.exp_avg, a.exp_avg_sq});
+  a.aligned = aligned(a.numel, a.networks, sizeof(T), kVectorBytes, {a.weights, a.grad, a.exp_avg, a.exp_avg_sq});
   a.mask_aligned = aligned(a.numel, a.networks, 1, sizeof(uint32_t), {a.mask});
   launch(masked_adam_kernel<T>, "masked_adam", launch_over(a.numel, a.networks, stream), a);
 }

@@ -1,19 +1,12 @@
-// The noise of each network and the relaxed mask of four elements: see common/relaxed_mask.h.
+// The noise of each network and the relaxed mask of four elements: see common/relaxed_mask.h. Device code.
 #pragma once
 
 #include "common/relaxed_mask.h"
 #include "cuda/core/philox.h"
 #include "cuda/core/rounded.h"
+#include "cuda/mask/noise_source.h"
 
 namespace oes::cuda::mask {
-
-// What the words of the noise are a function of, beside the element. In memory where a launch is recorded once and
-// repeated (`ticks`), or where every network has noise of its own (`seeds`).
-struct NoiseSource {
-  int64_t seed, step;
-  const int64_t* seeds; // [networks]; nullptr: `seed` for all
-  const int64_t* ticks; // [1]; nullptr: `step`
-};
 
 OES_INLINE PhiloxKey key_of(const NoiseSource& noise, int64_t network) {
   const int64_t seed = noise.seeds == nullptr ? noise.seed : noise.seeds[network];
