@@ -47,7 +47,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "functional": {"ops"},
     "nn": {*CHECKS, "autotune_cache", "backends", "ops", "reference", "timing"},
     "ops": {*CHECKS, "_C", "backends", "cuda_kernels", "kernels", "reference"},
-    "cuda_kernels": {*CHECKS, "_cuda_extension"},
     "kernels": {"autotune_cache"},
     "cuda_kernels": {*CHECKS, "_cuda_extension"},
     "reference": set(),
