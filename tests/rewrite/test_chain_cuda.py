@@ -424,6 +424,29 @@ def test_wrong_tensors_are_refused_before_their_address_is_taken():
     torch.testing.assert_close(run(weights=torch.stack([weights] * 2, 1)[:, 0]), run())
 
 
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_memory_that_torch_holds_is_asked_for_once(refusals, monkeypatch):
+    require(BACKEND)
+    _, fast, z = networks(CASES[0], torch.float32, backend=BACKEND)
+    made, calls, emptied = CudaChain._made, [], []
+
+    def refuse(self, image):
+        calls.append(image)
+        if len(calls) <= refusals:
+            raise RuntimeError("cudaMalloc: out of memory")
+        return made(self, image)
+
+    monkeypatch.setattr(CudaChain, "_made", refuse)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    if refusals == 1:
+        fast(z)
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA chain: cudaMalloc"):
+            fast(z)
+    assert len(calls) == 2
+    assert emptied == [True]
+
+
 def test_explain_says_what_runs_each_convolution():
     require(BACKEND)
     _, fast, z = networks(CASES[0], torch.float32, backend=BACKEND)
