@@ -343,7 +343,8 @@ def extensions() -> dict[str, Any]:
     made = []
     for name, described in DESCRIBED.items():
         files = [str(path.relative_to(ROOT)) for path in described.sources(ROOT)]
-        compiled = [path for path in files if not path.endswith(".h")]
+        compiled = [path for path in files if path.endswith(".cu")]
+        compiled += [path for path in files if path.endswith(".cpp")]  # see _extension.EMULATED_CUDA
         made.append(Extension(name, compiled, depends=files, language="c++"))
     return {"ext_modules": made, "cmdclass": {"build_ext": Build, "build_py": FreshModules}}
 

@@ -86,8 +86,11 @@ class Kernel:
 
     @property
     def inner(self) -> Loop | None:
-        """The loop with most multiply-accumulates, where the time goes; None where none has any."""
-        best = max(self.loops, key=lambda loop: loop.macs, default=None)
+        """The loop made for multiply-accumulates, in whose instructions they have the largest share; None if none.
+
+        The loop that has most of them may be another: one that computes exponentials, unrolled.
+        """
+        best = max(self.loops, key=lambda loop: loop.macs / max(loop.instructions, 1), default=None)
         return best if best is not None and best.macs else None
 
 

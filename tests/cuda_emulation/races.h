@@ -22,6 +22,10 @@ inline std::mutex one_at_a_time;
 
 std::string described(uint3 index);
 
+void resize_shared_memory(size_t bytes);
+// For a block that starts.
+void renew_shared_memory();
+
 namespace races {
 
 // Whether a kernel's own code runs now.

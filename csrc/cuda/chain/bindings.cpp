@@ -78,8 +78,9 @@ void bind(py::module_& module, const char* name) {
       "Convolutions and batch norms run as one on a GPU, for one thread at a time; see "
       "oes_fast/rewrite/run/chain_program.py.")
       .def(
-          py::init<int64_t, int64_t, int64_t, int64_t, bool, int64_t, int>(), py::arg("networks"), py::arg("channels"),
-          py::arg("rows"), py::arg("columns"), py::arg("constant_input"), py::arg("weights"), py::arg("device"))
+          py::init<int64_t, int64_t, int64_t, int64_t, bool, int64_t, conv::Products, int>(), py::arg("networks"),
+          py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("constant_input"), py::arg("weights"),
+          py::arg("products"), py::arg("device"))
       .def("add_conv", &C::add_conv, py::arg("spec"))
       .def("add_norm", &C::add_norm, py::arg("spec"))
       .def("finish", &C::finish, py::arg("act"), py::arg("slope"))
@@ -87,6 +88,7 @@ void bind(py::module_& module, const char* name) {
       .def_property_readonly("source_size", &C::source_size, "Elements of the source of a network.")
       .def_property_readonly("has_loss", &C::has_loss, "Whether the last forward had a target.")
       .def("explain", &C::explain, "How each convolution is computed.")
+      .def("launches", &C::launches, "What a forward and a backward launch, in order.")
       .def(
           "forward", &forward<T>, py::arg("weights"), py::arg("source"), py::arg("source_shared"), py::arg("out"),
           py::arg("running"), py::arg("running_strides"), py::arg("target"), py::arg("loss"), py::arg("stream"),
@@ -102,6 +104,21 @@ void bind(py::module_& module, const char* name) {
 
 void bind_python(py::module_& module) {
   bind_chain_specs(module);
+  py::enum_<conv::Products>(module, "Products")
+      .value("FLOAT32", conv::Products::kFloat32)
+      .value("TF32", conv::Products::kTf32)
+      .value("TF32X3", conv::Products::kTf32x3);
+  py::class_<conv::LaunchWork>(module, "LaunchWork")
+      .def_readonly("kernel", &conv::LaunchWork::kernel)
+      .def_readonly("blocks", &conv::LaunchWork::blocks)
+      .def_readonly("threads", &conv::LaunchWork::threads)
+      .def_readonly("shared_bytes", &conv::LaunchWork::shared_bytes)
+      .def_readonly("products", &conv::LaunchWork::products)
+      .def_readonly("staged", &conv::LaunchWork::staged)
+      .def_readonly("outputs", &conv::LaunchWork::outputs)
+      .def_readonly("weights", &conv::LaunchWork::weights)
+      .def_readonly("alone", &conv::LaunchWork::alone)
+      .def_readonly("chunks", &conv::LaunchWork::chunks);
   module.attr("MOST_HEAD_OUTPUTS") = 4;
   bind<float>(module, "ChainFloat");
   bind<double>(module, "ChainDouble");

@@ -16,7 +16,8 @@ std::vector<int> as_ints(const Indices& indices) {
 
 template <typename T>
 Chain<T>::Chain(
-    int64_t networks, int64_t channels, int64_t rows, int64_t columns, bool constant_input, int64_t weights, int device)
+    int64_t networks, int64_t channels, int64_t rows, int64_t columns, bool constant_input, int64_t weights,
+    conv::Products products, int device)
     : networks_(static_cast<int>(networks)),
       channels_(channels),
       rows_(rows),
@@ -24,7 +25,7 @@ Chain<T>::Chain(
       weights_(weights),
       constant_input_(constant_input),
       device_(device),
-      machine_{processors_of(device), static_cast<int>(networks)} {
+      machine_{processors_of(device), static_cast<int>(networks), products} {
   expect(channels > 0 && rows > 0 && columns > 0 && weights >= 0, "chain: expected an image and weights");
   expect(networks > 0 && networks <= 65535, "networks: expected 1 to 65535");
   expect(
@@ -189,6 +190,58 @@ std::vector<std::string> Chain<T>::explain() const {
         "; weight gradient: " + block.weight_grad->description());
   }
   return lines;
+}
+
+template <typename T>
+std::vector<conv::LaunchWork> Chain<T>::launches() const {
+  std::vector<conv::LaunchWork> all;
+  const auto flat = [&](const char* kernel, int64_t size, double read) {
+    conv::LaunchWork work{};
+    work.kernel = kernel;
+    work.blocks = (size + 255) / 256 * networks_;
+    work.threads = 256;
+    work.staged = read * networks_;
+    work.outputs = static_cast<double>(size) * networks_;
+    all.push_back(work);
+  };
+  const auto pass = [&](const Block& block, double read, double written) {
+    conv::LaunchWork work{};
+    work.kernel = "norm_pass_kernel";
+    work.blocks = static_cast<int64_t>(norm::pass_chunks(block.pixels())) * block.spec.outputs * networks_;
+    work.threads = norm::kPassThreads;
+    const double pixels = static_cast<double>(block.spec.outputs * block.pixels()) * networks_;
+    work.staged = read * pixels;
+    work.outputs = written * pixels;
+    all.push_back(work);
+  };
+  flat("pack_weights_kernel", packed_size_, static_cast<double>(packed_size_));
+  for (const Block& block : blocks_) {
+    all.push_back(block.forward->work(networks_));
+    if (block.norms.size() > 1) {
+      pass(block, 1, 0);
+    }
+  }
+  if (ends_in_norm()) {
+    pass(blocks_.back(), 1, 1);
+    if (blocks_.back().norms.size() > 1) {
+      pass(blocks_.back(), 2, 0);
+    }
+  }
+  pass(blocks_.back(), 2, 1);
+  double partials = 0;
+  for (size_t l = blocks_.size(); l-- > 0;) {
+    const Block& block = blocks_[l];
+    all.push_back(block.weight_grad->work(networks_));
+    partials += all.back().outputs / networks_;
+    if (l > 0 || block.input_grad != nullptr) {
+      all.push_back(block.input_grad->work(networks_));
+    }
+    if (l > 0 && blocks_[l - 1].norms.size() > 1) {
+      pass(blocks_[l - 1], 2, 1);
+    }
+  }
+  flat("unpack_weight_grads_kernel", grad_size_, partials);
+  return all;
 }
 
 template class Chain<float>;

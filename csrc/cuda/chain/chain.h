@@ -53,7 +53,7 @@ class Chain {
   // `networks` of the same program at once. `weights`: length of a network's flat vector.
   Chain(
       int64_t networks, int64_t channels, int64_t rows, int64_t columns, bool constant_input, int64_t weights,
-      int device);
+      conv::Products products, int device);
 
   // These refuse by std::invalid_argument what would read or write outside its memory.
   void add_conv(const ConvSpec& spec);
@@ -82,6 +82,8 @@ class Chain {
   }
   // How each convolution is computed.
   std::vector<std::string> explain() const;
+  // What a forward and a backward launch, in order, for the model of a step.
+  std::vector<conv::LaunchWork> launches() const;
 
  private:
   // A norm with what it has on the device.

@@ -1,6 +1,7 @@
 // A sum over taps bound to its sizes: lists of taps on the device, the kernel's shape, and calls of it.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,19 @@ namespace oes::cuda::conv {
 struct Machine {
   int processors; // streaming multiprocessors
   int networks;
+  Products products; // that may be used
+};
+
+// What a launch does, for the model of a step: see benchmarks/gpu_model.py.
+struct LaunchWork {
+  std::string kernel; // name of the template, and its arguments
+  int64_t blocks, threads, shared_bytes;
+  double products; // multiply-adds of all lanes, or on tensor cores of all products of 16 x 8 x 8
+  double staged; // pixels read and put into shared memory by all blocks
+  double outputs; // pixels that an epilogue writes
+  double weights; // read by all blocks
+  double alone; // taps that a thread sums one after the other
+  int64_t chunks; // rounds of staging of a block
 };
 
 // Weights of all lists of a program by their index into the flat vector, list after list.
@@ -61,9 +75,10 @@ class TapSumPlan {
     return args_.row_tiles * args_.column_tiles;
   }
   std::string description() const;
+  LaunchWork work(int networks) const;
 
  private:
-  bool choose(const TapSumSpec& spec, const Machine& machine);
+  bool choose(const TapSumSpec& spec, const Machine& machine, Products products);
   double cost(
       const TapSumSpec& spec, const TapSumArgs<T>& a, const TapSumShape& s, int64_t taps, const Machine& machine) const;
   TapSumArgs<T> tiled(const TapSumSpec& spec, int tile_rows, int tile_columns) const;
@@ -71,7 +86,8 @@ class TapSumPlan {
   TapSumArgs<T> args_{};
   TapSumShape shape_{};
   int groups_ = 0;
-  int64_t begin_ = 0;
+  int64_t begin_ = 0, taps_ = 0;
+  double cost_ = 0; // of what was chosen
   DeviceArray<int> begins_, offsets_;
 };
 
@@ -87,12 +103,14 @@ class WeightGradPlan {
   void run(const Image<T>& image, const Image<T>& grad, int networks, cudaStream_t stream) const;
 
   std::string description() const;
+  LaunchWork work(int networks) const;
 
  private:
   WeightGradArgs<T> args_{};
   WeightGradShape shape_{};
   bool image_is_fixed_ = false;
   int groups_ = 0;
+  int64_t taps_ = 0;
   DeviceArray<int> begins_, offsets_;
   DeviceArray<T> partials_;
 };

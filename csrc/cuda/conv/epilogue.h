@@ -87,84 +87,110 @@ __device__ __forceinline__ T sum_at(const Epilogue<T>& e, const SumTile<T>& s, i
   return sum;
 }
 
-// All threads of the block, outputs first_output .. + kOutputs, of `tile` out of the finalise's chunks.
-template <int kOutputs, typename T>
+// What a warp does with its pixels of one output.
+template <typename T>
+struct PixelEpilogue {
+  const Epilogue<T>& e;
+  const int64_t channel;
+  const norm::PrologueNumbers<T> numbers;
+  T pivot = T(0), shift = T(0), first = T(0), second = T(0); // the last two are sums
+
+  __device__ __forceinline__ PixelEpilogue(const Epilogue<T>& e_, int64_t channel_)
+      : e(e_), channel(channel_), numbers(e_.prologue, channel_) {}
+
+  __device__ __forceinline__ void operator()(T value, int64_t at) {
+    const int64_t pixel = channel * e.rows * e.columns + at;
+    if (e.kind == EpilogueKind::kMoments) {
+      const T d = value - pivot;
+      first += d;
+      second += d * d;
+    } else if (e.kind == EpilogueKind::kActivationGrad) {
+      const T y = e.y[pixel];
+      value *= norm::activate_grad(e.prologue.act, e.prologue.slope, numbers.normalised(y));
+      first += value;
+      second += value * (y - numbers.mean);
+    } else if (e.kind == EpilogueKind::kSecondNormSums) {
+      first += value;
+      second += value * (numbers.activated(e.prologue, e.y[pixel]) - numbers.mean2);
+    } else if (e.kind == EpilogueKind::kImage) {
+      value += shift;
+      const T seen = norm::output_activate(e.act, e.slope, value);
+      e.image[pixel] = seen;
+      if (e.target != nullptr) {
+        const T error = seen - e.target[pixel];
+        first += error * error;
+      }
+    }
+    e.out[pixel] = value;
+  }
+};
+
+// All threads of the block, `outputs` of them from first_output on, of `tile` out of the finalise's chunks. A warp
+// takes one output after the other, or where there are more warps than outputs a part of one. `scratch`: two numbers
+// for each warp and output. When all outputs of the block are written, norm::finalise follows.
+template <typename T>
 __device__ __forceinline__ void write_tile(
-    const Epilogue<T>& e, const SumTile<T>& s, int first_output, int tile, int64_t network, T* scratch) {
+    const Epilogue<T>& e, const SumTile<T>& s, int outputs, int first_output, int tile, int64_t network, T* scratch) {
   const int row_begin = max(s.row_begin, e.top) - e.top, row_end = min(s.row_end, e.top + e.rows) - e.top;
   const int column_begin = max(s.column_begin, e.left) - e.left,
             column_end = min(s.column_end, e.left + e.columns) - e.left;
   const int width = max(column_end - column_begin, 0), count = max(row_end - row_begin, 0) * width;
-  const int64_t pixels = static_cast<int64_t>(e.rows) * e.columns;
-  T sums[2 * kOutputs], pivots[kOutputs];
-#pragma unroll
-  for (int g = 0; g < kOutputs; ++g) {
-    sums[2 * g] = sums[2 * g + 1] = T(0);
-    pivots[g] = e.kind == EpilogueKind::kMoments && count > 0 ? sum_at(e, s, g, row_begin, column_begin) : T(0);
-  }
-  for (int at = threadIdx.x; at < count; at += blockDim.x) {
-    const int row = at / width, i = row_begin + row, j = column_begin + at - row * width;
-#pragma unroll
-    for (int g = 0; g < kOutputs; ++g) {
-      const int output = first_output + g;
-      if (output >= e.outputs) {
-        break;
-      }
-      const int64_t channel = network * e.outputs + output;
-      const int64_t pixel = channel * pixels + static_cast<int64_t>(i) * e.columns + j;
-      T value = sum_at(e, s, g, i, j);
-      if (e.kind == EpilogueKind::kMoments) {
-        const T d = value - pivots[g];
-        sums[2 * g] += d;
-        sums[2 * g + 1] += d * d;
-      } else if (e.kind == EpilogueKind::kActivationGrad) {
-        const norm::PrologueNumbers<T> numbers(e.prologue, channel);
-        const T y = e.y[pixel];
-        value *= norm::activate_grad(e.prologue.act, e.prologue.slope, numbers.normalised(y));
-        sums[2 * g] += value;
-        sums[2 * g + 1] += value * (y - numbers.mean);
-      } else if (e.kind == EpilogueKind::kSecondNormSums) {
-        const norm::PrologueNumbers<T> numbers(e.prologue, channel);
-        sums[2 * g] += value;
-        sums[2 * g + 1] += value * (numbers.activated(e.prologue, e.y[pixel]) - numbers.mean2);
-      } else if (e.kind == EpilogueKind::kImage) {
-        const norm::Finalise<T>& f = e.finalise;
-        const T x = value + norm::shift_of(f.shift, f.weights + network * f.weights_stride, network, output);
-        const T seen = norm::output_activate(e.act, e.slope, x);
-        e.image[pixel] = seen;
-        value = x;
-        if (e.target != nullptr) {
-          const T error = seen - e.target[pixel];
-          sums[2 * g] += error * error;
-        }
-      }
-      e.out[pixel] = value;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int parts = max(warps / outputs, 1);
+  for (int task = warp; task < parts * outputs; task += warps) {
+    const int local = task % outputs, part = task / outputs, output = first_output + local;
+    if (output >= e.outputs) {
+      continue;
+    }
+    PixelEpilogue<T> pixel(e, network * e.outputs + output);
+    if (e.kind == EpilogueKind::kMoments && count > 0) {
+      pixel.pivot = sum_at(e, s, local, row_begin, column_begin);
+    } else if (e.kind == EpilogueKind::kImage) {
+      const norm::Finalise<T>& f = e.finalise;
+      pixel.shift = norm::shift_of(f.shift, f.weights + network * f.weights_stride, network, output);
+    }
+    for (int at = part * 32 + lane; at < count; at += parts * 32) {
+      const int row = at / width, i = row_begin + row, j = column_begin + at - row * width;
+      pixel(sum_at(e, s, local, i, j), static_cast<int64_t>(i) * e.columns + j);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+      pixel.first += __shfl_down_sync(0xffffffffu, pixel.first, distance);
+      pixel.second += __shfl_down_sync(0xffffffffu, pixel.second, distance);
+    }
+    if (lane == 0) {
+      scratch[2 * task] = pixel.first;
+      scratch[2 * task + 1] = pixel.second;
     }
   }
   if (e.finalise.kind == norm::FinaliseKind::kNone) {
     return;
   }
-  norm::block_sums(sums, scratch);
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int g = 0; g < kOutputs; ++g) {
-      if (first_output + g < e.outputs) {
-        double* to = e.finalise.partials +
-            ((network * e.outputs + first_output + g) * e.finalise.chunks + tile) * norm::kPartialNumbers;
-        const double first = static_cast<double>(sums[2 * g]), second = static_cast<double>(sums[2 * g + 1]);
-        if (e.kind == EpilogueKind::kMoments) {
-          const double n = count;
-          to[0] = n;
-          to[1] = count > 0 ? static_cast<double>(pivots[g]) + first / n : 0;
-          to[2] = count > 0 ? second - first * first / n : 0;
-        } else {
-          to[0] = first;
-          to[1] = second;
-        }
-      }
+  __syncthreads();
+  const int local = threadIdx.x, output = first_output + local;
+  if (local < outputs && output < e.outputs) {
+    T sums[2] = {};
+    for (int part = 0; part < parts; ++part) {
+      sums[0] += scratch[2 * (part * outputs + local)];
+      sums[1] += scratch[2 * (part * outputs + local) + 1];
+    }
+    double* to =
+        e.finalise.partials + ((network * e.outputs + output) * e.finalise.chunks + tile) * norm::kPartialNumbers;
+    const double first = static_cast<double>(sums[0]), second = static_cast<double>(sums[1]);
+    if (e.kind == EpilogueKind::kMoments) {
+      const double n = count, pivot = count > 0 ? static_cast<double>(sum_at(e, s, local, row_begin, column_begin)) : 0;
+      to[0] = n;
+      to[1] = count > 0 ? pivot + first / n : 0;
+      to[2] = count > 0 ? second - first * first / n : 0;
+    } else {
+      to[0] = first;
+      to[1] = second;
     }
   }
-  norm::finalise(e.finalise, network, gridDim.x * gridDim.y, reinterpret_cast<unsigned*>(scratch));
+}
+
+// Numbers of scratch that write_tile takes for a block of that many warps.
+__host__ __device__ constexpr int tile_scratch(int outputs, int warps) {
+  return 2 * (outputs > warps ? outputs : warps);
 }
 
 } // namespace oes::cuda::conv

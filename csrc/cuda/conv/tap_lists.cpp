@@ -14,7 +14,7 @@ auto place(const Tap& t, int group, int chunk_channels) {
 
 TapLists make_tap_lists(
     std::vector<Tap> taps, int outputs, int group, int phases, int channels, int chunk_channels,
-    const StagedPlanes& planes) {
+    const StagedPlanes& planes, int multiple) {
   TapLists lists{(outputs + group - 1) / group, (channels + chunk_channels - 1) / chunk_channels, 0, {}, {}, {}};
   std::sort(taps.begin(), taps.end(), [&](const Tap& one, const Tap& other) {
     return place(one, group, chunk_channels) < place(other, group, chunk_channels);
@@ -38,6 +38,10 @@ TapLists make_tap_lists(
           }
           before = &t;
           lists.index[lists.index.size() - group + t.output % group] = t.weight;
+        }
+        while ((lists.taps() - lists.begins.back()) % multiple != 0) {
+          lists.offsets.push_back(0);
+          lists.index.insert(lists.index.end(), group, -1);
         }
       }
       lists.most_taps = std::max(lists.most_taps, static_cast<int>(lists.taps() - first));

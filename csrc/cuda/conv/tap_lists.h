@@ -32,9 +32,10 @@ struct TapLists {
   }
 };
 
+// `multiple`: each list has a multiple of so many taps, the last of them without weights.
 TapLists make_tap_lists(
     std::vector<Tap> taps, int outputs, int group, int phases, int channels, int chunk_channels,
-    const StagedPlanes& planes);
+    const StagedPlanes& planes, int multiple = 1);
 
 // Taps of the groups together, for groups of that size.
 int64_t count_grouped_taps(const std::vector<Tap>& taps, int group);

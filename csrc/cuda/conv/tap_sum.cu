@@ -1,5 +1,9 @@
 #include "cuda/conv/tap_sum.h"
 
+#include <type_traits>
+
+#include "cuda/conv/sum_tile.h"
+
 namespace oes::cuda::conv {
 namespace {
 
@@ -18,7 +22,7 @@ struct SharedLayout {
     const size_t staged = align(offsets + sizeof(int) * a.most_taps);
     const size_t sums = align(sizeof(T) * group * side * side * a.tile_rows * a.tile_columns);
     scratch = staged > sums ? staged : sums;
-    bytes = scratch + sizeof(T) * 2 * group * kMostWarps;
+    bytes = scratch + sizeof(T) * tile_scratch(group, kMostWarps);
   }
 
   __host__ __device__ static size_t align(size_t bytes) {
@@ -26,17 +30,8 @@ struct SharedLayout {
   }
 };
 
-// Range of cells of a tile: tiles are as equal as can be.
-struct CellRange {
-  int begin, end;
-
-  __device__ __forceinline__ CellRange(int tile, int tiles, int first, int cells)
-      : begin(first + static_cast<int>(static_cast<int64_t>(tile) * cells / tiles)),
-        end(first + static_cast<int>(static_cast<int64_t>(tile + 1) * cells / tiles)) {}
-};
-
 template <typename T, int kGroup, int kCells, int kSide>
-__global__ void __launch_bounds__(kMostThreads) tap_sum_kernel(const TapSumArgs<T> a) {
+__global__ void __launch_bounds__(kMostThreads, 2) tap_sum_kernel(const TapSumArgs<T> a) {
   constexpr int kPhases = kSide * kSide;
   OES_SHARED(shared);
   const SharedLayout<T> layout(a, a.reader.unshuffle, kGroup, kSide);
@@ -68,13 +63,7 @@ __global__ void __launch_bounds__(kMostThreads) tap_sum_kernel(const TapSumArgs<
       continue; // the same for all threads
     }
     __syncthreads();
-    const int first_channel = chunk * a.chunk_channels;
-    stage(
-        a.reader,
-        StagedTile<T>{
-            tile, first_channel, min(a.chunk_channels, a.reader.channels - first_channel), rows.begin, columns.begin,
-            a.staged_rows, a.staged_columns, a.pitch, a.plane},
-        network);
+    stage_chunk(a, tile, chunk, rows, columns, network);
     for (int i = threadIdx.x; i < (end - first) * kGroup; i += blockDim.x) {
       weights[i] = weights_from[static_cast<int64_t>(first) * kGroup + i];
     }
@@ -126,18 +115,10 @@ __global__ void __launch_bounds__(kMostThreads) tap_sum_kernel(const TapSumArgs<
     }
   }
   __syncthreads();
-  const Epilogue<T>& e = a.epilogue;
-  const SumTile<T> of_tile{
-      all,
-      height,
-      width,
-      kSide * rows.begin,
-      kSide * columns.begin,
-      max(kSide * rows.begin - e.box_first, 0),
-      min(kSide * rows.end - e.box_first, e.top + e.rows + e.bottom),
-      max(kSide * columns.begin - e.box_first, 0),
-      min(kSide * columns.end - e.box_first, e.left + e.columns + e.right)};
-  write_tile<kGroup>(e, of_tile, first_output, tile_number, network, scratch);
+  write_tile(
+      a.epilogue, sum_tile(a.epilogue, all, kSide, a, rows, columns), kGroup, first_output, tile_number, network,
+      scratch);
+  norm::finalise(a.epilogue.finalise, network, gridDim.x * gridDim.y, reinterpret_cast<unsigned*>(scratch));
 }
 
 template <typename T>
@@ -145,33 +126,37 @@ using Kernel = void (*)(TapSumArgs<T>);
 
 template <typename T>
 Kernel<T> kernel_of(int group, int cells, int side) {
-  if (side == 1) {
-    switch (group * 16 + cells) {
-      case 1 * 16 + 4:
-        return tap_sum_kernel<T, 1, 4, 1>;
-      case 4 * 16 + 4:
-        return tap_sum_kernel<T, 4, 4, 1>;
-      case 8 * 16 + 4:
+  constexpr bool kFloat = std::is_same_v<T, float>; // in double precision eight outputs would not fit the registers
+  switch (side * 256 + group * 16 + cells) {
+    case 1 * 256 + 1 * 16 + 1:
+      return tap_sum_kernel<T, 1, 1, 1>;
+    case 1 * 256 + 1 * 16 + 4:
+      return tap_sum_kernel<T, 1, 4, 1>;
+    case 1 * 256 + 4 * 16 + 1:
+      return tap_sum_kernel<T, 4, 1, 1>;
+    case 1 * 256 + 4 * 16 + 4:
+      return tap_sum_kernel<T, 4, 4, 1>;
+    case 1 * 256 + 8 * 16 + 4:
+      if constexpr (kFloat) {
         return tap_sum_kernel<T, 8, 4, 1>;
-      case 1 * 16 + 1:
-        return tap_sum_kernel<T, 1, 1, 1>;
-      case 4 * 16 + 1:
-        return tap_sum_kernel<T, 4, 1, 1>;
-      default:
-        return nullptr;
-    }
-  }
-  switch (group * 16 + cells) {
-    case 1 * 16 + 1:
+      }
+      return nullptr;
+    case 2 * 256 + 1 * 16 + 1:
       return tap_sum_kernel<T, 1, 1, 2>;
-    case 1 * 16 + 4:
+    case 2 * 256 + 1 * 16 + 4:
       return tap_sum_kernel<T, 1, 4, 2>;
-    case 4 * 16 + 1:
+    case 2 * 256 + 4 * 16 + 1:
       return tap_sum_kernel<T, 4, 1, 2>;
-    case 4 * 16 + 2:
-      return tap_sum_kernel<T, 4, 2, 2>;
-    case 8 * 16 + 2:
-      return tap_sum_kernel<T, 8, 2, 2>;
+    case 2 * 256 + 4 * 16 + 2:
+      if constexpr (kFloat) {
+        return tap_sum_kernel<T, 4, 2, 2>;
+      }
+      return nullptr;
+    case 2 * 256 + 8 * 16 + 2:
+      if constexpr (kFloat) {
+        return tap_sum_kernel<T, 8, 2, 2>;
+      }
+      return nullptr;
     default:
       return nullptr;
   }
@@ -181,24 +166,37 @@ Kernel<T> kernel_of(int group, int cells, int side) {
 
 template <typename T>
 size_t tap_sum_shared_bytes(const TapSumArgs<T>& a, const TapSumShape& s) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.products != Products::kFloat32) {
+      return tap_sum_mma_shared_bytes(a, s);
+    }
+  }
   return SharedLayout<T>(a, a.reader.unshuffle, s.group, s.side).bytes;
 }
 
 template <typename T>
-bool has_tap_sum(int group, int cells, int side) {
-  return kernel_of<T>(group, cells, side) != nullptr;
+bool has_tap_sum(const TapSumShape& s) {
+  if (s.products != Products::kFloat32) {
+    return std::is_same_v<T, float> && has_tap_sum_mma(s);
+  }
+  return kernel_of<T>(s.group, s.cells, s.side) != nullptr;
 }
 
 template <typename T>
 void tap_sum(const TapSumArgs<T>& a, const TapSumShape& s, int groups, int networks, cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.products != Products::kFloat32) {
+      return tap_sum_mma(a, s, groups, networks, stream);
+    }
+  }
   const Launch where{dim3(a.row_tiles * a.column_tiles, groups, networks), dim3(s.threads), s.shared_bytes, stream};
   launch(kernel_of<T>(s.group, s.cells, s.side), "tap_sum", where, a);
 }
 
 template size_t tap_sum_shared_bytes(const TapSumArgs<float>&, const TapSumShape&);
 template size_t tap_sum_shared_bytes(const TapSumArgs<double>&, const TapSumShape&);
-template bool has_tap_sum<float>(int, int, int);
-template bool has_tap_sum<double>(int, int, int);
+template bool has_tap_sum<float>(const TapSumShape&);
+template bool has_tap_sum<double>(const TapSumShape&);
 template void tap_sum(const TapSumArgs<float>&, const TapSumShape&, int, int, cudaStream_t);
 template void tap_sum(const TapSumArgs<double>&, const TapSumShape&, int, int, cudaStream_t);
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/conv/epilogue.h"
+#include "cuda/conv/products.h"
 
 namespace oes::cuda::conv {
 
@@ -32,22 +33,28 @@ struct TapSumArgs {
 };
 
 struct TapSumShape {
-  int group; // outputs of a block: 1, 2, 4 or 8
-  int cells; // of a thread: 2 or 4
+  Products products;
+  int group; // outputs of a block
+  int cells; // of a thread; on tensor cores of a warp, in sixteens
   int side; // 1 or 2
   int threads;
   size_t shared_bytes;
 };
 
-// Elements of shared memory for a launch.
+// Bytes of shared memory for a launch.
 template <typename T>
 size_t tap_sum_shared_bytes(const TapSumArgs<T>& a, const TapSumShape& s);
 
 // Whether there is a kernel of that shape.
 template <typename T>
-bool has_tap_sum(int group, int cells, int side);
+bool has_tap_sum(const TapSumShape& s);
 
 template <typename T>
 void tap_sum(const TapSumArgs<T>& a, const TapSumShape& s, int groups, int networks, cudaStream_t stream);
+
+// The same on tensor cores: tap_sum_mma.cu.
+size_t tap_sum_mma_shared_bytes(const TapSumArgs<float>& a, const TapSumShape& s);
+bool has_tap_sum_mma(const TapSumShape& s);
+void tap_sum_mma(const TapSumArgs<float>& a, const TapSumShape& s, int groups, int networks, cudaStream_t stream);
 
 } // namespace oes::cuda::conv

@@ -1,7 +1,8 @@
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "cuda/conv/conv_plan.h"
 
@@ -60,26 +61,38 @@ double TapSumPlan<T>::cost(
   const double blocks = groups * tiles * machine.networks;
   const double planes = static_cast<double>(spec.channels) * spec.reading.unshuffle * spec.reading.unshuffle;
   const double staged = planes * a.staged_rows * a.staged_columns * (spec.reading.box ? 2 : 1);
-  const double of_tap = 2 + (s.group + 3) / 4 + s.cells * (2 + s.group); // instructions of a thread
-  const double threads = static_cast<double>(s.threads) / a.splits, block_taps = static_cast<double>(taps) / groups;
-  const double of_outputs = static_cast<double>(s.group) * s.side * s.side * a.tile_rows * a.tile_columns * 12;
-  const double instructions = blocks * (staged * 20 + block_taps * threads * of_tap + of_outputs);
-  const double alone =
-      1500.0 * a.chunks + staged / s.threads * 60 + block_taps / a.splits * (6 + of_tap) + of_outputs / s.threads * 4;
+  const double block_taps = static_cast<double>(taps) / groups;
+  const double outputs = static_cast<double>(s.group) * s.side * s.side * a.tile_rows * a.tile_columns * 12;
+  double of_taps, alone; // instructions of a block for its taps; cycles of a thread for them
+  if (s.products == Products::kFloat32) {
+    const double of_tap = 2 + (s.group + 3) / 4 + s.cells * (2 + s.group);
+    of_taps = block_taps * s.threads / a.splits * of_tap;
+    alone = block_taps / a.splits * (6 + of_tap);
+  } else {
+    const bool three = s.products == Products::kTf32x3;
+    const int columns = s.group / 8;
+    const double loads = 4 + 4 * s.cells + 2 * columns, splits = three ? 3 * (4 * s.cells + 2 * columns) : loads - 4;
+    // A product of 16 x 8 x 8 takes two cycles of a processor, sixteen times what an instruction does.
+    const double of_eight = loads + splits + 8 * s.cells * columns * (three ? 3 : 1);
+    of_taps = block_taps / kMmaTaps * s.threads * of_eight;
+    alone = block_taps / kMmaTaps * (30 + of_eight);
+  }
+  const double instructions = blocks * (staged * 20 + of_taps + outputs);
+  const double of_block = 1500.0 * a.chunks + staged / s.threads * 60 + alone + outputs / s.threads * 4;
   const double resident = std::max(1.0, std::min(4.0, blocks / machine.processors));
   const double waves = std::max(1.0, blocks / (machine.processors * resident));
-  return std::max(instructions / (machine.processors * kLanes * kIssued), waves * alone);
+  return std::max(instructions / (machine.processors * kLanes * kIssued), waves * of_block);
 }
 
 template <typename T>
-bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine) {
+bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Products products) {
   constexpr std::array<Tile, 7> kTiles = {{{8, 32}, {16, 32}, {32, 32}, {8, 8}, {16, 16}, {8, 16}, {16, 8}}};
-  constexpr std::array<int, 3> kGroups = {1, 4, 8};
-  double best = std::numeric_limits<double>::infinity();
-  TapSumArgs<T> chosen{};
+  const bool exact = products == Products::kFloat32;
+  const std::vector<int> groups = exact ? std::vector<int>{1, 4, 8} : std::vector<int>{16, 32};
   const int planes = spec.reading.unshuffle * spec.reading.unshuffle;
   const int widest = std::max({spec.border.top, spec.border.bottom, spec.border.left, spec.border.right});
-  for (const int group : kGroups) {
+  bool found = false;
+  for (const int group : groups) {
     const int64_t taps = count_grouped_taps(spec.taps, group);
     for (const Tile& tile : kTiles) {
       TapSumArgs<T> a = tiled(spec, tile.rows, tile.columns);
@@ -91,29 +104,29 @@ bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine) {
         continue;
       }
       for (const int cells : {1, 2, 4}) {
+        TapSumShape s{products, group, cells, spec.side, kThreads, 0};
+        // Threads that stand side by side on the cells of a tile; on tensor cores warps, each on 16 of them.
         const int part = tile.rows * tile.columns / cells;
-        if (!has_tap_sum<T>(group, cells, spec.side) || part > kThreads || part % 32 != 0) {
+        if (!has_tap_sum<T>(s) || (exact ? part > kThreads || part % 32 != 0 : part != kThreads / 32 * 16)) {
           continue;
         }
-        for (int splits = 1; part * splits <= kThreads; splits *= 2) {
-          TapSumShape s{group, cells, spec.side, part * splits, 0};
+        for (int splits = 1; splits == 1 || (exact && part * splits <= kThreads); splits *= 2) {
+          s.threads = exact ? part * splits : kThreads;
           a.splits = splits;
-          a.chunk_channels = spec.channels;
-          a.most_taps = static_cast<int>(taps * group / std::max(1, spec.outputs)) + 1; // on average
           const double whole = static_cast<double>(sizeof(T)) * planes * a.plane * spec.channels;
           a.chunks = static_cast<int>(whole / (kSharedBytes / 2)) + 1;
           const double now = cost(spec, a, s, taps, machine);
-          if (now < best) {
-            best = now;
-            chosen = a;
+          if (cost_ == 0 || now < cost_) {
+            found = true;
+            cost_ = now;
+            args_ = a;
             shape_ = s;
           }
         }
       }
     }
   }
-  args_ = chosen;
-  return best < std::numeric_limits<double>::infinity();
+  return found;
 }
 
 template <typename T>
@@ -150,14 +163,19 @@ TapSumPlan<T>::TapSumPlan(
   e.left = spec.border.left;
   e.bottom = spec.border.bottom;
   e.right = spec.border.right;
-  if (!choose(spec, machine)) {
+  // Tensor cores only where they win: they compute all taps of a group, also those that the mask drops.
+  const bool exact = choose(spec, machine, Products::kFloat32);
+  const bool rounded = machine.products != Products::kFloat32 && choose(spec, machine, machine.products);
+  if (!exact && !rounded) {
     throw std::invalid_argument("convolution: its border is too wide for the CUDA kernels");
   }
   // As many channels at a time as fit.
   const StagedPlanes planes{reading.unshuffle * reading.unshuffle, args_.pitch, args_.plane};
   TapLists lists;
   for (int chunk = spec.channels;; chunk = (chunk + 1) / 2) {
-    lists = make_tap_lists(spec.taps, spec.outputs, shape_.group, spec.side * spec.side, spec.channels, chunk, planes);
+    lists = make_tap_lists(
+        spec.taps, spec.outputs, shape_.group, spec.side * spec.side, spec.channels, chunk, planes,
+        shape_.products == Products::kFloat32 ? 1 : kMmaTaps);
     args_.chunk_channels = chunk;
     args_.chunks = lists.chunks;
     args_.most_taps = lists.most_taps;
@@ -167,6 +185,7 @@ TapSumPlan<T>::TapSumPlan(
     }
   }
   groups_ = lists.groups;
+  taps_ = lists.taps();
   begins_ = DeviceArray<int>(lists.begins);
   offsets_ = DeviceArray<int>(lists.offsets);
   args_.begins = begins_.data();
@@ -207,11 +226,37 @@ void TapSumPlan<T>::run(
 
 template <typename T>
 std::string TapSumPlan<T>::description() const {
-  return "groups of " + std::to_string(shape_.group) + ", tiles of " + std::to_string(args_.tile_rows) + " x " +
-      std::to_string(args_.tile_columns) + ", " + std::to_string(shape_.cells) + " cells a thread, " +
-      std::to_string(args_.splits) + " parts, " + std::to_string(args_.chunks) + " chunks, " +
-      std::to_string(groups_ * chunks()) + " blocks of " + std::to_string(shape_.threads) + ", " +
-      std::to_string(shape_.shared_bytes / 1024) + " KB";
+  return std::string(name_of(shape_.products)) + ", groups of " + std::to_string(shape_.group) + ", tiles of " +
+      std::to_string(args_.tile_rows) + " x " + std::to_string(args_.tile_columns) + ", " +
+      std::to_string(args_.splits) + (args_.splits == 1 ? " part, " : " parts, ") + std::to_string(args_.chunks) +
+      (args_.chunks == 1 ? " chunk, " : " chunks, ") + std::to_string(groups_ * chunks()) + " blocks of " +
+      std::to_string(shape_.threads);
+}
+
+template <typename T>
+LaunchWork TapSumPlan<T>::work(int networks) const {
+  const bool exact = shape_.products == Products::kFloat32;
+  const int group = shape_.group, cells = args_.tile_rows * args_.tile_columns;
+  const double tiles = static_cast<double>(chunks()) * networks, taps = static_cast<double>(taps_);
+  const int side = args_.reader.unshuffle;
+  const double planes = static_cast<double>(args_.reader.channels) * side * side;
+  LaunchWork work{};
+  work.kernel = exact ? "tap_sum_kernel<" + std::to_string(group) + ", " + std::to_string(shape_.cells) + ", " +
+          std::to_string(shape_.side) + ">"
+                      : "tap_sum_mma_kernel<" + std::to_string(shape_.cells) + ", " + std::to_string(group / 8) + ", " +
+          std::to_string(shape_.side) + (shape_.products == Products::kTf32x3 ? ", true>" : ", false>");
+  work.blocks = static_cast<int64_t>(tiles) * groups_;
+  work.threads = shape_.threads;
+  work.shared_bytes = static_cast<int64_t>(shape_.shared_bytes);
+  work.products = exact
+      ? tiles * taps * group * cells
+      : tiles * taps / kMmaTaps * group / 8 * cells / 16 * (shape_.products == Products::kTf32x3 ? 3 : 1);
+  work.staged = tiles * groups_ * planes * args_.staged_rows * args_.staged_columns * (args_.reader.box ? 2 : 1);
+  work.outputs = static_cast<double>(networks) * args_.epilogue.outputs * args_.epilogue.rows * args_.epilogue.columns;
+  work.weights = tiles * taps * group;
+  work.alone = taps / groups_ / (exact ? args_.splits : kMmaTaps);
+  work.chunks = args_.chunks;
+  return work;
 }
 
 template class TapSumPlan<float>;

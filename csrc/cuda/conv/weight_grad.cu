@@ -1,5 +1,7 @@
 #include "cuda/conv/weight_grad.h"
 
+#include <type_traits>
+
 namespace oes::cuda::conv {
 namespace {
 
@@ -155,24 +157,27 @@ Kernel<T> kernel_of(int group, int cells) {
 
 template <typename T>
 size_t weight_grad_shared_bytes(const WeightGradArgs<T>& a, const WeightGradShape& s) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.products != Products::kFloat32) {
+      return weight_grad_mma_shared_bytes(a, s);
+    }
+  }
   return SharedLayout<T>(a, a.moving.unshuffle, s.group, s.cells).bytes;
 }
 
 template <typename T>
-bool has_weight_grad(int group, int cells) {
-  return kernel_of<T>(group, cells) != nullptr;
-}
-
-template <typename T>
 void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.products != Products::kFloat32) {
+      return weight_grad_mma(a, s, groups, networks, stream);
+    }
+  }
   const Launch where{dim3(a.slots, groups * a.chunks, networks), dim3(s.threads), s.shared_bytes, stream};
   launch(kernel_of<T>(s.group, s.cells), "weight_grad", where, a);
 }
 
 template size_t weight_grad_shared_bytes(const WeightGradArgs<float>&, const WeightGradShape&);
 template size_t weight_grad_shared_bytes(const WeightGradArgs<double>&, const WeightGradShape&);
-template bool has_weight_grad<float>(int, int);
-template bool has_weight_grad<double>(int, int);
 template void weight_grad(const WeightGradArgs<float>&, const WeightGradShape&, int, int, cudaStream_t);
 template void weight_grad(const WeightGradArgs<double>&, const WeightGradShape&, int, int, cudaStream_t);
 

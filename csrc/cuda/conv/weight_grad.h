@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/conv/plane_reader.h"
+#include "cuda/conv/products.h"
 
 namespace oes::cuda::conv {
 
@@ -28,7 +29,8 @@ struct WeightGradArgs {
 };
 
 struct WeightGradShape {
-  int group; // fixed channels of a block: 1, 4 or 8
+  Products products;
+  int group; // fixed channels of a block: 1 or 4; on tensor cores 16 or 32
   int cells; // of a lane: 2 or 8
   int threads;
   size_t shared_bytes;
@@ -38,9 +40,11 @@ template <typename T>
 size_t weight_grad_shared_bytes(const WeightGradArgs<T>& a, const WeightGradShape& s);
 
 template <typename T>
-bool has_weight_grad(int group, int cells);
-
-template <typename T>
 void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream);
+
+// The same on tensor cores: weight_grad_mma.cu.
+size_t weight_grad_mma_shared_bytes(const WeightGradArgs<float>& a, const WeightGradShape& s);
+void weight_grad_mma(
+    const WeightGradArgs<float>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream);
 
 } // namespace oes::cuda::conv

@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <string>
+#include <type_traits>
+#include <vector>
 
 #include "cuda/conv/conv_plan.h"
 
@@ -38,9 +41,33 @@ void point(PlaneReader<T>& r, const Image<T>& image) {
   r.network_stride = image.shared ? 0 : static_cast<int64_t>(r.channels) * r.rows * r.columns;
 }
 
-// Instructions of a warp for all taps at each of the cells of a lane, see the kernel.
-double instructions(int64_t taps, int group, int cells) {
-  return static_cast<double>(taps) * (1 + cells * (2 + group) + 124.0 * group / 32);
+// Instructions of a warp for all taps at 32 cells, see the kernels.
+double instructions(const WeightGradSpec& spec, const WeightGradShape& s) {
+  const auto taps = static_cast<double>(count_grouped_taps(spec.taps, s.group));
+  if (s.products == Products::kFloat32) {
+    return taps * (1 + s.cells * (2 + s.group) + 124.0 * s.group / 32) / s.cells;
+  }
+  const bool three = s.products == Products::kTf32x3;
+  const double rows = s.group / 16, columns = 4, numbers = 4 * rows + 2 * columns;
+  const double of_eight = 6 + numbers * (three ? 4 : 2) + 8 * rows * columns * (three ? 3 : 1);
+  return taps / (8 * columns) * 4 * of_eight;
+}
+
+// Groups and products that take the fewest.
+template <typename T>
+WeightGradShape choose(const WeightGradSpec& spec, int cells, Products products) {
+  std::vector<WeightGradShape> shapes;
+  for (const int group : {1, 4}) {
+    shapes.push_back({Products::kFloat32, group, cells, kThreads, 0});
+  }
+  for (const int group : {16, 32}) {
+    if (products != Products::kFloat32 && std::is_same_v<T, float>) {
+      shapes.push_back({products, group, cells, kThreads, 0});
+    }
+  }
+  return *std::min_element(shapes.begin(), shapes.end(), [&](const auto& one, const auto& other) {
+    return instructions(spec, one) < instructions(spec, other);
+  });
 }
 
 } // namespace
@@ -58,16 +85,9 @@ WeightGradPlan<T>::WeightGradPlan(
   args_.rows = spec.rows;
   args_.columns = spec.columns;
   const bool small = spec.rows <= 16 && spec.columns <= 16;
-  shape_.cells = small ? 2 : 8;
+  shape_ = choose<T>(spec, small ? 2 : 8, machine.products);
   args_.tile_columns = small ? 8 : spec.columns <= 20 ? 16 : 32;
   args_.tile_rows = 32 * shape_.cells / args_.tile_columns;
-  shape_.group = 1;
-  for (const int group : {4}) {
-    const double now = instructions(count_grouped_taps(spec.taps, shape_.group), shape_.group, shape_.cells);
-    const double then = instructions(count_grouped_taps(spec.taps, group), group, shape_.cells);
-    shape_.group = then < now ? group : shape_.group;
-  }
-  shape_.threads = kThreads;
   int reach_rows = 0, reach_columns = 0;
   for (const Tap& t : spec.taps) {
     reach_rows = std::max(reach_rows, t.row);
@@ -99,6 +119,7 @@ WeightGradPlan<T>::WeightGradPlan(
     }
   }
   groups_ = lists.groups;
+  taps_ = lists.taps();
   const int blocks = groups_ * args_.chunks * machine.networks;
   args_.slots = std::clamp((kBlocksEach * machine.processors + blocks - 1) / blocks, 1, args_.tiles);
   begins_ = DeviceArray<int>(lists.begins);
@@ -125,10 +146,32 @@ void WeightGradPlan<T>::run(const Image<T>& image, const Image<T>& grad, int net
 
 template <typename T>
 std::string WeightGradPlan<T>::description() const {
-  return "groups of " + std::to_string(shape_.group) + ", tiles of " + std::to_string(args_.tile_rows) + " x " +
-      std::to_string(args_.tile_columns) + ", " + std::to_string(args_.chunks) + " chunks, " +
-      std::to_string(args_.slots * groups_ * args_.chunks) + " blocks of " + std::to_string(shape_.threads) + ", " +
-      std::to_string(shape_.shared_bytes / 1024) + " KB";
+  return std::string(name_of(shape_.products)) + ", groups of " + std::to_string(shape_.group) + ", tiles of " +
+      std::to_string(args_.tile_rows) + " x " + std::to_string(args_.tile_columns) + ", " +
+      std::to_string(args_.chunks) + (args_.chunks == 1 ? " chunk, " : " chunks, ") +
+      std::to_string(args_.slots * groups_ * args_.chunks) + " blocks of " + std::to_string(shape_.threads);
+}
+
+template <typename T>
+LaunchWork WeightGradPlan<T>::work(int networks) const {
+  const bool exact = shape_.products == Products::kFloat32, three = shape_.products == Products::kTf32x3;
+  const int group = shape_.group, cells = args_.tile_rows * args_.tile_columns;
+  const double tiles = static_cast<double>(args_.tiles) * networks, taps = static_cast<double>(taps_);
+  const int side = args_.moving.unshuffle;
+  const double planes = static_cast<double>(args_.moving.channels) * side * side;
+  const double moving = planes * args_.staged_rows * args_.staged_columns * (args_.moving.box ? 2 : 1) * groups_;
+  LaunchWork work{};
+  work.kernel = exact ? "weight_grad_kernel<" + std::to_string(group) + ", " + std::to_string(shape_.cells) + ">"
+                      : "weight_grad_mma_kernel<" + std::to_string(group / 16) + (three ? ", true>" : ", false>");
+  work.blocks = static_cast<int64_t>(args_.slots) * groups_ * args_.chunks * networks;
+  work.threads = shape_.threads;
+  work.shared_bytes = static_cast<int64_t>(shape_.shared_bytes);
+  work.products = exact ? tiles * taps * group * cells : tiles * taps / 8 * group / 16 * cells / 8 * (three ? 3 : 1);
+  work.staged = tiles * (moving + static_cast<double>(groups_) * args_.chunks * group * cells);
+  work.outputs = static_cast<double>(networks) * args_.slots * taps * group;
+  work.alone = taps / (groups_ * args_.chunks) * args_.tiles / args_.slots / (kThreads / 32);
+  work.chunks = (args_.tiles + args_.slots - 1) / args_.slots;
+  return work;
 }
 
 template class WeightGradPlan<float>;

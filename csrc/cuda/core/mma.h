@@ -34,4 +34,16 @@ __device__ __forceinline__ void mma_tf32_16x8x8(float (&d)[4], const uint32_t (&
 #endif
 }
 
+// A number as one TF32 number or, for three products in place of one, as the sum of two.
+template <bool kThree>
+struct Tf32Split {
+  uint32_t high, low;
+
+  __device__ __forceinline__ explicit Tf32Split(float x) : high(to_tf32(x)), low(0) {
+    if constexpr (kThree) {
+      low = to_tf32(x - __uint_as_float(high));
+    }
+  }
+};
+
 } // namespace oes::cuda

@@ -1,4 +1,6 @@
 // What kernels do with memory: faults planted for the detector, and what it must not take for one.
+#include <atomic>
+
 #include "cases.h"
 
 namespace oes::self_test {
@@ -148,6 +150,32 @@ OES_CASE(copy_overrun) {
   const Buffer<int> y(10);
   const std::vector<int> values(11);
   copy_to_device(y.get(), values.data(), values.size() * sizeof(int));
+}
+
+struct Counters {
+  unsigned* device;
+  bool standard; // an atomic of C++
+};
+
+__global__ void counters_kernel(const Counters a) {
+  OES_SHARED(raw);
+  if (a.standard) {
+    std::atomic_ref<unsigned>(*a.device).fetch_add(1);
+  } else {
+    atomicAdd(reinterpret_cast<unsigned*>(raw), 1);
+  }
+}
+
+void run_counters(bool standard) {
+  const Buffer<unsigned> counter(std::vector<unsigned>(1, 0));
+  launch(counters_kernel, "counters_kernel", Launch{dim3(1), dim3(4), 4, nullptr}, Counters{counter.get(), standard});
+}
+
+OES_CASE(shared_counter) {
+  run_counters(false);
+}
+OES_CASE(standard_counter) {
+  run_counters(true);
 }
 
 struct Neighbour {

@@ -119,6 +119,21 @@ OES_CASE(living_lanes) {
   expect(y.values()[6] == -1, "all bits set from a lane that is gone");
 }
 
+// Lane 0 leaves; the others would wait for it, or do not agree what for.
+__global__ void leaving_kernel(const Masked a) {
+  const int lane = static_cast<int>(threadIdx.x);
+  if (lane == 1) {
+    a.y[1] = __shfl_down_sync(0xffffffffu, lane, 1);
+  } else if (lane == 2) {
+    a.y[2] = __shfl_xor_sync(0xffffffffu, lane, 1);
+  }
+}
+
+OES_CASE(lanes_apart_once_one_left) {
+  const Buffer<int> y(3);
+  launch(leaving_kernel, "leaving_kernel", Launch{dim3(1), dim3(3), 0, nullptr}, Masked{y.get(), 0, 0});
+}
+
 struct Product {
   const float *a, *b; // [16, 8], [8, 8]
   float* d; // [16, 8]

@@ -1,0 +1,47 @@
+// Which cells a block of a sum over taps has, and which pixels they give.
+#pragma once
+
+#include "cuda/conv/tap_sum.h"
+
+namespace oes::cuda::conv {
+
+// Range of cells of a tile: tiles are as equal as can be.
+struct CellRange {
+  int begin, end;
+
+  __device__ __forceinline__ CellRange(int tile, int tiles, int first, int cells)
+      : begin(first + static_cast<int>(static_cast<int64_t>(tile) * cells / tiles)),
+        end(first + static_cast<int>(static_cast<int64_t>(tile + 1) * cells / tiles)) {}
+};
+
+// The tile of sums that the cells give, for write_tile.
+template <typename T>
+__device__ __forceinline__ SumTile<T> sum_tile(
+    const Epilogue<T>& e, const T* sums, int side, const TapSumArgs<T>& a, const CellRange& rows,
+    const CellRange& columns) {
+  return {
+      sums,
+      side * a.tile_rows,
+      side * a.tile_columns,
+      side * rows.begin,
+      side * columns.begin,
+      max(side * rows.begin - e.box_first, 0),
+      min(side * rows.end - e.box_first, e.top + e.rows + e.bottom),
+      max(side * columns.begin - e.box_first, 0),
+      min(side * columns.end - e.box_first, e.left + e.columns + e.right)};
+}
+
+// Stages the channels of a chunk.
+template <typename T>
+__device__ __forceinline__ void stage_chunk(
+    const TapSumArgs<T>& a, T* to, int chunk, const CellRange& rows, const CellRange& columns, int64_t network) {
+  const int first = chunk * a.chunk_channels;
+  stage(
+      a.reader,
+      StagedTile<T>{
+          to, first, min(a.chunk_channels, a.reader.channels - first), rows.begin, columns.begin, a.staged_rows,
+          a.staged_columns, a.pitch, a.plane},
+      network);
+}
+
+} // namespace oes::cuda::conv

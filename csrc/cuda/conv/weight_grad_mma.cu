@@ -1,0 +1,155 @@
+// The gradient of a convolution's weights on tensor cores: fixed channels times taps, summed over cells in eights.
+#include "cuda/conv/weight_grad.h"
+#include "cuda/core/mma.h"
+
+namespace oes::cuda::conv {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kColumns = 4; // products of eight taps side by side, of a warp
+
+struct SharedLayout {
+  size_t fixed, offsets, sums, bytes;
+  int fixed_pitch; // so that eight channels of four cells lie in 32 banks
+
+  __host__ __device__ SharedLayout(const WeightGradArgs<float>& a, int side, int group) {
+    const size_t moving = static_cast<size_t>(a.chunk_channels) * side * side * a.plane;
+    fixed_pitch = a.tile_rows * a.tile_columns + 4;
+    fixed = align(moving * sizeof(float));
+    offsets = align(fixed + sizeof(float) * group * fixed_pitch);
+    sums = align(offsets + sizeof(int) * a.most_taps);
+    bytes = sums + sizeof(float) * a.most_taps * group;
+  }
+
+  __host__ __device__ static size_t align(size_t bytes) {
+    return (bytes + 15) / 16 * 16;
+  }
+};
+
+// kRows products of 16 fixed channels, one below the other.
+template <int kRows, bool kThree>
+__global__ void __launch_bounds__(kThreads, 2) weight_grad_mma_kernel(const WeightGradArgs<float> a) {
+  constexpr int kGroup = 16 * kRows;
+  OES_SHARED(shared);
+  const SharedLayout layout(a, a.moving.unshuffle, kGroup);
+  float* moving = reinterpret_cast<float*>(shared);
+  float* fixed = reinterpret_cast<float*>(shared + layout.fixed);
+  int* offsets = reinterpret_cast<int*>(shared + layout.offsets);
+  float* sums = reinterpret_cast<float*>(shared + layout.sums); // [taps, group]
+
+  const int slot = blockIdx.x, group = blockIdx.y / a.chunks, chunk = blockIdx.y % a.chunks;
+  const int64_t network = blockIdx.z;
+  const int first = a.begins[group * a.chunks + chunk], taps = a.begins[group * a.chunks + chunk + 1] - first;
+  if (taps == 0) {
+    return;
+  }
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  for (int i = threadIdx.x; i < taps; i += kThreads) {
+    offsets[i] = a.offsets[first + i];
+  }
+  for (int i = threadIdx.x; i < taps * kGroup; i += kThreads) {
+    sums[i] = 0.0f;
+  }
+  const int cells = a.tile_rows * a.tile_columns;
+  const int begin = static_cast<int>(static_cast<int64_t>(slot) * a.tiles / a.slots),
+            end = static_cast<int>(static_cast<int64_t>(slot + 1) * a.tiles / a.slots);
+  for (int tile = begin; tile < end; ++tile) {
+    const int row = tile / a.column_tiles * a.tile_rows, column = tile % a.column_tiles * a.tile_columns;
+    __syncthreads();
+    const int first_channel = chunk * a.chunk_channels;
+    stage(
+        a.moving,
+        StagedTile<float>{
+            moving, first_channel, min(a.chunk_channels, a.moving.channels - first_channel), row, column, a.staged_rows,
+            a.staged_columns, a.pitch, a.plane},
+        network);
+    stage(
+        a.fixed,
+        StagedTile<float>{
+            fixed, group * kGroup, kGroup, row, column, a.tile_rows, a.tile_columns, a.tile_columns,
+            layout.fixed_pitch},
+        network);
+    __syncthreads();
+    for (int tap = warp * 8 * kColumns; tap < taps; tap += kWarps * 8 * kColumns) {
+      const float* pixels[kColumns];
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const int of_lane = tap + n * 8 + g;
+        pixels[n] = moving + (of_lane < taps ? offsets[of_lane] : 0); // what stands behind the last is not used
+      }
+      float products[kRows][kColumns][4] = {};
+      for (int cell = 0; cell < cells; cell += 8) {
+        const int in_row = cell / a.tile_columns, at = in_row * a.pitch + cell - in_row * a.tile_columns + t;
+        uint32_t b_high[kColumns][2], b_low[kColumns][2];
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) { // a row of a tile has eight cells or more
+            const Tf32Split<kThree> x(pixels[n][at + 4 * half]);
+            b_high[n][half] = x.high;
+            b_low[n][half] = x.low;
+          }
+        }
+#pragma unroll
+        for (int m = 0; m < kRows; ++m) {
+          const float* f = fixed + (m * 16 + g) * layout.fixed_pitch + cell + t;
+          const Tf32Split<kThree> x[4] = {
+              Tf32Split<kThree>(f[0]), Tf32Split<kThree>(f[8 * layout.fixed_pitch]), Tf32Split<kThree>(f[4]),
+              Tf32Split<kThree>(f[8 * layout.fixed_pitch + 4])};
+          const uint32_t high[4] = {x[0].high, x[1].high, x[2].high, x[3].high};
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n) {
+            if constexpr (kThree) { // the small products first
+              const uint32_t low[4] = {x[0].low, x[1].low, x[2].low, x[3].low};
+              mma_tf32_16x8x8(products[m][n], low, b_high[n]);
+              mma_tf32_16x8x8(products[m][n], high, b_low[n]);
+            }
+            mma_tf32_16x8x8(products[m][n], high, b_high[n]);
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int of = tap + n * 8 + 2 * t + i % 2;
+            if (of < taps) {
+              sums[of * kGroup + m * 16 + i / 2 * 8 + g] += products[m][n][i]; // of this lane alone
+            }
+          }
+        }
+      }
+    }
+  }
+  __syncthreads();
+  float* to = a.partials + (network * a.slots + slot) * a.slot_stride + static_cast<int64_t>(first) * kGroup;
+  for (int i = threadIdx.x; i < taps * kGroup; i += kThreads) {
+    to[i] = sums[i];
+  }
+}
+
+using Kernel = void (*)(WeightGradArgs<float>);
+
+Kernel kernel_of(const WeightGradShape& s) {
+  const bool three = s.products == Products::kTf32x3;
+  if (s.group == 16) {
+    return three ? weight_grad_mma_kernel<1, true> : weight_grad_mma_kernel<1, false>;
+  }
+  return three ? weight_grad_mma_kernel<2, true> : weight_grad_mma_kernel<2, false>;
+}
+
+} // namespace
+
+size_t weight_grad_mma_shared_bytes(const WeightGradArgs<float>& a, const WeightGradShape& s) {
+  return SharedLayout(a, a.moving.unshuffle, s.group).bytes;
+}
+
+void weight_grad_mma(
+    const WeightGradArgs<float>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream) {
+  const Launch where{dim3(a.slots, groups * a.chunks, networks), dim3(kThreads), s.shared_bytes, stream};
+  launch(kernel_of(s), "weight_grad_mma", where, a);
+}
+
+} // namespace oes::cuda::conv
