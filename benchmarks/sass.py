@@ -86,7 +86,7 @@ class Kernel:
 
     @property
     def inner(self) -> Loop | None:
-        """The loop made for multiply-accumulates, in whose instructions they have the largest share; None if none.
+        """The loop of whose instructions multiply-accumulates are the largest share; None if none has any.
 
         The loop that has most of them may be another: one that computes exponentials, unrolled.
         """

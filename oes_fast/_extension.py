@@ -197,9 +197,9 @@ CUDA = Extension(
     kernel_flags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
     folder_flags={"csrc/cuda/mask/": ["-fmad=false"]},  # whose bits are those of the CPU's
 )
-# The same sources as C++, for tests on a machine without a GPU; never part of an installation. Objects of kernels
-# are linked first: of an inline function that other files compile as well, the linker keeps the first copy, and
-# the race detector is to see what kernels do in it.
+# The same sources as C++, for tests on a machine without a GPU; never part of an installation. Objects of
+# kernels are linked first: of an inline function that other files compile as well, the linker keeps the first
+# copy, and the race detector is to see what kernels do in it.
 EMULATED_CUDA = Extension(
     name="oes_fast._C_cuda_emulated",
     title="emulated CUDA extension",

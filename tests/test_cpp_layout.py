@@ -12,7 +12,9 @@ import pytest
 from conftest import REPO
 
 CSRC = REPO / "csrc"
-FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp"))
+PLATFORM = CSRC / "cuda" / "core" / "platform.h"  # the one file that knows of the emulation
+EMULATION = REPO / "tests" / "cuda_emulation"
+FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
 # From the top to the bottom; those of one floor do not know each other.
 FLOORS = (("module",), ("chain",), ("conv",), ("norm", "mask"), ("core",), ("common",))
 HEIGHT = {name: height for height, floor in enumerate(reversed(FLOORS)) for name in floor}
@@ -32,19 +34,22 @@ def name_of(path: Path) -> str:
 
 def includes(path: Path) -> list[str]:
     """What a file includes of csrc, by directive or as loops for each instruction set."""
-    return re.findall(r'^#(?:include|define OES_ISA_FILE) "([^"]+)"', path.read_text(), re.MULTILINE)
+    found = re.findall(r'^#(?:include|define OES_ISA_FILE) "([^"]+)"', path.read_text(), re.MULTILINE)
+    return [target for target in found if target != "cuda_emulation.h" or path != PLATFORM]
 
 
 def allowed(source: str, target: str) -> bool:
-    """Whether a file may include another, both given from csrc."""
+    """Whether a file may include another, both given from csrc; cpu and cuda have common alone in common."""
     above, below = floor_of(source), floor_of(target)
-    return above == below or HEIGHT[above] > HEIGHT[below]
+    same_engine = below == "common" or source.split("/")[0] == target.split("/")[0]
+    return same_engine and (above == below or HEIGHT[above] > HEIGHT[below])
 
 
 def test_includes_go_downwards():
     found = [(name_of(path), target) for path in FILES for target in includes(path)]
     assert [f"{source} includes {target}" for source, target in found if not allowed(source, target)] == []
     assert ("cpu/conv/conv_input.h", "cpu/norm/prologue.h") in found  # the pattern sees them
+    assert ("cuda/conv/tap_sum.cu", "cuda/conv/tap_sum.h") in found
 
 
 def test_the_rule_forbids_something():
@@ -52,6 +57,9 @@ def test_the_rule_forbids_something():
     assert not allowed("cpu/norm/batch_norm_act.h", "cpu/mask/relaxed_mask.h")
     assert not allowed("common/tap_offsets.h", "cpu/core/simd.h")
     assert not allowed("cpu/conv/winograd/tiles.h", "cpu/chain/chain.h")
+    assert not allowed("cuda/core/platform.h", "cuda/norm/prologue.h")
+    assert not allowed("cuda/conv/tap_sum.cu", "cpu/core/border.h")
+    assert allowed("cuda/conv/tap_sum.cu", "cuda/norm/prologue.h")
     assert allowed("cpu/module.cpp", "cpu/chain/bindings.h")
     assert allowed("cpu/chain/chain.h", "common/chain_specs.h")
 
@@ -65,18 +73,23 @@ def test_files_keep_the_rules(path: Path):
         if path.name.endswith("_isa.h") or f'OES_ISA_FILE "{target}"' in text:
             continue
         assert not target.endswith("_isa.h"), f"{target} is to be compiled once for each instruction set"
-    # Namespace = folder; core and common, which all others stand on, are oes itself.
+    # Namespace = folder; core and common, which all others stand on, are the engine's, the CPU's oes itself.
     namespaces = set(re.findall(r"^namespace (oes[\w:]*) \{", text, re.MULTILINE))
-    folder = "::".join(name.split("/")[1:-1]) if name.startswith("cpu/") else ""
-    expected = "oes" if floor in ("core", "common", "module") else f"oes::{folder}"
+    engine = "oes::cuda" if name.startswith("cuda/") else "oes"
+    folder = "::".join(name.split("/")[1:-1])
+    expected = engine if floor in ("core", "common", "module") else f"{engine}::{folder}"
     if path.name.endswith("_isa.h") or path.name == "isa_variants.h":  # included inside a family's namespace
         assert namespaces == set()
     else:
         assert namespaces <= {expected, "oes::emulated"}, f"expected {expected}"
-        assert namespaces
+        assert namespaces or name == "cuda/module.cpp"  # which may consist of the module alone
+    if path.suffix == ".cu":
+        assert not path.with_suffix(".cpp").exists(), "both would be compiled to one file"
     assert ("STABLE_TORCH_LIBRARY_IMPL" in text) == path.name.endswith("_op.cpp")
-    if floor == "common":
+    if floor == "common" or engine == "oes::cuda":
         assert "torch" not in re.sub(r"//.*", "", text)
+    if engine == "oes::cuda" and name != "cuda/core/platform.h":
+        assert "cuda_runtime" not in text, "the platform has what is needed, emulated as well"
 
 
 def reached(path: Path) -> set[str]:
@@ -93,12 +106,13 @@ def reached(path: Path) -> set[str]:
 
 def test_a_header_is_shared_or_declares_what_its_source_defines():
     """What one source alone includes belongs into it."""
-    compiled = [reached(path) for path in FILES if path.suffix == ".cpp"]
+    compiled = [reached(path) for path in FILES if path.suffix in (".cpp", ".cu")]
     headers = [path for path in FILES if path.suffix == ".h" and not path.name.endswith("_isa.h")]
     lone = [
         name_of(path)
         for path in headers
-        if not path.with_suffix(".cpp").exists() and sum(name_of(path) in files for files in compiled) < 2
+        if not any(path.with_suffix(ending).exists() for ending in (".cpp", ".cu"))
+        and sum(name_of(path) in files for files in compiled) < 2
     ]
     assert lone == []
 
@@ -119,5 +133,7 @@ def test_format():
         "--dry-run",
         "--Werror",
     ]
-    done = subprocess.run([*command, *map(str, FILES)], cwd=REPO, capture_output=True, text=True, check=False)
+    emulation = [path for path in EMULATION.rglob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    files = map(str, [*FILES, *emulation])
+    done = subprocess.run([*command, *files], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
