@@ -89,12 +89,9 @@ class CudaChain(NativeChain):
     def _made(self, image: tuple[int, int, int]) -> Any:
         extension = self._extension()
         cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[self._dtype]
-        products = (
-            [getattr(extension.Products, self._products.upper())] if hasattr(extension, "Products") else []
-        )
-        return cls(
-            self._networks, *image, self._constant_input, self._kept, *products, self._device.index or 0
-        )
+        products = getattr(extension.Products, self._products.upper())
+        device = self._device.index or 0
+        return cls(self._networks, *image, self._constant_input, self._kept, products, device)
 
     def _evaluate(
         self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
