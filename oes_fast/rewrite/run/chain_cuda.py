@@ -23,6 +23,9 @@ from oes_fast.rewrite.run.chain_find import ConvBlock
 from oes_fast.rewrite.run.chain_program import NativeChain
 
 MOST_KERNEL = 15  # rows and columns of a convolution
+# Pixels around an image that are copies of its own. Those of a side and what they copy have to lie in one tile
+# of the input gradient, which is 16 pixels wide or wider.
+MOST_COPIED = 7
 
 
 class CudaChain(NativeChain):
@@ -39,7 +42,7 @@ class CudaChain(NativeChain):
 
     @staticmethod
     def takes(block: ConvBlock) -> bool:
-        """No circular padding, no border as wide as the image, no kernel wider than the engine's largest."""
+        """No circular padding, no border as wide as the image or wider than it can copy, no wider kernel."""
         conv = block.conv.stage
         if isinstance(conv, ir.UpConv):
             conv = conv.conv
@@ -51,8 +54,10 @@ class CudaChain(NativeChain):
         assert isinstance(block.pad.stage, ir.Pad)
         rows, columns = block.pad.inputs[0].shape[2:]
         left, right, top, bottom = block.pad.stage.amount
+        widest = max(left, right, top, bottom)
         narrow = min(left, right, top, bottom) >= 0 and max(left, right) < columns and max(top, bottom) < rows
-        return narrow and block.pad.stage.mode != "circular"
+        mode = block.pad.stage.mode
+        return narrow and (mode == "zeros" or (mode != "circular" and widest <= MOST_COPIED))
 
     @staticmethod
     def products_of(dtype: torch.dtype) -> str:
