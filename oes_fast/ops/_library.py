@@ -6,7 +6,9 @@ the C++ extension adds what computes on the CPU, and :func:`define` what launche
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -104,6 +106,8 @@ def kernel(name: str, backend: str) -> Callable[..., Any]:
 
 def measuring() -> AbstractContextManager[None]:
     """Inside, Triton kernels look for the best configuration of problems that they do not know yet."""
+    if importlib.util.find_spec("triton") is None:
+        return contextlib.nullcontext()
     return importlib.import_module("oes_fast.kernels.tuning").measuring()
 
 

@@ -23,6 +23,8 @@ if INTERPRETED:  # its checks of every integer operation for overflow take two t
 TESTS = Path(__file__).resolve().parents[1]
 KERNELS = ("cpu", "triton")  # of every operation
 MASK_KERNELS = (*KERNELS, "cuda")  # of those on masks
+# Beside "cpu", the kernels that take tensors of the CPU: those of CUDA where they are emulated.
+EMULATED = ("cuda",) if _cuda_extension.emulated() else ()
 
 
 def require(backend: str) -> None:
