@@ -209,7 +209,7 @@ EMULATED_CUDA = Extension(
     includes=("csrc", "tests/cuda_emulation"),
     compile_flags=[
         *_CUDA_FLAGS,
-        "-O2",
+        "-O1",
         "-ffp-contract=off",
         "-DOES_EMULATE_CUDA",
         "-DOES_MODULE=_C_cuda_emulated",
