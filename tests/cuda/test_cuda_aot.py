@@ -231,7 +231,7 @@ MASKS = sorted((REPO / "csrc" / "cuda" / "mask").glob("*.cu"))
 
 @pytest.mark.parametrize("path", MASKS, ids=lambda path: path.stem)
 def test_masks_round_as_the_cpu(path, tmp_path):
-    """No product is fused with a sum: csrc/cuda/core/rounded.h. What divides and roots is made of comes later."""
+    """No product is fused with a sum (csrc/cuda/core/rounded.h); what divisions are made of comes later."""
     require_compiler()
     nvcc, code = find_toolkit().nvcc, tmp_path / "code.ptx"
     arguments = [*CUDA.flags_of_kernels(), "-arch=sm_90", "-I", str(REPO / "csrc"), "-ptx", str(path)]
