@@ -1,6 +1,6 @@
 """Philox4x32-10 and the logistic transform in Triton: the contract of oes_fast/reference/philox.py.
 
-The steps and coefficients are those of csrc/cpu/core/vector_math.h, and every division is rounded to
+The steps and coefficients are those of csrc/common/vector_math.h, and every division is rounded to
 nearest, so with fused multiply-add off (:data:`LAUNCH`) the results are those of the CPU kernels.
 """
 

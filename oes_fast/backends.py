@@ -21,7 +21,10 @@ from oes_fast.requirements import lack
 NAMES = ("reference", "torch", "cpu", "triton", "cuda")
 AUTO = "auto"
 
+# By kind of device. On a GPU "cuda" stands before "triton" by a model of the step, computed from the compiled
+# kernels (docs/kernels.md): whoever has measured both on a device sets the order, and says so, here.
 _FASTEST_FIRST = {"cpu": ("cpu", "torch", "reference"), "cuda": ("cuda", "triton", "torch", "reference")}
+_KNOWN_BY = {"cpu": "as measured", "cuda": "by a model of the step, not measured on a device yet"}
 _ANY_DEVICE = ("torch", "reference")
 _warned = threading.Event()  # of missing C++ kernels
 
@@ -67,6 +70,17 @@ def _status(name: str) -> BackendStatus:
     if name in _disabled():
         return BackendStatus(False, "switched off by OES_FAST_DISABLE_BACKENDS; remove it from the list")
     return _probe(name, _cuda_extension.emulated())
+
+
+def automatic_order() -> dict[str, str]:
+    """What "auto" takes, the first that can run here, by kind of device, and how that order is known.
+
+    Example:
+        >>> from oes_fast.backends import automatic_order
+        >>> automatic_order()["cpu"]
+        'cpu, torch, reference (as measured)'
+    """
+    return {device: f"{', '.join(order)} ({_KNOWN_BY[device]})" for device, order in _FASTEST_FIRST.items()}
 
 
 def resolve(backend: str, device: torch.device | str, candidates: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import torch
 from oes_fast._checks import check_choice
 from oes_fast.errors import InputError
 
-PRECISIONS = ("float32", "tf32")
+PRECISIONS = ("float32", "tf32", "tf32x3")
 DEFAULT = "float32"
 
 _BACKENDS: Any = torch.backends  # whose modules have more attributes than their stubs know
@@ -64,6 +64,11 @@ class _Held:
                 last = len(self._holders) - 1 - self._holders[::-1].index(holder)
                 self._change(self._holders[:last] + self._holders[last + 1 :])
 
+    def held(self) -> str | None:
+        """The setting, None where nobody needs one."""
+        with self._lock:
+            return self._holders[-1][1] if self._holders else None
+
     def _change(self, holders: list[tuple[int, str]]) -> None:
         now, wanted = (list_[-1][1] if list_ else None for list_ in (self._holders, holders))
         if now != wanted:
@@ -75,7 +80,8 @@ class _Held:
 
 
 def _set_gpu(setting: str) -> tuple[Undo, str | None]:
-    wanted = "ieee" if setting == "float32" else "tf32"
+    # PyTorch has no products in three parts.
+    wanted = "tf32" if setting == "tf32" else "ieee"
     cudnn, matmul = _BACKENDS.cudnn, _BACKENDS.cuda.matmul
     # What reads the older interface, as torch.compile does, raises where the two disagree.
     older = _older_matmul()
@@ -133,6 +139,16 @@ def _unset(undo: Undo) -> None:
 
 _gpu = _Held(_set_gpu, _unset_gpu)
 _cpu = _Held(_set_cpu, _unset)
+_of_thread = threading.local()  # settings that it is inside of, the innermost last
+
+
+def current() -> str:
+    """The setting that holds where this is called.
+
+    This thread's own, else another thread's for GPUs, else "float32", whatever PyTorch's flags say.
+    """
+    inside = getattr(_of_thread, "settings", ())
+    return inside[-1] if inside else _gpu.held() or DEFAULT
 
 
 @contextlib.contextmanager
@@ -141,8 +157,10 @@ def precision(setting: str = DEFAULT, *, device: torch.device | str | None = Non
 
     "float32" takes all 24 bits of the operands. "tf32" allows a device that has units for it to round the
     operands of convolutions and products of matrices to 11 bits: NVIDIA GPUs of compute capability 8.0 and
-    newer do, others and CPUs compute as with "float32". In both, sums are in float32, and float64 is never
-    rounded. Gradients have to be taken inside as well.
+    newer do, others and CPUs compute as with "float32". "tf32x3" makes a product of three such products, of
+    the upper and lower parts of the operands, whose error is near that of float32: backend "cuda" does on
+    units of that kind, every other one computes as with "float32". In all of them sums are in float32, and
+    float64 is never rounded. Gradients have to be taken inside as well.
 
     The setting is the process's: what other threads compute meanwhile is computed by it too, and a thread
     that wants the other one for a GPU is refused. A setting may be nested in another one. What PyTorch's
@@ -150,7 +168,7 @@ def precision(setting: str = DEFAULT, *, device: torch.device | str | None = Non
     tell.
 
     Args:
-        setting: "float32" or "tf32".
+        setting: "float32", "tf32" or "tf32x3".
         device: where; None for GPUs and the CPU.
 
     Raises:
@@ -163,7 +181,12 @@ def precision(setting: str = DEFAULT, *, device: torch.device | str | None = Non
     check_choice("precision", setting, PRECISIONS)
     on_cpu = device is not None and torch.device(device).type == "cpu"
     with _cpu.hold(DEFAULT), contextlib.nullcontext() if on_cpu else _gpu.hold(setting):
-        yield
+        before: tuple[str, ...] = getattr(_of_thread, "settings", ())
+        _of_thread.settings = (*before, setting)
+        try:
+            yield
+        finally:
+            _of_thread.settings = before
 
 
 Arguments = ParamSpec("Arguments")

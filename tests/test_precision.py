@@ -12,11 +12,12 @@ from cli_runs import result_of, run
 from torch import nn
 
 import oes_fast as oes
+from oes_fast.precision import current
 
 pytest_plugins = ("cli_fixtures",)
 
 BACKENDS = torch.backends
-FLAGS = {"float32": "ieee", "tf32": "tf32"}
+FLAGS = {"float32": "ieee", "tf32": "tf32", "tf32x3": "ieee"}  # PyTorch has no products in three parts
 
 
 def flags():
@@ -151,6 +152,29 @@ def test_threads_share_a_setting_and_are_refused_another():
     assert flags() == before
 
 
+def test_kernels_ask_for_the_setting_that_holds():
+    assert current() == "float32"  # whatever PyTorch's flags say
+    seen = []
+
+    def ask():
+        seen.append(current())
+
+    with oes.precision("tf32", device="cpu"):
+        thread = threading.Thread(target=ask)  # what another thread computes on its CPU is its own
+        thread.start()
+        thread.join(10)
+        assert current() == "tf32"
+        with oes.precision("tf32x3", device="cpu"):
+            assert current() == "tf32x3"
+        assert current() == "tf32"
+    with oes.precision("tf32x3"):
+        thread = threading.Thread(target=ask)  # as backward passes have threads of their own
+        thread.start()
+        thread.join(10)
+    assert seen == ["float32", "tf32x3"]
+    assert current() == "float32"
+
+
 def test_another_name_is_refused(make_problem):
     with pytest.raises(oes.InputError, match=r"precision: expected .*float32.*tf32.*got 'bf16'"):
         oes.precision("bf16").__enter__()
@@ -206,13 +230,13 @@ def test_both_directions_of_a_pipeline_are_inside(make_problem, monkeypatch, pip
     assert {flag for _, flag in Spy.seen} == {FLAGS[setting]}
 
 
-def test_float64_and_the_cpu_take_either(make_problem):
+def test_float64_and_the_cpu_take_any(make_problem):
     p = make_problem()
     losses = [
         oes.train_sparse(p.net, p.mask, p.z, p.noisy, steps=3, record_every=1, precision=name).history.loss
         for name in FLAGS
     ]
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("pipeline", ["train", "search"])
@@ -238,7 +262,7 @@ def test_a_mask_tells_a_setting_that_is_not_the_default(make_problem):
         for name in FLAGS
     ]
     assert "precision" not in settings[0]
-    assert settings[1]["precision"] == "tf32"
+    assert [each["precision"] for each in settings[1:]] == ["tf32", "tf32x3"]
 
 
 def test_transfer_passes_it_on(monkeypatch):
@@ -265,9 +289,10 @@ def test_the_command_line_passes_it_on(command, cli_images, cli_mask, tmp_path, 
     image = cli_images / "rgb.png"
     given = {"train": [image, cli_mask], "transfer": [cli_mask, image]}.get(command, [image])
     args = [command, *given, "-o", out, "--no-plots"]
-    run(*args, "--precision", "tf32")
-    assert seen["precision"] == "tf32"
-    seen.clear()
+    for setting in FLAGS:
+        run(*args, "--precision", setting)
+        assert seen["precision"] == setting
+        seen.clear()
     assert run(*args, "--precision", "fp16") == 2
     assert not seen
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/inline.h"
+
 namespace oes {
 
 constexpr uint32_t kMaskNoise = 0; // stream of the relaxed mask's noise
@@ -13,7 +15,7 @@ constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 struct PhiloxKey {
   uint32_t low, high, step, stream;
 
-  PhiloxKey(int64_t seed, int64_t step_, uint32_t stream_)
+  OES_INLINE PhiloxKey(int64_t seed, int64_t step_, uint32_t stream_)
       : low(static_cast<uint32_t>(static_cast<uint64_t>(seed))),
         high(static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)),
         step(static_cast<uint32_t>(step_)),

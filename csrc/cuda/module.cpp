@@ -2,18 +2,10 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/chain/bindings.h"
-
-namespace oes::cuda {
-
-extern const char build[];
-
-} // namespace oes::cuda
-
-#ifndef OES_MODULE
-#define OES_MODULE _C_cuda
-#endif
+#include "cuda/mask/bindings.h"
 
 PYBIND11_MODULE(OES_MODULE, module) {
-  module.doc() = "CUDA kernels of oes_fast";
+  module.doc() = "CUDA kernels of oes_fast.";
   oes::cuda::chain::bind_python(module);
+  oes::cuda::mask::bind_python(module);
 }

@@ -10,7 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
-from oes_fast.backends import backends
+from oes_fast.backends import automatic_order, backends
 from oes_fast.cli.console import EXIT_OK
 from oes_fast.cli.display import lost_output
 from oes_fast.cli.report import versions
@@ -30,6 +30,7 @@ def describe() -> dict[str, Any]:
         "devices": {"cpu": platform.machine(), **{f"cuda:{i}": name for i, name in enumerate(gpus)}},
         "threads": torch.get_num_threads(),
         "backends": found,
+        "auto": automatic_order(),
     }
 
 
@@ -56,6 +57,9 @@ def info(
         for name, status in found["backends"].items():
             state = "available" if status["available"] else f"not here: {status['reason']}"
             console.print(f"  {name:<10}{state}")
+        console.print('backend "auto" takes the first that is available of')
+        for device, order in found["auto"].items():
+            console.print(f"  {device:<10}{order}")
         if (reason := lost_output()) is not None:
             raise OutputError(f"standard output: cannot write: {reason}")
     return EXIT_OK

@@ -220,8 +220,8 @@ Precision = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=RUN,
-        help="Of float32 products: float32, or tf32, which newer NVIDIA GPUs compute faster from operands of "
-        "11 bits; elsewhere it changes nothing.",
+        help="Of float32 products: float32; tf32, which newer NVIDIA GPUs compute faster from operands of "
+        "11 bits; or tf32x3, three of those for one, on backend cuda. Elsewhere it changes nothing.",
     ),
 ]
 Threads = Annotated[

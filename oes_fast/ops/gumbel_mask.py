@@ -11,7 +11,7 @@ from oes_fast import reference
 from oes_fast._checks import check_integer, check_logits, check_number, check_tensor, check_written
 from oes_fast.backends import resolve
 from oes_fast.ops import _library
-from oes_fast.ops._clock import Clock, clocked
+from oes_fast.ops._clock import Clock
 
 
 def gumbel_mask(
@@ -37,12 +37,12 @@ def gumbel_mask(
         w0: initial weights, float32 or float64, shape [n].
         logits: s, shape [n] or [q - 1, n], same dtype and device.
         seed: key of the noise, in [0, 2^64).
-        step: search step, in [0, 2^32); or a clock, for launches that are recorded, with "triton" alone and
-            without a derivative.
+        step: search step, in [0, 2^32); or a clock, for launches that are recorded, with "triton" and
+            "cuda" alone and without a derivative.
         temperature: T > 0.
         out: where to write them, shape [n], contiguous, in memory of its own; there is no derivative then. A
             search draws into the same memory in every step, which spares the system the pages.
-        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda".
 
     Returns:
         Tensor of shape [n], ``out`` where it is given; differentiable in ``w0`` and ``logits``, twice with
@@ -65,7 +65,7 @@ def gumbel_mask(
     if not isinstance(step, Clock):
         check_integer("step", step, minimum=0, below=2**32)
     check_number("temperature", temperature, above=0.0)
-    chosen = resolve(backend, w0.device, _library.candidates(w0.dtype, levels=logits.ndim == 2))
+    chosen = resolve(backend, w0.device, _library.candidates(w0.dtype, cuda=True, levels=logits.ndim == 2))
     if out is not None:
         check_tensor("out", out, shape=w0.shape, like=w0)
         check_written({"out": out, "w0": w0, "logits": logits}, ("out",))
@@ -77,8 +77,8 @@ def gumbel_mask(
     with torch.no_grad():
         masked = torch.empty_like(w0) if out is None else out
         if isinstance(step, Clock):
-            step.check(chosen)
-            launch = clocked("gumbel_mask", "gumbel_mask_out")
+            step.check(chosen, w0)
+            launch = _library.launcher(chosen, "gumbel_mask", "gumbel_mask_out")
             launch(masked, w0.contiguous(), logits.contiguous(), seed, 0, temperature, step.ticks)
         elif chosen == "reference":
             masked.copy_(reference.gumbel_mask(w0, logits, seed=seed, step=step, temperature=temperature))
@@ -128,12 +128,14 @@ _library.define(
     "(Tensor w0, Tensor logits, SymInt seed, SymInt step, float temperature) -> Tensor",
     fake=_fake,
     module="gumbel_mask",
+    backends=("cpu", "triton", "cuda"),
 )
 _library.define(
     "gumbel_mask_out",
     "(Tensor(a!) out, Tensor w0, Tensor logits, SymInt seed, SymInt step, float temperature) -> ()",
     fake=lambda *_: None,
     module="gumbel_mask",
+    backends=("cpu", "triton", "cuda"),
 )
 _library.define(
     "gumbel_mask_backward",
@@ -141,6 +143,7 @@ _library.define(
     "bool needs_w0, bool needs_logits) -> (Tensor, Tensor)",
     fake=_fake_backward,
     module="gumbel_mask",
+    backends=("cpu", "triton", "cuda"),
 )
 _library.define_backward("gumbel_mask", _backward, _setup_context)
 _library.define_backward("gumbel_mask_backward", _refuse_second_derivative, _setup_context)

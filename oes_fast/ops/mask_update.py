@@ -11,7 +11,7 @@ from oes_fast import reference
 from oes_fast._checks import check_integer, check_logits, check_number, check_tensor, check_written
 from oes_fast.backends import resolve
 from oes_fast.ops import _library
-from oes_fast.ops._clock import Clock, clocked
+from oes_fast.ops._clock import Clock
 
 
 def mask_update(
@@ -47,7 +47,7 @@ def mask_update(
         exp_avg_sq: Adam's second moment, shape of ``logits``, contiguous, updated; at first zeros.
         seed: key of the noise, in [0, 2^64).
         step: search step, from 0, in [0, 2^32), the same that drew the mask; or a clock of this ``lr`` and
-            these ``betas``, for launches that are recorded, with "triton" alone.
+            these ``betas``, for launches that are recorded, with "triton" and "cuda" alone.
         temperature: T > 0.
         kl: weight of the KL term, >= 0.
         density: p0 in (0, 1).
@@ -55,7 +55,7 @@ def mask_update(
         betas: decay of Adam's moments, in [0, 1).
         eps: Adam's eps, >= 0.
         kl_value: return the KL sum of the logits as they were before the update.
-        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda".
 
     Returns:
         Scalar tensor of the logits' dtype, or None without ``kl_value``.
@@ -88,12 +88,13 @@ def mask_update(
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)
-    chosen = resolve(backend, logits.device, _library.candidates(logits.dtype, levels=logits.ndim == 2))
+    candidates = _library.candidates(logits.dtype, cuda=True, levels=logits.ndim == 2)
+    chosen = resolve(backend, logits.device, candidates)
     with torch.no_grad():
         if isinstance(step, Clock):
-            step.check(chosen)
+            step.check(chosen, logits)
             numbers = (seed, 0, temperature, kl, density, lr, *betas, eps, kl_value)
-            launch = clocked("mask_update", "mask_update")
+            launch = _library.launcher(chosen, "mask_update", "mask_update")
             value = launch(
                 logits,
                 grad.contiguous(),
@@ -152,4 +153,5 @@ _library.define(
     "bool kl_value) -> Tensor",
     fake=_fake,
     module="mask_update",
+    backends=("cpu", "triton", "cuda"),
 )

@@ -15,7 +15,7 @@ from oes_fast._checks import check_integer, check_number, check_tensor
 from oes_fast.backends import AUTO, resolve
 from oes_fast.errors import InputError
 from oes_fast.ops import _library
-from oes_fast.ops._clock import Clock, clocked
+from oes_fast.ops._clock import Clock
 
 
 def masked_adam(
@@ -39,13 +39,13 @@ def masked_adam(
         exp_avg: first moment, shape [n], updated; zeros before the first step.
         exp_avg_sq: second moment, shape [n], updated; zeros before the first step.
         step: number of steps taken before this one (0 for the first); or a clock of this ``lr`` and these
-            ``betas``, for launches that are recorded, with "triton" alone.
+            ``betas``, for launches that are recorded, with "triton" and "cuda" alone.
         lr: learning rate, > 0.
         betas: decay of the two moments, in [0, 1).
         eps: added to the root of the second moment.
         mask: bool, shape [n]; the gradient of what it does not keep is taken as zero. None keeps all.
-        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only). The kernels
-            update contiguous tensors only; "auto" takes the reference for others.
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda". The
+            kernels update contiguous tensors only; "auto" takes the reference for others.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, a number out of range, or a strided tensor to
@@ -73,7 +73,7 @@ def masked_adam(
     for beta in betas:
         check_number("betas", beta, minimum=0.0, below=1.0)
     check_number("eps", eps, minimum=0.0)
-    chosen = resolve(backend, weights.device, _library.candidates(weights.dtype))
+    chosen = resolve(backend, weights.device, _library.candidates(weights.dtype, cuda=True))
     updated = {"weights": weights, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     strided = [name for name, value in updated.items() if not value.is_contiguous()]
     if strided and chosen != "reference":
@@ -84,9 +84,9 @@ def masked_adam(
         chosen = "reference"
     with torch.no_grad():
         if isinstance(step, Clock):
-            step.check(chosen)
+            step.check(chosen, weights)
             mask = None if mask is None else mask.contiguous()
-            launch = clocked("masked_adam", "masked_adam")
+            launch = _library.launcher(chosen, "masked_adam", "masked_adam")
             launch(
                 weights,
                 grad.contiguous(),
@@ -122,4 +122,5 @@ _library.define(
     "float lr, float beta1, float beta2, float eps) -> ()",
     fake=_fake,
     module="masked_adam",
+    backends=("cpu", "triton", "cuda"),
 )

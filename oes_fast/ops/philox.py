@@ -31,7 +31,7 @@ def random_bits(
         numel: how many elements.
         stream: what the words are for, in [0, 2^32).
         device: where to make them.
-        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton".
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" or "cuda".
 
     Returns:
         int64 of shape [numel], values in [0, 2^32).
@@ -44,7 +44,7 @@ def random_bits(
     check_integer("step", step, minimum=0, below=2**32)
     check_integer("numel", numel, minimum=0)
     check_integer("stream", stream, minimum=0, below=2**32)
-    chosen = resolve(backend, device, _library.candidates(torch.float32))
+    chosen = resolve(backend, device, _library.candidates(torch.float32, cuda=True))
     if chosen == "reference":
         return reference.random_bits(seed, step, numel, stream=stream, device=device)
     words = torch.empty(numel, dtype=torch.int64, device=device)
@@ -60,7 +60,7 @@ def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32, *, back
     Args:
         bits: int64, shape [n], values in [0, 2^32).
         dtype: of the result, float32 or float64.
-        backend: "auto", "reference", "torch" (the same here), "cpu" or "triton" (float32 only).
+        backend: "auto", "reference", "torch" (the same here), "cpu", "triton" (float32 only) or "cuda".
 
     Returns:
         Tensor of shape [n], finite, at most 16.64 in magnitude.
@@ -70,7 +70,7 @@ def logistic_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32, *, back
         BackendError: the named backend cannot run here.
     """
     check_tensor("bits", bits, ndim=1, dtypes=(torch.int64,))
-    chosen = resolve(backend, bits.device, _library.candidates(dtype))
+    chosen = resolve(backend, bits.device, _library.candidates(dtype, cuda=True))
     if chosen == "reference":
         return reference.logistic_from_bits(bits, dtype)
     noise = torch.empty(bits.shape, dtype=dtype, device=bits.device)
@@ -87,10 +87,12 @@ _library.define(
     "(Tensor(a!) words, SymInt seed, SymInt step, SymInt stream) -> ()",
     fake=_fake_nothing,
     module="philox",
+    backends=("cpu", "triton", "cuda"),
 )
 _library.define(
     "logistic_from_bits",
     "(Tensor(a!) noise, Tensor bits) -> ()",
     fake=_fake_nothing,
     module="philox",
+    backends=("cpu", "triton", "cuda"),
 )

@@ -8,6 +8,7 @@ read from memory (:class:`oes_fast.ops._clock.Clock`), outputs and losses lie wh
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ class CudaRecorder:
         stream = torch.cuda.current_stream(self._device)
         random = torch.cuda.default_generators[self._device.index or 0].clone_state()
         cause: BaseException | None = None
+        gc.collect()  # garbage that frees memory of a device would spoil the recording
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 try:
@@ -214,6 +216,6 @@ def _first_line(error: Exception) -> str:
 
 def graphed(run: Recordable, backend: str, device: torch.device) -> RunState:
     """``run`` with its steps recorded where the backend and the device have recordings, else as it is."""
-    if backend != "triton" or device.type != "cuda":
+    if backend not in ("triton", "cuda") or device.type != "cuda":
         return run
     return GraphedRun(run, CudaRecorder(device))

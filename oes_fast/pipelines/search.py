@@ -31,6 +31,7 @@ from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
+from oes_fast.rewrite.run.context import unit_gradient
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,8 +121,8 @@ def search_mask(
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
-        precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
-            :func:`oes_fast.precision`.
+        precision: of float32 products: "float32"; "tf32", whose operands a GPU may round to 11 bits; or
+            "tf32x3", three such products for one on backend "cuda"; see :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
@@ -243,6 +244,7 @@ class SearchRun:
         self._exp_avg_sq = torch.zeros_like(self.logits)
         self._weights = torch.empty_like(self.w0)
         self._loss = zero_loss(objective)
+        self._unit = unit_gradient(self._loss)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Draw the mask of this step and run the generator under it."""
@@ -253,7 +255,7 @@ class SearchRun:
 
     def clock(self) -> Clock:
         """For recorded steps."""
-        return Clock(self.w0.device, lr=self._lr)
+        return Clock(self.w0.device, lr=self._lr, dtype=self.w0.dtype)
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded."""
@@ -296,7 +298,7 @@ class SearchRun:
 
     def update(self, step: int | Clock) -> None:
         """Gradient of the masked weights, then the fused update of the logits."""
-        (grad,) = torch.autograd.grad(self._loss, self._weights)
+        (grad,) = torch.autograd.grad(self._loss, self._weights, self._unit)
         mask_update(
             self.logits,
             grad,

@@ -21,6 +21,7 @@ from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
+from oes_fast.rewrite.run.context import unit_gradient
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,8 +84,8 @@ def train_sparse(
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
-        precision: of float32 products: "float32", or "tf32", whose operands a GPU may round to 11 bits; see
-            :func:`oes_fast.precision`.
+        precision: of float32 products: "float32"; "tf32", whose operands a GPU may round to 11 bits; or
+            "tf32x3", three such products for one on backend "cuda"; see :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.
@@ -175,6 +176,7 @@ class TrainRun:
         self._exp_avg_sq = torch.zeros_like(self.weights)
         self._average: Tensor | None = None
         self._loss = zero_loss(objective)
+        self._unit = unit_gradient(self._loss)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Run the generator and take the loss."""
@@ -184,7 +186,7 @@ class TrainRun:
 
     def clock(self) -> Clock:
         """For recorded steps."""
-        return Clock(self.weights.device, lr=self._lr)
+        return Clock(self.weights.device, lr=self._lr, dtype=self.weights.dtype)
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded, without the average."""
@@ -219,7 +221,7 @@ class TrainRun:
 
     def update(self, step: int | Clock) -> None:
         """Gradient and one step of Adam."""
-        (grad,) = torch.autograd.grad(self._loss, self.weights)
+        (grad,) = torch.autograd.grad(self._loss, self.weights, self._unit)
         with torch.no_grad():
             masked_adam(
                 self.weights,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
 
+from oes_fast.backends import automatic_order
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.plan import Plan
@@ -12,20 +13,21 @@ from oes_fast.rewrite.run.sparse_ops import MOST_KEPT
 _HEADER = ("stage", "operation", "in", "out", "density", "MACs before", "after", "nonzero", "kernel")
 
 
-def table(dense: ir.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) -> str:
+def table(dense: ir.Graph, plan: Plan, layout: FlatLayout, dtype: torch.dtype) -> str:
     """One line for each stage of ``plan``.
 
     Args:
         dense: graph of the network before any rule.
         plan: what is computed.
         layout: of the dense parameters.
-        mask: flat bool, or None.
+        dtype: of the weights.
     """
     before: dict[str, int] = {}
     for node in dense.nodes:
         if isinstance(node.stage, ir.Conv):
             before[node.stage.weight] = before.get(node.stage.weight, 0) + _macs(node, *node.stage.channels)
-    rows = [_row(node, plan, layout, before, mask) for node in plan.graph.nodes]
+    chains = plan.explain_chains(dtype)
+    rows = [_row(node, plan, layout, before, chains) for node in plan.graph.nodes]
     totals = [sum(int(row[column]) for row in rows if row[column]) for column in (5, 6, 7)]
     lines = [_HEADER, *rows, ("total", "", "", "", "", *map(str, totals), "")]
     text = [
@@ -35,13 +37,14 @@ def table(dense: ir.Graph, plan: Plan, layout: FlatLayout, mask: Tensor | None) 
         for line in lines
     ]
     widths = [max(len(line[i]) for line in text) for i in range(len(_HEADER))]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text
-    )
+    printed = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text]
+    if plan.kernels == "cuda":
+        printed.append(f'backend "auto" on a GPU: {automatic_order()["cuda"]}')
+    return "\n".join(printed)
 
 
 def _row(
-    node: ir.Node, plan: Plan, layout: FlatLayout, before: dict[str, int], mask: Tensor | None
+    node: ir.Node, plan: Plan, layout: FlatLayout, before: dict[str, int], chains: dict[ir.Node, str]
 ) -> tuple[str, ...]:
     stage = node.stage
     alive = plan.alive[node]
@@ -51,7 +54,7 @@ def _row(
     dense_out = node.shape[1] if len(node.shape) == 4 else 0
     cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.varying)}/{dense_out}"]
     if not isinstance(conv, ir.Conv):
-        return (*cells, "", "", "", "", _kernel(node, plan))
+        return (*cells, "", "", "", "", _kernel(node, plan, chains))
     source = plan.alive[node.inputs[0]]
     nonzero = plan.weights.nonzeros(conv.weight, alive.varying, source.varying + conv.first)
     block = len(alive.varying) * live_in * conv.kernel[0] * conv.kernel[1]
@@ -65,7 +68,7 @@ def _row(
         dense,
         str(after),
         str(round(after * density)),
-        _kernel(node, plan),
+        _kernel(node, plan, chains),
     )
 
 
@@ -105,14 +108,14 @@ def _operation(stage: ir.Stage) -> str:
     return type(stage).__name__.lower()
 
 
-def _kernel(node: ir.Node, plan: Plan) -> str:
+def _kernel(node: ir.Node, plan: Plan, chains: dict[ir.Node, str]) -> str:
     """What runs the stage, and why."""
     if node in plan.input_only:
         return "once: depends on the fixed input alone"
     if not len(plan.alive[node].varying) and len(node.shape) == 4:
         return "none: no channel is alive"
-    if node in plan.chained:
-        return "C++ chain"
+    if node in chains:
+        return chains[node]
     stage = node.stage
     if node in plan.kernel_names:
         return plan.kernel_names[node]

@@ -268,7 +268,7 @@ class SparseGenerator(nn.Module):
             raise InputError("explain: expected to have seen an input, or a network with a convolution")
         z = self.weights.new_empty(1, self._last_channels or convs[0].in_channels, *size)
         plan = self.plan(z)
-        text = table(trace(self._net, z, check=False), plan, self._layout, self._mask)
+        text = table(trace(self._net, z, check=False), plan, self._layout, z.dtype)
         print(text, file=sys.stdout if file is None else file)
         return text
 
@@ -352,9 +352,9 @@ def sparsify(
         net: any generator of standard layers; copied, and left alone. What the rules do not know runs
             as it is.
         mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
-        backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels and "triton" for Triton kernels
-            (float32 only) where they are faster; "auto" for the one of them that can run here. The kernels
-            have no second derivative.
+        backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels, "cuda" for CUDA C++ kernels and
+            "triton" for Triton kernels (float32 only) where they are faster; "auto" for the first of them
+            that can run here, see :func:`oes_fast.backends`. The kernels have no second derivative.
         verify: at the first input of a shape, compare loss, image, gradients and running statistics with
             those of ``net`` on that input, which takes as long as 12 to 15 dense steps, in float64 where
             memory allows. Where they differ, the call raises :class:`VerificationError`.
@@ -391,7 +391,7 @@ def sparsify(
 
 def candidates(dtype: torch.dtype) -> tuple[str, ...]:
     """What a rewritten network of this dtype can run on: the Triton kernels are float32 only."""
-    return ("cpu", "triton", "torch") if dtype == torch.float32 else ("cpu", "torch")
+    return ("cpu", "cuda", "triton", "torch") if dtype == torch.float32 else ("cpu", "cuda", "torch")
 
 
 def rewritten(net: nn.Module, z: Tensor, *, check: bool = True) -> Graph:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from oes_fast import _cuda_extension
 from oes_fast.flat import FlatLayout
 from oes_fast.ops.running_stats import running_stats_of_layers
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
 from oes_fast.rewrite.run.chain_autograd import ChainFunction
+from oes_fast.rewrite.run.chain_cpu import CpuChain
+from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
+from oes_fast.rewrite.run.chain_program import NativeChain
 from oes_fast.rewrite.run.context import Context, FusedLoss, StageFunction, Value, activate
 from oes_fast.rewrite.run.norm_ops import count_batches
-from oes_fast.rewrite.run.sparse_ops import BACKEND
 from oes_fast.rewrite.run.torch_ops import Builder
 from oes_fast.rewrite.run.triton_ops import TritonBuilder
 from oes_fast.rewrite.weights import CompactWeights
@@ -43,9 +46,10 @@ class Plan:
         net: the traced network, for modules that run as they are.
         mask: flat bool mask of its parameters, or None.
         device: of the weights.
-        kernels: "torch", or "cpu" or "triton" for kernels where they are the better choice.
+        kernels: "torch", or "cpu", "cuda" or "triton" for kernels where they are the better choice.
 
     Attributes:
+        kernels: as asked for; "torch" where a network has been moved away from its kernels' device.
         sparse: convolutions that run on their kept weights alone, outside chains.
         chained: nodes that chains run.
         kernel_names: what runs a stage and why, by node, where that is a Triton kernel.
@@ -66,8 +70,12 @@ class Plan:
         self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
         self.input_only = self._input_only_nodes()
-        kernels = "torch" if kernels == "cpu" and device.type != "cpu" else kernels
-        chains = find_chains(graph, self.alive, self.input_only) if kernels == BACKEND else []
+        self._device = device
+        engine = _engine(kernels, device)
+        kernels = "torch" if engine is None and kernels in ("cpu", "cuda") else kernels
+        self.kernels = kernels
+        chains = [] if engine is None else find_chains(graph, self.alive, self.input_only, engine.takes)
+        self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
         make = TritonBuilder if kernels == "triton" else Builder
         builder = make(
@@ -85,7 +93,8 @@ class Plan:
         for node in graph.nodes:
             if node in ends:
                 chain = ends[node]
-                self._steps.append(_Step(node, [chain.source], self._chain(chain)))
+                assert engine is not None
+                self._steps.append(_Step(node, [chain.source], self._chain(chain, engine)))
             elif node not in self.chained:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
@@ -149,13 +158,24 @@ class Plan:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
-    def _chain(self, chain: Chain) -> StageFunction:
-        run = ChainFunction(chain, self.alive, self.weights, constant_input=chain.source in self.input_only)
+    def explain_chains(self, dtype: torch.dtype) -> dict[ir.Node, str]:
+        """What runs the stages of chains in this dtype, by node."""
+        return {
+            node: name for chain in self._chains for node, name in chain.explain(dtype, self._device).items()
+        }
+
+    def _chain(self, chain: Chain, engine: type[NativeChain]) -> StageFunction:
+        run = ChainFunction(
+            chain, self.alive, self.weights, engine, constant_input=chain.source in self.input_only
+        )
+        self._chains.append(run)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
         whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
+        takes_loss = whole and chain.end is self.graph.output
 
+        # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
-            fused_loss = context.fused_loss if whole and chain.end is self.graph.output else None
+            fused_loss = context.fused_loss if takes_loss else None
             target = (
                 None
                 if fused_loss is None or fused_loss.target.shape != chain.end.shape
@@ -166,6 +186,7 @@ class Plan:
                 values[0].x,
                 context.buffers,
                 update_stats=context.update_stats,
+                counted=context.counted,
                 target=target,
             )
             if fused_loss is not None:
@@ -193,6 +214,15 @@ class Plan:
         for key, reader in last.items():
             readers[reader].append(key)
         return readers
+
+
+def _engine(kernels: str, device: torch.device) -> type[NativeChain] | None:
+    """What runs chains, None where nothing does: the module may have been moved to another device."""
+    if kernels == "cpu" and device.type == "cpu":
+        return CpuChain
+    if kernels == "cuda" and device.type == _cuda_extension.device_type():
+        return CudaChain
+    return None
 
 
 def _laid_out(value: Value) -> Value:

@@ -109,6 +109,8 @@ class CompactWeights:
 
     def blocks(self, weights: Tensor) -> list[Tensor]:
         """The blocks in the order they were asked for, differentiable in ``weights``."""
+        if not self._requests:  # as where chains run everything
+            return []
         if self._mask is None:
             views = dict(zip(self._layout.names, self._split(weights), strict=True))
             cuts = zip(self._requests, self._cuts, strict=True)

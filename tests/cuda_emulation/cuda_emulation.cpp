@@ -4,19 +4,16 @@
 // left to the race detector to find.
 #include "cuda_emulation.h"
 
-#include <sys/mman.h>
-
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "fibers.h"
+#include "order.h"
 #include "races.h"
 
 uint3 threadIdx{}, blockIdx{};
@@ -25,31 +22,7 @@ dim3 blockDim{}, gridDim{};
 namespace oes::emulation {
 namespace {
 
-constexpr int kMostThreads = 1024;
 constexpr size_t kMostSharedBytes = 227 * 1024; // of a block on sm_90 and sm_100
-
-// xorshift64*: the same everywhere.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u | 1) {}
-
-  uint32_t below(uint32_t bound) {
-    state_ ^= state_ >> 12;
-    state_ ^= state_ << 25;
-    state_ ^= state_ >> 27;
-    return static_cast<uint32_t>((state_ * 0x2545F4914F6CDD1Du >> 32) * bound >> 32);
-  }
-
-  template <typename T>
-  void shuffle(T* items, uint32_t count) {
-    for (uint32_t i = count; i > 1; --i) {
-      std::swap(items[i - 1], items[below(i)]);
-    }
-  }
-
- private:
-  uint64_t state_;
-};
 
 struct Warp {
   uint32_t living, waiting; // lanes that have not returned; of those, lanes at a collective
@@ -59,38 +32,8 @@ struct Warp {
   uint32_t masks[32];
 };
 
-// Threads that may run, the next one first.
-class Ready {
- public:
-  bool empty() const {
-    return count_ == 0;
-  }
-  int take() {
-    const int thread = ring_[first_];
-    first_ = (first_ + 1) % kMostThreads;
-    --count_;
-    return thread;
-  }
-  void append(int thread) {
-    ring_[(first_ + count_++) % kMostThreads] = static_cast<uint16_t>(thread);
-  }
-  void prepend(int thread) {
-    first_ = (first_ + kMostThreads - 1) % kMostThreads;
-    ring_[first_] = static_cast<uint16_t>(thread);
-    ++count_;
-  }
-  void clear() {
-    count_ = 0;
-  }
-
- private:
-  uint16_t ring_[kMostThreads];
-  uint32_t first_ = 0, count_ = 0;
-};
-
 // The launch that runs: one at a time, whichever threads of the host ask for them.
 struct {
-  std::mutex one_at_a_time;
   bool running = false;
   const char* name;
   void (*call)(const void*);
@@ -109,48 +52,11 @@ struct {
   std::string failure;
 } launch;
 
-// Where shared memory lies: far from all else, so that what lies beside it is told from other memory.
-class SharedMemory {
- public:
-  unsigned char* get() const {
-    return memory_;
-  }
-
-  void resize(size_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
-    if (!memory_ || bytes != bytes_) { // of exactly that size, for its red zones
-      std::free(memory_);
-      void* address = nullptr;
-      if (posix_memalign(&address, 128, bytes) != 0) {
-        throw std::bad_alloc();
-      }
-      memory_ = static_cast<unsigned char*>(address);
-    }
-    races::set_shared(memory_, bytes, memory_, bytes);
-#else
-    if (!memory_) {
-      void* mapped = mmap(
-          nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (mapped == MAP_FAILED) {
-        throw std::bad_alloc();
-      }
-      memory_ = static_cast<unsigned char*>(mapped) + kArenaBytes / 2;
-    }
-    races::set_shared(memory_ - kArenaBytes / 2, kArenaBytes, memory_, bytes);
-#endif
-    bytes_ = bytes;
-  }
-
-  void renew() const {
-    std::memset(memory_, 0xFF, bytes_);
-  }
-
- private:
-  [[maybe_unused]] static constexpr size_t kArenaBytes = size_t{16} << 20;
-
-  unsigned char* memory_ = nullptr;
-  size_t bytes_ = 0;
-} shared;
+std::string hexadecimal(uint32_t value) {
+  char digits[16];
+  std::snprintf(digits, sizeof(digits), "%#x", value);
+  return digits;
+}
 
 void set_current(int thread) {
   launch.current = thread;
@@ -183,10 +89,13 @@ void finish_collective(int warp_index, uint32_t lanes, int last_lane) {
   const int one = std::countr_zero(lanes);
   for (uint32_t rest = lanes; rest; rest &= rest - 1) {
     const int lane = std::countr_zero(rest);
-    if (warp.exchange[lane] != warp.exchange[one] || warp.masks[lane] != warp.masks[one]) {
-      fail(
-          std::string("lanes of one warp wait for each other at different places: one at ") + warp.at[one] +
-          ", one at " + warp.at[lane] + (warp.masks[lane] != warp.masks[one] ? " with another mask" : ""));
+    if (warp.exchange[lane] != warp.exchange[one] || warp.masks[lane] != warp.masks[one] ||
+        std::strcmp(warp.at[lane], warp.at[one]) != 0) {
+      const auto lane_at = [&](int l) {
+        return "thread " + described(launch.indices[warp_index * 32 + l]) + " at " + warp.at[l] + " of lanes " +
+            hexadecimal(warp.masks[l]);
+      };
+      fail("lanes of one warp wait for each other at different places: " + lane_at(one) + ", " + lane_at(lane));
     }
   }
   if (warp.exchange[one]) {
@@ -248,8 +157,8 @@ void on_new_stack() {
     if (!launch.failure.empty()) {
       change_stack(*stack, launch.main);
     }
-    own = nullptr;
     current_returned();
+    own = nullptr;
     if (!launch.ready.empty()) {
       const int next = launch.ready.take();
       set_current(next);
@@ -275,13 +184,13 @@ std::string standstill() {
       ++thread;
     }
     text = std::to_string(launch.at_barrier) + " of " + std::to_string(launch.threads) +
-        " threads wait at __syncthreads(), the first of them thread " + described(launch.indices[thread]);
+        " threads wait at __syncthreads, the first of them thread " + described(launch.indices[thread]);
   }
   for (int warp_index = 0; warp_index * 32 < launch.threads; ++warp_index) {
     const Warp& warp = launch.warps[warp_index];
     if (warp.waiting) {
       const int lane = std::countr_zero(warp.waiting);
-      text += (text.empty() ? "" : ", ") + std::to_string(std::popcount(warp.waiting)) + " lanes of warp " +
+      text += (text.empty() ? "" : ", ") + std::to_string(std::popcount(warp.waiting)) + " of the lanes of warp " +
           std::to_string(warp_index) + " at " + warp.at[lane] + ", the first of them thread " +
           described(launch.indices[warp_index * 32 + lane]);
       break;
@@ -298,7 +207,7 @@ void run_block() {
     launch.warps[warp].living = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
     launch.warps[warp].waiting = 0;
   }
-  shared.renew();
+  renew_shared_memory();
   races::block_begins(blockIdx);
   uint16_t order[kMostThreads];
   std::iota(order, order + threads, 0);
@@ -359,13 +268,9 @@ std::string described(uint3 index) {
 
 void fail(const std::string& what) {
   races::listening = false;
-  launch.failure = what + "; thread " + described(threadIdx);
+  launch.failure = what;
   change_stack(*launch.stacks[launch.current], launch.main);
   std::abort(); // it is not resumed
-}
-
-unsigned char* shared_memory() {
-  return shared.get();
 }
 
 void block_barrier() {
@@ -394,7 +299,9 @@ void warp_collective(const Collective& what, uint32_t mask, void* operand) {
   const int self = launch.current, warp_index = self / 32, lane = self % 32;
   Warp& warp = launch.warps[warp_index];
   if (!(mask >> lane & 1)) {
-    fail(std::string(what.name) + ": the mask lacks the lane that calls");
+    fail(
+        std::string(what.name) + ": the lanes " + hexadecimal(mask) + " lack the caller's, thread " +
+        described(threadIdx));
   }
   warp.operands[lane] = operand;
   warp.at[lane] = what.name;
@@ -421,7 +328,7 @@ void run_blocks(
         kernel + ": " + reason + "; grid " + described({grid.x, grid.y, grid.z}) + ", block " +
         described({block.x, block.y, block.z}));
   }
-  const std::lock_guard lock(launch.one_at_a_time);
+  const std::lock_guard lock(one_at_a_time);
   launch.name = name;
   launch.call = call;
   launch.body = body;
@@ -433,7 +340,7 @@ void run_blocks(
   }
   blockDim = block;
   gridDim = grid;
-  shared.resize(shared_bytes);
+  resize_shared_memory(shared_bytes);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   std::vector<uint64_t> order(blocks);
   std::iota(order.begin(), order.end(), uint64_t{0});

@@ -3,6 +3,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if !defined(__x86_64__) || !defined(__linux__)
+#define OES_EMULATION_UCONTEXT // elsewhere, at two system calls a change
+#endif
+#ifdef OES_EMULATION_UCONTEXT
+#include <ucontext.h>
+#endif
+
 #include <cstdint>
 #include <new>
 #include <vector>
@@ -76,6 +83,15 @@ void map_arena() {
   stacks_bytes = kStacks * kStackBytes;
 }
 
+#ifdef OES_EMULATION_UCONTEXT
+ucontext_t* context_of(Stack& stack) {
+  if (!stack.place) {
+    stack.place = new ucontext_t;
+  }
+  return static_cast<ucontext_t*>(stack.place);
+}
+#endif
+
 void entered() {
 #ifdef OES_ADDRESS_SANITIZER
   const void* bottom = nullptr;
@@ -99,11 +115,12 @@ void reset_stack(Stack* stack) {
   stack->fake = nullptr;
 #endif
 #ifdef OES_EMULATION_UCONTEXT
-  getcontext(&stack->context);
-  stack->context.uc_stack.ss_sp = stack->bottom;
-  stack->context.uc_stack.ss_size = stack->bytes;
-  stack->context.uc_link = nullptr;
-  makecontext(&stack->context, entry, 0);
+  ucontext_t* context = context_of(*stack);
+  getcontext(context);
+  context->uc_stack.ss_sp = stack->bottom;
+  context->uc_stack.ss_size = stack->bytes;
+  context->uc_link = nullptr;
+  makecontext(context, entry, 0);
 #else
   // Tops differ in their low address bits, else they would all compete for the same lines of the cache.
   const size_t index = static_cast<size_t>(stack->bottom - arena) / kStackBytes;
@@ -115,7 +132,7 @@ void reset_stack(Stack* stack) {
   for (int saved = 0; saved < 6; ++saved) {
     *--top = 0;
   }
-  stack->top = top;
+  stack->place = top;
 #endif
 }
 
@@ -149,9 +166,9 @@ void change_stack(Stack& from, Stack& to) {
   __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.bytes);
 #endif
 #ifdef OES_EMULATION_UCONTEXT
-  swapcontext(&from.context, &to.context);
+  swapcontext(context_of(from), context_of(to));
 #else
-  oes_emulation_change_stack(&from.top, to.top);
+  oes_emulation_change_stack(&from.place, to.place);
 #endif
 #ifdef OES_ADDRESS_SANITIZER
   const void* bottom = nullptr;

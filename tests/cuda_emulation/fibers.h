@@ -4,24 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__) || !defined(__linux__)
-#define OES_EMULATION_UCONTEXT // elsewhere, at two system calls a change
-#endif
-#ifdef OES_EMULATION_UCONTEXT
-#include <ucontext.h>
-#endif
-
 namespace oes::emulation {
 
 struct Stack {
   char* bottom = nullptr;
   size_t bytes = 0;
   void* fake = nullptr; // AddressSanitizer's
-#ifdef OES_EMULATION_UCONTEXT
-  ucontext_t context = {};
-#else
-  void* top = nullptr; // where it was left
-#endif
+  void* place = nullptr; // where it was left
 };
 
 // The stack on which a function runs that is called anew whenever the stack is taken after reset_stack().

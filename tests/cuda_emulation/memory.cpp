@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cuda_emulation.h"
+#include "fibers.h"
 #include "races.h"
 
 namespace oes::emulation {
@@ -16,7 +17,6 @@ namespace {
 constexpr size_t kAlignment = 256; // cudaMalloc's
 constexpr size_t kMostReleased = size_t{16} << 20; // bytes that are kept from being allocated again
 
-std::mutex guard;
 std::map<void*, size_t> allocations;
 std::deque<std::pair<void*, size_t>> released;
 size_t released_bytes = 0;
@@ -25,6 +25,13 @@ size_t released_bytes = 0;
 size_t margin() {
   static_assert(races::kRedZone % kAlignment == 0);
   return races::instrumented() ? races::kRedZone : 0;
+}
+
+std::unique_lock<std::mutex> outside_of_kernels() {
+  if (on_stack(__builtin_frame_address(0))) {
+    throw std::runtime_error("a kernel may not allocate, release, copy or fill device memory");
+  }
+  return std::unique_lock(one_at_a_time);
 }
 
 void free_oldest() {
@@ -38,7 +45,7 @@ void free_oldest() {
 } // namespace
 
 void* allocate(size_t bytes) {
-  const std::lock_guard lock(guard);
+  const auto lock = outside_of_kernels();
   void* start = nullptr;
   if (posix_memalign(&start, kAlignment, bytes + 2 * margin()) != 0) {
     throw std::runtime_error("cudaMalloc: out of memory");
@@ -53,7 +60,7 @@ void* allocate(size_t bytes) {
 }
 
 void release(void* address) {
-  const std::lock_guard lock(guard);
+  const auto lock = outside_of_kernels();
   const auto found = allocations.find(address);
   if (found == allocations.end()) {
     if (address) {
@@ -77,7 +84,7 @@ void release(void* address) {
 
 void copy(void* to, const void* from, size_t bytes) {
   if (races::instrumented()) {
-    const std::lock_guard lock(guard);
+    const auto lock = outside_of_kernels();
     races::written("cudaMemcpy", to, bytes);
   }
   std::memcpy(to, from, bytes);
@@ -85,7 +92,7 @@ void copy(void* to, const void* from, size_t bytes) {
 
 void fill(void* address, int value, size_t bytes) {
   if (races::instrumented()) {
-    const std::lock_guard lock(guard);
+    const auto lock = outside_of_kernels();
     races::written("cudaMemset", address, bytes);
   }
   std::memset(address, value, bytes);

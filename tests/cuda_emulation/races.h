@@ -7,16 +7,24 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 #include "cuda_emulation.h"
 
 namespace oes::emulation {
 
+// Held by launches and by what the host does with device memory.
+inline std::mutex one_at_a_time;
+
 // Ends the launch: the thread that runs has gone wrong and does not return.
 [[noreturn]] void fail(const std::string& what);
 
 std::string described(uint3 index);
+
+void resize_shared_memory(size_t bytes);
+// For a block that starts.
+void renew_shared_memory();
 
 namespace races {
 

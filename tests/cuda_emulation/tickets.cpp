@@ -73,7 +73,7 @@ bool Tickets::sees_all(uint32_t block) const {
   });
 }
 
-bool Tickets::after_additions(uintptr_t counter, uint32_t block) const {
+bool Tickets::after_additions(uintptr_t counter) const {
   const auto found = counters_.find(counter);
   if (found == counters_.end()) {
     return true;

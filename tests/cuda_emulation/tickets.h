@@ -22,8 +22,8 @@ class Tickets {
   bool sees(uint32_t block, uint32_t time, int thread) const;
   // Whether it may see what all blocks did that have run: `block` is how many.
   bool sees_all(uint32_t block) const;
-  // Whether it comes after all additions so far, or there are none by other blocks.
-  bool after_additions(uintptr_t counter, uint32_t block) const;
+  // Whether it comes after an addition of its own block to the counter, or there are none.
+  bool after_additions(uintptr_t counter) const;
 
  private:
   // What a block had done when it added to a counter, as far as others see it.

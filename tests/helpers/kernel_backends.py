@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import oes_fast as oes
+from oes_fast import _cuda_extension
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -20,7 +21,10 @@ if INTERPRETED:  # its checks of every integer operation for overflow take two t
     interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
 
 TESTS = Path(__file__).resolve().parents[1]
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "triton")  # of every operation
+MASK_KERNELS = (*KERNELS, "cuda")  # of those on masks
+# Beside "cpu", the kernels that take tensors of the CPU: those of CUDA where they are emulated.
+EMULATED = ("cuda",) if _cuda_extension.emulated() else ()
 
 
 def require(backend: str) -> None:
@@ -33,7 +37,9 @@ def require(backend: str) -> None:
 
 
 def device_of(backend: str) -> str:
-    """Where tensors for the backend lie: Triton under its interpreter takes those of the CPU."""
+    """Where tensors for the backend lie: under Triton's interpreter and the emulation of CUDA on the CPU."""
+    if backend == "cuda":
+        return _cuda_extension.device_type()
     return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
 
 

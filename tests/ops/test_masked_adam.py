@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_backends import KERNELS, device_of, dtypes_of, require
+from kernel_backends import MASK_KERNELS, device_of, dtypes_of, require
 
 import oes_fast as oes
 from oes_fast import reference
@@ -13,7 +13,7 @@ from oes_fast.ops import _library
 
 pytestmark = [pytest.mark.cpu_kernel, pytest.mark.device]
 
-BACKENDS = list(KERNELS)
+BACKENDS = list(MASK_KERNELS)
 
 SETTINGS = [
     {},

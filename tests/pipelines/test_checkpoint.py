@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, skip_unless_available
+from kernel_backends import EMULATED
 from torch import nn
 
 import oes_fast as oes
@@ -97,7 +98,7 @@ def test_killed_at_any_moment(make_problem, run, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", *EMULATED])
 def test_stopped_by_the_callback(make_problem, run, dtype, backend, tmp_path):
     skip_unless_available(backend)
     problem = make_problem(dtype=dtype)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_backends import device_of, require
+from short_runs import BOTH, outcome, start
 from torch import Tensor
 
 import oes_fast as oes
 from oes_fast.ops._clock import Clock
+from oes_fast.pipelines import cuda_graphs, setup
 from oes_fast.pipelines.cuda_graphs import CudaRecorder, GraphedRun, graphed
 
 pytestmark = pytest.mark.cuda_graph
@@ -308,28 +311,49 @@ def test_a_second_ctrl_c_is_no_failed_recording(monkeypatch):
     assert cuda.is_as_before()
 
 
-def test_only_triton_on_a_gpu_is_recorded():
+def test_only_triton_and_cuda_on_a_gpu_are_recorded(monkeypatch):
     run = CountingRun()
-    assert graphed(run, "triton", torch.device("cpu")) is run
+    for backend in ("triton", "cuda"):
+        assert graphed(run, backend, torch.device("cpu")) is run
     assert graphed(run, "torch", torch.device("cuda")) is run
+    monkeypatch.setattr(cuda_graphs, "CudaRecorder", lambda device: CallingRecorder())
+    monkeypatch.setattr(run, "clock", lambda: None, raising=False)
+    for backend in ("triton", "cuda"):
+        assert isinstance(graphed(run, backend, torch.device("cuda")), GraphedRun)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@BOTH
+def test_clocked_steps_of_cuda_are_the_plain_ones(make_problem, monkeypatch, run, dtype):
+    """All of a recording but the recording itself, on a GPU or emulated."""
+    require("cuda")
+    device = device_of("cuda")
+    p = make_problem(size=(12, 16), dtype=dtype, num_channels_down=(3, 4))
+    p = p._replace(net=p.net.to(device), z=p.z.to(device), noisy=p.noisy.to(device), clean=None)
+    results, recorded = [], []
+
+    def calling(run, *_):
+        recorded.append(GraphedRun(run, CallingRecorder()))
+        return recorded[-1]
+
+    for wrap in (lambda run, *_: run, calling):
+        monkeypatch.setattr(setup, "graphed", wrap)
+        results.append(start(run, p, steps=4, backend="cuda", verify=False))
+    assert recorded[0].recorded
+    assert torch.equal(outcome(run, results[0]), outcome(run, results[1]))
+    assert results[0].history.loss == results[1].history.loss
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
-@pytest.mark.parametrize("pipeline", ["train", "search"])
-def test_recorded_pipelines_repeat_the_plain_ones(make_problem, monkeypatch, pipeline):
-    from oes_fast.pipelines import search, train
-
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@BOTH
+def test_recorded_pipelines_repeat_the_plain_ones(make_problem, monkeypatch, run, backend):
+    require(backend)
     p = make_problem(dtype=torch.float32)
-    net, z, noisy = p.net.cuda(), p.z.cuda(), p.noisy.cuda()
+    p = p._replace(net=p.net.cuda(), z=p.z.cuda(), noisy=p.noisy.cuda(), clean=None)
+    average = {"average": 0.9} if run == "train" else {}
     losses = []
-    for module in (None, train, search):
-        if module is not None:
-            monkeypatch.setattr(module, "graphed", lambda run, *_: run)
-        if pipeline == "train":
-            found = oes.train_sparse(
-                net, p.mask, z, noisy, steps=40, record_every=1, backend="triton", average=0.9
-            )
-        else:
-            found = oes.search_mask(net, z, noisy, density=0.5, steps=40, record_every=1, backend="triton")
-        losses.append(found.history.loss)
-    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+    for wrap in (setup.graphed, lambda run, *_: run):
+        monkeypatch.setattr(setup, "graphed", wrap)
+        losses.append(start(run, p, steps=40, backend=backend, **average).history.loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

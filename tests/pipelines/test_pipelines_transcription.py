@@ -6,6 +6,7 @@ import pytest
 import torch
 import transcription
 from conftest import assert_close, skip_unless_available
+from kernel_backends import EMULATED
 
 import oes_fast as oes
 
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
         *(("reference", options, 1e-4, 1e-11) for options in OPTIONS),
         ("torch", OPTIONS[1], 1e-4, 1e-10),
         ("cpu", OPTIONS[2], 1e-4, 1e-10),
+        *((name, OPTIONS[0], 1e-4, 1e-10) for name in EMULATED),
     ],
 )
 def test_search(make_problem, backend, options, kl, rtol):
@@ -57,7 +59,7 @@ def test_search_output_is_the_initial_network_under_the_mask(problem):
     assert_close(found.output, output)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", *EMULATED])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_training(make_problem, options, backend):
     skip_unless_available(backend)

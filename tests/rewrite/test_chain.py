@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from chains import agree, differentiate, kept, networks, one_conv
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from kernel_backends import require, run_python
 from torch import nn
 
 import oes_fast as oes
-import oes_fast.rewrite.run.chain_program
+import oes_fast.rewrite.run.chain_cpu
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite.run.chain_find import find_chains
 from oes_fast.rewrite.run.context import FusedLoss
@@ -58,40 +59,6 @@ CASES = (
 BROKEN_UP = (CASES[2], CASES[8])
 
 
-def networks(case, dtype, seed=0):
-    """(plain PyTorch, C++ kernels, input) of one case."""
-    options, size, density = case
-    options = {"num_channels_down": (8, 12), "filter_size_down": 3, "seed": seed} | options
-    net = oes.models.skip(4, options.pop("outputs", 3), **options).to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in net.parameters():  # betas start at 0, where activations have their kink
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(dtype)
-    mask = torch.rand(FlatLayout.of(net).numel, generator=generator) < density
-    mask = oes.Mask.from_flat(net, mask)
-    plain, fast = (
-        oes.sparsify(net, mask, backend=backend, verify=False).train() for backend in ("torch", "cpu")
-    )
-    return plain, fast, oes.noise_input(4, size, seed=seed, dtype=dtype)
-
-
-def differentiate(net, z, seed=1):
-    """Output, gradient of the weights, running statistics."""
-    output = net(z)
-    direction = torch.randn(
-        output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(output.dtype)
-    (grad,) = torch.autograd.grad((output * direction).sum(), net.weights)
-    return [output.detach(), grad, *(buffer.clone() for _, buffer in net.dense_buffers())]
-
-
-def agree(actual, expected, tolerance):
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert ours.dtype == theirs.dtype
-        assert torch.isfinite(ours).all()
-        scale = 1 + float(theirs.double().abs().max()) if theirs.numel() else 1.0
-        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)
-
-
 def check(case, dtype, seed=0, tolerance=None):
     """Two steps, the kernels against PyTorch in float64."""
     _, fast, z = networks(case, dtype, seed)
@@ -119,10 +86,22 @@ def two_steps_of_pytorch(case, dtype, seed, weights, z):
     return found
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def engine(request):
+    """The backends that run chains."""
+    require(request.param)
+    return request.param
+
+
+def small(engine):
+    """A case for tests of every engine, smaller where it is emulated."""
+    return CASES[0] if engine == "cpu" else ({"num_channels_down": (3, 4)}, (16, 20), 0.8)
+
+
 @pytest.fixture(params=[False, True], ids=["sparse", "dense"])
 def form(request, monkeypatch):
     """Every masked convolution in one form, whatever is faster here."""
-    monkeypatch.setattr(oes_fast.rewrite.run.chain_program, "dense_is_faster", lambda *_, **__: request.param)
+    monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu, "dense_is_faster", lambda *_, **__: request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,13 +155,13 @@ def test_bias_of_a_constant_channel_among_others():
 def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     require("cpu")
     seen = set()
-    laid_out = oes_fast.rewrite.run.chain_program.NativeChain.laid_out
+    laid_out = oes_fast.rewrite.run.chain_cpu.CpuChain.laid_out
 
     def record(program, planes):
         seen.add(program.kernels.source_row_major)
         return laid_out(program, planes)
 
-    monkeypatch.setattr(oes_fast.rewrite.run.chain_program.NativeChain, "laid_out", record)
+    monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu.CpuChain, "laid_out", record)
     check(CASES[0], torch.float64)
     check(CASES[-3], torch.float32)  # dense and wide: Winograd's way
     assert seen == {True, False}
@@ -192,7 +171,7 @@ EVERYTHING = """
 import hashlib, sys, torch
 sys.path.insert(0, "rewrite")
 from test_chain import BROKEN_UP, CASES, DTYPES, check
-import oes_fast.rewrite.run.chain_program as chain
+import oes_fast.rewrite.run.chain_cpu as chain
 from oes_fast import _C
 print(_C.capability())
 for threads in (1, 2):
@@ -221,11 +200,10 @@ def test_every_capability_with_one_and_two_threads(capability):
     assert one == two
 
 
-def test_the_published_network_is_one_chain():
-    require("cpu")
-    _, fast, z = networks(({}, (64, 64), 0.8), torch.float32)
+def test_the_published_network_is_one_chain(engine):
+    _, fast, z = networks(({}, (64, 64), 0.8), torch.float32, backend=engine)
     plan = fast.plan(z)
-    (chain,) = find_chains(plan.graph, plan.alive, plan.input_only)
+    (chain,) = find_chains(plan.graph, plan.alive, plan.input_only, lambda block: True)
     assert chain.end is plan.graph.output
     outside = [node for node in plan.graph.nodes if node not in plan.chained]
     assert all(node in plan.input_only for node in outside)
@@ -233,10 +211,11 @@ def test_the_published_network_is_one_chain():
 
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("sigmoid", [True, False])
-def test_loss_inside_the_chain(outputs, sigmoid):
-    require("cpu")
+def test_loss_inside_the_chain(outputs, sigmoid, engine):
     options = {"outputs": outputs, "num_channels_down": (7, 6), "need_sigmoid": sigmoid}
-    plain, fast, z = networks((options, (56, 44), 0.8), torch.float64)
+    plain, fast, z = networks(
+        (options, (56, 44) if engine == "cpu" else (16, 12), 0.8), torch.float64, backend=engine
+    )
     generator = torch.Generator().manual_seed(3)
     target = torch.rand(plain(z).shape, generator=generator, dtype=torch.float64)
     fused_loss = FusedLoss(target)
@@ -256,21 +235,23 @@ def test_loss_inside_the_chain(outputs, sigmoid):
     )
 
 
-def test_gradcheck():
-    require("cpu")
-    _, fast, z = networks(({"num_channels_down": (3, 2), "act_fun": "SiLU"}, (16, 12), 0.6), torch.float64)
+def test_gradcheck(engine):
+    _, fast, z = networks(
+        ({"num_channels_down": (3, 2), "act_fun": "SiLU"}, (16, 12), 0.6), torch.float64, backend=engine
+    )
     buffers = dict(fast.dense_buffers())
     z = z.requires_grad_()
 
     def function(weights, z):
         return fast.evaluate(weights, z, buffers, update_stats=False)
 
-    assert torch.autograd.gradcheck(function, (fast.weights.detach().requires_grad_(), z), atol=1e-6)
+    assert torch.autograd.gradcheck(
+        function, (fast.weights.detach().requires_grad_(), z), atol=1e-6, fast_mode=engine != "cpu"
+    )
 
 
-def test_gradient_of_the_input():
-    require("cpu")
-    plain, fast, z = networks(CASES[0], torch.float64)
+def test_gradient_of_the_input(engine):
+    plain, fast, z = networks(small(engine), torch.float64, backend=engine)
     grads = []
     for net in (plain, fast):
         source = z.clone().requires_grad_()
@@ -278,10 +259,9 @@ def test_gradient_of_the_input():
     agree(grads[1], grads[0], 1e-11)
 
 
-def test_an_evaluation_in_between():
+def test_an_evaluation_in_between(engine):
     """The buffers of a chain hold the last evaluation; the gradient of an earlier one is still right."""
-    require("cpu")
-    _, fast, z = networks(CASES[0], torch.float64)
+    _, fast, z = networks(small(engine), torch.float64, backend=engine)
     buffers = {name: buffer.clone() for name, buffer in fast.dense_buffers()}
     weights = [fast.weights.detach().clone().requires_grad_() for _ in range(2)]
     with torch.no_grad():
@@ -300,10 +280,9 @@ def test_an_evaluation_in_between():
         assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
 
-def test_threads_share_a_module():
+def test_threads_share_a_module(engine):
     """Each gets the gradient of its own evaluation, whoever used the buffers in between."""
-    require("cpu")
-    _, fast, z = networks(CASES[0], torch.float64)
+    _, fast, z = networks(small(engine), torch.float64, backend=engine)
     buffers = {name: buffer.clone() for name, buffer in fast.dense_buffers()}
 
     def gradient(shift):
@@ -318,9 +297,8 @@ def test_threads_share_a_module():
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-def test_constant_channels_reach_the_output():
+def test_constant_channels_reach_the_output(engine):
     """Channels of the last norm whose gamma is dropped and whose beta is kept: a bias of the last layer."""
-    require("cpu")
     net = oes.models.skip(4, 3, num_channels_down=(6, 8), filter_size_down=3, seed=0).double()
     layout = FlatLayout.of(net)
     mask = torch.rand(layout.numel, generator=torch.Generator().manual_seed(3)) < 0.8
@@ -330,48 +308,31 @@ def test_constant_channels_reach_the_output():
     with torch.no_grad():
         dict(net.named_parameters())[beta].normal_()
     mask = oes.Mask.from_flat(net, mask)
-    z = oes.noise_input(4, (32, 32), dtype=torch.float64)
-    plain, fast = (oes.sparsify(net, mask, backend=backend).train() for backend in ("torch", "cpu"))
+    z = oes.noise_input(4, (16, 16), dtype=torch.float64)
+    plain, fast = (oes.sparsify(net, mask, backend=backend).train() for backend in ("torch", engine))
     agree(differentiate(fast, z), differentiate(plain, z), 1e-12)
     plan = fast.plan(z)
     assert len(plan.alive[plan.graph.output.inputs[0].inputs[0]].constant) >= 3
     assert plan.graph.output in plan.chained
 
 
-def test_no_second_derivative():
-    require("cpu")
-    _, fast, z = networks(CASES[0], torch.float64)
+def test_no_second_derivative(engine):
+    _, fast, z = networks(small(engine), torch.float64, backend=engine)
     (grad,) = torch.autograd.grad(fast(z).square().sum(), fast.weights, create_graph=True)
     with pytest.raises(NotImplementedError, match='use backend="torch"'):
         grad.sum().backward()
 
 
-def test_several_images_run_stage_by_stage():
-    require("cpu")
-    plain, fast, z = networks(CASES[0], torch.float64)
+def test_several_images_run_stage_by_stage(engine):
+    plain, fast, z = networks(small(engine), torch.float64, backend=engine)
     z = torch.cat([z, 0.5 * z])
     agree(differentiate(fast, z), differentiate(plain, z), 1e-11)
     assert not fast.plan(z).chained
 
 
-def one_conv(act, bias=True):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), act, nn.Conv2d(8, 3, 1, bias=bias)
-    ).double()
-
-
-def kept(net, *dropped):
-    keep = torch.ones(FlatLayout.of(net).numel, dtype=torch.bool)
-    for name, index in dropped:
-        FlatLayout.of(net).views(keep)[name][index] = False
-    return oes.Mask.from_flat(net, keep)
-
-
 @pytest.mark.parametrize("dead", [[0], [1], [2], [0, 2], [0, 1, 2]], ids=str)
 @pytest.mark.parametrize("last", ["identity", "leaky", "sigmoid"])
-def test_the_loss_counts_output_channels_that_are_zero(dead, last):
-    require("cpu")
+def test_the_loss_counts_output_channels_that_are_zero(dead, last, engine):
     net = one_conv(nn.LeakyReLU(0.2), bias=False)
     net.append({"identity": nn.Identity(), "leaky": nn.LeakyReLU(0.3), "sigmoid": nn.Sigmoid()}[last])
     mask = kept(net, ("3.weight", dead))
@@ -380,16 +341,15 @@ def test_the_loss_counts_output_channels_that_are_zero(dead, last):
         oes.train_sparse(
             net, mask, z, noisy, steps=3, backend=backend, record_every=1, verify=False
         ).history.loss
-        for backend in ("reference", "cpu")
+        for backend in ("reference", engine)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("act", [nn.LeakyReLU(0.2), nn.ReLU(), nn.ELU(0.5), nn.SiLU()], ids=str)
 @pytest.mark.parametrize("place", ["inside", "last"])
-def test_the_slope_at_exactly_zero_is_that_of_pytorch(act, place):
+def test_the_slope_at_exactly_zero_is_that_of_pytorch(act, place, engine):
     """Channels whose gamma is dropped are their beta, 0 at first."""
-    require("cpu")
     if place == "inside":
         net = one_conv(act)
         mask = kept(net, ("1.weight", slice(0, 3)))
@@ -405,7 +365,7 @@ def test_the_slope_at_exactly_zero_is_that_of_pytorch(act, place):
         name, index = "3.bias", slice(1, 2)
     z = torch.rand(1, 4, 16, 16, dtype=torch.float64)
     gradients = []
-    for backend in ("torch", "cpu"):
+    for backend in ("torch", engine):
         fast = oes.sparsify(net, mask, backend=backend, verify=False).train()
         fast(z).square().sum().backward() if place == "inside" else (fast(z) * z[:, :3]).sum().backward()
         dense = fast.dense_weights(fast.weights.grad)
@@ -417,10 +377,10 @@ def test_the_slope_at_exactly_zero_is_that_of_pytorch(act, place):
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "cuda"])
 def test_evaluate_refuses_weights_and_statistics_of_another_kind(backend):
-    if backend == "cpu":
-        require("cpu")
+    if backend != "torch":
+        require(backend)
     net = one_conv(nn.ReLU()).float()
     fast = oes.sparsify(net, kept(net), backend=backend).train()
     z, weights, buffers = torch.rand(1, 4, 8, 8), fast.weights.detach(), dict(fast.dense_buffers())

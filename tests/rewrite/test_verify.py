@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from kernel_backends import EMULATED
 from networks import masks, networks
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,7 @@ from oes_fast.rewrite import ir, verify, verify_problem
 from oes_fast.rewrite.run import torch_ops
 
 SPARSIFY = importlib.import_module("oes_fast.rewrite.module")  # whose name in the package is the function's
-BACKENDS = [name for name in ("torch", "cpu") if oes.backends()[name]]
+BACKENDS = [name for name in ("torch", "cpu", *EMULATED) if oes.backends()[name]]
 
 
 def small_net(*, bias=True, sigmoid=False):

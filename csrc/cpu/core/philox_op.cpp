@@ -1,6 +1,7 @@
 // The noise alone, for callers that need it stored and for tests: see oes_fast/reference/philox.py.
+#include "common/vector_math.h"
+#include "cpu/core/philox.h"
 #include "cpu/core/tensor_checks.h"
-#include "cpu/core/vector_math.h"
 
 namespace oes {
 namespace {

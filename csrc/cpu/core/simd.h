@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#define OES_INLINE inline __attribute__((always_inline))
+#include "common/inline.h"
+
 // On a lambda inside a body: out of line it would be compiled for the baseline.
 #define OES_LAMBDA __attribute__((always_inline))
 
@@ -49,14 +49,6 @@ constexpr int vector_bytes(Capability capability) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
-}
-
-template <typename To, typename From>
-OES_INLINE To bit_cast(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
 }
 
 } // namespace oes

@@ -8,8 +8,9 @@ OES_TARGET void update(const Arguments& a, int64_t begin, int64_t end) {
   alignas(64) uint32_t words[kPhiloxTile];
   alignas(64) T decay[kPhiloxTile]; // e = exp(-|s|)
   alignas(64) T gradient[kPhiloxTile]; // of the loss, then of all
-  alignas(64) T kl_gradient[has_gradient ? kPhiloxTile : 1]; // P Q at first
+  // Of kl_parts.
   alignas(64) T log_argument[has_gradient ? kPhiloxTile : 1], correction[has_gradient ? kPhiloxTile : 1];
+  alignas(64) T kl_variance[has_gradient ? kPhiloxTile : 1];
   alignas(64) typename Real<T>::Bits exponent[has_gradient ? kPhiloxTile : 1];
   alignas(64) T kl_terms[has_value ? kPhiloxTile : 1];
   const T eps = static_cast<T>(kKlEps);
@@ -34,33 +35,19 @@ OES_TARGET void update(const Arguments& a, int64_t begin, int64_t end) {
         words, logits, decay, count, scale,
         [=, to = &gradient[0]](int64_t i, T variance) OES_LAMBDA { to[i] = grad[i] * w0[i] * variance * scale; });
     if constexpr (has_gradient) {
-      // With P >= Q the two probabilities, A = P + eps and B = Q + eps, the derivative of the KL term is
-      // P Q [+-(log(A / B) + P / A - Q / B) - log(p0 / (1 - p0))]. Here P = 1 / (1 + e) and Q = e / (1 + e) are
-      // cleared of their denominator, and one division serves all.
       for (int64_t i = 0; i < count; ++i) {
-        const T e = decay[i];
-        const T denominator = T(1) + e, cleared_eps = eps * denominator;
-        const T larger = T(1) + cleared_eps, smaller = e + cleared_eps;
-        const auto split = split_ratio(larger, smaller);
-        const T sum = larger + split.scaled, product = larger * smaller, square = denominator * denominator;
-        const T others = product * square, inverse = T(1) / (others * sum), of_others = inverse * sum;
-        log_argument[i] = (larger - split.scaled) * (inverse * others);
-        exponent[i] = split.exponent;
-        correction[i] = cleared_eps * (T(1) - e) * (of_others * square);
-        kl_gradient[i] = e * (of_others * product);
+        const auto parts = kl_parts(decay[i], eps);
+        log_argument[i] = parts.log_argument;
+        exponent[i] = parts.exponent;
+        correction[i] = parts.correction;
+        kl_variance[i] = parts.variance;
       }
       for (int64_t i = 0; i < count; ++i) {
         const T s = logits[i];
         const T log_odds = log_from_split(log_argument[i], exponent[i]);
-        const T bracket = log_odds + correction[i];
-        gradient[i] += kl * (kl_gradient[i] * (with_sign(bracket, s) - kl_offset));
+        gradient[i] += kl * kl_gradient(kl_variance[i], log_odds, correction[i], s, kl_offset);
         if constexpr (has_value) {
-          const T e = decay[i];
-          const T p = T(1) / (T(1) + e);
-          const T log_larger = -log_ratio(T(1), p + eps);
-          const T of_larger = p * (log_larger - (s < T(0) ? log_rest : log_density));
-          const T of_smaller = (e * p) * (log_larger - log_odds - (s < T(0) ? log_density : log_rest));
-          kl_terms[i] = of_larger + of_smaller;
+          kl_terms[i] = kl_value(decay[i], log_odds, s, eps, log_density, log_rest);
         }
       }
     }

@@ -2,13 +2,13 @@
 #include <cmath>
 #include <vector>
 
+#include "common/mask_kl.h"
 #include "cpu/core/tensor_checks.h"
 #include "cpu/mask/relaxed_mask.h"
 
 namespace oes::mask {
 namespace {
 
-constexpr double kKlEps = 1e-6; // inside the logarithms, as in reference/mask_kl.py
 constexpr int kLanes = 16; // partial sums of the KL value in a tile, added in one fixed order
 
 enum class Kl { kNone, kGradient, kGradientAndValue };

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/enums.h"
-#include "cpu/core/vector_math.h"
+#include "common/vector_math.h"
 
 namespace oes::norm {
 

@@ -2,6 +2,7 @@
 // the pixel.
 #pragma once
 
+#include "cpu/core/simd.h"
 #include "cpu/norm/activation.h"
 
 namespace oes::norm {

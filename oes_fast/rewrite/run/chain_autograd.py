@@ -12,6 +12,7 @@ from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.run.chain_find import Chain
 from oes_fast.rewrite.run.chain_program import NativeChain
+from oes_fast.rewrite.run.context import is_unit_gradient
 from oes_fast.rewrite.weights import CompactWeights
 
 
@@ -22,17 +23,30 @@ class ChainFunction:
         chain: to run.
         alive: channels by node.
         weights: what the mask keeps, and where it lies in the flat vector.
+        engine: what runs it.
         constant_input: the source depends on the input alone.
+        networks: how many networks of the mask are evaluated at once, N: with weights [N, kept], running
+            statistics [N, channels] and targets [N, C, H, W], a source of one image for all or [N, C, H, W],
+            the result [N, C, H, W] and losses [N]. The shapes below are those for one, the usual case.
     """
 
     def __init__(
-        self, chain: Chain, alive: dict[ir.Node, Alive], weights: CompactWeights, *, constant_input: bool
+        self,
+        chain: Chain,
+        alive: dict[ir.Node, Alive],
+        weights: CompactWeights,
+        engine: type[NativeChain],
+        *,
+        constant_input: bool,
+        networks: int = 1,
     ) -> None:
         self.chain = chain
+        self._engine = engine
+        self._networks = networks
         self._alive = alive
         self._weights = weights
         self._constant_input = constant_input
-        self._natives: dict[tuple[torch.dtype, bool], NativeChain] = {}
+        self._natives: dict[tuple[torch.dtype, bool, str], NativeChain] = {}
         self._planes: tuple[Tensor, Tensor] | None = None
         self._norms = [norm for block in chain.blocks for norm in block.norms]
         end = chain.end.stage
@@ -58,6 +72,7 @@ class ChainFunction:
         buffers: Mapping[str, Tensor],
         *,
         update_stats: bool,
+        counted: list[str],
         target: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The chain's result [1, C, H, W], and its mean squared error to the target.
@@ -67,10 +82,12 @@ class ChainFunction:
             source: channels that vary of the source [1, C, H, W].
             buffers: running statistics by name, updated in place if ``update_stats``.
             update_stats: update them.
+            counted: batch counts to add one to after the pass, by name; see
+                :func:`oes_fast.rewrite.run.norm_ops.count_batches`.
             target: [1, C, H, W], or None; a chain that ends in a batch norm takes none.
         """
         constant_input = self._constant_input and not source.requires_grad
-        native = self._native(source, constant_input)
+        native = self._native(source.dtype, source.device, constant_input)
         running: list[Tensor | None] = []
         for node in self._norms:
             norm = node.stage
@@ -80,31 +97,46 @@ class ChainFunction:
                 assert norm.var is not None
                 running += [buffers[norm.mean], buffers[norm.var]]
                 if norm.count is not None and norm.counts:
-                    buffers[norm.count].add_(1)
+                    counted.append(norm.count)
             else:
                 running += [None, None]
-        source = self._read(source, native) if constant_input else source
+        if constant_input:
+            source = self._read(source, native)
+        elif source.requires_grad and self._networks > 1:
+            source = source.expand(self._networks, -1, -1, -1)  # a gradient each, added up by autograd
         if target is None or self.chain.blocks[-1].norms:
             return _Evaluate.apply(weights, source, native, running), None
-        return _EvaluateLoss.apply(weights, source, target.detach(), native, running)
+        # Contiguous here, where it is kept for the backward pass: an engine may read it again.
+        return _EvaluateLoss.apply(weights, source, target.detach().contiguous(), native, running)
 
-    def _native(self, source: Tensor, constant_input: bool) -> NativeChain:
-        key = source.dtype, constant_input
+    def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
+        """What runs each stage; binds the chain where its engine has more to say than its name."""
+        names = dict.fromkeys(self.chain.nodes, self._engine.name)
+        if not self._engine.explains:
+            return names
+        lines = self._native(dtype, device, self._constant_input).explain()
+        return names | {block.conv: line for block, line in zip(self.chain.blocks, lines, strict=True)}
+
+    def _native(self, dtype: torch.dtype, device: torch.device, constant_input: bool) -> NativeChain:
+        key = dtype, constant_input, self._engine.products_of(dtype)
         if key not in self._natives:
             with torch.device("cpu"):  # whatever the caller's default
-                self._natives[key] = NativeChain(
-                    self.chain, self._alive, self._weights, source, constant_input=constant_input
+                self._natives[key] = self._engine(
+                    self.chain,
+                    self._alive,
+                    self._weights,
+                    dtype,
+                    device,
+                    constant_input=constant_input,
+                    products=key[-1],
+                    networks=self._networks,
                 )
         return self._natives[key]
 
     def _read(self, source: Tensor, native: NativeChain) -> Tensor:
         """A constant source as the first convolution reads it, made once."""
         if self._planes is None or self._planes[0] is not source:
-            conv = self.chain.blocks[0].conv.stage
-            planes = source.contiguous().unsqueeze(2)
-            if isinstance(conv, ir.Conv) and conv.stride == (2, 2):
-                planes = torch.ops.oes_fast.phase_split_cpu(planes.squeeze(2))
-            planes = native.laid_out(planes.flatten(1, 2)[0])
+            planes = native.as_read(source)
             if source.is_inference():
                 return planes
             self._planes = (source, planes)
@@ -116,7 +148,6 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor, source: Tensor, native: NativeChain, running: list[Tensor | None]) -> Tensor:
-        _check_statistics(running, weights)
         return native.forward(weights, source, running)[0]
 
     @staticmethod
@@ -142,9 +173,9 @@ class _EvaluateLoss(torch.autograd.Function):
     def forward(
         weights: Tensor, source: Tensor, target: Tensor, native: NativeChain, running: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        _check_statistics(running, weights)
         output, loss = native.forward(weights, source, running, target)
-        return output, weights.new_tensor(loss)
+        assert loss is not None
+        return output, loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -163,15 +194,19 @@ class _EvaluateLoss(torch.autograd.Function):
         if grad is not None:  # of the image as well: all of it from there, the buffers hold another gradient
             evaluation, factor = ctx.native.NONE, None
             if grad_loss is not None:
-                grad = grad + grad_loss * (2 / target.numel()) * (output - target)
+                per_image = grad_loss if grad_loss.ndim == 0 else grad_loss.view(-1, 1, 1, 1)
+                elements = target.numel() // max(grad_loss.numel(), 1)
+                grad = grad + per_image * (2 / elements) * (output - target)
             target = None
         elif grad_loss is None:
             return None, None, None, None, None
         grad_weights, grad_source = _Differentiate.apply(
             weights, source, grad, ctx.native, evaluation, needs_source, target
         )
-        if factor is not None and float(factor) != 1.0:
-            grad_weights, grad_source = grad_weights * factor, grad_source * factor
+        # Known without reading it, which would wait for the device.
+        if factor is not None and not is_unit_gradient(factor):
+            grad_weights = grad_weights * factor.unsqueeze(-1)
+            grad_source = grad_source * factor.view(-1, 1, 1, 1) if needs_source else grad_source
         return (
             grad_weights if needs_weights else None,
             grad_source if needs_source else None,
@@ -179,12 +214,6 @@ class _EvaluateLoss(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _check_statistics(running: list[Tensor | None], weights: Tensor) -> None:
-    for tensor in running:
-        if tensor is not None and (tensor.dtype != weights.dtype or not tensor.is_contiguous()):
-            raise TypeError("running statistics: expected contiguous tensors of the weights' dtype")
 
 
 class _Differentiate(torch.autograd.Function):
@@ -204,8 +233,8 @@ class _Differentiate(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
+        ctx.backend = inputs[3].backend
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError('backend "cpu" has no second derivative; use backend="torch"')
+        raise NotImplementedError(f'backend "{ctx.backend}" has no second derivative; use backend="torch"')

@@ -7,6 +7,7 @@ reads, forward and backward (csrc/cpu/chain/). What does not fit ends the chain 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -62,13 +63,19 @@ class Chain:
         return [node for block in self.blocks for node in block.nodes]
 
 
-def find_chains(graph: ir.Graph, alive: dict[ir.Node, Alive], input_only: set[ir.Node]) -> list[Chain]:
+def find_chains(
+    graph: ir.Graph,
+    alive: dict[ir.Node, Alive],
+    input_only: set[ir.Node],
+    takes: Callable[[ConvBlock], bool],
+) -> list[Chain]:
     """The chains of a graph, the longest there are, none overlapping.
 
     Args:
         graph: rewritten.
         alive: channels by node.
         input_only: nodes that depend on the input alone.
+        takes: whether the engine that is to run them has what a block computes.
     """
     taken: set[ir.Node] = set(input_only)
     chains = []
@@ -82,7 +89,7 @@ def find_chains(graph: ir.Graph, alive: dict[ir.Node, Alive], input_only: set[ir
         first: ir.Node | None = node
         while first is not None and first not in taken:
             block = _block(graph, alive, first)
-            if block is None:
+            if block is None or not takes(block):
                 break
             blocks.append(block)
             first = graph.sole_user(block.nodes[-1]) if block.norms else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from oes_fast.ops.running_stats import LayerStats
 from oes_fast.rewrite import ir
@@ -64,6 +65,25 @@ class Context:
     fused_loss: FusedLoss | None = None
     counted: list[str] = field(default_factory=list)
     moved: list[LayerStats] = field(default_factory=list)
+
+
+_UNITS = WeakTensorKeyDictionary()  # what unit_gradient has made and somebody still holds
+
+
+def unit_gradient(loss: Tensor) -> Tensor:
+    """Ones like ``loss``, to be kept and handed to :func:`torch.autograd.grad` in every step.
+
+    Whoever finds that the gradient of its result is this very tensor, by :func:`is_unit_gradient`, need not
+    multiply by it; and autograd, which would fill a tensor with ones in every step, does not.
+    """
+    ones = torch.ones_like(loss, requires_grad=False)
+    _UNITS[ones] = True
+    return ones
+
+
+def is_unit_gradient(grad: Tensor) -> bool:
+    """Whether a gradient is known to be ones, without reading it."""
+    return grad in _UNITS
 
 
 StageFunction = Callable[[Context, list[Value]], Value]

@@ -1,10 +1,24 @@
-// exp, log and the logistic transform, written so that loops over them vectorise and every instruction set
-// rounds alike: IEEE operations only, minimax polynomials (Remez; error below a tenth of a unit in the last place).
+// exp, log and the logistic transform, written so that loops over them vectorise and every instruction set, and a GPU
+// with Rounded<T> as the type, rounds alike: IEEE operations only, none of them contracted, minimax polynomials (Remez;
+// error below a tenth of a unit in the last place).
 #pragma once
 
-#include "cpu/core/philox.h"
+#include <cstdint>
+
+#include "common/inline.h"
 
 namespace oes {
+
+// c0 + c1 x + c2 x^2 + .. of constants c0, c1, c2, ..; by value, since a GPU has no arrays of constants of the host.
+template <typename T, typename Constant>
+OES_INLINE T polynomial(T, Constant last) {
+  return last;
+}
+
+template <typename T, typename Constant, typename... Rest>
+OES_INLINE T polynomial(T x, Constant first, Rest... rest) {
+  return polynomial(x, rest...) * x + first;
+}
 
 template <typename T>
 struct Real;
@@ -20,12 +34,20 @@ struct Real<float> {
   static constexpr float kLeastFifth = 0x1p-12f; // what is smaller, its fifth power is taken as 0
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f; // kLn2High has 15 bits
   static constexpr float kLog2E = 0x1.715476p+0f;
+
   // atanh(z) = z + z w P(w), w = z^2 <= 0.0401
-  static constexpr float kAtanh[] = {0.33333474755043483f, 0.19978803916502147f, 0.15182624343767107f};
+  template <typename T>
+  static OES_INLINE T atanh_polynomial(T w) {
+    return polynomial(w, 0.33333474755043483f, 0.19978803916502147f, 0.15182624343767107f);
+  }
+
   // exp(-q) = 1 - q + q^2 P(q), |q| <= ln(2) / 2
-  static constexpr float kExp[] = {
-      0.49999993447796487f, -0.16666520631709497f, 0.041668388045313997f, -0.0083687168797281399f,
-      0.0013814598646664034f};
+  template <typename T>
+  static OES_INLINE T exp_polynomial(T q) {
+    return polynomial(
+        q, 0.49999993447796487f, -0.16666520631709497f, 0.041668388045313997f, -0.0083687168797281399f,
+        0.0013814598646664034f);
+  }
 };
 
 template <>
@@ -38,24 +60,22 @@ struct Real<double> {
   static constexpr double kLeastFifth = 0x1p-100;
   static constexpr double kLn2High = 0x1.62e42fefa4p-1, kLn2Low = -0x1.8432a1b0e2634p-43;
   static constexpr double kLog2E = 0x1.71547652b82fep+0;
-  static constexpr double kAtanh[] = {0.33333333333333297953,  0.20000000000028476641,  0.14285714277883882715,
-                                      0.11111112151429632311,  0.090908327559701429189, 0.076955616867821313586,
-                                      0.065867064807450042786, 0.069221354017281066464};
-  static constexpr double kExp[] = {0.50000000000000000439,     -0.1666666666666668342,    0.041666666666666094269,
-                                    -0.0083333333333170343817,  0.0013888888889115634019,  -0.00019841269896383537154,
-                                    0.000024801586926620575104, -2.7557234862161097802e-6, 2.7557581859337941151e-7,
-                                    -2.5112036766837636659e-8,  2.082662362761640331e-9};
-};
 
-template <typename T, int N>
-OES_INLINE T polynomial(const T (&coefficients)[N], T x) {
-  T sum = coefficients[N - 1];
-#pragma GCC unroll 16
-  for (int i = N - 2; i >= 0; --i) {
-    sum = sum * x + coefficients[i];
+  template <typename T>
+  static OES_INLINE T atanh_polynomial(T w) {
+    return polynomial(
+        w, 0.33333333333333297953, 0.20000000000028476641, 0.14285714277883882715, 0.11111112151429632311,
+        0.090908327559701429189, 0.076955616867821313586, 0.065867064807450042786, 0.069221354017281066464);
   }
-  return sum;
-}
+
+  template <typename T>
+  static OES_INLINE T exp_polynomial(T q) {
+    return polynomial(
+        q, 0.50000000000000000439, -0.1666666666666668342, 0.041666666666666094269, -0.0083333333333170343817,
+        0.0013888888889115634019, -0.00019841269896383537154, 0.000024801586926620575104, -2.7557234862161097802e-6,
+        2.7557581859337941151e-7, -2.5112036766837636659e-8, 2.082662362761640331e-9);
+  }
+};
 
 // A ratio large / small = 2^exponent * large / scaled with large / scaled in [2/3, 3/2]; 0 < 0.75 small <= large.
 template <typename T>
@@ -79,7 +99,7 @@ template <typename T>
 OES_INLINE T log_from_split(T z, typename Real<T>::Bits exponent) {
   using R = Real<T>;
   const T w = z * z;
-  const T half = z + z * (w * polynomial(R::kAtanh, w));
+  const T half = z + z * (w * R::atanh_polynomial(w));
   const T k = static_cast<T>(static_cast<int32_t>(exponent));
   return (half + half + k * R::kLn2Low) + k * R::kLn2High;
 }
@@ -116,7 +136,7 @@ OES_INLINE T exp_negative(T x) {
   const T k = shifted - R::kMagic;
   const T q = (x + k * R::kLn2High) + k * R::kLn2Low; // exp(-x) = 2^k exp(-q)
   const T power = bit_cast<T>((bit_cast<Bits>(shifted) + R::kBias) << R::kMantissa);
-  const T result = power * (T(1) + ((q * q) * polynomial(R::kExp, q) - q));
+  const T result = power * (T(1) + ((q * q) * R::exp_polynomial(q) - q));
   return x > R::kFlush ? T(0) : result;
 }
 
