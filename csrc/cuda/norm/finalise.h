@@ -1,6 +1,6 @@
 // What the last block of a launch does with the sums that all blocks have left: they are added in a fixed order, so
-// that every run gives the same bits, and no launch of its own is needed. Loops stay rolled: unrolled they would be most
-// of a kernel's code, take most of its compile time, and make it spill registers.
+// that every run gives the same bits, and no launch of its own is needed. Loops stay rolled: unrolled they would be
+// most of a kernel's code, take most of its compile time, and make it spill registers.
 #pragma once
 
 #include "cuda/norm/prologue.h"
