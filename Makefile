@@ -7,7 +7,7 @@ COMPILER := $(if $(shell command -v $(CXX)),1,0)
 EMULATION := $(if $(filter Linux,$(shell uname)),$(COMPILER),0)
 CPP := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test lint docs tables sanitize emulate gpu setup clean
+.PHONY: demo test lint docs tables sanitize emulate aot gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -50,6 +50,10 @@ emulate: setup
 	OES_EMULATE_AVX512=1 $(REBUILD)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS) cpu_kernel; \
 		status=$$?; $(REBUILD) && exit $$status
+
+# Where there is nvcc: the CUDA kernels compile for all GPUs within their budget, which `make test` checks for one.
+aot: setup
+	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/cuda/test_cuda_aot.py
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
 gpu:

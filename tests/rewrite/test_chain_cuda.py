@@ -23,6 +23,8 @@ from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import find_chains
 from oes_fast.rewrite.run.context import FusedLoss, is_unit_gradient, unit_gradient
 
+pytestmark = pytest.mark.cuda_kernel
+
 BACKEND = "cuda"
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
 CASES = (
