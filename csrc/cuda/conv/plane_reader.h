@@ -136,9 +136,10 @@ __device__ __forceinline__ void stage(const PlaneReader<T>& r, const StagedTile<
   const T* numbers = r.grad != nullptr ? r.grad_numbers : r.prologue.numbers;
   if (numbers != nullptr) {
     const int each = r.grad != nullptr ? norm::kGradNumbers : norm::kPrologueNumbers;
+    const int used = r.grad == nullptr && !r.prologue.second ? 3 : each; // nobody has written the others
     const T* from = numbers + (network * r.channels + s.first_channel) * each;
-    for (int i = threadIdx.x; i < channels * each; i += blockDim.x) {
-      s.numbers[i / each * kStagedNumbers + i % each] = from[i];
+    for (int i = threadIdx.x; i < channels * used; i += blockDim.x) {
+      s.numbers[i / used * kStagedNumbers + i % used] = from[i / used * each + i % used];
     }
     __syncthreads();
   }
