@@ -91,10 +91,10 @@ class Kernel:
         """The loop of whose instructions multiply-accumulates are the largest share; None if none has any.
 
         The loop that has most of them may be another: one that activates, whose exponentials are polynomials.
-        Loops with :attr:`Loop.special` instructions are taken where there are no others.
+        Loops with many :attr:`Loop.special` instructions are taken where there are no others.
         """
         loops = [loop for loop in self.loops if loop.macs]
-        plain = [loop for loop in loops if not loop.special]
+        plain = [loop for loop in loops if 32 * loop.special <= loop.macs]
         return max(plain or loops, key=lambda loop: loop.macs / loop.instructions, default=None)
 
 
