@@ -1,11 +1,12 @@
-"""What a machine with a GPU is asked for, in under eight minutes: tests, sanitizer, timings, a training.
+"""What a machine with a GPU is asked for, in under eight minutes: tests, timings, profiles, trainings.
 
     python -m benchmarks.gpu                  # or: make gpu
     python -m benchmarks.gpu --mask mask.npz  # a published mask in place of a drawn one of the same shares
 
 Every part runs in a process of its own under a time limit, and what it found, or the error that ended it,
-goes into benchmarks/results/gpu-DEVICE-DATE.json after each of them. Exit code 0: all parts passed; 1: one
-failed; 2: there is no GPU here, and nothing was done.
+goes into benchmarks/results/gpu-DEVICE-DATE.json after each of them. A part that needs what is not here, such
+as ncu or a backend, is left out with the reason. Exit code 0: no part failed; 1: one did; 2: there is no GPU
+here, and nothing was done.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import datetime
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.gpu_tools import find_tool
 from benchmarks.report import environment, write_result
 from oes_fast.precision import PRECISIONS
 
@@ -34,7 +35,8 @@ REPO = Path(__file__).resolve().parents[1]
 SECONDS = 478.0  # for all parts together
 MOST_WORKERS = 12  # of the tests: most of their time is compilation
 TESTS = ("tests/ops", "tests/rewrite", "tests/pipelines")
-MEMCHECK = ("-m", "memcheck", "tests/ops")
+EACH_TOOL = 25  # seconds of each of the sanitizer's tools, which run at the same time
+NCU = 15
 
 
 class Part(NamedTuple):
@@ -44,18 +46,25 @@ class Part(NamedTuple):
         name: in the JSON.
         command: whose exit code says whether it passed, and the last line of whose standard output is its
             result where that is JSON.
-        seconds: it may take.
+        seconds: it may take, whatever the others took.
+        longer: it may also take what those before it left of theirs.
     """
 
     name: str
     command: Sequence[str]
     seconds: float
+    longer: bool = False
 
 
-def run_part(part: Part, seconds: float) -> dict[str, Any]:
+def limit_of(part: Part, later: Sequence[Part], left: float) -> float:
+    """Seconds a part may take, of those that are left for it and for the later ones."""
+    unused = left - part.seconds - sum(other.seconds for other in later)
+    return min(part.seconds + (max(0.0, unused) if part.longer else 0.0), left)
+
+
+def run_part(part: Part, limit: float) -> dict[str, Any]:
     """Run one part; what it found, or why there is nothing."""
     began = time.monotonic()
-    limit = min(part.seconds, seconds)
     if limit <= 1:
         return {"ok": False, "error": "no time was left for it", "seconds": 0.0}
     # Into files, and its whole group ended: what a killed command started may hold a pipe open.
@@ -102,13 +111,16 @@ def run_parts(parts: Sequence[Part], file: Path, about: dict[str, Any], seconds:
     """Run all parts, write the JSON after each, and return the exit code."""
     began = time.monotonic()
     results: dict[str, Any] = {}
-    for part in parts:
-        results[part.name] = run_part(part, seconds - (time.monotonic() - began))
-        outcome = results[part.name]
-        print(
-            f"{part.name}: {'passed' if outcome['ok'] else outcome['error']}, {outcome['seconds']} s",
-            flush=True,
-        )
+    for number, part in enumerate(parts):
+        left = seconds - (time.monotonic() - began)
+        results[part.name] = outcome = run_part(part, limit_of(part, parts[number + 1 :], left))
+        found = outcome.get("result")
+        reason = found.get("left out") if isinstance(found, dict) else None
+        if isinstance(reason, str):
+            said = f"left out, {reason}"
+        else:
+            said = "passed" if outcome["ok"] else outcome["error"]
+        print(f"{part.name}: {said}, {outcome['seconds']} s", flush=True)
         about["seconds"] = round(time.monotonic() - began, 1)
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".tmp")
@@ -117,41 +129,48 @@ def run_parts(parts: Sequence[Part], file: Path, about: dict[str, Any], seconds:
     return 0 if all(result["ok"] for result in results.values()) else 1
 
 
-def all_parts(mask: str | None) -> list[Part]:
-    """The parts, what matters most first; their limits add up to less than :data:`SECONDS`."""
-    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "triton or recorded")
+def all_parts(mask: str | None, file: str) -> list[Part]:
+    """The parts, what matters most first; their limits add up to less than :data:`SECONDS`.
+
+    Args:
+        mask: mask file.
+        file: where the results of the parts are written, for the one that reads those of another.
+    """
+    pytest = (sys.executable, "-m", "pytest", "--tb", "short", "-p", "no:cacheprovider", "-p", "no:benchmark")
+    workers = ("-n", str(max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2))))
     chosen = () if mask is None else ("--mask", mask)
 
-    def measure(name: str) -> tuple[str, ...]:
-        return (sys.executable, "-m", "benchmarks.gpu_parts", name, *chosen)
+    def module(name: str, *arguments: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", f"benchmarks.{name}", *arguments, *chosen)
 
-    # The ratios come before all else but what they would wait for; torch.compile, the slowest, comes last.
-    # The limits are for a machine with an H100 and 16 cores.
-    compile_ahead = (sys.executable, "-m", "benchmarks.gpu_compile", *chosen)
-    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 2))
-    tests = (*pytest, "-n", str(workers), "-p", "no:benchmark", "-m", "device or cuda_graph", *TESTS)
-    parts = [
-        Part("compile ahead", compile_ahead, 75),
-        *(Part(f"steps {name}", (*measure("steps"), "--precision", name), 60) for name in PRECISIONS),
-        Part("training", measure("training"), 40),
-        Part("tests", tests, 100),
-        Part("memory", measure("memory"), 35),
-        Part("kernels", measure("kernels"), 35),
+    def measure(name: str, *arguments: str) -> tuple[str, ...]:
+        return module("gpu_parts", name, *arguments)
+
+    def tool(name: str, seconds: int) -> tuple[str, ...]:
+        return module("gpu_tools", name, "--seconds", str(seconds))
+
+    # The CUDA engine's tests and launches and the ratios come before all else but what they would wait for;
+    # torch.compile, the slowest, comes last. The limits are for a machine with an H100 and 16 cores.
+    cuda, triton = ("-k", "cuda and not triton"), ("-k", "triton or recorded", "-m", "device or cuda_graph")
+    limits = {"float32": 45, "tf32": 45, "tf32x3": 20}
+    return [
+        Part("build", (sys.executable, "-m", "benchmarks.gpu_build"), 50, longer=True),
+        Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 40, longer=True),
+        Part("launches", module("gpu_trace"), 20, longer=True),
+        Part("compile ahead", module("gpu_compile"), 45, longer=True),
+        *(
+            Part(f"steps {name}", measure("steps", "--precision", name), limits[name], longer=True)
+            for name in PRECISIONS
+        ),
+        Part("model", module("gpu_model", "--beside", file), 25, longer=True),
+        Part("sanitizer", tool("sanitizer", EACH_TOOL), EACH_TOOL + 5),
+        Part("ncu", tool("ncu", NCU), NCU + 5),
+        Part("training", measure("training"), 20, longer=True),
+        Part("memory", measure("memory"), 20, longer=True),
+        Part("tests", (*pytest, *workers, *triton, *TESTS), 45, longer=True),
+        Part("kernels", measure("kernels"), 20, longer=True),
+        Part("steps compiled", measure("compiled"), 30, longer=True),
     ]
-    sanitizer = find_sanitizer()
-    if sanitizer is not None:
-        command = (sanitizer, "--error-exitcode", "3", "--target-processes", "all", *pytest, "-x", *MEMCHECK)
-        parts.append(Part("sanitizer", command, 25))
-    return [*parts, Part("steps compiled", measure("compiled"), 45)]
-
-
-def find_sanitizer() -> str | None:
-    """compute-sanitizer on the path or in the toolkit, if it is there."""
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    places = [str(Path(home) / "bin") for home in homes if home]
-    return shutil.which("compute-sanitizer") or shutil.which(
-        "compute-sanitizer", path=os.pathsep.join(places)
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,12 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-").lower()
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     file = Path(options.out) / f"gpu-{device}-{date}.json"
-    parts = [part for part in all_parts(options.mask) if options.parts is None or part.name in options.parts]
+    parts = all_parts(options.mask, str(file))
+    if options.parts is not None:
+        parts = [part for part in parts if part.name in options.parts]
     about = {
         "environment": environment(),
         "date": date,
         "mask": "drawn" if options.mask is None else Path(options.mask).name,
-        "sanitizer": find_sanitizer() is not None,
+        "tools": {name: find_tool(name) is not None for name in ("nvcc", "compute-sanitizer", "ncu")},
     }
     code = run_parts(parts, file, about)
     print(f"wrote {file}")

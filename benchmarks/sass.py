@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -153,6 +154,38 @@ def _of_file(toolkit: Toolkit, arch: str, source: Path, root: Path, cache: Path)
     }
 
 
+def kernels_in(built: Path, arch: str = DETAILED) -> dict[str, Kernel]:
+    """Every kernel of a built extension, or of an object file, by its name; takes seconds, and no compiler.
+
+    Args:
+        built: the file.
+        arch: compute capability of the machine code that is read.
+
+    Returns:
+        As :func:`kernels`, with loops; spills are not known and 0.
+
+    Raises:
+        ToolkitError: a tool that reads machine code is not there, or the file holds none for ``arch``.
+    """
+    toolkit = find_toolkit()
+    dump, disassemble = (find_tool(name, toolkit) for name in ("cuobjdump", "nvdisasm"))
+    number = arch.replace(".", "")
+    said = _run(dump, "-arch", f"sm_{number}", "-res-usage", str(built))
+    with tempfile.TemporaryDirectory() as folder:
+        _run(dump, "-arch", f"sm_{number}", "-xelf", "all", str(built.resolve()), folder=folder)
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        if not cubins:
+            raise ToolkitError(f"{built}: expected machine code for sm_{number}, found none")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            texts = pool.map(lambda cubin: _run(disassemble, "-c", str(cubin)), cubins)
+            functions = dict(function for text in texts for function in _functions(text))
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", said)
+    resources = {
+        symbol: (int(registers), int(stack), 0, int(shared)) for symbol, registers, stack, shared in found
+    }
+    return _read(resources, functions)
+
+
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     new = path.with_suffix(".new")
@@ -197,14 +230,14 @@ def find_tool(name: str, toolkit: Toolkit) -> str:
     return found
 
 
-def _run(*command: str, given: str = "") -> str:
+def _run(*command: str, given: str = "", folder: str | None = None) -> str:
     """What a program prints.
 
     Raises:
         ToolkitError: it fails.
     """
     try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, cwd=folder)
     except OSError as error:
         raise ToolkitError(f"{command[0]} does not run ({error})") from None
     except subprocess.CalledProcessError as error:
@@ -214,8 +247,11 @@ def _run(*command: str, given: str = "") -> str:
 
 def described(said: str, code: str = "") -> dict[str, Kernel]:
     """Kernels by their names, from what ptxas -v says and the machine code as nvdisasm -c writes it."""
-    resources = dict(_resources(said))
-    texts = dict(_functions(code))
+    return _read(dict(_resources(said)), dict(_functions(code)))
+
+
+def _read(resources: dict[str, tuple[int, int, int, int]], texts: dict[str, str]) -> dict[str, Kernel]:
+    """Kernels by their names, from registers, stack, spills and shared memory and from machine code, by symbol."""
     names = dict(zip(resources, readable(resources), strict=True))
     found = {}
     for symbol, (registers, stack, spills, shared) in resources.items():
@@ -250,18 +286,15 @@ def readable(symbols: Iterable[str]) -> list[str]:
     Raises:
         ToolkitError: c++filt, of the compiler's own tools, is not there.
     """
-    names = []
-    for line in _run("c++filt", given="\n".join(symbols)).splitlines():
-        name = re.sub(r"_GLOBAL__N__\w+::|_INTERNAL_\w+::|\(anonymous namespace\)::", "", line)
-        name = re.sub(r"\boes::cuda::|\boes::", "", name).removeprefix("void ")
-        names.append(_without_arguments(name))
-    return names
+    return [without_namespaces(line) for line in _run("c++filt", given="\n".join(symbols)).splitlines()]
 
 
-def _without_arguments(name: str) -> str:
-    """Cuts at the first bracket that stands outside of template arguments."""
+def without_namespaces(signature: str) -> str:
+    """A function as a profiler shows it, without what ours have in common and without its arguments."""
+    name = re.sub(r"_GLOBAL__N__\w+::|_INTERNAL_\w+::|\(anonymous namespace\)::", "", signature)
+    name = re.sub(r"\boes::cuda::|\boes::", "", name).removeprefix("void ")
     depth = 0
-    for place, letter in enumerate(name):
+    for place, letter in enumerate(name):  # up to the first bracket that stands outside of template arguments
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:
             return name[:place]

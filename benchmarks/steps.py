@@ -12,7 +12,7 @@ and "sparseprop-all", the same training with that package's convolutions (benchm
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,15 @@ COMPILED = "compiled"  # among the backends: the published training through torc
 
 
 def training_steps(
-    net: Generator, mask: oes.Mask, z: Tensor, noisy: Tensor, backends: list[str]
+    net: Generator,
+    mask: oes.Mask,
+    z: Tensor,
+    noisy: Tensor,
+    backends: Sequence[str],
+    *,
+    recorded: bool = True,
 ) -> dict[str, Callable[[], object]]:
-    """One training step for each backend, and the published one."""
+    """One training step for each backend, and the published one; on a GPU as the pipelines record them."""
     steps: dict[str, Callable[[], object]] = {
         "published": PublishedTraining(net, mask.flat.to(z.device), z, noisy).step
     }
@@ -55,14 +61,14 @@ def training_steps(
             continue
         function, chosen = make_function(net, z, mask, backend, verify=False)
         run = TrainRun(function, SquaredError(noisy), 1e-2, None, chosen)
-        steps[backend] = _stepper(graphed(run, chosen, z.device))
+        steps[backend] = _stepper(graphed(run, chosen, z.device) if recorded else run)
     return steps
 
 
 def search_steps(
-    net: Generator, z: Tensor, noisy: Tensor, backends: list[str]
+    net: Generator, z: Tensor, noisy: Tensor, backends: Sequence[str], *, recorded: bool = True
 ) -> dict[str, Callable[[], object]]:
-    """One search step for each backend, and the published one."""
+    """One search step for each backend, and the published one; on a GPU as the pipelines record them."""
     steps: dict[str, Callable[[], object]] = {"published": PublishedSearch(net, z, noisy).step}
     for backend in backends:
         if backend == COMPILED or backend in SETTINGS:
@@ -70,7 +76,7 @@ def search_steps(
         function, chosen = make_function(net, z, None, backend, verify=False)
         options: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
         run = SearchRun(function, SquaredError(noisy), chosen, **options)
-        steps[backend] = _stepper(graphed(run, chosen, z.device))
+        steps[backend] = _stepper(graphed(run, chosen, z.device) if recorded else run)
     return steps
 
 

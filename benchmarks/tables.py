@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,8 +30,10 @@ NAMES = {
     "sparseprop": "SparseProp",
     "torch": "torch",
     "auto": "oes_fast",
-    "triton": "oes_fast",
+    "triton": "oes_fast, Triton",
+    "cuda": "oes_fast, CUDA C++",
 }
+MODEL = "gpu-model-h100"  # of the CUDA engine, not measured
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
 MEMORY_BOUND = {  # name in the result: what the page calls it
     "gumbel_mask[{}-{}]": "`gumbel_mask`, 3,008,867 weights",
@@ -129,17 +131,22 @@ def sparseprop() -> str:
 def gain() -> str:
     """The short table of README.md: how much faster, over all cases, by minimum and by median."""
     rows = []
-    for name in (*measured("gpu-*"), *measured("steps-cpu-*")):
+    for name in (*measured_gpus(), *measured("steps-cpu-*")):
         result = load(name)
         faster: dict[str, list[float]] = {"training": [], "search": []}
         for case, row in cases_of(result):
-            ours = row["times faster"].get("triton") or row["times faster"]["auto"]
-            faster[case] += ours.values()
+            faster[case] += fastest_of(row["times faster"]).values()
         if all(faster.values()):
             cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
             tf32 = all("tf32" in row.get("precision", {}).values() for _, row in cases_of(result))
             rows.append([machine(result) + (", TF32" if tf32 else ""), *cells, result["date"]])
     return table(["hardware", "training step", "search step", "measured"], rows)
+
+
+def fastest_of(faster: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    """How many times faster the fastest of our backends is: one of two on a GPU, what auto takes on a CPU."""
+    ours = [faster[way] for way in ("cuda", "triton", "auto") if way in faster]
+    return max(ours, key=lambda times: times["min"], default={})
 
 
 def cases_of(result: Result) -> Iterable[tuple[str, Result]]:
@@ -149,7 +156,7 @@ def cases_of(result: Result) -> Iterable[tuple[str, Result]]:
             yield row["case"].split(",")[0], row
     for precision in PRECISIONS:
         found = result.get("parts", {}).get(f"steps {precision}", {}).get("result", {})
-        yield from ((case, row) for case, rows in found.items() for row in rows)
+        yield from ((case, row) for case in ("training", "search") for row in found.get(case, []))
 
 
 def memory() -> str:
@@ -315,12 +322,42 @@ def agreement() -> str:
     return f"{caption(name, result)}\n{table(header, rows)}"
 
 
+def measured_gpus() -> list[str]:
+    """Results of ``make gpu``, the newest first."""
+    return [name for name in measured("gpu-*") if name != MODEL]
+
+
 def gpu() -> str:
     """What ``make gpu`` measured, device by device."""
-    return "\n".join(gpu_of(name) for name in measured("gpu-*")) or (
-        "No GPU figure has been measured yet. The Triton kernels are checked under Triton's interpreter and\n"
-        "by compiling them ahead of time; `make gpu` measures them.\n"
+    return "\n".join(gpu_of(name) for name in measured_gpus()) or (
+        "No GPU figure has been measured yet. The GPU kernels are checked under Triton's interpreter and\n"
+        "emulated, and by compiling them ahead of time; `make gpu` measures them.\n"
     )
+
+
+def gpu_model() -> str:
+    """What the CUDA engine's step should take, by precision and number of networks."""
+    if not (RESULTS / f"{MODEL}.json").is_file():
+        return "Not computed yet: `python -m benchmarks.gpu_model` does it.\n"
+    result = load(MODEL)
+    counts = sorted({row["networks"] for kind in ("training", "search") for row in result[kind]})
+    rows = []
+    for kind in ("training", "search"):
+        found = {(row["precision"], row["networks"]): row for row in result[kind]}
+        for precision in PRECISIONS:
+            if (precision, counts[0]) not in found:
+                continue
+            first = found[precision, counts[0]]
+            cells = [f"{found[precision, count]['ms a network']:.2f}" for count in counts]
+            limits = [limit for limit in first["ms by limit"] if limit != "start"]
+            most = max(limits, key=lambda limit: first["ms by limit"][limit])
+            target = result["target, ms a network at N = 1"][kind]
+            rows.append([kind, precision, *cells, target, first["nodes"], most])
+    header = ["step", "precision", *(f"N = {count}, ms a network" for count in counts)]
+    header += ["target, N = 1", "launches", "most of the kernels' time, N = 1"]
+    link = f"[{MODEL}.json](../benchmarks/results/{MODEL}.json)"
+    about = f"{result['date']} · computed for an H100, not measured · mask: {result['mask']} · {link}\n"
+    return f"{about}\n    {result['command']}\n\n{table(header, rows)}"
 
 
 def gpu_kernels() -> str:
@@ -343,14 +380,15 @@ def gpu_of(name: str) -> str:
     rows = [(case, "published", row) for case, row in cases_of(result)]
     if "steps compiled" in found:
         rows.append(("training", "compiled", found["steps compiled"]))
+    ways = [way for way in ("torch", "triton", "cuda") if any(way in row["ms"] for _, _, row in rows)]
     lines = []
     for case, baseline, row in rows:
-        times, faster = row["ms"], row["times faster"]
+        times, faster = row["ms"], fastest_of(row["times faster"])
         cells = [case, row["size"], row["precision"][baseline], NAMES[baseline], ms(times[baseline])]
-        cells += [ms(times[way]) if way in times else "" for way in ("torch", "triton")]
-        lines.append([*cells, f"{two(faster['triton'], 1)} x"])
-    header = ["step", "size", "precision", "baseline", "ms, baseline", "ms, torch", "ms, oes_fast", "faster"]
-    text = f"{caption(name, result)}\n{table(header, lines)}"
+        cells += [ms(times[way]) if way in times else "" for way in ways]
+        lines.append([*cells, f"{two(faster, 1)} x" if faster else ""])
+    header = ["step", "size", "precision", "baseline", "ms, baseline", *(f"ms, {way}" for way in ways)]
+    text = f"{caption(name, result)}\n{table([*header, 'faster'], lines)}"
     if "memory" in found:
         peaks = [
             [row["case"], NAMES[row["way"]], f"{row['peak MB']:.0f} MB"]
@@ -375,6 +413,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "agreement": agreement,
     "gpu": gpu,
     "gpu kernels": gpu_kernels,
+    "gpu model": gpu_model,
 }
 
 
