@@ -251,7 +251,8 @@ def training(
     """
     net, kept, z, noisy = problem(mask, size, "cpu", channels)
     backends, left_out = available(fast)
-    fits, failed = [], {}
+    fits: list[oes.TrainResult] = []
+    failed: dict[str, str] = {}
     for place, backend in (*((device, name) for name in backends), ("cpu", beside)):
         try:
             fit = oes.train_sparse(

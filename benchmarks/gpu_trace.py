@@ -42,7 +42,8 @@ def launched(trace: dict[str, Any]) -> list[Row]:
     rows, end = [], None
     for event in sorted(events, key=lambda event: event["ts"]):
         about = event.get("args", {})
-        row: Row = {"kernel": without_namespaces(event["name"]), "us": round(event["dur"], 3)}
+        name = without_namespaces(event["name"]) if event["cat"] == "kernel" else event["name"]
+        row: Row = {"kernel": name, "us": round(event["dur"], 3)}
         if end is not None:
             row["gap us"] = round(event["ts"] - end, 3)
         end = event["ts"] + event["dur"]

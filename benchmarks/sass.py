@@ -251,7 +251,7 @@ def described(said: str, code: str = "") -> dict[str, Kernel]:
 
 
 def _read(resources: dict[str, tuple[int, int, int, int]], texts: dict[str, str]) -> dict[str, Kernel]:
-    """Kernels by their names, from registers, stack, spills and shared memory and from machine code, by symbol."""
+    """Kernels by name, from registers, stack, spills and shared memory and from machine code, by symbol."""
     names = dict(zip(resources, readable(resources), strict=True))
     found = {}
     for symbol, (registers, stack, spills, shared) in resources.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import REPO
+from kernel_backends import require
 
 from benchmarks import gpu, gpu_compile, gpu_parts
 from benchmarks.gpu import Part, run_parts
 from benchmarks.gpu_kernels import kernel_rows
+from oes_fast.backends import BackendStatus
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -60,21 +63,45 @@ def test_without_a_gpu_it_says_so():
     assert "Nothing was measured" in done.stdout
 
 
-def test_parts_fit_the_time_together_with_the_ratios_first(monkeypatch):
-    monkeypatch.setattr(gpu, "find_sanitizer", lambda: "compute-sanitizer")
-    parts = gpu.all_parts(None)
+def test_parts_fit_the_time_together_with_what_matters_first():
+    parts = gpu.all_parts(None, "gpu.json")
     assert sum(part.seconds for part in parts) < gpu.SECONDS
     names = [part.name for part in parts]
-    assert names[:3] == ["compile ahead", "steps float32", "steps tf32"]
+    assert names[:3] == ["build", "tests of cuda", "launches"]
+    assert names[3:7] == ["compile ahead", "steps float32", "steps tf32", "steps tf32x3"]
     assert names[-1] == "steps compiled"
+    assert names.index("model") > names.index("launches")
+    assert {"sanitizer", "ncu", "training", "memory", "tests", "kernels"} <= set(names)
 
 
 def test_parts_fit_the_time_and_name_what_there_is():
-    for part in gpu.all_parts(None):
+    masked = gpu.all_parts("mask.npz", "gpu.json")
+    for part, with_mask in zip(gpu.all_parts(None, "gpu.json"), masked, strict=True):
         assert part.seconds < gpu.SECONDS < 480
         for word in part.command:
             if word.startswith("tests/"):
                 assert (REPO / word).exists()
+            if word.startswith("benchmarks."):
+                assert (REPO / f"{word.replace('.', '/')}.py").exists()
+        if part.name not in ("build", "tests of cuda", "tests"):
+            assert with_mask.command[-2:] == ("--mask", "mask.npz")
+    for part in masked:  # a tool gets less than its part
+        if "--seconds" in part.command:
+            assert float(part.command[part.command.index("--seconds") + 1]) < part.seconds
+
+
+def test_a_part_may_take_what_others_left_of_theirs_and_no_more():
+    plain, longer, later = Part("a", (), 10), Part("b", (), 10, longer=True), [Part("c", (), 30)]
+    assert gpu.limit_of(plain, later, 100) == 10
+    assert gpu.limit_of(longer, later, 100) == 70
+    assert gpu.limit_of(longer, later, 25) == 10
+    assert gpu.limit_of(longer, [], 4) == gpu.limit_of(plain, [], 4) == 4
+
+
+def test_a_part_that_cannot_run_is_left_out_with_its_reason(tmp_path, capsys):
+    parts = [Part("ncu", python('print(\'{"left out": "there is no ncu"}\')'), 60)]
+    assert run_parts(parts, tmp_path / "gpu.json", {}) == 0
+    assert "ncu: left out, there is no ncu" in capsys.readouterr().out
 
 
 def test_measurements_run_small_on_the_cpu():
@@ -83,7 +110,7 @@ def test_measurements_run_small_on_the_cpu():
         "float32 GMAC/s",
         "tf32 GMAC/s",
     }
-    small = {"device": "cpu", "size": 32, "channels": (4, 6), "fast": "auto"}
+    small = {"device": "cpu", "size": 32, "channels": (4, 6), "fast": ("auto",)}
     found = gpu_parts.steps(precision="tf32", rounds=1, **small)
     assert set(found) == {"training", "search"}
     for (row,) in found.values():
@@ -92,6 +119,44 @@ def test_measurements_run_small_on_the_cpu():
     found = gpu_parts.training(count=6, beside="reference", **small)
     assert len(found["loss"]) == 2
     assert found["precision"] == "float32"
+    ((name, differences),) = found["differences"].items()
+    assert name == found["backends"][0]
+    assert max(map(abs, (*differences["first"], differences["late"]))) < 1e-2
+    found = gpu_parts.steps(precision="tf32x3", rounds=1, **small)
+    assert set(found) == {"search"}
+    assert set(found["search"][0]["ms"]) == {"published", "auto"}
+
+
+def test_a_training_that_fails_or_differs_is_told(monkeypatch, capsys):
+    small = {"device": "cpu", "size": 32, "channels": (4, 6), "beside": "reference"}
+    train = gpu_parts.oes.train_sparse
+
+    def trained(*arguments, backend, **options):
+        if backend == "torch":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        fit = train(*arguments, backend=backend, **options)
+        loss = [fit.history.loss[0], math.nan if backend == "cpu" else 1.0, *fit.history.loss[2:]]
+        return SimpleNamespace(history=SimpleNamespace(loss=loss), backend=fit.backend, seconds=fit.seconds)
+
+    require("cpu")
+    monkeypatch.setattr(gpu_parts.oes, "train_sparse", trained)
+    for fast in (("torch",), ("cpu",)):
+        with pytest.raises(SystemExit) as raised:
+            gpu_parts.training(count=3, fast=fast, **small)
+        assert raised.value.code == 1
+        found = json.loads(capsys.readouterr().out)
+        assert ("illegal memory" in found.get("failed", {}).get("torch", "")) == (fast == ("torch",))
+        assert set(found["differences"]) == set(fast) - {"torch"}
+
+
+def test_what_is_not_available_is_left_out(monkeypatch):
+    absent = {"triton": BackendStatus(False, "no GPU"), "cuda": BackendStatus(False, "was not built")}
+    monkeypatch.setattr(gpu_parts.oes, "backends", lambda: {"torch": BackendStatus(True), **absent})
+    chosen, left_out = gpu_parts.available(["torch", "triton", "cuda"])
+    assert chosen == ["torch"]
+    assert left_out == {name: str(status) for name, status in absent.items()}
+    found = gpu_parts.steps(device="cpu", size=32, channels=(4, 6), precision="tf32x3")
+    assert found == {"left out": f"backend cuda is {absent['cuda']}"}
 
 
 def test_a_contestant_has_its_memory_alone(monkeypatch):
@@ -113,8 +178,8 @@ def test_a_contestant_has_its_memory_alone(monkeypatch):
             return SimpleNamespace(get=lambda timeout: function(*arguments, count=1, **options))
 
     monkeypatch.setattr(gpu_parts.multiprocessing, "get_context", lambda method: SimpleNamespace(Pool=Pool))
-    rows = gpu_parts.memory(device="cpu", size=32, channels=(4, 6), fast="auto")
-    assert made == [1]
+    rows = gpu_parts.memory(device="cpu", size=32, channels=(4, 6), fast=("auto",))
+    assert made == [1]  # those of the CUDA engine would come in another pool, one at a time
     assert [row["case"] for row in rows] == ["training"] * 3 + ["search"] * 3
     assert [row["way"] for row in rows[:3]] == ["published", "torch", "auto"]
     assert all(row["peak MB"] > 0 and row["precision"] == "float32" for row in rows)
