@@ -1,4 +1,4 @@
-"""What the tools of a GPU print is read right: compute-sanitizer, ncu, torch.profiler; the model beside it."""
+"""What a GPU's tools print: compute-sanitizer, ncu, torch.profiler; and the model beside a measurement."""
 
 from __future__ import annotations
 
