@@ -43,7 +43,7 @@ ASSUMED: dict[str, float] = {
     "start and end of a kernel, us": 1.2,  # guess: until all blocks run, and from the first done to the last
     "last block's sums, us": 1.0,  # guess: of a launch that a norm follows
     "share of cycles that start something": 0.6,  # guess: of instructions, and of loads from shared memory
-    "instructions of a staged pixel": 18,  # counted in the machine code of plane_reader.h's loops
+    "instructions of a staged pixel": 14,  # counted in the machine code of the loops of plane_reader.h
     "instructions of a written pixel": 30,  # guess, from those of epilogue.h's
     "cycles of a round of staging": 1500,  # guess: two dependent loads from the L2 cache, and two barriers
     "cycles of a tap alone": 12,  # guess: a part of a warp's latency that eight warps do not hide
