@@ -23,8 +23,8 @@ from oes_fast.rewrite.run.chain_find import ConvBlock
 from oes_fast.rewrite.run.chain_program import NativeChain
 
 MOST_KERNEL = 15  # rows and columns of a convolution
-# Pixels around an image that are copies of its own. Those of a side and what they copy have to lie in one tile
-# of the input gradient, which is 16 pixels wide or wider.
+# Pixels around an image that are copies of its own: those of a side and what they copy lie in one tile of the
+# input gradient, of 16 pixels at least.
 MOST_COPIED = 7
 
 
