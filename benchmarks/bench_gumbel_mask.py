@@ -19,11 +19,11 @@ STREAMS = 3  # reads w0 and the logits, writes the masked weights
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton", "cuda"])
 def test_gumbel_mask(benchmark: Any, backend: str, threads: int) -> None:
     if not oes.backends()[backend]:
         pytest.skip(f"{backend} is {oes.backends()[backend]}")
-    device = "cuda" if backend == "triton" else "cpu"
+    device = "cuda" if backend in ("triton", "cuda") else "cpu"
     generator = torch.Generator().manual_seed(0)
     w0, logits = torch.randn(2, NUMEL, generator=generator).to(device)
     masked = torch.empty_like(w0)

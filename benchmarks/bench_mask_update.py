@@ -20,11 +20,11 @@ STREAMS = 8  # reads grad, w0, the logits and both moments, writes the last thre
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kl_value", [False, True], ids=["", "kl_value"])
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton", "cuda"])
 def test_mask_update(benchmark: Any, backend: str, kl_value: bool, threads: int) -> None:
     if not oes.backends()[backend]:
         pytest.skip(f"{backend} is {oes.backends()[backend]}")
-    device = "cuda" if backend == "triton" else "cpu"
+    device = "cuda" if backend in ("triton", "cuda") else "cpu"
     generator = torch.Generator().manual_seed(0)
     logits, w0, grad = torch.randn(3, NUMEL, generator=generator).to(device)
     grad *= 1e-3

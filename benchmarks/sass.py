@@ -131,10 +131,10 @@ def _of_file(toolkit: Toolkit, arch: str, source: Path, root: Path, cache: Path)
     name = source.relative_to(root).as_posix()
     number = arch.replace(".", "")
     flags = [*CUDA.flags_of_kernels(name), f"-arch=sm_{number}", "-I", str(root / "csrc")]
-    digest = hashlib.sha256(repr((toolkit.nvcc, toolkit.version, flags)).encode())
-    for read in (Path(__file__), source, *included(source, root)):
-        digest.update(read.read_bytes())
-    kept = cache / f"{source.stem}-sm_{number}-{digest.hexdigest()[:16]}.json"
+    digest = fingerprint(
+        source, root, (Path(__file__).read_text("utf-8"), toolkit.nvcc, toolkit.version, flags)
+    )
+    kept = cache / f"{source.stem}-sm_{number}-{digest}.json"
     if not kept.is_file():
         cubin = kept.with_suffix(".cubin")
         said = _run(toolkit.nvcc, *flags, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin))
@@ -149,6 +149,14 @@ def _of_file(toolkit: Toolkit, arch: str, source: Path, root: Path, cache: Path)
         name: Kernel(**{**row, "loops": tuple(Loop(**loop) for loop in row["loops"])})
         for name, row in read_rows.items()
     }
+
+
+def fingerprint(source: Path, root: Path, way: object) -> str:
+    """Of a file, of all that it includes, and of how it is compiled."""
+    digest = hashlib.sha256(repr(way).encode())
+    for path in (source, *included(source, root)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def included(source: Path, root: Path) -> list[Path]:

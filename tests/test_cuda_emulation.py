@@ -92,6 +92,7 @@ def sanitized() -> Run:
 
 FINE = [
     "barriers",
+    "most_threads",
     "after_a_failure",
     "indices",
     "shuffles",

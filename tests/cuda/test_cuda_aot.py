@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import REPO
 
 from benchmarks import sass
 from oes_fast._cuda_toolkit import ToolkitError, find_toolkit
+from oes_fast._extension import CUDA
 
 ARCHS = ("8.0", "9.0", "10.0", "12.0")
 
@@ -132,6 +138,38 @@ def made_up(tmp_path_factory) -> dict[str, sass.Kernel]:
     (root / "csrc" / "cuda" / "conv").mkdir(parents=True)
     (root / "csrc" / "cuda" / "conv" / "made_up.cu").write_text(MADE_UP)
     return sass.kernels(root=root, cache=root / "build")[sass.DETAILED]
+
+
+def test_host_files_compile():
+    """Those that nvcc does not see, without what only nvcc understands."""
+    require_compiler()
+    compiler = shutil.which("g++")
+    pybind11 = pytest.importorskip("pybind11")
+    toolkit = find_toolkit()
+    python = sysconfig.get_paths()["include"]
+    folders = [str(REPO / "csrc"), pybind11.get_include(), toolkit.include, python]
+    command = [
+        compiler,
+        *CUDA.compile_flags,
+        *(f"-I{folder}" for folder in folders),
+        "-Werror",
+        "-fsyntax-only",
+    ]
+    seen = REPO / "build" / "sass"
+    seen.mkdir(parents=True, exist_ok=True)
+
+    def problem(path: Path) -> str:
+        mark = seen / f"{path.stem}-{sass.fingerprint(path, REPO, command)}.compiles"
+        if mark.exists():
+            return ""
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            mark.touch()
+        return done.stderr
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = pool.map(problem, (path for path in CUDA.sources(REPO) if path.suffix == ".cpp"))
+        assert [said for said in problems if said] == []
 
 
 def row_of(name: str) -> str | None:

@@ -78,9 +78,9 @@ void bind(py::module_& module, const char* name) {
       "Convolutions and batch norms run as one on a GPU, for one thread at a time; see "
       "oes_fast/rewrite/run/chain_program.py.")
       .def(
-          py::init<int64_t, int64_t, int64_t, int64_t, bool, int64_t, conv::Products, int>(), py::arg("networks"),
-          py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("constant_input"), py::arg("weights"),
-          py::arg("products"), py::arg("device"))
+          py::init<int64_t, int64_t, int64_t, int64_t, bool, int64_t, conv::Products, int, const std::vector<int>&>(),
+          py::arg("networks"), py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("constant_input"),
+          py::arg("weights"), py::arg("products"), py::arg("device"), py::arg("groups") = std::vector<int>())
       .def("add_conv", &C::add_conv, py::arg("spec"))
       .def("add_norm", &C::add_norm, py::arg("spec"))
       .def("finish", &C::finish, py::arg("act"), py::arg("slope"))

@@ -17,7 +17,7 @@ std::vector<int> as_ints(const Indices& indices) {
 template <typename T>
 Chain<T>::Chain(
     int64_t networks, int64_t channels, int64_t rows, int64_t columns, bool constant_input, int64_t weights,
-    conv::Products products, int device)
+    conv::Products products, int device, const std::vector<int>& groups)
     : networks_(static_cast<int>(networks)),
       channels_(channels),
       rows_(rows),
@@ -25,7 +25,7 @@ Chain<T>::Chain(
       weights_(weights),
       constant_input_(constant_input),
       device_(device),
-      machine_{processors_of(device), static_cast<int>(networks), products} {
+      machine_{processors_of(device), static_cast<int>(networks), products, groups} {
   expect(channels > 0 && rows > 0 && columns > 0 && weights >= 0, "chain: expected an image and weights");
   expect(networks > 0 && networks <= 65535, "networks: expected 1 to 65535");
   expect(

@@ -53,7 +53,7 @@ class Chain {
   // `networks` of the same program at once. `weights`: length of a network's flat vector.
   Chain(
       int64_t networks, int64_t channels, int64_t rows, int64_t columns, bool constant_input, int64_t weights,
-      conv::Products products, int device);
+      conv::Products products, int device, const std::vector<int>& groups = {});
 
   // These refuse by std::invalid_argument what would read or write outside its memory.
   void add_conv(const ConvSpec& spec);

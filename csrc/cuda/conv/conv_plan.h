@@ -1,6 +1,7 @@
 // A sum over taps bound to its sizes: lists of taps on the device, the kernel's shape, and calls of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -18,6 +19,13 @@ struct Machine {
   int processors; // streaming multiprocessors
   int networks;
   Products products; // that may be used
+  // Only kernels of these groups, see TapSumShape and WeightGradShape, where one fits; all for none. For tests, which
+  // have small images, and for measurements.
+  std::vector<int> groups = {};
+
+  bool allows(int group) const {
+    return groups.empty() || std::find(groups.begin(), groups.end(), group) != groups.end();
+  }
 };
 
 // What a launch does, for the model of a step: see benchmarks/gpu_model.py.
@@ -106,12 +114,13 @@ class WeightGradPlan {
   LaunchWork work(int networks) const;
 
  private:
+  WeightGradLists divide(const WeightGradSpec& spec, const StagedPlanes& planes, const Machine& machine);
+
   WeightGradArgs<T> args_{};
   WeightGradShape shape_{};
   bool image_is_fixed_ = false;
-  int groups_ = 0;
   int64_t taps_ = 0;
-  DeviceArray<int> begins_, offsets_;
+  DeviceArray<int> begins_, item_begins_, offsets_, items_;
   DeviceArray<T> partials_;
 };
 

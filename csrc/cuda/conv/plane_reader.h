@@ -26,10 +26,13 @@ struct PlaneReader {
 template <typename T>
 struct StagedTile {
   T* to; // [channels, unshuffle, unshuffle, rows, pitch]
+  T* numbers; // [channels, kStagedNumbers]: aligned to four numbers
   int first_channel, channels; // those beyond the image are zero
   int first_row, first_column; // in pixels of a plane
   int rows, columns, pitch, plane; // plane: elements of one
 };
+
+constexpr int kStagedNumbers = 8;
 
 // Index of a row or column of the image, -1 outside.
 __device__ __forceinline__ int padded_index(Padding padding, int padded, int before, int after, int size) {
@@ -46,57 +49,116 @@ __device__ __forceinline__ int padded_index(Padding padding, int padded, int bef
   return i < 0 ? -i : 2 * (size - 1) - i;
 }
 
-// All threads of the block take part. A warp reads a row, or several where they are short; the lanes of a row lie along
-// its columns, so that loads are of one piece and each sum of 2 x 2 takes one column from the next lane.
+// What a pixel is made into.
+enum class PixelKind { kPlain, kActivated, kNormalisedTwice, kGrad };
+
+template <PixelKind kKind, Act kAct, typename T>
+__device__ __forceinline__ T
+staged_pixel(const PlaneReader<T>& r, const T* numbers, const T* y, const T* grad, int at) {
+  const T pixel = y[at];
+  if constexpr (kKind == PixelKind::kPlain) {
+    return pixel;
+  } else if constexpr (kKind == PixelKind::kGrad) {
+    return numbers[1] * grad[at] + (numbers[2] * (pixel - numbers[0]) + numbers[3]);
+  } else {
+    const T x = norm::activate(kAct, r.prologue.slope, numbers[1] * (pixel - numbers[0]) + numbers[2]);
+    return kKind == PixelKind::kActivated ? x : numbers[4] * (x - numbers[3]) + numbers[5];
+  }
+}
+
+// A thread takes the same places of all channels, so that where they lie is worked out once.
+template <PixelKind kKind, Act kAct, bool kBox, typename T>
+__device__ __forceinline__ void stage_pixels(
+    const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
+  const int side = r.unshuffle, width = side * s.columns, places = side * s.rows * width;
+  const int pixels = r.rows * r.columns, stride = side * side * s.plane;
+  const int64_t first = static_cast<int64_t>(s.first_channel) * pixels;
+  const T* y_first = r.y + network * r.network_stride + first;
+  const T* grad_first =
+      kKind == PixelKind::kGrad ? r.grad + network * r.channels * static_cast<int64_t>(pixels) + first : nullptr;
+  for (int place = threadIdx.x; place < places; place += blockDim.x) {
+    const int row = place / width, column = place - row * width;
+    const int p = side * s.first_row + row, q = side * s.first_column + column;
+    const int upper = padded_index(r.padding, p, r.top, r.bottom, r.rows);
+    const int left = padded_index(r.padding, q, r.left, r.right, r.columns);
+    const int lower = kBox ? padded_index(r.padding, p + 1, r.top, r.bottom, r.rows) : -1;
+    const int right = kBox ? padded_index(r.padding, q + 1, r.left, r.right, r.columns) : -1;
+    const int at[4] = {
+        upper < 0 || left < 0 ? -1 : upper * r.columns + left, upper < 0 || right < 0 ? -1 : upper * r.columns + right,
+        lower < 0 || left < 0 ? -1 : lower * r.columns + left, lower < 0 || right < 0 ? -1 : lower * r.columns + right};
+    T* to = s.to + (row % side * side + column % side) * s.plane + row / side * s.pitch + column / side;
+    const T *y = y_first, *grad = grad_first, *numbers = s.numbers;
+#pragma unroll(kBox ? 1 : 4)
+    for (int channel = 0; channel < channels; ++channel) {
+      T value = T(0);
+#pragma unroll
+      for (int i = 0; i < (kBox ? 4 : 1); ++i) {
+        if (at[i] >= 0) {
+          value += staged_pixel<kKind, kAct>(r, numbers, y, grad, at[i]);
+        }
+      }
+      *to = value;
+      to += stride;
+      y += pixels;
+      grad += kKind == PixelKind::kGrad ? pixels : 0;
+      numbers += kStagedNumbers;
+    }
+    for (int channel = channels; channel < s.channels; ++channel, to += stride) {
+      *to = T(0);
+    }
+  }
+}
+
+template <PixelKind kKind, Act kAct, typename T>
+__device__ __forceinline__ void stage_boxed(
+    const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
+  if (r.box) {
+    stage_pixels<kKind, kAct, true>(r, s, network, channels);
+  } else {
+    stage_pixels<kKind, kAct, false>(r, s, network, channels);
+  }
+}
+
+template <Act kAct, typename T>
+__device__ __forceinline__ void stage_activated(
+    const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
+  if (r.prologue.second) { // of a block with two norms: no box is in front of an up-sampling
+    stage_boxed<PixelKind::kNormalisedTwice, kAct>(r, s, network, channels);
+  } else {
+    stage_boxed<PixelKind::kActivated, kAct>(r, s, network, channels);
+  }
+}
+
+// All threads of the block take part. The tile is complete after the next barrier.
 template <typename T>
 __device__ __forceinline__ void stage(const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network) {
-  const int side = r.unshuffle, width = side * s.columns + (r.box ? 1 : 0);
-  int lanes = 32;
-  while (lanes > 4 && lanes / 2 >= width) {
-    lanes /= 2;
-  }
-  const int lane = threadIdx.x % lanes, row_rank = threadIdx.x / lanes, ranks = blockDim.x / lanes;
-  const int rows = side * s.rows, tasks = s.channels * rows, step = r.box ? lanes - 1 : lanes;
-  const int64_t pixels = static_cast<int64_t>(r.rows) * r.columns;
-  // The same number of rounds for all: lanes hand columns on.
-  const int rounds = (tasks + ranks - 1) / ranks;
-#pragma unroll 2
-  for (int round = 0; round < rounds; ++round) {
-    const int task = round * ranks + row_rank;
-    const int local = task / rows, row = task - local * rows, channel = s.first_channel + local;
-    const bool there = task < tasks && channel < r.channels;
-    const int p = side * s.first_row + row;
-    const int upper = there ? padded_index(r.padding, p, r.top, r.bottom, r.rows) : -1;
-    const int lower = there && r.box ? padded_index(r.padding, p + 1, r.top, r.bottom, r.rows) : -1;
-    const int64_t of = network * r.channels + channel;
-    const norm::PrologueNumbers<T> numbers(r.prologue, there && r.grad == nullptr ? of : 0);
-    const norm::GradNumbers<T> grads(r.grad_numbers, there && r.grad != nullptr ? of : 0);
-    const T* y = r.y + network * r.network_stride + (there ? channel * pixels : 0);
-    const T* grad = r.grad == nullptr || !there ? nullptr : r.grad + of * pixels;
-    T* to = s.to + local * side * side * s.plane;
-    for (int first = 0; first < width - (r.box ? 1 : 0); first += step) {
-      const int column = first + lane;
-      const int q = padded_index(r.padding, side * s.first_column + column, r.left, r.right, r.columns);
-      T value = T(0);
-      if (q >= 0 && column < width) {
-        if (upper >= 0) {
-          const int64_t at = static_cast<int64_t>(upper) * r.columns + q;
-          value = grad == nullptr ? numbers.value(r.prologue, y[at]) : grads.value(grad[at], y[at]);
-        }
-        if (lower >= 0) {
-          const int64_t at = static_cast<int64_t>(lower) * r.columns + q;
-          value += grad == nullptr ? numbers.value(r.prologue, y[at]) : grads.value(grad[at], y[at]);
-        }
-      }
-      if (r.box) {
-        const T next = __shfl_down_sync(0xffffffffu, value, 1, lanes);
-        value += next;
-      }
-      if (task < tasks && lane < step && column < side * s.columns) {
-        const int phase = row % side * side + column % side;
-        to[phase * s.plane + row / side * s.pitch + column / side] = value;
-      }
+  const int channels = min(s.channels, r.channels - s.first_channel);
+  const T* numbers = r.grad != nullptr ? r.grad_numbers : r.prologue.numbers;
+  if (numbers != nullptr) {
+    const int each = r.grad != nullptr ? norm::kGradNumbers : norm::kPrologueNumbers;
+    const T* from = numbers + (network * r.channels + s.first_channel) * each;
+    for (int i = threadIdx.x; i < channels * each; i += blockDim.x) {
+      s.numbers[i / each * kStagedNumbers + i % each] = from[i];
     }
+    __syncthreads();
+  }
+  if (r.grad != nullptr) {
+    if (numbers == nullptr) { // no norm is behind it: the gradient as it is
+      PlaneReader<T> plain = r;
+      plain.y = r.grad;
+      plain.network_stride = static_cast<int64_t>(r.channels) * r.rows * r.columns;
+      stage_boxed<PixelKind::kPlain, Act::kLeaky>(plain, s, network, channels);
+    } else {
+      stage_boxed<PixelKind::kGrad, Act::kLeaky>(r, s, network, channels);
+    }
+  } else if (numbers == nullptr) {
+    stage_boxed<PixelKind::kPlain, Act::kLeaky>(r, s, network, channels);
+  } else if (r.prologue.act == Act::kLeaky) {
+    stage_activated<Act::kLeaky>(r, s, network, channels);
+  } else if (r.prologue.act == Act::kElu) {
+    stage_activated<Act::kElu>(r, s, network, channels);
+  } else {
+    stage_activated<Act::kSilu>(r, s, network, channels);
   }
 }
 

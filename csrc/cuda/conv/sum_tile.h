@@ -34,13 +34,14 @@ __device__ __forceinline__ SumTile<T> sum_tile(
 // Stages the channels of a chunk.
 template <typename T>
 __device__ __forceinline__ void stage_chunk(
-    const TapSumArgs<T>& a, T* to, int chunk, const CellRange& rows, const CellRange& columns, int64_t network) {
+    const TapSumArgs<T>& a, T* to, T* numbers, int chunk, const CellRange& rows, const CellRange& columns,
+    int64_t network) {
   const int first = chunk * a.chunk_channels;
   stage(
       a.reader,
       StagedTile<T>{
-          to, first, min(a.chunk_channels, a.reader.channels - first), rows.begin, columns.begin, a.staged_rows,
-          a.staged_columns, a.pitch, a.plane},
+          to, numbers, first, min(a.chunk_channels, a.reader.channels - first), rows.begin, columns.begin,
+          a.staged_rows, a.staged_columns, a.pitch, a.plane},
       network);
 }
 

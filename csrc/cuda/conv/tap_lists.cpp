@@ -51,6 +51,43 @@ TapLists make_tap_lists(
   return lists;
 }
 
+WeightGradLists make_weight_grad_lists(
+    const std::vector<Tap>& taps, int outputs, int group, int range_outputs, int channels, int chunk_channels,
+    int batch, const StagedPlanes& planes) {
+  WeightGradLists lists{(outputs + range_outputs - 1) / range_outputs,
+                        (channels + chunk_channels - 1) / chunk_channels,
+                        0,
+                        {},
+                        {},
+                        {},
+                        {},
+                        {}};
+  const TapLists all = make_tap_lists(taps, outputs, group, 1, channels, chunk_channels, planes);
+  const int groups = range_outputs / group;
+  for (int range = 0; range < lists.ranges; ++range) {
+    for (int chunk = 0; chunk < lists.chunks; ++chunk) {
+      const auto first = static_cast<int>(lists.taps());
+      lists.begins.push_back(first);
+      lists.item_begins.push_back(static_cast<int>(lists.items.size() / 3));
+      for (int g = range * groups; g < std::min((range + 1) * groups, all.groups); ++g) {
+        const int begin = all.begins[g * all.chunks + chunk], end = all.begins[g * all.chunks + chunk + 1];
+        const int place = static_cast<int>(lists.taps()) - first - begin; // of tap 0
+        for (int t = begin; t < end; t += batch) {
+          lists.items.insert(lists.items.end(), {place + t, std::min(batch, end - t), (g - range * groups) * group});
+        }
+        lists.offsets.insert(lists.offsets.end(), all.offsets.begin() + begin, all.offsets.begin() + end);
+        lists.index.insert(
+            lists.index.end(), all.index.begin() + static_cast<int64_t>(begin) * group,
+            all.index.begin() + static_cast<int64_t>(end) * group);
+      }
+      lists.most_taps = std::max(lists.most_taps, static_cast<int>(lists.taps()) - first);
+    }
+  }
+  lists.begins.push_back(static_cast<int>(lists.taps()));
+  lists.item_begins.push_back(static_cast<int>(lists.items.size() / 3));
+  return lists;
+}
+
 int64_t count_grouped_taps(const std::vector<Tap>& taps, int group) {
   int rows = 1, columns = 1, planes = 1, channels = 1, phases = 1, outputs = 1;
   for (const Tap& t : taps) {

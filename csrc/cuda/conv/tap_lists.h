@@ -37,6 +37,24 @@ TapLists make_tap_lists(
     std::vector<Tap> taps, int outputs, int group, int phases, int channels, int chunk_channels,
     const StagedPlanes& planes, int multiple = 1);
 
+// The same for gradients of weights: each range of groups, and chunk of channels, has its taps group by group, and
+// items of at most `batch` of them.
+struct WeightGradLists {
+  int ranges, chunks, most_taps;
+  std::vector<int> begins, item_begins; // [ranges, chunks] + 1
+  std::vector<int> offsets; // [taps]
+  std::vector<int> items; // [items, 3]: first tap and how many, first output of the group in its range
+  std::vector<int> index; // [taps, group]
+
+  int64_t taps() const {
+    return static_cast<int64_t>(offsets.size());
+  }
+};
+
+WeightGradLists make_weight_grad_lists(
+    const std::vector<Tap>& taps, int outputs, int group, int range_outputs, int channels, int chunk_channels,
+    int batch, const StagedPlanes& planes);
+
 // Taps of the groups together, for groups of that size.
 int64_t count_grouped_taps(const std::vector<Tap>& taps, int group);
 

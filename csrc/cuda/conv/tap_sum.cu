@@ -13,13 +13,14 @@ constexpr int kMostThreads = 256, kMostWarps = kMostThreads / 32;
 // the sums; last some numbers for sums over the block.
 template <typename T>
 struct SharedLayout {
-  size_t weights, offsets, scratch, bytes;
+  size_t weights, offsets, numbers, scratch, bytes;
 
   __host__ __device__ SharedLayout(const TapSumArgs<T>& a, int reader_side, int group, int side) {
     const size_t tile = static_cast<size_t>(a.chunk_channels) * reader_side * reader_side * a.plane;
     weights = align(tile * sizeof(T));
     offsets = align(weights + sizeof(T) * a.most_taps * group);
-    const size_t staged = align(offsets + sizeof(int) * a.most_taps);
+    numbers = align(offsets + sizeof(int) * a.most_taps);
+    const size_t staged = align(numbers + sizeof(T) * kStagedNumbers * a.chunk_channels);
     const size_t sums = align(sizeof(T) * group * side * side * a.tile_rows * a.tile_columns);
     scratch = staged > sums ? staged : sums;
     bytes = scratch + sizeof(T) * tile_scratch(group, kMostWarps);
@@ -31,13 +32,14 @@ struct SharedLayout {
 };
 
 template <typename T, int kGroup, int kCells, int kSide>
-__global__ void __launch_bounds__(kMostThreads, 2) tap_sum_kernel(const TapSumArgs<T> a) {
+__global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) tap_sum_kernel(const TapSumArgs<T> a) {
   constexpr int kPhases = kSide * kSide;
   OES_SHARED(shared);
   const SharedLayout<T> layout(a, a.reader.unshuffle, kGroup, kSide);
   T* tile = reinterpret_cast<T*>(shared);
   T* weights = reinterpret_cast<T*>(shared + layout.weights);
   int* offsets = reinterpret_cast<int*>(shared + layout.offsets);
+  T* numbers = reinterpret_cast<T*>(shared + layout.numbers);
   T* scratch = reinterpret_cast<T*>(shared + layout.scratch);
 
   const int tile_number = blockIdx.x, group = blockIdx.y, first_output = group * kGroup;
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) tap_sum_kernel(const TapSumAr
       continue; // the same for all threads
     }
     __syncthreads();
-    stage_chunk(a, tile, chunk, rows, columns, network);
+    stage_chunk(a, tile, numbers, chunk, rows, columns, network);
     for (int i = threadIdx.x; i < (end - first) * kGroup; i += blockDim.x) {
       weights[i] = weights_from[static_cast<int64_t>(first) * kGroup + i];
     }

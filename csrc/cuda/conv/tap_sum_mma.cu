@@ -9,13 +9,14 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kSlice = 8; // outputs written at a time: columns of a product
 
 struct SharedLayout {
-  size_t weights, offsets, scratch, bytes;
+  size_t weights, offsets, numbers, scratch, bytes;
 
   __host__ __device__ SharedLayout(const TapSumArgs<float>& a, int reader_side, int group, int side) {
     const size_t tile = static_cast<size_t>(a.chunk_channels) * reader_side * reader_side * a.plane;
     weights = align(tile * sizeof(float));
     offsets = align(weights + sizeof(float) * a.most_taps * weight_pitch(group));
-    const size_t staged = align(offsets + sizeof(int) * a.most_taps);
+    numbers = align(offsets + sizeof(int) * a.most_taps);
+    const size_t staged = align(numbers + sizeof(float) * kStagedNumbers * a.chunk_channels);
     const size_t sums = align(sizeof(float) * kSlice * side * side * a.tile_rows * a.tile_columns);
     scratch = staged > sums ? staged : sums;
     bytes = scratch + sizeof(float) * tile_scratch(kSlice, kWarps);
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(kThreads, kSide* kColumns >= 8 ? 1 : 2)
   float* tile = reinterpret_cast<float*>(shared);
   float* weights = reinterpret_cast<float*>(shared + layout.weights);
   int* offsets = reinterpret_cast<int*>(shared + layout.offsets);
+  float* numbers = reinterpret_cast<float*>(shared + layout.numbers);
   float* scratch = reinterpret_cast<float*>(shared + layout.scratch);
 
   const int tile_number = blockIdx.x, group = blockIdx.y;
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, kSide* kColumns >= 8 ? 1 : 2)
       continue; // the same for all threads
     }
     __syncthreads();
-    stage_chunk(a, tile, chunk, rows, columns, network);
+    stage_chunk(a, tile, numbers, chunk, rows, columns, network);
     for (int i = threadIdx.x; i < (end - first) * kGroup; i += kThreads) {
       weights[i / kGroup * kPitch + i % kGroup] = weights_from[static_cast<int64_t>(first) * kGroup + i];
     }

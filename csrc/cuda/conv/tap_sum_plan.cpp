@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr size_t kSharedBytes = 46 * 1024; // of a block: four of them fit a processor of compute capability 9.0
-constexpr double kLanes = 128, kIssued = 0.6; // of a processor a cycle, and the share of them that do work
+constexpr double kIssued = 0.6; // of the cycles of a processor
 
 struct Tile {
   int rows, columns;
@@ -60,28 +60,32 @@ double TapSumPlan<T>::cost(
   const double groups = (spec.outputs + s.group - 1) / s.group, tiles = a.row_tiles * a.column_tiles;
   const double blocks = groups * tiles * machine.networks;
   const double planes = static_cast<double>(spec.channels) * spec.reading.unshuffle * spec.reading.unshuffle;
-  const double staged = planes * a.staged_rows * a.staged_columns * (spec.reading.box ? 2 : 1);
+  const double staged = planes * a.staged_rows * a.staged_columns * (spec.reading.box ? 3 : 1);
   const double block_taps = static_cast<double>(taps) / groups;
-  const double outputs = static_cast<double>(s.group) * s.side * s.side * a.tile_rows * a.tile_columns * 12;
-  double of_taps, alone; // instructions of a block for its taps; cycles of a thread for them
+  const double outputs = static_cast<double>(s.group) * s.side * s.side * a.tile_rows * a.tile_columns;
+  // Of a warp: instructions, of which a processor starts four a cycle, and loads from shared memory, one a cycle.
+  double issued, loads, alone; // alone: cycles of a thread for its taps
   if (s.products == Products::kFloat32) {
-    const double of_tap = 2 + (s.group + 3) / 4 + s.cells * (2 + s.group);
-    of_taps = block_taps * s.threads / a.splits * of_tap;
-    alone = block_taps / a.splits * (6 + of_tap);
+    const double of_tap = 1 + s.cells + (s.group + 3) / 4;
+    const double warps = block_taps * s.threads / a.splits / 32;
+    loads = warps * of_tap;
+    issued = warps * (of_tap + 1 + s.cells * (1 + s.group));
+    alone = block_taps / a.splits * (4 + of_tap + s.cells * s.group);
   } else {
-    const bool three = s.products == Products::kTf32x3;
-    const int columns = s.group / 8;
-    const double loads = 4 + 4 * s.cells + 2 * columns, splits = three ? 3 * (4 * s.cells + 2 * columns) : loads - 4;
-    // A product of 16 x 8 x 8 takes two cycles of a processor, sixteen times what an instruction does.
-    const double of_eight = loads + splits + 8 * s.cells * columns * (three ? 3 : 1);
-    of_taps = block_taps / kMmaTaps * s.threads * of_eight;
-    alone = block_taps / kMmaTaps * (30 + of_eight);
+    const double rows = s.cells, columns = s.group / 8, numbers = 4 * rows + 2 * columns;
+    const double products = rows * columns * (s.products == Products::kTf32x3 ? 3 : 1);
+    const double eights = block_taps / kMmaTaps, warps = eights * s.threads / 32;
+    loads = warps * std::max(numbers + 4, 2 * products); // a product of 16 x 8 x 8 takes two cycles
+    issued = warps * (4 + numbers * (s.products == Products::kTf32x3 ? 5 : 3) + products);
+    alone = eights * (30 + numbers + products * 4);
   }
-  const double instructions = blocks * (staged * 20 + of_taps + outputs);
-  const double of_block = 1500.0 * a.chunks + staged / s.threads * 60 + alone + outputs / s.threads * 4;
+  issued += (staged * 10 + outputs * 12) / 32;
+  loads += (staged * 2 + outputs * 4) / 32;
+  const double work = blocks * std::max(issued / (4 * kIssued), loads / kIssued) / machine.processors;
+  const double of_block = 1500.0 * a.chunks + staged / s.threads * 40 + alone + outputs / s.threads * 40;
   const double resident = std::max(1.0, std::min(4.0, blocks / machine.processors));
   const double waves = std::max(1.0, blocks / (machine.processors * resident));
-  return std::max(instructions / (machine.processors * kLanes * kIssued), waves * of_block);
+  return std::max(work, waves * of_block);
 }
 
 template <typename T>
@@ -93,6 +97,9 @@ bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Produ
   const int widest = std::max({spec.border.top, spec.border.bottom, spec.border.left, spec.border.right});
   bool found = false;
   for (const int group : groups) {
+    if (!machine.allows(group)) {
+      continue;
+    }
     const int64_t taps = count_grouped_taps(spec.taps, group);
     for (const Tile& tile : kTiles) {
       TapSumArgs<T> a = tiled(spec, tile.rows, tile.columns);
@@ -166,7 +173,9 @@ TapSumPlan<T>::TapSumPlan(
   // Tensor cores only where they win: they compute all taps of a group, also those that the mask drops.
   const bool exact = choose(spec, machine, Products::kFloat32);
   const bool rounded = machine.products != Products::kFloat32 && choose(spec, machine, machine.products);
-  if (!exact && !rounded) {
+  Machine any = machine;
+  any.groups.clear();
+  if (!exact && !rounded && !choose(spec, any, Products::kFloat32)) {
     throw std::invalid_argument("convolution: its border is too wide for the CUDA kernels");
   }
   // As many channels at a time as fit.

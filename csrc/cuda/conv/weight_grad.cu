@@ -9,15 +9,16 @@ constexpr int kMostThreads = 256;
 
 template <typename T>
 struct SharedLayout {
-  size_t fixed, offsets, sums, bytes;
+  size_t fixed, offsets, numbers, sums, bytes;
 
   __host__ __device__ SharedLayout(const WeightGradArgs<T>& a, int side, int group, int cells) {
     const size_t moving = static_cast<size_t>(a.chunk_channels) * side * side * a.plane;
-    const int values = (a.most_taps * group + 31) / 32 * 32;
     fixed = align(moving * sizeof(T));
-    offsets = align(fixed + sizeof(T) * group * 32 * cells);
-    sums = align(offsets + sizeof(int) * a.most_taps);
-    bytes = sums + sizeof(T) * values;
+    offsets = align(fixed + sizeof(T) * a.range_channels * 32 * cells);
+    numbers = align(offsets + sizeof(int) * a.most_taps);
+    const int channels = a.chunk_channels > a.range_channels ? a.chunk_channels : a.range_channels;
+    sums = align(numbers + sizeof(T) * kStagedNumbers * channels);
+    bytes = sums + sizeof(T) * a.most_taps * group;
   }
 
   __host__ __device__ static size_t align(size_t bytes) {
@@ -49,18 +50,19 @@ __device__ __forceinline__ T sums_over_lanes(T (&values)[32]) {
 
 // Every warp takes all cells of a tile, its lanes side by side, and some of the taps.
 template <typename T, int kGroup, int kCells>
-__global__ void __launch_bounds__(kMostThreads, 2) weight_grad_kernel(const WeightGradArgs<T> a) {
+__global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) weight_grad_kernel(const WeightGradArgs<T> a) {
   constexpr int kBatch = 32 / kGroup; // taps whose sums are taken over the lanes together
   OES_SHARED(shared);
   const SharedLayout<T> layout(a, a.moving.unshuffle, kGroup, kCells);
   T* moving = reinterpret_cast<T*>(shared);
   T* fixed = reinterpret_cast<T*>(shared + layout.fixed);
   int* offsets = reinterpret_cast<int*>(shared + layout.offsets);
+  T* numbers = reinterpret_cast<T*>(shared + layout.numbers);
   T* sums = reinterpret_cast<T*>(shared + layout.sums);
 
-  const int slot = blockIdx.x, group = blockIdx.y / a.chunks, chunk = blockIdx.y % a.chunks;
+  const int slot = blockIdx.x, work = blockIdx.y, range = work / a.chunks, chunk = work % a.chunks;
   const int64_t network = blockIdx.z;
-  const int first = a.begins[group * a.chunks + chunk], taps = a.begins[group * a.chunks + chunk + 1] - first;
+  const int first = a.begins[work], taps = a.begins[work + 1] - first;
   if (taps == 0) {
     return;
   }
@@ -68,8 +70,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) weight_grad_kernel(const Weig
   for (int i = threadIdx.x; i < taps; i += blockDim.x) {
     offsets[i] = a.offsets[first + i];
   }
-  const int batches = (taps + kBatch - 1) / kBatch;
-  for (int i = threadIdx.x; i < batches * 32; i += blockDim.x) {
+  for (int i = threadIdx.x; i < taps * kGroup; i += blockDim.x) {
     sums[i] = T(0);
   }
   int base[kCells];
@@ -87,30 +88,31 @@ __global__ void __launch_bounds__(kMostThreads, 2) weight_grad_kernel(const Weig
     stage(
         a.moving,
         StagedTile<T>{
-            moving, first_channel, min(a.chunk_channels, a.moving.channels - first_channel), row, column, a.staged_rows,
-            a.staged_columns, a.pitch, a.plane},
+            moving, numbers, first_channel, min(a.chunk_channels, a.moving.channels - first_channel), row, column,
+            a.staged_rows, a.staged_columns, a.pitch, a.plane},
         network);
+    __syncthreads(); // the numbers have been read
     stage(
         a.fixed,
         StagedTile<T>{
-            fixed, group * kGroup, kGroup, row, column, a.tile_rows, a.tile_columns, a.tile_columns,
-            a.tile_rows * a.tile_columns},
+            fixed, numbers, range * a.range_channels, a.range_channels, row, column, a.tile_rows, a.tile_columns,
+            a.tile_columns, a.tile_rows * a.tile_columns},
         network);
     __syncthreads();
-    T f[kGroup][kCells];
+    for (int i = a.item_begins[work] + warp; i < a.item_begins[work + 1]; i += warps) {
+      const WeightGradItem item = a.items[i];
+      T f[kGroup][kCells];
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
+      for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
-      for (int k = 0; k < kCells; ++k) {
-        f[g][k] = fixed[g * 32 * kCells + lane + 32 * k];
+        for (int k = 0; k < kCells; ++k) {
+          f[g][k] = fixed[(item.channel + g) * 32 * kCells + lane + 32 * k];
+        }
       }
-    }
-    for (int batch = warp; batch < batches; batch += warps) {
       T values[32];
 #pragma unroll
       for (int e = 0; e < kBatch; ++e) {
-        const int t = batch * kBatch + e;
-        const T* pixels = moving + (t < taps ? offsets[t] : 0); // what stands behind the last is not used
+        const T* pixels = moving + offsets[item.first + (e < item.count ? e : 0)]; // those behind the last are not used
 #pragma unroll
         for (int g = 0; g < kGroup; ++g) {
           values[e * kGroup + g] = T(0);
@@ -124,7 +126,10 @@ __global__ void __launch_bounds__(kMostThreads, 2) weight_grad_kernel(const Weig
           }
         }
       }
-      sums[batch * 32 + lane] += sums_over_lanes(values); // of this warp alone
+      const T sum = sums_over_lanes(values);
+      if (lane < item.count * kGroup) {
+        sums[item.first * kGroup + lane] += sum; // of this lane alone
+      }
     }
   }
   __syncthreads();
@@ -166,19 +171,19 @@ size_t weight_grad_shared_bytes(const WeightGradArgs<T>& a, const WeightGradShap
 }
 
 template <typename T>
-void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream) {
+void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int networks, cudaStream_t stream) {
   if constexpr (std::is_same_v<T, float>) {
     if (s.products != Products::kFloat32) {
-      return weight_grad_mma(a, s, groups, networks, stream);
+      return weight_grad_mma(a, s, networks, stream);
     }
   }
-  const Launch where{dim3(a.slots, groups * a.chunks, networks), dim3(s.threads), s.shared_bytes, stream};
+  const Launch where{dim3(a.slots, a.ranges * a.chunks, networks), dim3(s.threads), s.shared_bytes, stream};
   launch(kernel_of<T>(s.group, s.cells), "weight_grad", where, a);
 }
 
 template size_t weight_grad_shared_bytes(const WeightGradArgs<float>&, const WeightGradShape&);
 template size_t weight_grad_shared_bytes(const WeightGradArgs<double>&, const WeightGradShape&);
-template void weight_grad(const WeightGradArgs<float>&, const WeightGradShape&, int, int, cudaStream_t);
-template void weight_grad(const WeightGradArgs<double>&, const WeightGradShape&, int, int, cudaStream_t);
+template void weight_grad(const WeightGradArgs<float>&, const WeightGradShape&, int, cudaStream_t);
+template void weight_grad(const WeightGradArgs<double>&, const WeightGradShape&, int, cudaStream_t);
 
 } // namespace oes::cuda::conv

@@ -12,14 +12,22 @@
 
 namespace oes::cuda::conv {
 
+// Taps of one group of fixed channels that a warp takes together.
+struct WeightGradItem {
+  int first, count; // of the block's taps
+  int channel; // first of the group, among the block's fixed channels
+};
+
 template <typename T>
 struct WeightGradArgs {
   PlaneReader<T> fixed; // its pixels are the cells
   PlaneReader<T> moving;
-  // Lists of taps: of each group of fixed channels, and chunk of moving ones.
-  const int* begins; // [groups, chunks] + 1
+  // Lists of taps: of each range of fixed channels, and chunk of moving ones.
+  const int* begins; // [ranges, chunks] + 1
+  const int* item_begins; // the same of items
   const int* offsets; // [taps]: in the staged tile
-  int chunks, chunk_channels, most_taps;
+  const WeightGradItem* items;
+  int ranges, range_channels, chunks, chunk_channels, most_taps;
   int rows, columns; // cells
   int tile_rows, tile_columns; // 32 * cells of a lane
   int column_tiles, tiles, slots; // slots: blocks that share the tiles
@@ -27,6 +35,11 @@ struct WeightGradArgs {
   T* partials; // [networks, slots, taps, group]
   int64_t slot_stride; // taps * group
 };
+
+// Taps of an item at most.
+constexpr int weight_grad_batch(Products products, int group) {
+  return products == Products::kFloat32 ? 32 / group : 32;
+}
 
 struct WeightGradShape {
   Products products;
@@ -40,11 +53,10 @@ template <typename T>
 size_t weight_grad_shared_bytes(const WeightGradArgs<T>& a, const WeightGradShape& s);
 
 template <typename T>
-void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream);
+void weight_grad(const WeightGradArgs<T>& a, const WeightGradShape& s, int networks, cudaStream_t stream);
 
 // The same on tensor cores: weight_grad_mma.cu.
 size_t weight_grad_mma_shared_bytes(const WeightGradArgs<float>& a, const WeightGradShape& s);
-void weight_grad_mma(
-    const WeightGradArgs<float>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream);
+void weight_grad_mma(const WeightGradArgs<float>& a, const WeightGradShape& s, int networks, cudaStream_t stream);
 
 } // namespace oes::cuda::conv

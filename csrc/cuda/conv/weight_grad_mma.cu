@@ -9,15 +9,17 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kColumns = 4; // products of eight taps side by side, of a warp
 
 struct SharedLayout {
-  size_t fixed, offsets, sums, bytes;
+  size_t fixed, offsets, numbers, sums, bytes;
   int fixed_pitch; // so that eight channels of four cells lie in 32 banks
 
   __host__ __device__ SharedLayout(const WeightGradArgs<float>& a, int side, int group) {
     const size_t moving = static_cast<size_t>(a.chunk_channels) * side * side * a.plane;
     fixed_pitch = a.tile_rows * a.tile_columns + 4;
     fixed = align(moving * sizeof(float));
-    offsets = align(fixed + sizeof(float) * group * fixed_pitch);
-    sums = align(offsets + sizeof(int) * a.most_taps);
+    offsets = align(fixed + sizeof(float) * a.range_channels * fixed_pitch);
+    numbers = align(offsets + sizeof(int) * a.most_taps);
+    const int channels = a.chunk_channels > a.range_channels ? a.chunk_channels : a.range_channels;
+    sums = align(numbers + sizeof(float) * kStagedNumbers * channels);
     bytes = sums + sizeof(float) * a.most_taps * group;
   }
 
@@ -35,11 +37,12 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grad_mma_kernel(const Weig
   float* moving = reinterpret_cast<float*>(shared);
   float* fixed = reinterpret_cast<float*>(shared + layout.fixed);
   int* offsets = reinterpret_cast<int*>(shared + layout.offsets);
+  float* numbers = reinterpret_cast<float*>(shared + layout.numbers);
   float* sums = reinterpret_cast<float*>(shared + layout.sums); // [taps, group]
 
-  const int slot = blockIdx.x, group = blockIdx.y / a.chunks, chunk = blockIdx.y % a.chunks;
+  const int slot = blockIdx.x, work = blockIdx.y, range = work / a.chunks, chunk = work % a.chunks;
   const int64_t network = blockIdx.z;
-  const int first = a.begins[group * a.chunks + chunk], taps = a.begins[group * a.chunks + chunk + 1] - first;
+  const int first = a.begins[work], taps = a.begins[work + 1] - first;
   if (taps == 0) {
     return;
   }
@@ -60,22 +63,24 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grad_mma_kernel(const Weig
     stage(
         a.moving,
         StagedTile<float>{
-            moving, first_channel, min(a.chunk_channels, a.moving.channels - first_channel), row, column, a.staged_rows,
-            a.staged_columns, a.pitch, a.plane},
+            moving, numbers, first_channel, min(a.chunk_channels, a.moving.channels - first_channel), row, column,
+            a.staged_rows, a.staged_columns, a.pitch, a.plane},
         network);
+    __syncthreads(); // the numbers have been read
     stage(
         a.fixed,
         StagedTile<float>{
-            fixed, group * kGroup, kGroup, row, column, a.tile_rows, a.tile_columns, a.tile_columns,
-            layout.fixed_pitch},
+            fixed, numbers, range * a.range_channels, a.range_channels, row, column, a.tile_rows, a.tile_columns,
+            a.tile_columns, layout.fixed_pitch},
         network);
     __syncthreads();
-    for (int tap = warp * 8 * kColumns; tap < taps; tap += kWarps * 8 * kColumns) {
+    for (int i = a.item_begins[work] + warp; i < a.item_begins[work + 1]; i += kWarps) {
+      const WeightGradItem item = a.items[i];
       const float* pixels[kColumns];
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) {
-        const int of_lane = tap + n * 8 + g;
-        pixels[n] = moving + (of_lane < taps ? offsets[of_lane] : 0); // what stands behind the last is not used
+        const int of_lane = n * 8 + g; // what stands behind the last is not used
+        pixels[n] = moving + offsets[item.first + (of_lane < item.count ? of_lane : 0)];
       }
       float products[kRows][kColumns][4] = {};
       for (int cell = 0; cell < cells; cell += 8) {
@@ -92,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grad_mma_kernel(const Weig
         }
 #pragma unroll
         for (int m = 0; m < kRows; ++m) {
-          const float* f = fixed + (m * 16 + g) * layout.fixed_pitch + cell + t;
+          const float* f = fixed + (item.channel + m * 16 + g) * layout.fixed_pitch + cell + t;
           const Tf32Split<kThree> x[4] = {
               Tf32Split<kThree>(f[0]), Tf32Split<kThree>(f[8 * layout.fixed_pitch]), Tf32Split<kThree>(f[4]),
               Tf32Split<kThree>(f[8 * layout.fixed_pitch + 4])};
@@ -114,9 +119,9 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grad_mma_kernel(const Weig
         for (int m = 0; m < kRows; ++m) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const int of = tap + n * 8 + 2 * t + i % 2;
-            if (of < taps) {
-              sums[of * kGroup + m * 16 + i / 2 * 8 + g] += products[m][n][i]; // of this lane alone
+            const int of = n * 8 + 2 * t + i % 2;
+            if (of < item.count) {
+              sums[(item.first + of) * kGroup + m * 16 + i / 2 * 8 + g] += products[m][n][i]; // of this lane alone
             }
           }
         }
@@ -146,9 +151,8 @@ size_t weight_grad_mma_shared_bytes(const WeightGradArgs<float>& a, const Weight
   return SharedLayout(a, a.moving.unshuffle, s.group).bytes;
 }
 
-void weight_grad_mma(
-    const WeightGradArgs<float>& a, const WeightGradShape& s, int groups, int networks, cudaStream_t stream) {
-  const Launch where{dim3(a.slots, groups * a.chunks, networks), dim3(kThreads), s.shared_bytes, stream};
+void weight_grad_mma(const WeightGradArgs<float>& a, const WeightGradShape& s, int networks, cudaStream_t stream) {
+  const Launch where{dim3(a.slots, a.ranges * a.chunks, networks), dim3(kThreads), s.shared_bytes, stream};
   launch(kernel_of(s), "weight_grad_mma", where, a);
 }
 

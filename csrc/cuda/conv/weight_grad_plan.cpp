@@ -41,32 +41,37 @@ void point(PlaneReader<T>& r, const Image<T>& image) {
   r.network_stride = image.shared ? 0 : static_cast<int64_t>(r.channels) * r.rows * r.columns;
 }
 
-// Instructions of a warp for all taps at 32 cells, see the kernels.
-double instructions(const WeightGradSpec& spec, const WeightGradShape& s) {
+// Cycles of a processor for all taps at 32 cells: it starts four instructions a cycle, and one load from shared memory
+// or exchange between lanes. See the kernels.
+double cycles(const WeightGradSpec& spec, const WeightGradShape& s) {
   const auto taps = static_cast<double>(count_grouped_taps(spec.taps, s.group));
   if (s.products == Products::kFloat32) {
-    return taps * (1 + s.cells * (2 + s.group) + 124.0 * s.group / 32) / s.cells;
+    const double issued = 1 + s.cells * (2 + s.group) + 124.0 * s.group / 32, loads = 1 + s.cells + 31.0 * s.group / 32;
+    return taps * std::max(issued / 4, loads) / s.cells;
   }
   const bool three = s.products == Products::kTf32x3;
-  const double rows = s.group / 16, columns = 4, numbers = 4 * rows + 2 * columns;
-  const double of_eight = 6 + numbers * (three ? 4 : 2) + 8 * rows * columns * (three ? 3 : 1);
-  return taps / (8 * columns) * 4 * of_eight;
+  const double rows = s.group / 16, columns = 4, loads = 4 * rows + 2 * columns;
+  const double products = rows * columns * (three ? 3 : 1), issued = loads * (three ? 5 : 3) + products + 6;
+  return taps / (8 * columns) * 4 * std::max({issued / 4, loads, 2 * products});
 }
 
-// Groups and products that take the fewest.
+// Groups and products that take the fewest cycles.
 template <typename T>
-WeightGradShape choose(const WeightGradSpec& spec, int cells, Products products) {
+WeightGradShape choose(const WeightGradSpec& spec, int cells, const Machine& machine) {
   std::vector<WeightGradShape> shapes;
   for (const int group : {1, 4}) {
     shapes.push_back({Products::kFloat32, group, cells, kThreads, 0});
   }
   for (const int group : {16, 32}) {
-    if (products != Products::kFloat32 && std::is_same_v<T, float>) {
-      shapes.push_back({products, group, cells, kThreads, 0});
+    if (machine.products != Products::kFloat32 && std::is_same_v<T, float>) {
+      shapes.push_back({machine.products, group, cells, kThreads, 0});
     }
   }
+  if (std::any_of(shapes.begin(), shapes.end(), [&](const auto& s) { return machine.allows(s.group); })) {
+    std::erase_if(shapes, [&](const auto& s) { return !machine.allows(s.group); });
+  }
   return *std::min_element(shapes.begin(), shapes.end(), [&](const auto& one, const auto& other) {
-    return instructions(spec, one) < instructions(spec, other);
+    return cycles(spec, one) < cycles(spec, other);
   });
 }
 
@@ -85,7 +90,7 @@ WeightGradPlan<T>::WeightGradPlan(
   args_.rows = spec.rows;
   args_.columns = spec.columns;
   const bool small = spec.rows <= 16 && spec.columns <= 16;
-  shape_ = choose<T>(spec, small ? 2 : 8, machine.products);
+  shape_ = choose<T>(spec, small ? 2 : 8, machine);
   args_.tile_columns = small ? 8 : spec.columns <= 20 ? 16 : 32;
   args_.tile_rows = 32 * shape_.cells / args_.tile_columns;
   int reach_rows = 0, reach_columns = 0;
@@ -104,28 +109,18 @@ WeightGradPlan<T>::WeightGradPlan(
   args_.tiles = args_.column_tiles * ((spec.rows + args_.tile_rows - 1) / args_.tile_rows);
 
   const StagedPlanes planes{spec.moving.unshuffle * spec.moving.unshuffle, args_.pitch, args_.plane};
-  TapLists lists;
-  for (int chunk = spec.moving_channels;; chunk = (chunk + 1) / 2) {
-    lists = make_tap_lists(spec.taps, spec.fixed_channels, shape_.group, 1, spec.moving_channels, chunk, planes);
-    args_.chunk_channels = chunk;
-    args_.chunks = lists.chunks;
-    args_.most_taps = lists.most_taps;
-    shape_.shared_bytes = weight_grad_shared_bytes(args_, shape_);
-    const bool fits = shape_.shared_bytes <= kSharedBytes;
-    // More chunks where there would be too few blocks.
-    const bool enough = lists.groups * lists.chunks * args_.tiles * machine.networks >= machine.processors;
-    if ((fits && (enough || chunk <= 4)) || chunk == 1) {
-      break;
-    }
-  }
-  groups_ = lists.groups;
-  taps_ = lists.taps();
-  const int blocks = groups_ * args_.chunks * machine.networks;
+  const WeightGradLists lists = divide(spec, planes, machine);
+  const int blocks = args_.ranges * args_.chunks * machine.networks;
   args_.slots = std::clamp((kBlocksEach * machine.processors + blocks - 1) / blocks, 1, args_.tiles);
   begins_ = DeviceArray<int>(lists.begins);
+  item_begins_ = DeviceArray<int>(lists.item_begins);
   offsets_ = DeviceArray<int>(lists.offsets);
+  items_ = DeviceArray<int>(lists.items);
   args_.begins = begins_.data();
+  args_.item_begins = item_begins_.data();
   args_.offsets = offsets_.data();
+  args_.items = reinterpret_cast<const WeightGradItem*>(items_.data());
+  taps_ = lists.taps();
   args_.slot_stride = static_cast<int64_t>(lists.index.size());
   partials_ = DeviceArray<T>(static_cast<size_t>(machine.networks) * args_.slots * args_.slot_stride);
   args_.partials = partials_.data();
@@ -136,12 +131,60 @@ WeightGradPlan<T>::WeightGradPlan(
   segment.slot_stride = args_.slot_stride;
 }
 
+// Which channels a block has: as few pixels as can be are staged, by as many blocks as there are processors.
+template <typename T>
+WeightGradLists WeightGradPlan<T>::divide(
+    const WeightGradSpec& spec, const StagedPlanes& planes, const Machine& machine) {
+  const int batch = weight_grad_batch(shape_.products, shape_.group), group = shape_.group;
+  WeightGradLists best;
+  double least = 0;
+  int best_range = 0, best_chunk = 0;
+  for (int range = (spec.fixed_channels + group - 1) / group * group;; range = (range / group + 1) / 2 * group) {
+    for (int chunk = spec.moving_channels;; chunk = (chunk + 1) / 2) {
+      args_.range_channels = range;
+      args_.chunk_channels = chunk;
+      args_.most_taps = 0;
+      if (weight_grad_shared_bytes(args_, shape_) <= kSharedBytes || (range == group && chunk == 1)) {
+        WeightGradLists lists = make_weight_grad_lists(
+            spec.taps, spec.fixed_channels, group, range, spec.moving_channels, chunk, batch, planes);
+        args_.most_taps = lists.most_taps;
+        const bool fits = weight_grad_shared_bytes(args_, shape_) <= kSharedBytes;
+        const double moving = static_cast<double>(lists.ranges) * spec.moving_channels * planes.planes * args_.plane *
+            (spec.moving.box ? 3 : 1);
+        const double fixed = static_cast<double>(lists.chunks) * spec.fixed_channels * 32 * shape_.cells;
+        const double blocks = static_cast<double>(lists.ranges) * lists.chunks * args_.tiles * machine.networks;
+        const double compute = cycles(spec, shape_) * shape_.cells * 12; // in instructions for a staged pixel
+        const double now = (moving + fixed + compute) / std::min(1.0, blocks / machine.processors);
+        if ((fits || (range == group && chunk == 1)) && (least == 0 || now < least)) {
+          least = now;
+          best = std::move(lists);
+          best_range = range;
+          best_chunk = chunk;
+        }
+      }
+      if (chunk == 1) {
+        break;
+      }
+    }
+    if (range == group) {
+      break;
+    }
+  }
+  args_.range_channels = best_range;
+  args_.chunk_channels = best_chunk;
+  args_.ranges = best.ranges;
+  args_.chunks = best.chunks;
+  args_.most_taps = best.most_taps;
+  shape_.shared_bytes = weight_grad_shared_bytes(args_, shape_);
+  return best;
+}
+
 template <typename T>
 void WeightGradPlan<T>::run(const Image<T>& image, const Image<T>& grad, int networks, cudaStream_t stream) const {
   WeightGradArgs<T> a = args_;
   point(a.fixed, image_is_fixed_ ? image : grad);
   point(a.moving, image_is_fixed_ ? grad : image);
-  weight_grad(a, shape_, groups_, networks, stream);
+  weight_grad(a, shape_, networks, stream);
 }
 
 template <typename T>
@@ -149,7 +192,7 @@ std::string WeightGradPlan<T>::description() const {
   return std::string(name_of(shape_.products)) + ", groups of " + std::to_string(shape_.group) + ", tiles of " +
       std::to_string(args_.tile_rows) + " x " + std::to_string(args_.tile_columns) + ", " +
       std::to_string(args_.chunks) + (args_.chunks == 1 ? " chunk, " : " chunks, ") +
-      std::to_string(args_.slots * groups_ * args_.chunks) + " blocks of " + std::to_string(shape_.threads);
+      std::to_string(args_.slots * args_.ranges * args_.chunks) + " blocks of " + std::to_string(shape_.threads);
 }
 
 template <typename T>
@@ -159,17 +202,17 @@ LaunchWork WeightGradPlan<T>::work(int networks) const {
   const double tiles = static_cast<double>(args_.tiles) * networks, taps = static_cast<double>(taps_);
   const int side = args_.moving.unshuffle;
   const double planes = static_cast<double>(args_.moving.channels) * side * side;
-  const double moving = planes * args_.staged_rows * args_.staged_columns * (args_.moving.box ? 2 : 1) * groups_;
+  const double moving = planes * args_.staged_rows * args_.staged_columns * (args_.moving.box ? 2 : 1) * args_.ranges;
   LaunchWork work{};
   work.kernel = exact ? "weight_grad_kernel<" + std::to_string(group) + ", " + std::to_string(shape_.cells) + ">"
                       : "weight_grad_mma_kernel<" + std::to_string(group / 16) + (three ? ", true>" : ", false>");
-  work.blocks = static_cast<int64_t>(args_.slots) * groups_ * args_.chunks * networks;
+  work.blocks = static_cast<int64_t>(args_.slots) * args_.ranges * args_.chunks * networks;
   work.threads = shape_.threads;
   work.shared_bytes = static_cast<int64_t>(shape_.shared_bytes);
   work.products = exact ? tiles * taps * group * cells : tiles * taps / 8 * group / 16 * cells / 8 * (three ? 3 : 1);
-  work.staged = tiles * (moving + static_cast<double>(groups_) * args_.chunks * group * cells);
+  work.staged = tiles * (moving + static_cast<double>(args_.ranges) * args_.chunks * args_.range_channels * cells);
   work.outputs = static_cast<double>(networks) * args_.slots * taps * group;
-  work.alone = taps / (groups_ * args_.chunks) * args_.tiles / args_.slots / (kThreads / 32);
+  work.alone = taps / (args_.ranges * args_.chunks) * args_.tiles / args_.slots / (kThreads / 32);
   work.chunks = (args_.tiles + args_.slots - 1) / args_.slots;
   return work;
 }

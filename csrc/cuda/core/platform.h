@@ -14,6 +14,9 @@
 #include "cuda_emulation.h"
 #else
 #include <cuda_runtime.h>
+#ifndef __CUDACC__
+#include "cuda/core/device_names.h"
+#endif
 #endif
 
 namespace oes::cuda {

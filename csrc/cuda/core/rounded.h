@@ -72,9 +72,5 @@ struct Rounded {
 
 } // namespace oes::cuda
 
-namespace oes {
-
 template <typename T>
-struct Real<cuda::Rounded<T>> : Real<T> {};
-
-} // namespace oes
+struct oes::Real<oes::cuda::Rounded<T>> : oes::Real<T> {};

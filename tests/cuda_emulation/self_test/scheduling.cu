@@ -75,20 +75,20 @@ __global__ void __launch_bounds__(256) sum_kernel(const Sum a) {
   }
 }
 
-void run_sum(int barriers, bool early_exit) {
-  constexpr int kBlocks = 5, kThreads = 256;
-  std::vector<float> x(kBlocks * kThreads);
+void run_sum(int barriers, bool early_exit, int threads = 256) {
+  constexpr int kBlocks = 5;
+  std::vector<float> x(kBlocks * threads);
   for (size_t i = 0; i < x.size(); ++i) {
     x[i] = static_cast<float>(i % 97);
   }
   const Buffer<float> from(x), to(kBlocks);
   launch(
-      sum_kernel, "sum_kernel", Launch{dim3(kBlocks), dim3(kThreads), kThreads * sizeof(float), nullptr},
+      sum_kernel, "sum_kernel", Launch{dim3(kBlocks), dim3(threads), threads * sizeof(float), nullptr},
       Sum{from.get(), to.get(), barriers, early_exit});
   for (int block = 0; block < kBlocks; ++block) {
     float sum = 0;
-    for (int i = 0; i < kThreads; ++i) {
-      sum += x[block * kThreads + i]; // exact in any order
+    for (int i = 0; i < threads; ++i) {
+      sum += x[block * threads + i]; // exact in any order
     }
     expect(to.values()[block] == sum, "the sum of a block");
   }
@@ -96,6 +96,9 @@ void run_sum(int barriers, bool early_exit) {
 
 OES_CASE(barriers) {
   run_sum(8, false);
+}
+OES_CASE(most_threads) {
+  run_sum(10, false, 1024);
 }
 OES_CASE(missing_barrier) {
   run_sum(2, false);
