@@ -290,7 +290,7 @@ def test_threads_share_a_module(engine):
         output = fast.evaluate(weights, z, buffers, update_stats=False)
         return torch.autograd.grad(output.square().sum(), weights)[0]
 
-    shifts = [0.01 * i for i in range(8)] * 4
+    shifts = [0.01 * i for i in range(8)] * (4 if engine == "cpu" else 1)
     wanted = [gradient(shift) for shift in shifts]
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(gradient, shifts))
