@@ -136,6 +136,7 @@ FAULTS = {
     "block_writes_over_another": r"race: .* block \(\d, 0, 0\) (reads|writes) .* in the same launch",
     "ticket_without_fence": r"race: .* reads .* an allocation, which thread .* wrote in the same launch",
     "ticket_before_fence": r"race: .* reads .* an allocation, which thread .* wrote in the same launch",
+    "ticket_without_last_fence": r"race: .* reads .* in the same launch, without __threadfence\(\), atom",
     "ticket_without_barrier": r"race: .* (writes|reads) .* which thread .* in the same launch",
     "counter_reset_by_all": r"race: .* the 4 bytes of an allocation, which thread .* in the same launch",
 }

@@ -59,7 +59,9 @@ void note_race(bool writes, uintptr_t address, size_t bytes, uint32_t time, int 
     const Quiet quiet;
     first_fault = "race: " + access_of(writes, address, bytes) + ", which " +
         who(blocks[block_at(time)].index, thread) + " " + did +
-        (time >= present.block ? " since the last barrier" : " in the same launch");
+        (time >= present.block
+             ? " since the last barrier"
+             : " in the same launch, without __threadfence(), atomicAdd(), __threadfence() in between");
   }
 }
 

@@ -12,19 +12,33 @@ void Tickets::launch_begins() {
 
 void Tickets::block_begins() {
   seen_.clear();
+  for (const int thread : fencing_) {
+    fences_[thread] = {};
+  }
+  fencing_.clear();
 }
 
 void Tickets::fence() {
-  fences_[present.thread] = {++present.now, present.barrier};
+  Fences& fences = fences_[present.thread];
+  if (fences.last.time == 0) {
+    fencing_.push_back(present.thread);
+  } else if (fences.last.time < present.barrier) {
+    fences.settled = fences.last;
+  }
+  fences.last = {++present.now, present.barrier};
+}
+
+Tickets::Fence Tickets::fence_of(int thread) const {
+  const Fences& fences = fences_[thread];
+  return thread == present.thread || fences.last.time < present.barrier ? fences.last : fences.settled;
 }
 
 void Tickets::add(uintptr_t counter, uint32_t block) {
   Counter& c = counters_[counter];
   seen_.push_back({counter, c.additions, ++present.now, present.thread});
   Addition addition{c.additions++, 0, {}};
-  for (int thread = 0; thread < 1024; ++thread) {
-    const Fence& fence = fences_[thread];
-    if (fence.time >= present.block && (thread == present.thread || fence.time < present.barrier)) {
+  for (const int thread : fencing_) {
+    if (const Fence fence = fence_of(thread); fence.time != 0) {
       addition.all_before = std::max(addition.all_before, fence.barrier);
       addition.before.emplace_back(thread, fence.time);
     }
@@ -32,9 +46,18 @@ void Tickets::add(uintptr_t counter, uint32_t block) {
   c.of_block[block].push_back(std::move(addition));
 }
 
+bool Tickets::acquired(const Seen& seen) const {
+  const auto behind = [&](int thread) {
+    const Fence fence = fence_of(thread);
+    return fence.time > seen.time && (thread == seen.thread || fence.barrier > seen.time);
+  };
+  return before_present(seen.time, seen.thread) &&
+      (behind(present.thread) || std::any_of(fencing_.begin(), fencing_.end(), behind));
+}
+
 bool Tickets::sees(uint32_t block, uint32_t time, int thread) const {
   for (const Seen& seen : seen_) {
-    if (!before_present(seen.time, seen.thread)) {
+    if (!acquired(seen)) {
       continue;
     }
     const auto& of_block = counters_.at(seen.counter).of_block;
@@ -61,7 +84,7 @@ bool Tickets::sees(uint32_t block, uint32_t time, int thread) const {
 
 bool Tickets::sees_all(uint32_t block) const {
   return std::any_of(seen_.begin(), seen_.end(), [&](const Seen& seen) {
-    if (!before_present(seen.time, seen.thread)) {
+    if (!acquired(seen)) {
       return false;
     }
     const auto& of_block = counters_.at(seen.counter).of_block;

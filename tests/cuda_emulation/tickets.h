@@ -1,11 +1,13 @@
-// How one block of a launch may see what another did: both have added to one counter, the other one first, after a
-// __threadfence(). "This block is the last one" is told so.
+// How one block of a launch may see what another did: both have added to one counter, the other one first and after a
+// __threadfence(), this one before another __threadfence(). "This block is the last one" is told so.
 #pragma once
 
 #include <cstdint>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "order.h"
 
 namespace oes::emulation::races {
 
@@ -46,10 +48,20 @@ class Tickets {
   struct Fence {
     uint32_t time = 0, barrier = 0; // the last barrier before it
   };
+  // Of a thread of the block that runs: its last one, and the last one that a barrier has followed.
+  struct Fences {
+    Fence last, settled;
+  };
+
+  // The last fence of a thread that the thread that runs comes after; its time is 0 if there is none.
+  Fence fence_of(int thread) const;
+  // Whether the thread that runs comes after the addition and a fence behind it.
+  bool acquired(const Seen& seen) const;
 
   std::unordered_map<uintptr_t, Counter> counters_;
   std::vector<Seen> seen_;
-  Fence fences_[1024];
+  std::vector<int> fencing_; // threads of the block that have called __threadfence()
+  Fences fences_[kMostThreads];
 };
 
 } // namespace oes::emulation::races

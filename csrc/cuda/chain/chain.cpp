@@ -82,7 +82,6 @@ void Chain<T>::add_conv(const ConvSpec& spec) {
   block.bias = DeviceArray<int>(as_ints(spec.bias));
   block.constant_first = DeviceArray<int>(first);
   block.constant_taps = DeviceArray<int>(constant_taps);
-  block.y = DeviceArray<T>(static_cast<size_t>(networks_) * spec.outputs * block.pixels());
   block.prologue = DeviceArray<T>(static_cast<size_t>(networks_) * spec.outputs * norm::kPrologueNumbers);
   block.spec.taps.clear(); // on the device now
   block.spec.weights.clear();
@@ -123,7 +122,8 @@ void Chain<T>::finish(OutputAct act, double slope) {
   slope_ = static_cast<T>(slope);
   int64_t most = channels_ * rows_ * columns_, partials = 1;
   for (size_t l = 0; l < blocks_.size(); ++l) {
-    const Block& block = blocks_[l];
+    Block& block = blocks_[l];
+    block.y = DeviceArray<T>(static_cast<size_t>(networks_ * block.spec.outputs * block.pixels()));
     most = std::max(most, block.spec.outputs * block.pixels());
     int64_t chunks = std::max(norm::pass_chunks(block.pixels()), block.forward->chunks());
     if (l + 1 < blocks_.size()) {
@@ -214,7 +214,8 @@ std::vector<conv::LaunchWork> Chain<T>::launches() const {
     work.outputs = written * pixels;
     all.push_back(work);
   };
-  flat("pack_weights_kernel", packed_size_, static_cast<double>(packed_size_));
+  const auto packed = finished_ ? packed_size_ : static_cast<int64_t>(packed_table_.index.size());
+  flat("pack_weights_kernel", packed, static_cast<double>(packed));
   for (const Block& block : blocks_) {
     all.push_back(block.forward->work(networks_));
     if (block.norms.size() > 1) {
@@ -240,7 +241,7 @@ std::vector<conv::LaunchWork> Chain<T>::launches() const {
       pass(blocks_[l - 1], 2, 1);
     }
   }
-  flat("unpack_weight_grads_kernel", grad_size_, partials);
+  flat("unpack_weight_grads_kernel", finished_ ? grad_size_ : static_cast<int64_t>(grad_table_.index.size()), partials);
   return all;
 }
 

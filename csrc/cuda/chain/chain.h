@@ -82,7 +82,8 @@ class Chain {
   }
   // How each convolution is computed.
   std::vector<std::string> explain() const;
-  // What a forward and a backward launch, in order, for the model of a step.
+  // What a forward and a backward launch, in order, for the model of a step; also before it is finished, which is when
+  // it takes its memory.
   std::vector<conv::LaunchWork> launches() const;
 
  private:

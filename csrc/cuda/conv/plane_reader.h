@@ -136,11 +136,10 @@ __device__ __forceinline__ void stage(const PlaneReader<T>& r, const StagedTile<
   const T* numbers = r.grad != nullptr ? r.grad_numbers : r.prologue.numbers;
   if (numbers != nullptr) {
     const int each = r.grad != nullptr ? norm::kGradNumbers : norm::kPrologueNumbers;
-    const int used = r.grad == nullptr && !r.prologue.second ? each / 2 : each; // nobody writes those of no norm
+    const int used = r.grad == nullptr && !r.prologue.second ? 3 : each; // nobody has written the others
     const T* from = numbers + (network * r.channels + s.first_channel) * each;
     for (int i = threadIdx.x; i < channels * used; i += blockDim.x) {
-      const int channel = i / used, number = i % used;
-      s.numbers[channel * kStagedNumbers + number] = from[channel * each + number];
+      s.numbers[i / used * kStagedNumbers + i % used] = from[i / used * each + i % used];
     }
     __syncthreads();
   }

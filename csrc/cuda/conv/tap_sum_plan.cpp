@@ -103,6 +103,10 @@ bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Produ
     const int64_t taps = count_grouped_taps(spec.taps, group);
     for (const Tile& tile : kTiles) {
       TapSumArgs<T> a = tiled(spec, tile.rows, tile.columns);
+      // The sums of all outputs lie side by side, on tensor cores those of eight at a time.
+      if (sizeof(T) * (exact ? group : 8) * spec.side * spec.side * tile.rows * tile.columns > kSharedBytes) {
+        continue;
+      }
       // A pixel of the border and the one that it is a copy of lie in one tile.
       const auto fits = [&](int tiles, int cells) {
         return tiles == 1 || spec.border.padding == Padding::kZeros || spec.side * (cells / tiles) > 2 * widest;

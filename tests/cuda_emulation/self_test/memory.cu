@@ -208,7 +208,7 @@ OES_CASE(block_writes_over_another) {
   run_neighbours(true);
 }
 
-enum class Ticket { kRight, kNoFence, kFenceTooLate, kNoBarrier, kFenceByOthers, kResetByAll };
+enum class Ticket { kRight, kNoFence, kFenceTooLate, kNoLastFence, kNoBarrier, kFenceByAll, kResetByAll };
 
 struct LastBlock {
   float* partial; // [blocks, threads]
@@ -223,16 +223,16 @@ __global__ void last_block_kernel(const LastBlock a) {
   auto* last = reinterpret_cast<unsigned*>(raw);
   const unsigned threads = blockDim.x, t = threadIdx.x;
   a.partial[blockIdx.x * threads + t] = static_cast<float>(t + 1);
-  if (a.how == Ticket::kFenceByOthers) {
+  if (a.how == Ticket::kFenceByAll) {
     __threadfence();
   }
   __syncthreads();
   if (t == 0) {
-    if (a.how != Ticket::kNoFence && a.how != Ticket::kFenceTooLate && a.how != Ticket::kFenceByOthers) {
+    if (a.how != Ticket::kNoFence && a.how != Ticket::kFenceTooLate && a.how != Ticket::kFenceByAll) {
       __threadfence();
     }
     *last = atomicAdd(a.counter, 1) == gridDim.x - 1;
-    if (a.how == Ticket::kFenceTooLate) {
+    if (a.how != Ticket::kNoFence && a.how != Ticket::kNoLastFence && a.how != Ticket::kFenceByAll) {
       __threadfence();
     }
     if (a.how == Ticket::kResetByAll) {
@@ -246,6 +246,9 @@ __global__ void last_block_kernel(const LastBlock a) {
     return;
   }
   __syncthreads();
+  if (a.how == Ticket::kFenceByAll) {
+    __threadfence();
+  }
   if (*last && t == threads - 1) { // a fixed order: the same bits in every run
     float sum = 0;
     for (unsigned i = 0; i < gridDim.x * threads; ++i) {
@@ -273,13 +276,16 @@ OES_CASE(ticket) {
   run_last_block(Ticket::kRight);
 }
 OES_CASE(ticket_with_fences_by_all) {
-  run_last_block(Ticket::kFenceByOthers);
+  run_last_block(Ticket::kFenceByAll);
 }
 OES_CASE(ticket_without_fence) {
   run_last_block(Ticket::kNoFence);
 }
 OES_CASE(ticket_before_fence) {
   run_last_block(Ticket::kFenceTooLate);
+}
+OES_CASE(ticket_without_last_fence) {
+  run_last_block(Ticket::kNoLastFence);
 }
 OES_CASE(ticket_without_barrier) {
   run_last_block(Ticket::kNoBarrier);

@@ -1,0 +1,212 @@
+"""What a step of the CUDA engine should take on an H100, from what it launches and what nvcc made of the kernels.
+
+    python -m benchmarks.gpu_model                    # a drawn mask of the published masks' shares
+    python -m benchmarks.gpu_model --mask mask.npz    # a published mask
+
+Nothing is run: the engine binds the published network at 512 x 512 and says what it would launch, and each
+kernel's inner loop is read from its machine code. A launch takes the longest of four times: to start its
+instructions, to load from shared memory, to move its bytes, and for one block after the other on the processor
+that has most of them. Everything else is in :data:`ASSUMED`. Written to benchmarks/results/gpu-model-h100.json,
+for the day when a device measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OES_FAST_EMULATE_CUDA", "1")  # read when the engine is asked for
+
+import torch
+
+import oes_fast as oes
+from benchmarks import sass
+from benchmarks.gpu_parts import drawn_mask
+from benchmarks.report import environment, write_result
+from oes_fast.precision import PRECISIONS
+from oes_fast.rewrite.plan import Plan
+from oes_fast.rewrite.run.chain_cuda import CudaChain
+from oes_fast.rewrite.run.chain_find import find_chains
+
+RESULT = Path(__file__).resolve().parent / "results" / "gpu-model-h100.json"
+TARGET = {"training": 0.3, "search": 0.6}  # ms of one network
+NETWORKS = (1, 8, 32)
+# Measured on an H100: benchmarks/results/kernels-h100-2026-11-26.json. The rest is from NVIDIA's descriptions of
+# it or, where it says so, a guess.
+ASSUMED: dict[str, float] = {
+    "processors": 132,
+    "clock, GHz": 1.7,  # under load; at most 1.98
+    "node of a graph, us": 0.9,  # measured: 0.78 to 0.97 between two empty kernels
+    "start and end of a kernel, us": 1.2,  # guess: until all blocks run, and from the first done to the last
+    "last block's sums, us": 1.0,  # guess: of a launch that a norm follows
+    "share of cycles that start something": 0.6,  # guess: of instructions, and of loads from shared memory
+    "instructions of a staged pixel": 14,  # counted in the machine code of plane_reader.h's loops, rounded up
+    "instructions of a written pixel": 30,  # the same of epilogue.h's
+    "cycles of a round of staging": 1500,  # guess: two dependent loads from the L2 cache, and two barriers
+    "cycles of a tap alone": 12,  # guess: a part of a warp's latency that eight warps do not hide
+    "bytes a cycle of the L2 cache": 3200,  # 5.5 TB/s
+    "bytes a cycle of memory": 1700,  # 2.9 TB/s of 3.35
+    "registers": 65536,
+    "shared memory, KB": 227,
+    "threads": 2048,
+}
+FLAT = ("pack_weights", "unpack_weight_grads", "norm_pass")
+
+
+class _Planned:
+    """A chain that takes no memory: it is never finished."""
+
+    def __init__(self, chain: Any) -> None:
+        self._chain = chain
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._chain, name)
+
+    def finish(self, act: object, slope: float) -> None:
+        """Nothing."""
+
+
+class _PlannedChain(CudaChain):
+    def _made(self, image: tuple[int, int, int]) -> Any:
+        return _Planned(super()._made(image))
+
+
+def launches(mask: oes.Mask | None, size: int, networks: int, products: str) -> list[Any]:
+    """What a forward and a backward pass of the published network launch, in order."""
+    net = oes.models.skip(seed=0)
+    plan = Plan(
+        oes.sparsify(net, mask, backend="torch", verify=False).train().plan(oes.noise_input(32, (size, size), seed=0)).graph,
+        net,
+        None if mask is None else mask.flat,
+        device=torch.device("cpu"),
+        kernels="torch",
+    )
+    (chain,) = find_chains(plan.graph, plan.alive, plan.input_only, CudaChain.takes)
+    native = _PlannedChain(
+        chain,
+        plan.alive,
+        plan.weights,
+        torch.float32,
+        torch.device("cpu"),
+        constant_input=True,
+        products=products,
+        networks=networks,
+    )
+    return native.kernels.launches()
+
+
+def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
+    """Microseconds of one launch, and what bounds it."""
+    a = ASSUMED
+    busy, processors = a["share of cycles that start something"], a["processors"]
+    name = work.kernel.replace("kernel<", "kernel<float, ") if "mma" not in work.kernel else work.kernel
+    found = {key.rpartition("::")[2]: kernel for key, kernel in kernels.items() if "<" in key}
+    found.update({key.partition("::")[2]: kernel for key, kernel in kernels.items()})
+    kernel = found.get(name)
+    pixels = work.staged * a["instructions of a staged pixel"] + work.outputs * a["instructions of a written pixel"]
+    issued, loads, registers = pixels / 32, work.staged / 32 + work.outputs / 8, 64
+    if kernel is not None and kernel.inner is not None and work.products:
+        inner, registers = kernel.inner, kernel.registers
+        macs = work.products * (16 * 8 * 8 / 32 if "mma" in name else 1)  # of the threads of a warp
+        issued += macs / 32 * inner.instructions_per_mac
+        loads += macs / 32 * inner.shared_loads / inner.macs
+        if "mma" in name:  # two cycles a product of 16 x 8 x 8
+            loads = max(loads, work.products * 2)
+    elif work.products:
+        raise SystemExit(f"{work.kernel}: expected its machine code, found {', '.join(sorted(found))}")
+    resident = max(
+        1,
+        min(
+            a["registers"] // (registers * work.threads),
+            a["shared memory, KB"] * 1024 // max(work.shared_bytes + 1024, 1),
+            a["threads"] // work.threads,
+        ),
+    )
+    waves = math.ceil(work.blocks / (processors * resident))
+    alone = work.chunks * a["cycles of a round of staging"] + work.alone * a["cycles of a tap alone"]
+    moved = 4 * (work.staged + work.outputs)
+    flat = name.split("_kernel")[0] in FLAT
+    cycles = {
+        "instructions": issued / 4 / busy / processors,
+        "shared memory": loads / busy / processors,
+        "bytes": moved / a["bytes a cycle of memory" if flat else "bytes a cycle of the L2 cache"],
+        "blocks one by one": waves * alone,
+    }
+    limit = max(cycles, key=lambda key: cycles[key])
+    took = cycles[limit] / a["clock, GHz"] / 1e3 + a["start and end of a kernel, us"]
+    took += 0 if name.split("_kernel")[0] in FLAT[:2] or "grad_" in name else a["last block's sums, us"]
+    return {"kernel": work.kernel, "blocks": work.blocks, "us": round(took, 2), "limit": limit}
+
+
+def mask_step(networks: int, *, search: bool, kept: int) -> list[dict[str, Any]]:
+    """The launches beside the chain: Adam on kept weights, or the mask drawn and updated; and the step's count."""
+    numel = (3_008_867 if search else kept) * networks
+    rows = [("gumbel_mask", 3), ("mask_update", 8)] if search else [("masked_adam", 7)]
+    per_us = ASSUMED["bytes a cycle of memory"] * ASSUMED["clock, GHz"] * 1e3
+    start = ASSUMED["start and end of a kernel, us"]
+    timed = [
+        {"kernel": name, "us": round(4 * words * numel / per_us + start, 2), "limit": "bytes"} for name, words in rows
+    ]
+    return [*timed, *({"kernel": name, "us": start, "limit": "start"} for name in ("zeros of the gradient", "tick"))]
+
+
+def step(mask: oes.Mask | None, networks: int, products: str, size: int = 512) -> dict[str, Any]:
+    """The model of one step of that many networks at once."""
+    machine_code = sass.kernels([sass.DETAILED])[sass.DETAILED]
+    rows = [modelled(work, machine_code) for work in launches(mask, size, networks, products)]
+    rows += mask_step(networks, search=mask is None, kept=0 if mask is None else int(mask.flat.sum()))
+    gaps = len(rows) * ASSUMED["node of a graph, us"]
+    total = sum(row["us"] for row in rows) + gaps
+    return {
+        "networks": networks,
+        "precision": products,
+        "nodes": len(rows),
+        "ms": round(total / 1e3, 3),
+        "ms a network": round(total / 1e3 / networks, 3),
+        "ms between the nodes": round(gaps / 1e3, 3),
+        "ms by limit": {
+            limit: round(sum(row["us"] for row in rows if row["limit"] == limit) / 1e3, 3)
+            for limit in sorted({row["limit"] for row in rows})
+        },
+        "launches": rows,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mask", help="mask file; a drawn mask without it")
+    parser.add_argument("--networks", nargs="+", type=int, default=list(NETWORKS))
+    parser.add_argument("--json", default=str(RESULT), help="where to write the result")
+    options = parser.parse_args()
+    net = oes.models.skip(seed=0)
+    mask = drawn_mask(net) if options.mask is None else oes.Mask.load(options.mask, net)
+    cases: dict[str, list[dict[str, Any]]] = {"training": [], "search": []}
+    for case, of in (("training", mask), ("search", None)):
+        for products in PRECISIONS if of is None else PRECISIONS[:1]:
+            for networks in options.networks:
+                row = step(of, networks, products)
+                cases[case].append(row if networks == 1 else {k: v for k, v in row.items() if k != "launches"})
+                print(
+                    f"{case}, {products}, {networks} networks: {row['ms']} ms, {row['ms a network']} a network, "
+                    f"{row['nodes']} nodes; {row['ms by limit']}",
+                    flush=True,
+                )
+    write_result(
+        options.json,
+        {
+            "environment": environment(),
+            "mask": "drawn" if options.mask is None else Path(options.mask).name,
+            "size": 512,
+            "assumed": ASSUMED,
+            "target, ms a network at N = 1": TARGET,
+            **cases,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
