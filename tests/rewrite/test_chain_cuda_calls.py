@@ -49,7 +49,7 @@ def test_three_networks_are_three_times_one(case, shared, with_loss):
     together, source = chain_of(fast, z, 3)
     sources = source if shared else source + drawn(3, *source.shape[1:])
     weights = fast.weights.detach() + 0.1 * drawn(3, fast.weights.numel())
-    shape = fast.plan(z).graph.output.shape
+    shape = together.chain.end.shape
     targets, directions = drawn(3, *shape[1:]), drawn(3, *shape[1:])
     factors = torch.tensor([1.0, 2.0, -0.5], dtype=torch.float64, device=z.device)
 
