@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+COMPILER := $(if $(shell command -v $(CXX)),1,0)
+EMULATION := $(if $(filter Linux,$(shell uname)),$(COMPILER),0)
 CPP := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
-.PHONY: demo test lint docs tables sanitize emulate gpu setup clean
+.PHONY: demo test lint docs tables sanitize emulate aot gpu setup clean
 
 demo: setup
 	mkdir -p $(DEMO)
@@ -32,22 +34,26 @@ docs: setup
 tables: setup
 	$(BIN)/python -m benchmarks.tables
 
-# The tests of the C++ kernels, for builds made for them alone; the usual build follows, whose objects are kept.
-KERNELS := -m cpu_kernel -k "not triton"
-REBUILD := $(BIN)/python setup.py -q build_ext --inplace
+# The tests of the C++ kernels, the emulated CUDA kernels among them, for builds made for them alone; the usual build follows, whose objects are kept.
+KERNELS := -k "not triton" -m
+REBUILD := OES_EMULATE_CUDA=$(EMULATION) $(BIN)/python setup.py -q build_ext --inplace
 
 # With AddressSanitizer and UBSan.
 sanitize: setup
 	OES_SANITIZE=1 $(REBUILD)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS); \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS) "cpu_kernel or cuda_kernel"; \
 		status=$$?; $(REBUILD) && exit $$status
 
 # What is written for AVX-512, on a processor without it.
 emulate: setup
 	OES_EMULATE_AVX512=1 $(REBUILD)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS); \
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS) cpu_kernel; \
 		status=$$?; $(REBUILD) && exit $$status
+
+# Where there is nvcc: the CUDA kernels compile for all GPUs within their budget, which `make test` checks for one.
+aot: setup
+	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/cuda/test_cuda_aot.py
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
 gpu:
@@ -63,8 +69,6 @@ $(VENV)/.ready: requirements-dev.txt
 
 # As anybody installs it, and the CUDA kernels emulated on the CPU beside it, for the tests. Where there is a compiler,
 # an extension that cannot be built is an error.
-COMPILER := $(if $(shell command -v $(CXX)),1,0)
-EMULATION := $(if $(filter Linux,$(shell uname)),$(COMPILER),0)
 $(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/_cuda_toolkit.py oes_fast/requirements.py $(CPP)
 	OES_REQUIRE_EXT=$(COMPILER) OES_EMULATE_CUDA=$(EMULATION) $(BIN)/python -m pip install --quiet --editable .
 	touch $@

@@ -229,7 +229,7 @@ class Build(build_ext):
         compiler = cpp_command(self.compiler)
         told = [compiler, compiler_version(compiler[0]), described.compiler_flags(variants), way.includes]
         if described.kernel_flags:
-            told += [way.nvcc, described.kernel_flags, described.folder_flags, way.archs]
+            told += [way.nvcc, described.kernel_flags, way.archs]
         told += [sys.version, *way.built_with.values(), pybind11.__version__]
         digest = hashlib.sha256(repr(told).encode()).hexdigest()
         self.build_temp = os.path.join("build", f"objects-{sys.platform}-{digest[:12]}")
@@ -305,7 +305,7 @@ def with_kernels(compiler: Any, described: _extension.Extension, variants: list[
         if ending != ".cu":
             compile_cpp(compiled, source, ending, flags, more, includes)
             return
-        options = described.flags_of_kernels(source, variants, way.archs)
+        options = described.flags_of_kernels(variants, way.archs)
         if way.nvcc:
             listed = str(Path(compiled).with_suffix(".d"))
             options += ["-ccbin", host, "-MMD", "-MF", listed]

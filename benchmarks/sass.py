@@ -128,9 +128,8 @@ def kernels(
 
 def _of_file(toolkit: Toolkit, arch: str, source: Path, root: Path, cache: Path) -> dict[str, Kernel]:
     """The kernels of one file by their names."""
-    name = source.relative_to(root).as_posix()
     number = arch.replace(".", "")
-    flags = [*CUDA.flags_of_kernels(name), f"-arch=sm_{number}", "-I", str(root / "csrc")]
+    flags = [*CUDA.flags_of_kernels(), f"-arch=sm_{number}", "-I", str(root / "csrc")]
     digest = fingerprint(
         source, root, (Path(__file__).read_text("utf-8"), toolkit.nvcc, toolkit.version, flags)
     )

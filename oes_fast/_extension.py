@@ -50,7 +50,6 @@ class Extension:
         link_flags: of the linker.
         variants: further flags of the C++ compiler, by the variable that asks for them.
         kernel_flags: of nvcc for .cu files; where they are compiled as C++, added to ``compile_flags``.
-        folder_flags: further ones for the .cu files of a folder.
     """
 
     name: str
@@ -63,18 +62,14 @@ class Extension:
     includes: tuple[str, ...] = ("csrc",)
     variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kernel_flags: Sequence[str] = ()
-    folder_flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def compiler_flags(self, variants: Sequence[str]) -> list[str]:
         """The C++ compiler's flags for keys of ``variants``; the last of two that contradict counts."""
         return [*self.compile_flags, *(flag for variant in variants for flag in self.variants[variant])]
 
-    def flags_of_kernels(
-        self, source: str, variants: Sequence[str] = (), archs: Sequence[str] = ()
-    ) -> list[str]:
-        """The flags for a .cu file, given from the root."""
-        special = [flags for folder, flags in self.folder_flags.items() if source.startswith(folder)]
-        flags = [*self.kernel_flags, *(flag for flags in special for flag in flags), *arch_flags(archs)]
+    def flags_of_kernels(self, variants: Sequence[str] = (), archs: Sequence[str] = ()) -> list[str]:
+        """The flags for .cu files."""
+        flags = [*self.kernel_flags, *arch_flags(archs)]
         # Of two sanitizers compilers take one.
         return [flag for flag in flags if flag != _RACES] if "OES_SANITIZE" in variants else flags
 
@@ -93,7 +88,7 @@ class Extension:
         """SHA-256, in hexadecimal, of the sources under ``root`` and of the flags they are built with."""
         flags: list[object] = [self.compiler_flags(variants), self.linker_flags(variants)]
         if self.kernel_flags:
-            flags += [self.kernel_flags, self.folder_flags, list(archs)]
+            flags += [self.kernel_flags, list(archs)]
         digest = hashlib.sha256(repr(tuple(flags)).encode())
         for path in self.sources(root):
             content = path.read_bytes()
@@ -195,7 +190,6 @@ CUDA = Extension(
     compile_flags=[*_CUDA_FLAGS, "-O3", "-DOES_MODULE=_C_cuda"],
     link_flags=[*_LINK_FLAGS, "-Wl,--exclude-libs,ALL"],  # the runtime library stays the extension's own
     kernel_flags=["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
-    folder_flags={"csrc/cuda/mask/": ["-fmad=false"]},  # whose bits are those of the CPU's
 )
 # The same sources as C++, for tests on a machine without a GPU; never part of an installation. Objects of
 # kernels are linked first: of an inline function that other files compile as well, the linker keeps the first
@@ -209,7 +203,7 @@ EMULATED_CUDA = Extension(
     includes=("csrc", "tests/cuda_emulation"),
     compile_flags=[
         *_CUDA_FLAGS,
-        "-O2",
+        "-O1",
         "-ffp-contract=off",
         "-DOES_EMULATE_CUDA",
         "-DOES_MODULE=_C_cuda_emulated",

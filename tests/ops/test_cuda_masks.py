@@ -19,7 +19,7 @@ from oes_fast.cuda_kernels.masked_adam import masked_adam as launch_adam
 from oes_fast.functional import batch_norm_act, gumbel_mask, mask_update, masked_adam
 from oes_fast.ops._clock import Clock
 
-pytestmark = [pytest.mark.device, pytest.mark.memcheck]
+pytestmark = [pytest.mark.cuda_kernel, pytest.mark.device, pytest.mark.memcheck]
 
 DTYPES = (torch.float32, torch.float64)
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([1023, 1024, 1025, 4097]))

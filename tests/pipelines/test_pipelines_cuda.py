@@ -14,7 +14,10 @@ from oes_fast.io.files import load_tensors
 from oes_fast.pipelines.functions import make_function
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.cuda_kernel,
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 BACKEND = "cuda"
 

@@ -20,6 +20,8 @@ from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.run.context import FusedLoss
 
+pytestmark = pytest.mark.cuda_kernel
+
 BACKEND = "cuda"
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
 CASES = (

@@ -1,8 +1,7 @@
 // What device functions call, declared for the host's compiler: it reads the headers that such functions share with
-// the arguments of kernels, and compiles none of them. nvcc has these names itself.
+// the arguments of kernels, and compiles none of them. nvcc has these names itself. For platform.h alone.
 #pragma once
 
-#include <cuda_runtime.h>
 #include <device_launch_parameters.h> // threadIdx and the like
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // What the last block of a launch does with the sums that all blocks have left: they are added in a fixed order, so
-// that every run gives the same bits, and no launch of its own is needed.
+// that every run gives the same bits, and no launch of its own is needed. Loops stay rolled: unrolled they would be
+// most of a kernel's code, take most of its compile time, and make it spill registers.
 #pragma once
 
 #include "cuda/norm/prologue.h"
@@ -26,6 +27,7 @@ struct Shift {
 template <typename T>
 __device__ __forceinline__ T shift_of(const Shift<T>& s, const T* weights, int64_t network, int output) {
   T sum = s.bias[output] < 0 ? T(0) : weights[s.bias[output]];
+#pragma unroll 1
   for (int t = s.first[output]; t < s.first[output + 1]; ++t) {
     sum += weights[s.taps[2 * t]] * s.factor * s.constants[network * s.count + s.taps[2 * t + 1]];
   }
@@ -98,9 +100,11 @@ template <typename T>
 __device__ void norm_forward(const Finalise<T>& f, int64_t network) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const T* weights = f.weights + network * f.weights_stride;
+#pragma unroll 1
   for (int channel = warp; channel < f.channels; channel += warps) {
     const double* partials = f.partials + (network * f.channels + channel) * f.chunks * kPartialNumbers;
     Moments moments;
+#pragma unroll 1
     for (int chunk = lane; chunk < f.chunks; chunk += 32) {
       const double* of = partials + chunk * kPartialNumbers;
       moments.add(of[0], of[1], of[2]);
@@ -130,6 +134,7 @@ __device__ void norm_forward(const Finalise<T>& f, int64_t network) {
           f, network * f.running_stride + f.stats_index[channel], moments.mean + added, variance * count / (count - 1));
     }
   }
+#pragma unroll 1
   for (int i = threadIdx.x; f.running_mean != nullptr && i < f.tracked_count; i += blockDim.x) {
     T value = T(0);
     if (f.tracked[i] >= 0) {
@@ -138,6 +143,7 @@ __device__ void norm_forward(const Finalise<T>& f, int64_t network) {
     }
     move_running(f, network * f.running_stride + f.tracked_stats_index[i], static_cast<double>(value), 0);
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < f.constants_count; i += blockDim.x) {
     f.constants[network * f.constants_count + i] = activate(f.act, f.slope, weights[f.betas[i]]);
   }
@@ -148,6 +154,7 @@ template <typename T>
 __device__ __forceinline__ void channel_sums(const Finalise<T>& f, int64_t network, int channel, double (&sums)[2]) {
   const double* partials = f.partials + (network * f.channels + channel) * f.chunks * kPartialNumbers;
   sums[0] = sums[1] = 0;
+#pragma unroll 1
   for (int chunk = threadIdx.x % 32; chunk < f.chunks; chunk += 32) {
     sums[0] += partials[chunk * kPartialNumbers];
     sums[1] += partials[chunk * kPartialNumbers + 1];
@@ -162,6 +169,7 @@ template <typename T>
 __device__ void norm_backward(const Finalise<T>& f, int64_t network) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   T* grad_weights = f.grad_weights + network * f.weights_stride;
+#pragma unroll 1
   for (int channel = warp; channel < f.channels; channel += warps) {
     double sums[2];
     channel_sums(f, network, channel, sums);
@@ -189,6 +197,7 @@ __device__ void norm_backward(const Finalise<T>& f, int64_t network) {
 template <typename T>
 __device__ void mean_loss(const Finalise<T>& f, int64_t network) {
   double total = 0;
+#pragma unroll 1
   for (int channel = 0; threadIdx.x < 32 && channel < f.channels; ++channel) {
     double sums[2];
     channel_sums(f, network, channel, sums);
@@ -206,6 +215,7 @@ __device__ void shift_backward(const Finalise<T>& f, int64_t network) {
   const T* weights = f.weights + network * f.weights_stride;
   T* grad_weights = f.grad_weights + network * f.weights_stride;
   const Shift<T>& s = f.shift;
+#pragma unroll 1
   for (int output = 0; threadIdx.x < 32 && output < f.channels; ++output) {
     double sums[2];
     channel_sums(f, network, output, sums);
@@ -215,6 +225,7 @@ __device__ void shift_backward(const Finalise<T>& f, int64_t network) {
     if (s.bias[output] >= 0) {
       grad_weights[s.bias[output]] += static_cast<T>(sums[0]);
     }
+#pragma unroll 1
     for (int t = s.first[output]; t < s.first[output + 1]; ++t) {
       const int weight = s.taps[2 * t], constant = s.taps[2 * t + 1], beta = s.betas[constant];
       const double sum = sums[0] * static_cast<double>(s.factor);
@@ -281,6 +292,7 @@ __device__ __forceinline__ void block_sums(T (&values)[kNumbers], T* scratch) {
 #pragma unroll
     for (int i = 0; i < kNumbers; ++i) {
       values[i] = scratch[i];
+#pragma unroll 1
       for (int w = 1; w < warps; ++w) {
         values[i] += scratch[w * kNumbers + i];
       }
