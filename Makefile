@@ -53,7 +53,7 @@ emulate: setup
 
 # Where there is nvcc: the CUDA kernels compile for all GPUs within their budget, which `make test` checks for one.
 aot: setup
-	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/cuda/test_cuda_aot.py
+	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/cuda_kernels/test_cuda_aot.py
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched.
 gpu:

@@ -43,8 +43,8 @@ ASSUMED: dict[str, float] = {
     "start and end of a kernel, us": 1.2,  # guess: until all blocks run, and from the first done to the last
     "last block's sums, us": 1.0,  # guess: of a launch that a norm follows
     "share of cycles that start something": 0.6,  # guess: of instructions, and of loads from shared memory
-    "instructions of a staged pixel": 14,  # counted in the machine code of plane_reader.h's loops, rounded up
-    "instructions of a written pixel": 30,  # the same of epilogue.h's
+    "instructions of a staged pixel": 18,  # counted in the machine code of plane_reader.h's loops
+    "instructions of a written pixel": 30,  # guess, from those of epilogue.h's
     "cycles of a round of staging": 1500,  # guess: two dependent loads from the L2 cache, and two barriers
     "cycles of a tap alone": 12,  # guess: a part of a warp's latency that eight warps do not hide
     "bytes a cycle of the L2 cache": 3200,  # 5.5 TB/s
@@ -78,7 +78,10 @@ def launches(mask: oes.Mask | None, size: int, networks: int, products: str) -> 
     """What a forward and a backward pass of the published network launch, in order."""
     net = oes.models.skip(seed=0)
     plan = Plan(
-        oes.sparsify(net, mask, backend="torch", verify=False).train().plan(oes.noise_input(32, (size, size), seed=0)).graph,
+        oes.sparsify(net, mask, backend="torch", verify=False)
+        .train()
+        .plan(oes.noise_input(32, (size, size), seed=0))
+        .graph,
         net,
         None if mask is None else mask.flat,
         device=torch.device("cpu"),
@@ -106,7 +109,10 @@ def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
     found = {key.rpartition("::")[2]: kernel for key, kernel in kernels.items() if "<" in key}
     found.update({key.partition("::")[2]: kernel for key, kernel in kernels.items()})
     kernel = found.get(name)
-    pixels = work.staged * a["instructions of a staged pixel"] + work.outputs * a["instructions of a written pixel"]
+    pixels = (
+        work.staged * a["instructions of a staged pixel"]
+        + work.outputs * a["instructions of a written pixel"]
+    )
     issued, loads, registers = pixels / 32, work.staged / 32 + work.outputs / 8, 64
     if kernel is not None and kernel.inner is not None and work.products:
         inner, registers = kernel.inner, kernel.registers
@@ -148,9 +154,13 @@ def mask_step(networks: int, *, search: bool, kept: int) -> list[dict[str, Any]]
     per_us = ASSUMED["bytes a cycle of memory"] * ASSUMED["clock, GHz"] * 1e3
     start = ASSUMED["start and end of a kernel, us"]
     timed = [
-        {"kernel": name, "us": round(4 * words * numel / per_us + start, 2), "limit": "bytes"} for name, words in rows
+        {"kernel": name, "us": round(4 * words * numel / per_us + start, 2), "limit": "bytes"}
+        for name, words in rows
     ]
-    return [*timed, *({"kernel": name, "us": start, "limit": "start"} for name in ("zeros of the gradient", "tick"))]
+    return [
+        *timed,
+        *({"kernel": name, "us": start, "limit": "start"} for name in ("zeros of the gradient", "tick")),
+    ]
 
 
 def step(mask: oes.Mask | None, networks: int, products: str, size: int = 512) -> dict[str, Any]:
@@ -189,7 +199,9 @@ def main() -> None:
         for products in PRECISIONS if of is None else PRECISIONS[:1]:
             for networks in options.networks:
                 row = step(of, networks, products)
-                cases[case].append(row if networks == 1 else {k: v for k, v in row.items() if k != "launches"})
+                cases[case].append(
+                    row if networks == 1 else {k: v for k, v in row.items() if k != "launches"}
+                )
                 print(
                     f"{case}, {products}, {networks} networks: {row['ms']} ms, {row['ms a network']} a network, "
                     f"{row['nodes']} nodes; {row['ms by limit']}",

@@ -43,6 +43,7 @@ class Loop:
         global_loads: loads from global memory into registers.
         copies: from global into shared memory.
         barriers: of the block.
+        special: exponentials, reciprocals and roots, which units of their own begin with.
     """
 
     instructions: int
@@ -52,6 +53,7 @@ class Loop:
     global_loads: int
     copies: int
     barriers: int
+    special: int
 
     @property
     def instructions_per_mac(self) -> float:
@@ -88,10 +90,12 @@ class Kernel:
     def inner(self) -> Loop | None:
         """The loop of whose instructions multiply-accumulates are the largest share; None if none has any.
 
-        The loop that has most of them may be another: one that computes exponentials, unrolled.
+        The loop that has most of them may be another: one that activates, whose exponentials are polynomials.
+        Loops with many :attr:`Loop.special` instructions are taken where there are no others.
         """
-        best = max(self.loops, key=lambda loop: loop.macs / max(loop.instructions, 1), default=None)
-        return best if best is not None and best.macs else None
+        loops = [loop for loop in self.loops if loop.macs]
+        plain = [loop for loop in loops if 32 * loop.special <= loop.macs]
+        return max(plain or loops, key=lambda loop: loop.macs / loop.instructions, default=None)
 
 
 def kernels(
@@ -130,24 +134,30 @@ def _of_file(toolkit: Toolkit, arch: str, source: Path, root: Path, cache: Path)
     """The kernels of one file by their names."""
     number = arch.replace(".", "")
     flags = [*CUDA.flags_of_kernels(), f"-arch=sm_{number}", "-I", str(root / "csrc")]
-    digest = fingerprint(
-        source, root, (Path(__file__).read_text("utf-8"), toolkit.nvcc, toolkit.version, flags)
-    )
-    kept = cache / f"{source.stem}-sm_{number}-{digest}.json"
-    if not kept.is_file():
-        cubin = kept.with_suffix(".cubin")
-        said = _run(toolkit.nvcc, *flags, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin))
+    stem = f"{source.stem}-sm_{number}"
+    way = fingerprint(source, root, (toolkit.nvcc, toolkit.version, flags))
+    parsed = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    cubin, log, rows = (cache / f"{stem}-{way}{end}" for end in (".cubin", ".log", f"-{parsed}.json"))
+    if not log.is_file():
+        for old in cache.glob(f"{stem}-*"):  # of what the source was before
+            old.unlink()
+        log_text = _run(toolkit.nvcc, *flags, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin))
+        _write(log, log_text)
+    if not rows.is_file():
         code = _run(find_tool("nvdisasm", toolkit), "-c", str(cubin)) if arch == DETAILED else ""
-        cubin.unlink()
-        rows = {name: asdict(kernel) for name, kernel in described(said, code).items()}
-        written = kept.with_suffix(".new")
-        written.write_text(json.dumps(rows, indent=1))
-        written.replace(kept)
-    read_rows = json.loads(kept.read_text())
+        found = {name: asdict(kernel) for name, kernel in described(log.read_text(), code).items()}
+        _write(rows, json.dumps(found, indent=1))
     return {
         name: Kernel(**{**row, "loops": tuple(Loop(**loop) for loop in row["loops"])})
-        for name, row in read_rows.items()
+        for name, row in json.loads(rows.read_text()).items()
     }
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def fingerprint(source: Path, root: Path, way: object) -> str:
@@ -301,6 +311,7 @@ def _counted(instructions: list[str]) -> Loop:
         global_loads=sum(bool(re.match(r"LDG?(\.|$)", name)) for name in names),
         copies=sum(name.startswith(("LDGSTS", "UBLKCP", "UTMALDG")) for name in names),
         barriers=sum(name.startswith("BAR.") for name in names),
+        special=sum(name.startswith("MUFU") for name in names),
     )
 
 

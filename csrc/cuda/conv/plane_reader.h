@@ -49,10 +49,11 @@ __device__ __forceinline__ int padded_index(Padding padding, int padded, int bef
   return i < 0 ? -i : 2 * (size - 1) - i;
 }
 
-// What a pixel is made into.
-enum class PixelKind { kPlain, kActivated, kNormalisedTwice, kGrad };
+// What a pixel is made into. The usual activation has kinds of its own; all others share one, or the kernels would be
+// several times as long.
+enum class PixelKind { kPlain, kGrad, kLeaky, kLeakyTwice, kAny };
 
-template <PixelKind kKind, Act kAct, typename T>
+template <PixelKind kKind, typename T>
 __device__ __forceinline__ T
 staged_pixel(const PlaneReader<T>& r, const T* numbers, const T* y, const T* grad, int at) {
   const T pixel = y[at];
@@ -61,46 +62,63 @@ staged_pixel(const PlaneReader<T>& r, const T* numbers, const T* y, const T* gra
   } else if constexpr (kKind == PixelKind::kGrad) {
     return numbers[1] * grad[at] + (numbers[2] * (pixel - numbers[0]) + numbers[3]);
   } else {
-    const T x = norm::activate(kAct, r.prologue.slope, numbers[1] * (pixel - numbers[0]) + numbers[2]);
-    return kKind == PixelKind::kActivated ? x : numbers[4] * (x - numbers[3]) + numbers[5];
+    const Act act = kKind == PixelKind::kAny ? r.prologue.act : Act::kLeaky;
+    const bool second = kKind == PixelKind::kAny ? r.prologue.second : kKind == PixelKind::kLeakyTwice;
+    const T x = norm::activate(act, r.prologue.slope, numbers[1] * (pixel - numbers[0]) + numbers[2]);
+    return second ? numbers[4] * (x - numbers[3]) + numbers[5] : x;
   }
 }
 
+// The chunk's first pixel, and the gradient's.
+template <PixelKind kKind, typename T>
+struct ChannelPixels {
+  const T *y, *grad;
+
+  __device__ __forceinline__ ChannelPixels(const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network) {
+    const int64_t pixels = static_cast<int64_t>(r.rows) * r.columns, first = s.first_channel * pixels;
+    y = r.y + network * r.network_stride + first;
+    grad = kKind == PixelKind::kGrad ? r.grad + network * r.channels * pixels + first : nullptr;
+  }
+
+  __device__ __forceinline__ void next(int pixels) {
+    y += pixels;
+    grad += kKind == PixelKind::kGrad ? pixels : 0;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ int row_index(const PlaneReader<T>& r, const StagedTile<T>& s, int row) {
+  return padded_index(r.padding, r.unshuffle * s.first_row + row, r.top, r.bottom, r.rows);
+}
+
+template <typename T>
+__device__ __forceinline__ int column_index(const PlaneReader<T>& r, const StagedTile<T>& s, int column) {
+  return padded_index(r.padding, r.unshuffle * s.first_column + column, r.left, r.right, r.columns);
+}
+
+// Where pixel (row, column) of the tile lies in its channel's planes.
+template <typename T>
+__device__ __forceinline__ int staged_place(const StagedTile<T>& s, int side, int row, int column) {
+  return (row % side * side + column % side) * s.plane + row / side * s.pitch + column / side;
+}
+
 // A thread takes the same places of all channels, so that where they lie is worked out once.
-template <PixelKind kKind, Act kAct, bool kBox, typename T>
+template <PixelKind kKind, typename T>
 __device__ __forceinline__ void stage_pixels(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
   const int side = r.unshuffle, width = side * s.columns, places = side * s.rows * width;
   const int pixels = r.rows * r.columns, stride = side * side * s.plane;
-  const int64_t first = static_cast<int64_t>(s.first_channel) * pixels;
-  const T* y_first = r.y + network * r.network_stride + first;
-  const T* grad_first =
-      kKind == PixelKind::kGrad ? r.grad + network * r.channels * static_cast<int64_t>(pixels) + first : nullptr;
   for (int place = threadIdx.x; place < places; place += blockDim.x) {
     const int row = place / width, column = place - row * width;
-    const int p = side * s.first_row + row, q = side * s.first_column + column;
-    const int upper = padded_index(r.padding, p, r.top, r.bottom, r.rows);
-    const int left = padded_index(r.padding, q, r.left, r.right, r.columns);
-    const int lower = kBox ? padded_index(r.padding, p + 1, r.top, r.bottom, r.rows) : -1;
-    const int right = kBox ? padded_index(r.padding, q + 1, r.left, r.right, r.columns) : -1;
-    const int at[4] = {
-        upper < 0 || left < 0 ? -1 : upper * r.columns + left, upper < 0 || right < 0 ? -1 : upper * r.columns + right,
-        lower < 0 || left < 0 ? -1 : lower * r.columns + left, lower < 0 || right < 0 ? -1 : lower * r.columns + right};
-    T* to = s.to + (row % side * side + column % side) * s.plane + row / side * s.pitch + column / side;
-    const T *y = y_first, *grad = grad_first, *numbers = s.numbers;
-#pragma unroll(kBox ? 1 : 4)
+    const int i = row_index(r, s, row), j = column_index(r, s, column), at = i < 0 || j < 0 ? -1 : i * r.columns + j;
+    ChannelPixels<kKind, T> from(r, s, network);
+    T* to = s.to + staged_place(s, side, row, column);
+    const T* numbers = s.numbers;
+#pragma unroll 4
     for (int channel = 0; channel < channels; ++channel) {
-      T value = T(0);
-#pragma unroll
-      for (int i = 0; i < (kBox ? 4 : 1); ++i) {
-        if (at[i] >= 0) {
-          value += staged_pixel<kKind, kAct>(r, numbers, y, grad, at[i]);
-        }
-      }
-      *to = value;
+      *to = at < 0 ? T(0) : staged_pixel<kKind>(r, numbers, from.y, from.grad, at);
       to += stride;
-      y += pixels;
-      grad += kKind == PixelKind::kGrad ? pixels : 0;
+      from.next(pixels);
       numbers += kStagedNumbers;
     }
     for (int channel = channels; channel < s.channels; ++channel, to += stride) {
@@ -109,23 +127,74 @@ __device__ __forceinline__ void stage_pixels(
   }
 }
 
-template <PixelKind kKind, Act kAct, typename T>
-__device__ __forceinline__ void stage_boxed(
+// Sums of 2 x 2 pixels. A thread takes two columns of four rows: 15 pixels for eight sums, where each by itself would
+// take 32.
+template <PixelKind kKind, typename T>
+__device__ __forceinline__ void stage_sums(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
-  if (r.box) {
-    stage_pixels<kKind, kAct, true>(r, s, network, channels);
-  } else {
-    stage_pixels<kKind, kAct, false>(r, s, network, channels);
+  constexpr int kRows = 4, kColumns = 2;
+  const int side = r.unshuffle, height = side * s.rows, width = side * s.columns;
+  const int across = (width + kColumns - 1) / kColumns, places = (height + kRows - 1) / kRows * across;
+  const int pixels = r.rows * r.columns, stride = side * side * s.plane;
+  for (int place = threadIdx.x; place < places; place += blockDim.x) {
+    const int first_row = place / across * kRows, first_column = place % across * kColumns;
+    int rows[kRows + 1], columns[kColumns + 1];
+#pragma unroll
+    for (int i = 0; i <= kRows; ++i) {
+      rows[i] = row_index(r, s, first_row + i);
+    }
+#pragma unroll
+    for (int j = 0; j <= kColumns; ++j) {
+      columns[j] = column_index(r, s, first_column + j);
+    }
+    ChannelPixels<kKind, T> from(r, s, network);
+    T* to = s.to;
+    const T* numbers = s.numbers;
+#pragma unroll 1
+    for (int channel = 0; channel < channels; ++channel) {
+      T above[kColumns];
+#pragma unroll
+      for (int i = 0; i <= kRows; ++i) {
+        T pixel[kColumns + 1];
+#pragma unroll
+        for (int j = 0; j <= kColumns; ++j) {
+          pixel[j] = T(0);
+          if (rows[i] >= 0 && columns[j] >= 0) {
+            pixel[j] = staged_pixel<kKind>(r, numbers, from.y, from.grad, rows[i] * r.columns + columns[j]);
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const T sum = pixel[j] + pixel[j + 1];
+          const int row = first_row + i - 1, column = first_column + j;
+          if (i > 0 && row < height && column < width) {
+            to[staged_place(s, side, row, column)] = above[j] + sum;
+          }
+          above[j] = sum;
+        }
+      }
+      to += stride;
+      from.next(pixels);
+      numbers += kStagedNumbers;
+    }
+    for (int channel = channels; channel < s.channels; ++channel, to += stride) {
+      for (int i = 0; i < kRows * kColumns; ++i) {
+        const int row = first_row + i / kColumns, column = first_column + i % kColumns;
+        if (row < height && column < width) {
+          to[staged_place(s, side, row, column)] = T(0);
+        }
+      }
+    }
   }
 }
 
-template <Act kAct, typename T>
-__device__ __forceinline__ void stage_activated(
+template <PixelKind kKind, typename T>
+__device__ __forceinline__ void stage_kind(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
-  if (r.prologue.second) { // of a block with two norms: no box is in front of an up-sampling
-    stage_boxed<PixelKind::kNormalisedTwice, kAct>(r, s, network, channels);
+  if (r.box) {
+    stage_sums<kKind>(r, s, network, channels);
   } else {
-    stage_boxed<PixelKind::kActivated, kAct>(r, s, network, channels);
+    stage_pixels<kKind>(r, s, network, channels);
   }
 }
 
@@ -143,23 +212,21 @@ __device__ __forceinline__ void stage(const PlaneReader<T>& r, const StagedTile<
     }
     __syncthreads();
   }
-  if (r.grad != nullptr) {
-    if (numbers == nullptr) { // no norm is behind it: the gradient as it is
-      PlaneReader<T> plain = r;
+  if (numbers == nullptr) {
+    PlaneReader<T> plain = r;
+    if (r.grad != nullptr) { // no norm is behind it: the gradient as it is
       plain.y = r.grad;
       plain.network_stride = static_cast<int64_t>(r.channels) * r.rows * r.columns;
-      stage_boxed<PixelKind::kPlain, Act::kLeaky>(plain, s, network, channels);
-    } else {
-      stage_boxed<PixelKind::kGrad, Act::kLeaky>(r, s, network, channels);
     }
-  } else if (numbers == nullptr) {
-    stage_boxed<PixelKind::kPlain, Act::kLeaky>(r, s, network, channels);
-  } else if (r.prologue.act == Act::kLeaky) {
-    stage_activated<Act::kLeaky>(r, s, network, channels);
-  } else if (r.prologue.act == Act::kElu) {
-    stage_activated<Act::kElu>(r, s, network, channels);
+    stage_kind<PixelKind::kPlain>(plain, s, network, channels);
+  } else if (r.grad != nullptr) {
+    stage_kind<PixelKind::kGrad>(r, s, network, channels);
+  } else if (r.prologue.act != Act::kLeaky || (r.prologue.second && r.box)) {
+    stage_kind<PixelKind::kAny>(r, s, network, channels);
+  } else if (r.prologue.second) {
+    stage_pixels<PixelKind::kLeakyTwice>(r, s, network, channels);
   } else {
-    stage_activated<Act::kSilu>(r, s, network, channels);
+    stage_kind<PixelKind::kLeaky>(r, s, network, channels);
   }
 }
 

@@ -75,9 +75,12 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) tap_sum_
     __syncthreads();
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) {
-      const int phase_end = begins[chunk * kPhases + phase + 1] - first;
+      // Each part takes a run of taps, so that unrolled loads differ by constants.
+      const int phase_begin = begins[chunk * kPhases + phase] - first,
+                taps = begins[chunk * kPhases + phase + 1] - first - phase_begin;
+      const int run_end = phase_begin + taps * (part + 1) / a.splits;
 #pragma unroll 4
-      for (int t = begins[chunk * kPhases + phase] - first + part; t < phase_end; t += a.splits) {
+      for (int t = phase_begin + taps * part / a.splits; t < run_end; ++t) {
         const T* pixels = tile + offsets[t];
         T w[kGroup];
 #pragma unroll

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr size_t kSharedBytes = 46 * 1024; // of a block: four of them fit a processor of compute capability 9.0
+constexpr size_t kSharedBytesAlone = 92 * 1024; // where a processor has one block: fewer rounds of staging
 constexpr double kIssued = 0.6; // of the cycles of a processor
 
 struct Tile {
@@ -60,7 +61,7 @@ double TapSumPlan<T>::cost(
   const double groups = (spec.outputs + s.group - 1) / s.group, tiles = a.row_tiles * a.column_tiles;
   const double blocks = groups * tiles * machine.networks;
   const double planes = static_cast<double>(spec.channels) * spec.reading.unshuffle * spec.reading.unshuffle;
-  const double staged = planes * a.staged_rows * a.staged_columns * (spec.reading.box ? 3 : 1);
+  const double staged = planes * a.staged_rows * a.staged_columns * (spec.reading.box ? 2 : 1);
   const double block_taps = static_cast<double>(taps) / groups;
   const double outputs = static_cast<double>(s.group) * s.side * s.side * a.tile_rows * a.tile_columns;
   // Of a warp: instructions, of which a processor starts four a cycle, and loads from shared memory, one a cycle.
@@ -79,7 +80,7 @@ double TapSumPlan<T>::cost(
     issued = warps * (4 + numbers * (s.products == Products::kTf32x3 ? 5 : 3) + products);
     alone = eights * (30 + numbers + products * 4);
   }
-  issued += (staged * 10 + outputs * 12) / 32;
+  issued += (staged * 18 + outputs * 30) / 32;
   loads += (staged * 2 + outputs * 4) / 32;
   const double work = blocks * std::max(issued / (4 * kIssued), loads / kIssued) / machine.processors;
   const double of_block = 1500.0 * a.chunks + staged / s.threads * 40 + alone + outputs / s.threads * 40;
@@ -125,7 +126,9 @@ bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Produ
           s.threads = exact ? part * splits : kThreads;
           a.splits = splits;
           const double whole = static_cast<double>(sizeof(T)) * planes * a.plane * spec.channels;
-          a.chunks = static_cast<int>(whole / (kSharedBytes / 2)) + 1;
+          const double blocks = static_cast<double>((spec.outputs + group - 1) / group) * a.row_tiles * a.column_tiles;
+          const bool alone = blocks * machine.networks <= 2 * machine.processors;
+          a.chunks = static_cast<int>(whole / ((alone ? kSharedBytesAlone : kSharedBytes) / 2)) + 1;
           const double now = cost(spec, a, s, taps, machine);
           if (cost_ == 0 || now < cost_) {
             found = true;
@@ -183,6 +186,9 @@ TapSumPlan<T>::TapSumPlan(
     throw std::invalid_argument("convolution: its border is too wide for the CUDA kernels");
   }
   // As many channels at a time as fit.
+  const int64_t blocks =
+      static_cast<int64_t>((spec.outputs + shape_.group - 1) / shape_.group) * chunks() * machine.networks;
+  const size_t most = blocks <= 2 * machine.processors ? kSharedBytesAlone : kSharedBytes;
   const StagedPlanes planes{reading.unshuffle * reading.unshuffle, args_.pitch, args_.plane};
   TapLists lists;
   for (int chunk = spec.channels;; chunk = (chunk + 1) / 2) {
@@ -193,7 +199,7 @@ TapSumPlan<T>::TapSumPlan(
     args_.chunks = lists.chunks;
     args_.most_taps = lists.most_taps;
     shape_.shared_bytes = tap_sum_shared_bytes(args_, shape_);
-    if (shape_.shared_bytes <= kSharedBytes || chunk == 1) {
+    if (shape_.shared_bytes <= most || chunk == 1) {
       break;
     }
   }

@@ -99,14 +99,20 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) weight_g
             a.tile_columns, a.tile_rows * a.tile_columns},
         network);
     __syncthreads();
-    for (int i = a.item_begins[work] + warp; i < a.item_begins[work + 1]; i += warps) {
-      const WeightGradItem item = a.items[i];
-      T f[kGroup][kCells];
+    // A warp takes a run of items, so that it loads the cells of a group once.
+    const int item_begin = a.item_begins[work], items = a.item_begins[work + 1] - item_begin;
+    T f[kGroup][kCells];
+    int loaded = -1;
+    for (int i = items * warp / warps; i < items * (warp + 1) / warps; ++i) {
+      const WeightGradItem item = a.items[item_begin + i];
+      if (item.channel != loaded) { // the same for all lanes
+        loaded = item.channel;
 #pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
+        for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
-        for (int k = 0; k < kCells; ++k) {
-          f[g][k] = fixed[(item.channel + g) * 32 * kCells + lane + 32 * k];
+          for (int k = 0; k < kCells; ++k) {
+            f[g][k] = fixed[(item.channel + g) * 32 * kCells + lane + 32 * k];
+          }
         }
       }
       T values[32];

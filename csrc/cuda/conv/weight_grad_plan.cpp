@@ -150,10 +150,10 @@ WeightGradLists WeightGradPlan<T>::divide(
         args_.most_taps = lists.most_taps;
         const bool fits = weight_grad_shared_bytes(args_, shape_) <= kSharedBytes;
         const double moving = static_cast<double>(lists.ranges) * spec.moving_channels * planes.planes * args_.plane *
-            (spec.moving.box ? 3 : 1);
+            (spec.moving.box ? 2 : 1);
         const double fixed = static_cast<double>(lists.chunks) * spec.fixed_channels * 32 * shape_.cells;
         const double blocks = static_cast<double>(lists.ranges) * lists.chunks * args_.tiles * machine.networks;
-        const double compute = cycles(spec, shape_) * shape_.cells * 12; // in instructions for a staged pixel
+        const double compute = cycles(spec, shape_) * shape_.cells * 4 * 32 / 18; // in staged pixels of 18 instructions
         const double now = (moving + fixed + compute) / std::min(1.0, blocks / machine.processors);
         if ((fits || (range == group && chunk == 1)) && (least == 0 || now < least)) {
           least = now;

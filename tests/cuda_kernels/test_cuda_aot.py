@@ -42,6 +42,28 @@ class Budget(NamedTuple):
 
 # By kernel; * stands for any template arguments, and the first row that fits counts.
 BUDGET: dict[str, Budget] = {
+    "conv::pack_weights_kernel<*>": Budget(32),
+    "conv::unpack_weight_grads_kernel<*>": Budget(48),
+    # Outputs, cells of a thread, side of the up-sampling.
+    "conv::tap_sum_kernel<float, 8, 4, 1>": Budget(128, instructions=1.75, loads=0.25),
+    "conv::tap_sum_kernel<float, 8, 2, 2>": Budget(128, instructions=1.95, loads=0.35),
+    "conv::tap_sum_kernel<float, 4, 4, 1>": Budget(128, instructions=2.3, loads=0.42),
+    "conv::tap_sum_kernel<float, 4, 2, 2>": Budget(128, instructions=2.6, loads=0.55),
+    "conv::tap_sum_kernel<float, 4, 1, *>": Budget(128, instructions=3.3, loads=0.8),
+    "conv::tap_sum_kernel<float, 1, 4, *>": Budget(128, instructions=5.8, loads=1.6),
+    "conv::tap_sum_kernel<float, 1, 1, *>": Budget(128, instructions=9.8, loads=1.6),
+    "conv::tap_sum_kernel<double, *>": Budget(240),
+    "conv::tap_sum_mma_kernel<*, false>": Budget(224, instructions=0.55, loads=0.12),
+    "conv::tap_sum_mma_kernel<*, true>": Budget(224, instructions=0.4, loads=0.04),
+    # Outputs, cells of a lane.
+    "conv::weight_grad_kernel<float, 4, 8>": Budget(128, instructions=2.9, loads=0.47),
+    "conv::weight_grad_kernel<float, 4, 2>": Budget(128, instructions=5.2, loads=0.62),
+    "conv::weight_grad_kernel<float, 1, 8>": Budget(128, instructions=5.7, loads=1.3),
+    "conv::weight_grad_kernel<float, 1, 2>": Budget(128, instructions=9.2, loads=1.75),
+    "conv::weight_grad_kernel<double, *>": Budget(240),
+    "conv::weight_grad_mma_kernel<*, false>": Budget(128, instructions=0.65, loads=0.11),
+    "conv::weight_grad_mma_kernel<*, true>": Budget(128, instructions=0.42, loads=0.04),
+    "norm::norm_pass_kernel<*>": Budget(64),
     "mask::random_bits_kernel": Budget(32),
     "mask::logistic_from_bits_kernel<*>": Budget(48),
     "mask::gumbel_mask_kernel<float>": Budget(48),
@@ -293,15 +315,20 @@ k:
         /*0070*/                   FFMA R8, R4, R5, R8 ;
         /*0080*/                   FFMA R8, R4, R5, R8 ;
         /*0090*/              @P2 BRA `(.L_x_1) ;
-        /*00a0*/                   EXIT ;
+.L_x_3:
+        /*00a0*/                   FFMA R8, R4, R5, R8 ;
+        /*00b0*/                   MUFU.EX2 R8, R8 ;
+        /*00c0*/              @P2 BRA `(.L_x_3) ;
+        /*00d0*/                   EXIT ;
 .L_x_2:
-        /*00b0*/                   BRA `(.L_x_2);
+        /*00e0*/                   BRA `(.L_x_2);
 """
         (kernel,) = sass.described(said, code).values()
-        assert (kernel.registers, kernel.spills, kernel.shared, kernel.instructions) == (20, 8, 64, 11)
-        outer, inner = kernel.loops
+        assert (kernel.registers, kernel.spills, kernel.shared, kernel.instructions) == (20, 8, 64, 14)
+        outer, inner, exponential = kernel.loops
         assert (outer.instructions, outer.macs, outer.barriers, outer.copies) == (5, 2, 1, 1)
         assert (inner.instructions, inner.macs, inner.shared_bytes) == (3, 1, 16)
+        assert (exponential.macs, exponential.special) == (1, 1)
         assert kernel.inner == outer
         assert kernel.inner.instructions_per_mac == 2.5
 
