@@ -5,6 +5,7 @@ Without a GPU the kernels run emulated on CPU tensors, about a thousand blocks a
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 import oes_fast as oes
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
+from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.context import FusedLoss
 
 pytestmark = pytest.mark.cuda_kernel
@@ -35,7 +37,7 @@ CASES = (
     ({"num_channels_down": (4,), "filter_size_down": 3}, (8, 150), 1.0),
     ({"num_channels_down": (3, 5), "num_channels_skip": 2}, (16, 16), 0.7),
     ({"num_channels_down": (5,), "outputs": 5}, (12, 12), 0.8),
-    ({"num_channels_down": (6,), "outputs": 1, "filter_size_down": 1}, (40, 6), 0.1),
+    ({"num_channels_down": (6,), "outputs": 1, "filter_size_down": 1}, (40, 6), 1.0),
 )
 
 
@@ -69,6 +71,37 @@ def test_generators(case, dtype):
             differentiate(plain, z),
             TOLERANCE[dtype],
         )
+
+
+# By the group of outputs, which the model of the kernels would not choose for images so small.
+KERNELS = [
+    *((group, dtype, "float32") for group in (1, 4, 8) for dtype in TOLERANCE),
+    *((group, torch.float32, setting) for group in (16, 32) for setting in ("tf32", "tf32x3")),
+]
+
+
+@pytest.mark.parametrize(("group", "dtype", "setting"), KERNELS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_kernel(case, group, dtype, setting, monkeypatch):
+    require(BACKEND)
+    plain, _, z = networks(case, torch.float64, backend="torch")
+    _, fast, _ = networks(case, dtype, backend=BACKEND)
+    with torch.no_grad():
+        plain.weights.copy_(fast.weights)
+    monkeypatch.setattr(CudaChain, "groups", (group,))
+    with oes.precision(setting, device=z.device):
+        found = differentiate(fast, z.to(dtype))
+        text = fast.explain(case[1], file=io.StringIO())
+    assert ("forward: multiply-adds" in text) == (group < 16)
+    assert ("TF32" in text) == (group >= 16)
+    found = [t.double() if t.is_floating_point() else t for t in found]
+    wanted = differentiate(plain, z.to(dtype).double())
+    if setting != "tf32":
+        agree(found, wanted, TOLERANCE[dtype])
+        return
+    # Of the gradient a rounding may change the sign of an activation's input.
+    agree(found[:1], wanted[:1], 5e-3)
+    assert torch.isfinite(found[1]).all()
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
