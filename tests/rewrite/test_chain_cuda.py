@@ -24,6 +24,8 @@ from oes_fast.rewrite.run.context import FusedLoss
 
 pytestmark = pytest.mark.cuda_kernel
 
+pytestmark = pytest.mark.device
+
 BACKEND = "cuda"
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
 CASES = (
@@ -85,6 +87,7 @@ KERNELS = [
 def test_every_kernel(case, group, dtype, setting, monkeypatch):
     require(BACKEND)
     plain, _, z = networks(case, torch.float64, backend="torch")
+    plain, z = plain.to(device_of(BACKEND)), z.to(device_of(BACKEND))
     _, fast, _ = networks(case, dtype, backend=BACKEND)
     with torch.no_grad():
         plain.weights.copy_(fast.weights)

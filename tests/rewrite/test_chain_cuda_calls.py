@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from chains import differentiate, kept, networks, one_conv
-from kernel_backends import require
+from kernel_backends import device_of, require
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,6 +14,8 @@ from oes_fast.rewrite.run.chain_autograd import ChainFunction
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import find_chains
 from oes_fast.rewrite.run.context import FusedLoss, is_unit_gradient, unit_gradient
+
+pytestmark = pytest.mark.device
 
 BACKEND = "cuda"
 CASES = (
@@ -245,6 +247,6 @@ def test_explain_says_what_runs_each_convolution():
 
 def test_a_module_moved_elsewhere_runs_on_pytorch():
     require(BACKEND)
-    net = one_conv(nn.ReLU())
+    net = one_conv(nn.ReLU()).to(device_of(BACKEND))
     fast = oes.sparsify(net, kept(net), backend=BACKEND, verify=False).to("meta")
     assert fast(torch.zeros(1, 4, 8, 8, dtype=torch.float64, device="meta")).device.type == "meta"
