@@ -22,9 +22,7 @@ from oes_fast.rewrite import ir
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.context import FusedLoss
 
-pytestmark = pytest.mark.cuda_kernel
-
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.cuda_kernel, pytest.mark.device]
 
 BACKEND = "cuda"
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}

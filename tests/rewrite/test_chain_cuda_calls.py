@@ -15,7 +15,7 @@ from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import find_chains
 from oes_fast.rewrite.run.context import FusedLoss, is_unit_gradient, unit_gradient
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.cuda_kernel, pytest.mark.device]
 
 BACKEND = "cuda"
 CASES = (
