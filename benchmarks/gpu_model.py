@@ -1,13 +1,13 @@
-"""What a step of the CUDA engine should take on an H100, from what it launches and what nvcc made of the kernels.
+"""What a step of the CUDA engine should take on an H100, from its launches and the kernels' machine code.
 
     python -m benchmarks.gpu_model                    # a drawn mask of the published masks' shares
     python -m benchmarks.gpu_model --mask mask.npz    # a published mask
 
 Nothing is run: the engine binds the published network at 512 x 512 and says what it would launch, and each
 kernel's inner loop is read from its machine code. A launch takes the longest of four times: to start its
-instructions, to load from shared memory, to move its bytes, and for one block after the other on the processor
-that has most of them. Everything else is in :data:`ASSUMED`. Written to benchmarks/results/gpu-model-h100.json,
-for the day when a device measures it.
+instructions, to load from shared memory, to move its bytes, and for one block after the other on the
+processor that has most of them. Everything else is in :data:`ASSUMED`. The result is written to
+benchmarks/results/gpu-model-h100.json, for the day when a device measures it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from oes_fast.rewrite.run.chain_find import find_chains
 RESULT = Path(__file__).resolve().parent / "results" / "gpu-model-h100.json"
 TARGET = {"training": 0.3, "search": 0.6}  # ms of one network
 NETWORKS = (1, 8, 32)
-# Measured on an H100: benchmarks/results/kernels-h100-2026-11-26.json. The rest is from NVIDIA's descriptions of
-# it or, where it says so, a guess.
+# Measured on an H100: benchmarks/results/kernels-h100-2026-11-26.json. The rest is from NVIDIA's descriptions
+# of it or, where it says so, a guess.
 ASSUMED: dict[str, float] = {
     "processors": 132,
     "clock, GHz": 1.7,  # under load; at most 1.98
@@ -148,7 +148,7 @@ def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
 
 
 def mask_step(networks: int, *, search: bool, kept: int) -> list[dict[str, Any]]:
-    """The launches beside the chain: Adam on kept weights, or the mask drawn and updated; and the step's count."""
+    """The launches beside the chain: Adam, or the mask drawn and updated; the step's count."""
     numel = (3_008_867 if search else kept) * networks
     rows = [("gumbel_mask", 3), ("mask_update", 8)] if search else [("masked_adam", 7)]
     per_us = ASSUMED["bytes a cycle of memory"] * ASSUMED["clock, GHz"] * 1e3
@@ -203,7 +203,7 @@ def main() -> None:
                     row if networks == 1 else {k: v for k, v in row.items() if k != "launches"}
                 )
                 print(
-                    f"{case}, {products}, {networks} networks: {row['ms']} ms, {row['ms a network']} a network, "
+                    f"{case}, {products}, {networks} networks: {row['ms']} ms, {row['ms a network']} each, "
                     f"{row['nodes']} nodes; {row['ms by limit']}",
                     flush=True,
                 )
