@@ -1,4 +1,4 @@
-"""What a step of the CUDA engine should take on an H100, from what it launches and its kernels' machine code.
+"""What a step of the CUDA engine should take on an H100, from its launches and the kernels' machine code.
 
     python -m benchmarks.gpu_model                    # a drawn mask of the published masks' shares
     python -m benchmarks.gpu_model --mask mask.npz    # a published mask
@@ -7,7 +7,7 @@
 Nothing is run: the engine binds the published network at 512 x 512 and says what it would launch, and each
 kernel's inner loop is read from its machine code. A launch takes the longest of four times: to start its
 instructions, to load from shared memory, to move its bytes, and for one block after the other on the
-processor that has most of them. Everything else is in :data:`ASSUMED`. Written to
+processor that has most of them. Everything else is in :data:`ASSUMED`. The result is written to
 benchmarks/results/gpu-model-h100.json, for the day when a device measures it.
 """
 
@@ -51,7 +51,7 @@ ASSUMED: dict[str, float] = {
     "start and end of a kernel, us": 1.2,  # guess: until all blocks run, and from the first done to the last
     "last block's sums, us": 1.0,  # guess: of a launch that a norm follows
     "share of cycles that start something": 0.6,  # guess: of instructions, and of loads from shared memory
-    "instructions of a staged pixel": 18,  # counted in the machine code of plane_reader.h's loops
+    "instructions of a staged pixel": 14,  # counted in the machine code of the loops of plane_reader.h
     "instructions of a written pixel": 30,  # guess, from those of epilogue.h's
     "cycles of a round of staging": 1500,  # guess: two dependent loads from the L2 cache, and two barriers
     "cycles of a tap alone": 12,  # guess: a part of a warp's latency that eight warps do not hide
@@ -291,7 +291,7 @@ def cases(
                 row = step(of, count, products)
                 found[case].append(row if count == 1 else {k: v for k, v in row.items() if k != "launches"})
                 print(
-                    f"{case}, {products}, {count} networks: {row['ms']} ms, {row['ms a network']} a network, "
+                    f"{case}, {products}, {count} networks: {row['ms']} ms, {row['ms a network']} each, "
                     f"{row['nodes']} nodes; {row['ms by limit']}",
                     flush=True,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from kernel_backends import device_of
 from torch import Tensor, nn
 
 import oes_fast as oes
@@ -15,7 +16,7 @@ Case = tuple[dict[str, object], tuple[int, int], float]  # options of the genera
 def networks(
     case: Case, dtype: torch.dtype, seed: int = 0, backend: str = "cpu"
 ) -> tuple[SparseGenerator, SparseGenerator, Tensor]:
-    """(plain PyTorch, a backend's kernels, input) of one case."""
+    """(plain PyTorch, a backend's kernels, input) of one case, where the backend takes tensors."""
     options, size, density = case
     options = {"num_channels_down": (8, 12), "filter_size_down": 3, "seed": seed} | options
     net = oes.models.skip(4, options.pop("outputs", 3), **options).to(dtype)
@@ -24,8 +25,9 @@ def networks(
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(dtype)
     mask = torch.rand(FlatLayout.of(net).numel, generator=generator) < density
     mask = oes.Mask.from_flat(net, mask)
+    net, z = net.to(device_of(backend)), oes.noise_input(4, size, seed=seed, dtype=dtype)
     plain, fast = (oes.sparsify(net, mask, backend=name, verify=False).train() for name in ("torch", backend))
-    return plain, fast, oes.noise_input(4, size, seed=seed, dtype=dtype)
+    return plain, fast, z.to(device_of(backend))
 
 
 def differentiate(net: SparseGenerator, z: Tensor, seed: int = 1) -> list[Tensor]:
@@ -33,7 +35,7 @@ def differentiate(net: SparseGenerator, z: Tensor, seed: int = 1) -> list[Tensor
     output = net(z)
     direction = torch.randn(
         output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(output.dtype)
+    ).to(output)
     (grad,) = torch.autograd.grad((output * direction).sum(), net.weights)
     return [output.detach(), grad, *(buffer.clone() for _, buffer in net.dense_buffers())]
 

@@ -16,6 +16,7 @@ from oes_fast.rewrite.run.chain_cuda import CudaChain
 
 pytestmark = [
     pytest.mark.cuda_kernel,
+    pytest.mark.device,
     pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
 ]
 

@@ -86,20 +86,28 @@ struct ChannelPixels {
   }
 };
 
+// A row or column of the image, and 0 in place of 1 where there is none: a pixel that is read and not used costs less
+// than a branch.
 template <typename T>
-__device__ __forceinline__ int row_index(const PlaneReader<T>& r, const StagedTile<T>& s, int row) {
-  return padded_index(r.padding, r.unshuffle * s.first_row + row, r.top, r.bottom, r.rows);
-}
+struct Line {
+  int index;
+  T there;
 
-template <typename T>
-__device__ __forceinline__ int column_index(const PlaneReader<T>& r, const StagedTile<T>& s, int column) {
-  return padded_index(r.padding, r.unshuffle * s.first_column + column, r.left, r.right, r.columns);
-}
+  __device__ __forceinline__ Line(const PlaneReader<T>& r, int padded, bool row)
+      : index(
+            row ? padded_index(r.padding, padded, r.top, r.bottom, r.rows)
+                : padded_index(r.padding, padded, r.left, r.right, r.columns)),
+        there(index < 0 ? T(0) : T(1)) {
+    index = index < 0 ? 0 : index;
+  }
+  Line() = default;
+};
 
 // Where pixel (row, column) of the tile lies in its channel's planes.
 template <typename T>
 __device__ __forceinline__ int staged_place(const StagedTile<T>& s, int side, int row, int column) {
-  return (row % side * side + column % side) * s.plane + row / side * s.pitch + column / side;
+  const int half = side - 1; // a shift, and the bit of the phase
+  return ((row & half) * side + (column & half)) * s.plane + (row >> half) * s.pitch + (column >> half);
 }
 
 // A thread takes the same places of all channels, so that where they lie is worked out once.
@@ -110,13 +118,15 @@ __device__ __forceinline__ void stage_pixels(
   const int pixels = r.rows * r.columns, stride = side * side * s.plane;
   for (int place = threadIdx.x; place < places; place += blockDim.x) {
     const int row = place / width, column = place - row * width;
-    const int i = row_index(r, s, row), j = column_index(r, s, column), at = i < 0 || j < 0 ? -1 : i * r.columns + j;
+    const Line<T> i(r, side * s.first_row + row, true), j(r, side * s.first_column + column, false);
+    const int at = i.index * r.columns + j.index;
+    const T there = i.there * j.there;
     ChannelPixels<kKind, T> from(r, s, network);
     T* to = s.to + staged_place(s, side, row, column);
     const T* numbers = s.numbers;
-#pragma unroll 4
+#pragma unroll(kKind == PixelKind::kAny ? 1 : 4)
     for (int channel = 0; channel < channels; ++channel) {
-      *to = at < 0 ? T(0) : staged_pixel<kKind>(r, numbers, from.y, from.grad, at);
+      *to = there * staged_pixel<kKind>(r, numbers, from.y, from.grad, at);
       to += stride;
       from.next(pixels);
       numbers += kStagedNumbers;
@@ -127,45 +137,44 @@ __device__ __forceinline__ void stage_pixels(
   }
 }
 
-// Sums of 2 x 2 pixels. A thread takes two columns of four rows: 15 pixels for eight sums, where each by itself would
-// take 32.
+// Sums of 2 x 2 pixels. A thread takes two columns of two rows: nine pixels for four sums, where each by itself would
+// take 16. More rows would take more registers than a second block of the processor leaves.
 template <PixelKind kKind, typename T>
 __device__ __forceinline__ void stage_sums(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
-  constexpr int kRows = 4, kColumns = 2;
+  constexpr int kRows = 2, kColumns = 2;
   const int side = r.unshuffle, height = side * s.rows, width = side * s.columns;
   const int across = (width + kColumns - 1) / kColumns, places = (height + kRows - 1) / kRows * across;
   const int pixels = r.rows * r.columns, stride = side * side * s.plane;
   for (int place = threadIdx.x; place < places; place += blockDim.x) {
     const int first_row = place / across * kRows, first_column = place % across * kColumns;
-    int rows[kRows + 1], columns[kColumns + 1];
+    Line<T> rows[kRows + 1], columns[kColumns + 1];
 #pragma unroll
     for (int i = 0; i <= kRows; ++i) {
-      rows[i] = row_index(r, s, first_row + i);
+      rows[i] = Line<T>(r, side * s.first_row + first_row + i, true);
+      rows[i].index *= r.columns;
     }
 #pragma unroll
     for (int j = 0; j <= kColumns; ++j) {
-      columns[j] = column_index(r, s, first_column + j);
+      columns[j] = Line<T>(r, side * s.first_column + first_column + j, false);
     }
     ChannelPixels<kKind, T> from(r, s, network);
     T* to = s.to;
     const T* numbers = s.numbers;
 #pragma unroll 1
     for (int channel = 0; channel < channels; ++channel) {
-      T above[kColumns];
+      T above[kColumns] = {};
 #pragma unroll
       for (int i = 0; i <= kRows; ++i) {
         T pixel[kColumns + 1];
 #pragma unroll
         for (int j = 0; j <= kColumns; ++j) {
-          pixel[j] = T(0);
-          if (rows[i] >= 0 && columns[j] >= 0) {
-            pixel[j] = staged_pixel<kKind>(r, numbers, from.y, from.grad, rows[i] * r.columns + columns[j]);
-          }
+          pixel[j] =
+              columns[j].there * staged_pixel<kKind>(r, numbers, from.y, from.grad, rows[i].index + columns[j].index);
         }
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const T sum = pixel[j] + pixel[j + 1];
+          const T sum = rows[i].there * (pixel[j] + pixel[j + 1]);
           const int row = first_row + i - 1, column = first_column + j;
           if (i > 0 && row < height && column < width) {
             to[staged_place(s, side, row, column)] = above[j] + sum;
@@ -188,11 +197,39 @@ __device__ __forceinline__ void stage_sums(
   }
 }
 
+// The same, each by itself: for what is rare, since the kernels are long.
+template <PixelKind kKind, typename T>
+__device__ __forceinline__ void stage_single_sums(
+    const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
+  const int side = r.unshuffle, width = side * s.columns, places = side * s.rows * width;
+  const int pixels = r.rows * r.columns, stride = side * side * s.plane;
+  for (int place = threadIdx.x; place < places; place += blockDim.x) {
+    const int row = place / width, column = place - row * width;
+    ChannelPixels<kKind, T> from(r, s, network);
+    T* to = s.to + staged_place(s, side, row, column);
+#pragma unroll 1
+    for (int channel = 0; channel < s.channels; ++channel, to += stride) {
+      T sum = T(0);
+#pragma unroll 1
+      for (int k = 0; channel < channels && k < 4; ++k) {
+        const Line<T> i(r, side * s.first_row + row + k / 2, true), j(r, side * s.first_column + column + k % 2, false);
+        const T pixel = staged_pixel<kKind>(
+            r, s.numbers + channel * kStagedNumbers, from.y, from.grad, i.index * r.columns + j.index);
+        sum += i.there * j.there * pixel;
+      }
+      *to = sum;
+      from.next(pixels);
+    }
+  }
+}
+
 template <PixelKind kKind, typename T>
 __device__ __forceinline__ void stage_kind(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
-  if (r.box) {
-    stage_sums<kKind>(r, s, network, channels);
+  if (r.box && kKind == PixelKind::kAny) {
+    stage_single_sums<PixelKind::kAny>(r, s, network, channels);
+  } else if (r.box) {
+    stage_sums<kKind == PixelKind::kAny ? PixelKind::kPlain : kKind>(r, s, network, channels);
   } else {
     stage_pixels<kKind>(r, s, network, channels);
   }

@@ -32,7 +32,8 @@ struct SharedLayout {
 };
 
 template <typename T, int kGroup, int kCells, int kSide>
-__global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) tap_sum_kernel(const TapSumArgs<T> a) {
+__global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide * kGroup * kCells < 64 ? 2 : 1)
+    tap_sum_kernel(const TapSumArgs<T> a) {
   constexpr int kPhases = kSide * kSide;
   OES_SHARED(shared);
   const SharedLayout<T> layout(a, a.reader.unshuffle, kGroup, kSide);
@@ -132,32 +133,42 @@ using Kernel = void (*)(TapSumArgs<T>);
 template <typename T>
 Kernel<T> kernel_of(int group, int cells, int side) {
   constexpr bool kFloat = std::is_same_v<T, float>; // in double precision eight outputs would not fit the registers
-  switch (side * 256 + group * 16 + cells) {
-    case 1 * 256 + 1 * 16 + 1:
+  switch (side * 1024 + group * 16 + cells) {
+    case 1 * 1024 + 1 * 16 + 1:
       return tap_sum_kernel<T, 1, 1, 1>;
-    case 1 * 256 + 1 * 16 + 4:
+    case 1 * 1024 + 1 * 16 + 4:
       return tap_sum_kernel<T, 1, 4, 1>;
-    case 1 * 256 + 4 * 16 + 1:
+    case 1 * 1024 + 4 * 16 + 1:
       return tap_sum_kernel<T, 4, 1, 1>;
-    case 1 * 256 + 4 * 16 + 4:
+    case 1 * 1024 + 4 * 16 + 4:
       return tap_sum_kernel<T, 4, 4, 1>;
-    case 1 * 256 + 8 * 16 + 4:
+    case 1 * 1024 + 8 * 16 + 4:
       if constexpr (kFloat) {
         return tap_sum_kernel<T, 8, 4, 1>;
       }
       return nullptr;
-    case 2 * 256 + 1 * 16 + 1:
+    case 1 * 1024 + 16 * 16 + 4:
+      if constexpr (kFloat) {
+        return tap_sum_kernel<T, 16, 4, 1>;
+      }
+      return nullptr;
+    case 1 * 1024 + 20 * 16 + 4:
+      if constexpr (kFloat) {
+        return tap_sum_kernel<T, 20, 4, 1>;
+      }
+      return nullptr;
+    case 2 * 1024 + 1 * 16 + 1:
       return tap_sum_kernel<T, 1, 1, 2>;
-    case 2 * 256 + 1 * 16 + 4:
+    case 2 * 1024 + 1 * 16 + 4:
       return tap_sum_kernel<T, 1, 4, 2>;
-    case 2 * 256 + 4 * 16 + 1:
+    case 2 * 1024 + 4 * 16 + 1:
       return tap_sum_kernel<T, 4, 1, 2>;
-    case 2 * 256 + 4 * 16 + 2:
+    case 2 * 1024 + 4 * 16 + 2:
       if constexpr (kFloat) {
         return tap_sum_kernel<T, 4, 2, 2>;
       }
       return nullptr;
-    case 2 * 256 + 8 * 16 + 2:
+    case 2 * 1024 + 8 * 16 + 2:
       if constexpr (kFloat) {
         return tap_sum_kernel<T, 8, 2, 2>;
       }

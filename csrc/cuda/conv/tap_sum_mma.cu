@@ -33,7 +33,7 @@ struct SharedLayout {
 
 // kRows products of 16 cells one below the other a warp, kColumns of 8 outputs side by side.
 template <int kRows, int kColumns, int kSide, bool kThree>
-__global__ void __launch_bounds__(kThreads, kSide* kColumns >= 8 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8 ? 1 : 2)
     tap_sum_mma_kernel(const TapSumArgs<float> a) {
   constexpr int kPhases = kSide * kSide, kGroup = 8 * kColumns, kPitch = SharedLayout::weight_pitch(kGroup);
   OES_SHARED(shared);

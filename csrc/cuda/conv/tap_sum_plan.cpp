@@ -80,7 +80,7 @@ double TapSumPlan<T>::cost(
     issued = warps * (4 + numbers * (s.products == Products::kTf32x3 ? 5 : 3) + products);
     alone = eights * (30 + numbers + products * 4);
   }
-  issued += (staged * 18 + outputs * 30) / 32;
+  issued += (staged * 12 + outputs * 30) / 32;
   loads += (staged * 2 + outputs * 4) / 32;
   const double work = blocks * std::max(issued / (4 * kIssued), loads / kIssued) / machine.processors;
   const double of_block = 1500.0 * a.chunks + staged / s.threads * 40 + alone + outputs / s.threads * 40;
@@ -93,7 +93,7 @@ template <typename T>
 bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Products products) {
   constexpr std::array<Tile, 7> kTiles = {{{8, 32}, {16, 32}, {32, 32}, {8, 8}, {16, 16}, {8, 16}, {16, 8}}};
   const bool exact = products == Products::kFloat32;
-  const std::vector<int> groups = exact ? std::vector<int>{1, 4, 8} : std::vector<int>{16, 32};
+  const std::vector<int> groups = exact ? std::vector<int>{1, 4, 8, 16, 20} : std::vector<int>{16, 32};
   const int planes = spec.reading.unshuffle * spec.reading.unshuffle;
   const int widest = std::max({spec.border.top, spec.border.bottom, spec.border.left, spec.border.right});
   bool found = false;

@@ -100,6 +100,8 @@ inline void device_free(void* address) {
 }
 inline void copy_to_device(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+  // A copy of pageable memory may return before it has arrived, and other streams do not wait for it.
+  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
 }
 inline void set_zero(void* address, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(address, 0, bytes, stream), "cudaMemsetAsync");

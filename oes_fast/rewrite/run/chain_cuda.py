@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from oes_fast.rewrite.run.chain_find import ConvBlock
 from oes_fast.rewrite.run.chain_program import NativeChain
 
 MOST_KERNEL = 15  # rows and columns of a convolution
-# Pixels around an image that are copies of its own. Those of a side and what they copy have to lie in one tile
-# of the input gradient, which is 16 pixels wide or wider.
+# Pixels around an image that are copies of its own: those of a side and what they copy lie in one tile of the
+# input gradient, of 16 pixels at least.
 MOST_COPIED = 7
 
 
@@ -37,6 +37,9 @@ class CudaChain(NativeChain):
     name = "CUDA chain"
     backend = "cuda"
     explains = True
+    groups: ClassVar[
+        tuple[int, ...]
+    ] = ()  # of outputs that a kernel may have, all for none: tests reach every one
 
     _stream: torch.cuda.Stream | None = None  # of the last call, on a device
 
@@ -96,7 +99,9 @@ class CudaChain(NativeChain):
         cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[self._dtype]
         products = getattr(extension.Products, self._products.upper())
         device = self._device.index or 0
-        return cls(self._networks, *image, self._constant_input, self._kept, products, device)
+        return cls(
+            self._networks, *image, self._constant_input, self._kept, products, device, list(self.groups)
+        )
 
     def _evaluate(
         self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
