@@ -169,6 +169,7 @@ def test_convolutions_of_every_make(kernel, stride, pooled, mode, density):
     held_to_pytorch(net, oes.Mask.from_flat(net, keep), z, 1e-10, chained={"Conv", "Norm"})
 
 
+@pytest.mark.memcheck
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
 def test_the_widest_copied_border_beside_more_than_one_tile(mode):
     require(BACKEND)
@@ -185,6 +186,7 @@ def test_the_widest_copied_border_beside_more_than_one_tile(mode):
     assert [sum(node.stage.amount) for node in plan.chained if isinstance(node.stage, ir.Pad)] == [28]
 
 
+@pytest.mark.memcheck
 def test_padding_on_one_side_and_kernels_of_two_widths():
     require(BACKEND)
     torch.manual_seed(0)
@@ -201,6 +203,7 @@ def test_padding_on_one_side_and_kernels_of_two_widths():
     held_to_pytorch(net, None, z, 1e-10, chained={"Pad", "Conv", "Norm"})
 
 
+@pytest.mark.memcheck
 def test_norms_in_a_row_and_an_image_that_ends_in_one():
     require(BACKEND)
     torch.manual_seed(0)
@@ -236,6 +239,7 @@ def test_channels_that_are_constant_or_dead(share):
     held_to_pytorch(net, oes.Mask.from_flat(net, keep), z, 1e-10)
 
 
+@pytest.mark.memcheck
 @pytest.mark.parametrize("keeps", [False, True])
 def test_masks_that_keep_nothing_or_everything(keeps):
     require(BACKEND)

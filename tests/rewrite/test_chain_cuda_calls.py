@@ -37,6 +37,7 @@ def chain_of(fast, z, count):
     return function, plan.prepare(z)[chain.source].x
 
 
+@pytest.mark.memcheck
 @pytest.mark.parametrize("with_loss", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -98,6 +99,7 @@ def test_three_networks_are_three_times_one(case, shared, with_loss):
 # products, repetition, recordings
 
 
+@pytest.mark.memcheck
 @pytest.mark.parametrize(("setting", "bound"), [("float32", 2e-6), ("tf32x3", 1e-5), ("tf32", 2e-2)])
 def test_products_are_those_of_the_setting(setting, bound):
     require(BACKEND)
