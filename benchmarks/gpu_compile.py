@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+import oes_fast as oes
+
 REPO = Path(__file__).resolve().parents[1]
 MOST_WORKERS = 16
 TUNED = (
@@ -152,6 +154,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.share is not None:
         print(json.dumps(work(options.mask, options.share, options.workers)))
+        return
+    if not (status := oes.backends()["triton"]):
+        print(json.dumps({"left out": f"backend triton is {status}"}))
         return
     began = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.gpu_compile", "--workers", str(options.workers)]

@@ -286,6 +286,14 @@ def modelled(*, search=False):
     return {"ms": 0.03, "ms between the nodes": 0.008, "launches": rows}
 
 
+STEP = {
+    **modelled(),
+    "ms a network": 0.03,
+    "nodes": 9,
+    "ms by limit": {},
+}
+
+
 def test_the_model_has_the_launches_beside_the_chain_in_their_places():
     names = [row["kernel"] for row in modelled()["launches"]]
     assert names == [
@@ -338,6 +346,29 @@ def test_measurements_are_read_from_the_result_so_far(tmp_path):
     assert parts(launches={"ok": True, "result": {"left out": "no engine"}})[1] == "part launches: no engine"
     assert parts(launches={"ok": False, "error": "exit code 1"})[1] == "part launches: exit code 1"
     assert parts()[1] == "part launches: it was not run"
+
+
+def test_every_step_of_the_model_is_held_to_its_own_measurement(tmp_path, monkeypatch):
+    file = tmp_path / "gpu.json"
+    monkeypatch.setattr(
+        gpu_model, "step", lambda of, count, products: {**STEP, "precision": products, "networks": count}
+    )
+    launches = [{"kernel": row["kernel"], "us": row["us"]} for row in STEP["launches"]]
+    rows = [
+        {"case": case, "precision": precision, "launches": launches, "us in kernels": 18.0, "us between": 9.0}
+        for case, precision in gpu_trace.CASES
+        if precision != "tf32"
+    ]
+    file.write_text(json.dumps({"parts": {"launches": {"ok": True, "result": rows}}}))
+    steps = gpu_model.held_to(str(file), "a mask")["steps"]
+    assert [(each["case"], each["precision"]) for each in steps] == list(gpu_trace.CASES)
+    for each in steps:
+        assert each["model ms"] == 0.03
+        assert each.get("in both") == (None if each["precision"] == "tf32" else 7)
+    file.write_text(json.dumps({"parts": {}}))
+    found = gpu_model.held_to(str(file), "a mask")
+    assert found["left out"] == "part launches: it was not run"
+    assert [each["model ms"] for each in found["steps"]] == [0.03] * 4
 
 
 def test_the_model_takes_the_real_engine_where_there_is_a_gpu():
