@@ -56,10 +56,11 @@ aot: setup
 	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/cuda_kernels/test_cuda_aot.py
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched. The CUDA kernels are
-# compiled for this GPU alone.
+# compiled for this GPU alone; the time limit begins with that.
 gpu:
-	TORCH_CUDA_ARCH_LIST=native $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
-	$(PYTHON) -m benchmarks.gpu
+	began=$$(date +%s) && \
+		TORCH_CUDA_ARCH_LIST=native $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable . && \
+		$(PYTHON) -m benchmarks.gpu --began $$began
 
 setup: $(VENV)/.built
 

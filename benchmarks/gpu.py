@@ -179,6 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mask", help="mask file, see benchmarks.steps; a drawn mask without it")
     parser.add_argument("--parts", nargs="+", help="names of the parts to run, by default all")
     parser.add_argument("--out", default=str(REPO / "benchmarks" / "results"), help="folder of the JSON")
+    parser.add_argument(
+        "--began",
+        type=float,
+        help="when the installation before began, in seconds since 1970: it counts as well",
+    )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
@@ -190,13 +195,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = all_parts(options.mask, str(file))
     if options.parts is not None:
         parts = [part for part in parts if part.name in options.parts]
-    about = {
+    about: dict[str, Any] = {
         "environment": environment(),
         "date": date,
         "mask": "drawn" if options.mask is None else Path(options.mask).name,
         "tools": {name: find_tool(name) is not None for name in ("nvcc", "compute-sanitizer", "ncu")},
     }
-    code = run_parts(parts, file, about)
+    before = 0.0 if options.began is None else max(0.0, time.time() - options.began)
+    if options.began is not None:
+        about["seconds before the parts"] = round(before, 1)
+    code = run_parts(parts, file, about, SECONDS - before)
     print(f"wrote {file}")
     return code
 

@@ -17,6 +17,7 @@ import oes_fast
 from benchmarks.timer import fixture_time
 from oes_fast.autotune_cache import processor
 
+UNTOLD = ("--json", "--began")  # options that say nothing of what was measured
 NUMEL = 3_008_867  # parameters of the published generator
 MATRIX = 1024  # side of the matrices whose product is the machine's rate
 
@@ -102,13 +103,13 @@ def write_result(path: str, result: Mapping[str, Any]) -> None:
 
 
 def _command() -> str:
-    """What this process was started with, without the folders of its files and without --json."""
+    """What this process was started with, without the folders of its files and without :data:`UNTOLD`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     words = [os.path.basename(sys.argv[0])] if spec is None else ["python", "-m", spec.name]
     arguments = iter(sys.argv[1:])
     for word in arguments:
-        if word == "--json":
+        if word in UNTOLD:
             next(arguments, None)
-        elif not word.startswith("--json="):
+        elif word.partition("=")[0] not in UNTOLD:
             words.append(os.path.basename(word))
     return shlex.join(words)

@@ -98,6 +98,25 @@ def test_a_part_may_take_what_others_left_of_theirs_and_no_more():
     assert gpu.limit_of(longer, [], 4) == gpu.limit_of(plain, [], 4) == 4
 
 
+def test_the_time_limit_begins_with_the_installation(tmp_path, monkeypatch):
+    given = []
+
+    def run_parts(parts, file, about, seconds):
+        given.append((about.get("seconds before the parts"), seconds))
+        return 0
+
+    monkeypatch.setattr(gpu, "run_parts", run_parts)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+    monkeypatch.setattr(gpu, "environment", dict)
+    assert gpu.main(["--out", str(tmp_path), "--began", str(time.time() - 70)]) == 0
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    (before, seconds), rest = given
+    assert 70 <= before < 75
+    assert seconds == pytest.approx(gpu.SECONDS - before, abs=0.1)
+    assert rest == (None, gpu.SECONDS)
+
+
 def test_a_part_that_cannot_run_is_left_out_with_its_reason(tmp_path, capsys):
     parts = [Part("ncu", python('print(\'{"left out": "there is no ncu"}\')'), 60)]
     assert run_parts(parts, tmp_path / "gpu.json", {}) == 0
