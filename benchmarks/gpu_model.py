@@ -5,9 +5,9 @@
     python -m benchmarks.gpu_model --beside gpu.json  # and what benchmarks.gpu_trace measured, by launches
 
 Nothing is run: the engine binds the published network at 512 x 512 and says what it would launch, and each
-kernel's inner loop is read from its machine code. A launch takes the longest of four times: to start its
-instructions, to load from shared memory, to move its bytes, and for one block after the other on the
-processor that has most of them. Everything else is in :data:`ASSUMED`. The result is written to
+kernel's inner loop is read from its machine code. A launch takes the longest of five times: to start its
+instructions, to load from shared memory, for its products on tensor cores, to move its bytes, and for one
+block after the other on the processor that has most of them. Everything else is in :data:`ASSUMED`. The result is written to
 benchmarks/results/gpu-model-h100.json, for the day when a device measures it.
 """
 
@@ -51,6 +51,7 @@ ASSUMED: dict[str, float] = {
     "start and end of a kernel, us": 1.2,  # guess: until all blocks run, and from the first done to the last
     "last block's sums, us": 1.0,  # guess: of a launch that a norm follows
     "share of cycles that start something": 0.6,  # guess: of instructions, and of loads from shared memory
+    "cycles of a product of 16 x 8 x 8": 2,  # 512 multiply-accumulates a cycle; wgmma has twice as many
     "instructions of a staged pixel": 14,  # counted in the machine code of the loops of plane_reader.h
     "instructions of a written pixel": 30,  # guess, from those of epilogue.h's
     "cycles of a round of staging": 1500,  # guess: two dependent loads from the L2 cache, and two barriers
@@ -129,8 +130,6 @@ def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
         macs = work.products * (16 * 8 * 8 / 32 if "mma" in name else 1)  # of the threads of a warp
         issued += macs / 32 * inner.instructions_per_mac
         loads += macs / 32 * inner.shared_loads / inner.macs
-        if "mma" in name:  # two cycles a product of 16 x 8 x 8
-            loads = max(loads, work.products * 2)
     elif work.products:
         raise SystemExit(f"{work.kernel}: expected its machine code, found {', '.join(sorted(found))}")
     resident = max(
@@ -148,6 +147,9 @@ def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
     cycles = {
         "instructions": issued / 4 / busy / processors,
         "shared memory": loads / busy / processors,
+        "tensor cores": work.products * a["cycles of a product of 16 x 8 x 8"] / processors
+        if "mma" in name
+        else 0.0,
         "bytes": moved / a["bytes a cycle of memory" if flat else "bytes a cycle of the L2 cache"],
         "blocks one by one": waves * alone,
     }
