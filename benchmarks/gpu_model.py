@@ -7,8 +7,8 @@
 Nothing is run: the engine binds the published network at 512 x 512 and says what it would launch, and each
 kernel's inner loop is read from its machine code. A launch takes the longest of five times: to start its
 instructions, to load from shared memory, for its products on tensor cores, to move its bytes, and for one
-block after the other on the processor that has most of them. Everything else is in :data:`ASSUMED`. The result is written to
-benchmarks/results/gpu-model-h100.json, for the day when a device measures it.
+block after the other on the processor that has most of them. Everything else is in :data:`ASSUMED`. The
+result is written to benchmarks/results/gpu-model-h100.json, for the day when a device measures it.
 """
 
 from __future__ import annotations
