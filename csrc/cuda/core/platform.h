@@ -78,10 +78,14 @@ template <typename Args>
 void launch(void (*kernel)(Args), const char* name, const Launch& l, const Args& args) {
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (l.shared_bytes > kWithoutAsking) {
+    // The most that the device has, whatever this launch takes: the limit is the kernel's, and another thread may set
+    // it between here and the launch.
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
     check(
         cudaFuncSetAttribute(
-            reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-            static_cast<int>(l.shared_bytes)),
+            reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most),
         name);
   }
   void* arguments[] = {const_cast<Args*>(&args)};
@@ -100,6 +104,8 @@ inline void device_free(void* address) {
 }
 inline void copy_to_device(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+  // From pageable memory that returns before the bytes have arrived, and PyTorch's streams do not wait for this one.
+  check(cudaStreamSynchronize(cudaStreamLegacy), "cudaMemcpy");
 }
 inline void set_zero(void* address, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(address, 0, bytes, stream), "cudaMemsetAsync");
