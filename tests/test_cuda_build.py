@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -308,8 +309,11 @@ class TestBackend:
         """Sets what there is of the CUDA extension, and returns the backend's status."""
 
         refusal = _extension.Extension.refusal
+        works = SimpleNamespace(processors={3: 132}.__getitem__)
 
-        def status(path: Path | None, root: Path, gpu: tuple[int, int] | None = None) -> BackendStatus:
+        def status(
+            path: Path | None, root: Path, gpu: tuple[int, int] | None = None, module: Any = works
+        ) -> BackendStatus:
             monkeypatch.setattr(_extension.Extension, "find", lambda extension: path)
             monkeypatch.setattr(
                 _extension.Extension, "refusal", lambda self, path, torch: refusal(self, path, torch, root)
@@ -317,7 +321,8 @@ class TestBackend:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
             monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-            monkeypatch.setattr(backends.importlib, "import_module", lambda name: None)
+            monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+            monkeypatch.setattr(backends.importlib, "import_module", lambda name: module)
             monkeypatch.setattr(backends.sys, "platform", "linux")
             return backends._probe_cuda()
 
@@ -349,6 +354,15 @@ class TestBackend:
         )
         assert "has 12.0; run: TORCH_CUDA_ARCH_LIST=12.0 FORCE_CUDA=1 " in reason
         assert cuda(written(checkout, CUDA, ("9.0+PTX",)), checkout, (12, 0))
+
+    def test_a_driver_too_old_for_it(self, cuda, checkout):
+        def processors(device: int) -> int:
+            raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+        fails = SimpleNamespace(processors=processors)
+        reason = cuda(written(checkout, CUDA, ("9.0",)), checkout, (9, 0), fails).reason
+        assert reason.startswith("the CUDA extension does not run here (CUDA driver version is insufficient")
+        assert "update the driver" in reason
 
     def test_emulated_takes_tensors_of_the_cpu(self, monkeypatch):
         monkeypatch.setenv("OES_FAST_EMULATE_CUDA", "1")
