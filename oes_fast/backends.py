@@ -182,13 +182,26 @@ def _probe_cuda() -> BackendStatus:
     path, device = extension.find(), torch.cuda.get_device_capability()
     archs = _extension.archs_of(_extension.read_identity(path)) if path else []
     if runs_on(archs, device):
-        return BackendStatus(True)
+        return _probe_driver()
     arch = f"{device[0]}.{device[1]}"
     return BackendStatus(
         False,
         f"the CUDA extension was built for GPUs of compute capability {', '.join(archs)}, and "
         f"{torch.cuda.get_device_name()} has {arch}; run: {ARCHS}={arch} {extension.build_command()}",
     )
+
+
+def _probe_driver() -> BackendStatus:
+    """Whether the runtime in the extension works here: it may ask for a newer driver than PyTorch's does."""
+    try:
+        importlib.import_module(_extension.CUDA.name).processors(torch.cuda.current_device())
+    except RuntimeError as error:
+        return BackendStatus(
+            False,
+            f"the CUDA extension does not run here ({error}); update the driver, or build the extension "
+            "with a toolkit as old as the driver",
+        )
+    return BackendStatus(True)
 
 
 def _probe_emulated_cuda() -> BackendStatus:

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,7 @@ extern "C" __attribute__((visibility("default"))) PyObject* INIT(OES_MODULE)() {
   return PyModule_Create(&module);
 }
 """
+CSRC = "csrc"  # of a checkout that is made up
 HEADER = "#pragma once\nnamespace oes::cuda::norm {\nvoid scale(float* values, int count, float by);\n}\n"
 KERNEL = """
 #include "cuda/norm/scale.h"
@@ -110,11 +112,11 @@ def checkout(tmp_path: Path) -> Path:
     """A source folder with one kernel, and an emulation that is enough for it."""
     root = tmp_path / "source folder"
     for name, text in {
-        "csrc/common/shared.h": "#pragma once\n",
+        f"{CSRC}/common/shared.h": "#pragma once\n",
         "csrc/cpu/core/parallel.h": "#pragma once\n",
         "csrc/cuda/module.cpp": MODULE,
-        "csrc/cuda/norm/scale.h": HEADER,
-        "csrc/cuda/norm/scale.cu": KERNEL,
+        f"{CSRC}/cuda/norm/scale.h": HEADER,
+        f"{CSRC}/cuda/norm/scale.cu": KERNEL,
         "tests/cuda_emulation/cuda_emulation.h": EMULATION_HEADER,
         "tests/cuda_emulation/cuda_emulation.cpp": EMULATION,
         "tests/cuda_emulation/self_test/main.cpp": "int main() {}\n",
@@ -178,9 +180,9 @@ class TestIdentity:
     @pytest.mark.parametrize(
         ("changed", "stale"),
         [
-            ("csrc/cuda/norm/scale.cu", [CUDA, EMULATED_CUDA]),
-            ("csrc/cuda/norm/new.h", [CUDA, EMULATED_CUDA]),
-            ("csrc/common/shared.h", [CPU, CUDA, EMULATED_CUDA]),
+            (f"{CSRC}/cuda/norm/scale.cu", [CUDA, EMULATED_CUDA]),
+            (f"{CSRC}/cuda/norm/new.h", [CUDA, EMULATED_CUDA]),
+            (f"{CSRC}/common/shared.h", [CPU, CUDA, EMULATED_CUDA]),
             ("csrc/cpu/core/parallel.h", [CPU]),
             ("tests/cuda_emulation/cuda_emulation.cpp", [EMULATED_CUDA]),
             ("tests/cuda_emulation/self_test/main.cpp", []),
@@ -308,8 +310,11 @@ class TestBackend:
         """Sets what there is of the CUDA extension, and returns the backend's status."""
 
         refusal = _extension.Extension.refusal
+        works = SimpleNamespace(processors={3: 132}.__getitem__)
 
-        def status(path: Path | None, root: Path, gpu: tuple[int, int] | None = None) -> BackendStatus:
+        def status(
+            path: Path | None, root: Path, gpu: tuple[int, int] | None = None, module: Any = works
+        ) -> BackendStatus:
             monkeypatch.setattr(_extension.Extension, "find", lambda extension: path)
             monkeypatch.setattr(
                 _extension.Extension, "refusal", lambda self, path, torch: refusal(self, path, torch, root)
@@ -317,7 +322,8 @@ class TestBackend:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
             monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-            monkeypatch.setattr(backends.importlib, "import_module", lambda name: None)
+            monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+            monkeypatch.setattr(backends.importlib, "import_module", lambda name: module)
             monkeypatch.setattr(backends.sys, "platform", "linux")
             return backends._probe_cuda()
 
@@ -349,6 +355,15 @@ class TestBackend:
         )
         assert "has 12.0; run: TORCH_CUDA_ARCH_LIST=12.0 FORCE_CUDA=1 " in reason
         assert cuda(written(checkout, CUDA, ("9.0+PTX",)), checkout, (12, 0))
+
+    def test_a_driver_too_old_for_it(self, cuda, checkout):
+        def processors(device: int) -> int:
+            raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+        fails = SimpleNamespace(processors=processors)
+        reason = cuda(written(checkout, CUDA, ("9.0",)), checkout, (9, 0), fails).reason
+        assert reason.startswith("the CUDA extension does not run here (CUDA driver version is insufficient")
+        assert "update the driver" in reason
 
     def test_emulated_takes_tensors_of_the_cpu(self, monkeypatch):
         monkeypatch.setenv("OES_FAST_EMULATE_CUDA", "1")

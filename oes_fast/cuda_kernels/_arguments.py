@@ -53,7 +53,7 @@ def launch_arguments(like: Tensor, tensors: Mapping[str, Tensor], shared: str = 
     for name, tensor in tensors.items():
         of_all = name == shared and tensor.ndim == 1
         check_tensor(name, tensor, shape=(numel,) if of_all else like.shape, like=like)
-        _check_contiguous(name, tensor)
+        check_contiguous(name, tensor)
         found[name] = address(tensor)
         if name == shared:
             found[f"{name}_stride"] = 0 if of_all else numel
@@ -76,7 +76,7 @@ def noise_arguments(like: Tensor, seed: int | Tensor, step: int, ticks: Tensor |
     if seeds is not None:
         networks = like.shape[:-1] if like.ndim == 2 else (1,)
         check_tensor("seed", seeds, shape=networks, dtypes=(torch.int64,), device=like.device)
-        _check_contiguous("seed", seeds)
+        check_contiguous("seed", seeds)
     check_ticks(like, ticks)
     return {
         "seed": 0 if isinstance(seed, Tensor) else seed - 2**64 if seed >= 2**63 else seed,
@@ -101,7 +101,7 @@ def adam_arguments(
     """
     if corrections is not None:
         check_tensor("corrections", corrections, shape=(None, 2), like=like)
-        _check_contiguous("corrections", corrections)
+        check_contiguous("corrections", corrections)
     return {
         "lr": lr,
         "beta1": beta1,
@@ -122,6 +122,11 @@ def check_ticks(like: Tensor, ticks: Tensor | None) -> None:
         check_tensor("ticks", ticks, shape=(1,), dtypes=(torch.int64,), device=like.device)
 
 
-def _check_contiguous(name: str, tensor: Tensor) -> None:
+def check_contiguous(name: str, tensor: Tensor) -> None:
+    """Refuse a strided view.
+
+    Raises:
+        InputError: it is one.
+    """
     if not tensor.is_contiguous():
         raise InputError(f"{name}: expected a contiguous tensor, got a strided view")

@@ -16,6 +16,8 @@ from oes_fast.cuda_kernels.gumbel_mask import gumbel_mask_backward as launch_bac
 from oes_fast.cuda_kernels.gumbel_mask import gumbel_mask_out as launch_gumbel_mask
 from oes_fast.cuda_kernels.mask_update import mask_update as launch_update
 from oes_fast.cuda_kernels.masked_adam import masked_adam as launch_adam
+from oes_fast.cuda_kernels.philox import logistic_from_bits as launch_logistic
+from oes_fast.cuda_kernels.philox import random_bits as launch_bits
 from oes_fast.functional import batch_norm_act, gumbel_mask, mask_update, masked_adam
 from oes_fast.ops._clock import Clock
 
@@ -230,6 +232,17 @@ def test_launches_check_what_they_are_given():
     no_networks = torch.zeros(0, 8, device=device)
     with pytest.raises(ValueError, match=r"^networks: expected 1 to 65535, got 0"):
         launch_gumbel_mask(no_networks, w0[0], no_networks, 0, 0, 0.2)
+
+
+def test_noise_is_written_to_whole_arrays_alone():
+    require("cuda")
+    noise, words = (torch.zeros(8, dtype=d, device=device_of("cuda")) for d in (torch.float32, torch.int64))
+    with pytest.raises(InputError, match="words: expected a contiguous tensor"):
+        launch_bits(words[::2], 0, 0, 0)
+    with pytest.raises(InputError, match="noise: expected a contiguous tensor"):
+        launch_logistic(noise[::2], words[:4])
+    with pytest.raises(InputError, match="bits: expected a contiguous tensor"):
+        launch_logistic(noise[:4], words[::2])
 
 
 def test_auto_never_emulates(monkeypatch):

@@ -282,6 +282,26 @@ def test_an_evaluation_in_between(engine):
         assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
 
+def test_evaluations_in_between_of_image_and_loss(engine):
+    """Their gradients are taken of buffers that are filled anew, for each evaluation by itself."""
+    _, fast, z = networks(({"num_channels_down": (3, 4)}, (16, 12), 0.8), torch.float64, backend=engine)
+    buffers = dict(fast.dense_buffers())
+    target = torch.rand_like(fast(z).detach())
+
+    def evaluated(z):
+        fused_loss = FusedLoss(target)
+        image = fast.evaluate(fast.weights, z, buffers, update_stats=False, fused_loss=fused_loss)
+        return fused_loss.loss + image.square().sum()
+
+    def gradient(total):
+        return torch.autograd.grad(total, fast.weights)[0]
+
+    wanted = [gradient(evaluated(each)) for each in (z, z.flip(3))]
+    both = [evaluated(each) for each in (z, z.flip(3))]
+    for total, grad in zip(both, wanted, strict=True):
+        assert torch.equal(gradient(total), grad)
+
+
 def test_threads_share_a_module(engine):
     """Each gets the gradient of its own evaluation, whoever used the buffers in between."""
     _, fast, z = networks(small(engine), torch.float64, backend=engine)

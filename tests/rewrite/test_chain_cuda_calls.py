@@ -213,6 +213,15 @@ def test_wrong_tensors_are_refused_before_their_address_is_taken():
     torch.testing.assert_close(run(weights=torch.stack([weights] * 2, 1)[:, 0]), run())
 
 
+@pytest.mark.parametrize("count", [0, 65536])
+def test_more_networks_than_a_grid_has_are_refused(count):
+    require(BACKEND)
+    _, fast, z = networks(CASES[0], torch.float32, backend=BACKEND)
+    function, source = chain_of(fast, z, count)
+    with pytest.raises(oes.InputError, match=f"networks: expected 1 to 65535, got {count}"):
+        function(fast.weights, source, dict(fast.dense_buffers()), update_stats=False, counted=[])
+
+
 @pytest.mark.parametrize("refusals", [1, 2])
 def test_memory_that_torch_holds_is_asked_for_once(refusals, monkeypatch):
     require(BACKEND)

@@ -177,12 +177,14 @@ TapSumPlan<T>::TapSumPlan(
   e.left = spec.border.left;
   e.bottom = spec.border.bottom;
   e.right = spec.border.right;
-  // Tensor cores only where they win: they compute all taps of a group, also those that the mask drops.
-  const bool exact = choose(spec, machine, Products::kFloat32);
-  const bool rounded = machine.products != Products::kFloat32 && choose(spec, machine, machine.products);
+  // Tensor cores only where they win: they compute all taps of a group, also those that the mask drops. Where groups
+  // are asked for, they are taken if they have them.
+  const bool rounds = machine.products != Products::kFloat32;
+  const bool exact = (machine.groups.empty() || !rounds) && choose(spec, machine, Products::kFloat32);
+  const bool rounded = rounds && choose(spec, machine, machine.products);
   Machine any = machine;
   any.groups.clear();
-  if (!exact && !rounded && !choose(spec, any, Products::kFloat32)) {
+  if (!exact && !rounded && !choose(spec, machine, Products::kFloat32) && !choose(spec, any, Products::kFloat32)) {
     throw std::invalid_argument("convolution: its border is too wide for the CUDA kernels");
   }
   // As many channels at a time as fit.

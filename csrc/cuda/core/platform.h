@@ -78,10 +78,13 @@ template <typename Args>
 void launch(void (*kernel)(Args), const char* name, const Launch& l, const Args& args) {
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (l.shared_bytes > kWithoutAsking) {
+    // The most that the device has, whatever this launch takes: the limit is the kernel's, and another thread may set
+    // it between here and the launch.
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
     check(
-        cudaFuncSetAttribute(
-            reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-            static_cast<int>(l.shared_bytes)),
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most),
         name);
   }
   void* arguments[] = {const_cast<Args*>(&args)};
@@ -100,8 +103,8 @@ inline void device_free(void* address) {
 }
 inline void copy_to_device(void* to, const void* from, size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
-  // A copy of pageable memory may return before it has arrived, and other streams do not wait for it.
-  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  // From pageable memory that returns before the bytes have arrived, and PyTorch's streams do not wait for this one.
+  check(cudaStreamSynchronize(cudaStreamLegacy), "cudaMemcpy");
 }
 inline void set_zero(void* address, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(address, 0, bytes, stream), "cudaMemsetAsync");
@@ -119,16 +122,22 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = before_ != device; // setting a device makes a context there, which takes memory
+    if (changed_) {
+      check(cudaSetDevice(device), "cudaSetDevice");
+    }
   }
   ~DeviceGuard() {
-    cudaSetDevice(before_);
+    if (changed_) {
+      cudaSetDevice(before_);
+    }
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 #endif

@@ -26,6 +26,7 @@ MOST_KERNEL = 15  # rows and columns of a convolution
 # Pixels around an image that are copies of its own: those of a side and what they copy lie in one tile of the
 # input gradient, of 16 pixels at least.
 MOST_COPIED = 7
+MOST_NETWORKS = 65535  # of the last dimension of a grid
 
 
 class CudaChain(NativeChain):
@@ -95,6 +96,8 @@ class CudaChain(NativeChain):
             raise torch.OutOfMemoryError(f"CUDA chain: {error}") from error
 
     def _made(self, image: tuple[int, int, int]) -> Any:
+        if not 1 <= self._networks <= MOST_NETWORKS:
+            raise InputError(f"networks: expected 1 to {MOST_NETWORKS}, got {self._networks}")
         extension = self._extension()
         cls = {torch.float32: extension.ChainFloat, torch.float64: extension.ChainDouble}[self._dtype]
         products = getattr(extension.Products, self._products.upper())

@@ -106,6 +106,7 @@ class NativeChain(ABC):
                 another size.
         """
         with self._lock:
+            self._held = self.NONE  # should the evaluation fail half-way
             result = self._evaluate(weights.contiguous(), source.contiguous(), running, target)
             self._evaluations += 1
             self._held = self._of_thread.evaluation = self._evaluations
@@ -127,14 +128,15 @@ class NativeChain(ABC):
             weights: as in the evaluation.
             source: as in the evaluation.
             grad: of the result; None for that of the error to the target.
-            evaluation: its number.
+            evaluation: its number; NONE to evaluate again in any case.
             needs_source: whether the gradient of the source is needed.
             target: as in the evaluation if ``grad`` is None, else None.
         """
         weights, source = weights.contiguous(), source.contiguous()
         grad = None if grad is None else grad.contiguous()
         with self._lock:
-            if self._held != evaluation:  # another evaluation has used the buffers since
+            if evaluation == self.NONE or self._held != evaluation:  # another one has used the buffers since
+                self._held = self.NONE
                 self._evaluate(weights, source, [], target)
                 self._held = evaluation
             return self._differentiate(weights, source, grad, needs_source=needs_source)
