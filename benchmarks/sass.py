@@ -92,12 +92,12 @@ class Kernel:
         """The loop of whose instructions multiply-accumulates are the largest share; None if none has any.
 
         The loop that has most of them may be another: one that activates, whose exponentials are polynomials.
-        Loops with many :attr:`Loop.special` instructions are taken where there are no others, and so are those
-        that load more from global memory than from shared, which normalise what they stage.
+        Loops with many :attr:`Loop.special` instructions are taken where there are no others, and so are
+        those that load more from global memory than from shared, which normalise what they stage.
         """
         loops = [loop for loop in self.loops if loop.macs]
         plain = [loop for loop in loops if 32 * loop.special <= loop.macs]
-        near = [loop for loop in plain if loop.shared_loads > loop.global_loads]
+        near = [loop for loop in plain if loop.shared_loads >= loop.global_loads]
         return max(near or plain or loops, key=lambda loop: loop.macs / loop.instructions, default=None)
 
 
