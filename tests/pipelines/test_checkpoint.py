@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, skip_unless_available
-from kernel_backends import EMULATED
 from torch import nn
 
 import oes_fast as oes
@@ -98,7 +97,7 @@ def test_killed_at_any_moment(make_problem, run, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", *EMULATED])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 def test_stopped_by_the_callback(make_problem, run, dtype, backend, tmp_path):
     skip_unless_available(backend)
     problem = make_problem(dtype=dtype)

@@ -59,7 +59,7 @@ def test_search_output_is_the_initial_network_under_the_mask(problem):
     assert_close(found.output, output)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", *EMULATED])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_training(make_problem, options, backend):
     skip_unless_available(backend)
