@@ -7,8 +7,13 @@ from torch import Tensor
 
 from oes_fast._checks import check_tensor
 from oes_fast._cuda_extension import extension
-from oes_fast.cuda_kernels._arguments import adam_arguments, address, check_ticks, launch_arguments
-from oes_fast.errors import InputError
+from oes_fast.cuda_kernels._arguments import (
+    adam_arguments,
+    address,
+    check_contiguous,
+    check_ticks,
+    launch_arguments,
+)
 
 
 def masked_adam(
@@ -36,8 +41,7 @@ def masked_adam(
     if mask is not None:
         shape = weights.shape[-1:] if of_all else weights.shape
         check_tensor("mask", mask, shape=shape, dtypes=(torch.bool,), device=weights.device)
-        if not mask.is_contiguous():
-            raise InputError("mask: expected a contiguous tensor, got a strided view")
+        check_contiguous("mask", mask)
     check_ticks(weights, ticks)
     extension().masked_adam(
         **given,

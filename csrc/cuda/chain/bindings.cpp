@@ -116,7 +116,6 @@ void bind_python(py::module_& module) {
       .def_readonly("products", &conv::LaunchWork::products)
       .def_readonly("staged", &conv::LaunchWork::staged)
       .def_readonly("outputs", &conv::LaunchWork::outputs)
-      .def_readonly("weights", &conv::LaunchWork::weights)
       .def_readonly("alone", &conv::LaunchWork::alone)
       .def_readonly("chunks", &conv::LaunchWork::chunks);
   module.attr("MOST_HEAD_OUTPUTS") = 4;

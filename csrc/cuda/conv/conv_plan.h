@@ -35,7 +35,6 @@ struct LaunchWork {
   double products; // multiply-adds of all lanes, or on tensor cores of all products of 16 x 8 x 8
   double staged; // pixels read and put into shared memory by all blocks
   double outputs; // pixels that an epilogue writes
-  double weights; // read by all blocks
   double alone; // taps that a thread sums one after the other
   int64_t chunks; // rounds of staging of a block
 };

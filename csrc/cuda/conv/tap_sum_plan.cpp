@@ -5,12 +5,11 @@
 #include <vector>
 
 #include "cuda/conv/conv_plan.h"
+#include "cuda/conv/staged_plan.h"
 
 namespace oes::cuda::conv {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr size_t kSharedBytes = 46 * 1024; // of a block: four of them fit a processor of compute capability 9.0
 constexpr size_t kSharedBytesAlone = 92 * 1024; // where a processor has one block: fewer rounds of staging
 constexpr double kIssued = 0.6; // of the cycles of a processor
 
@@ -22,33 +21,20 @@ int tiles_for(int cells, int capacity) {
   return (cells + capacity - 1) / capacity;
 }
 
-// Elements from one row of a staged tile to the next: the lanes of a warp, in rows of tile_columns, read 32 banks.
-int pitch_for(int staged_columns, int tile_columns) {
-  int pitch = staged_columns;
-  while (tile_columns < 32 && pitch % 32 != tile_columns % 32) {
-    ++pitch;
-  }
-  return pitch;
-}
-
 } // namespace
 
 // Everything but the chunks of channels.
 template <typename T>
 TapSumArgs<T> TapSumPlan<T>::tiled(const TapSumSpec& spec, int tile_rows, int tile_columns) const {
   TapSumArgs<T> a = args_;
-  int reach_rows = 0, reach_columns = 0;
-  for (const Tap& t : spec.taps) {
-    reach_rows = std::max(reach_rows, t.row);
-    reach_columns = std::max(reach_columns, t.column);
-  }
+  const Reach reach = reach_of(spec.taps);
   const int lost = spec.box ? 1 : 0; // cells of a tile that only the box needs
   a.tile_rows = tile_rows;
   a.tile_columns = tile_columns;
   a.row_tiles = tiles_for(spec.row_cells, tile_rows - lost);
   a.column_tiles = tiles_for(spec.column_cells, tile_columns - lost);
-  a.staged_rows = tile_rows + reach_rows;
-  a.staged_columns = tile_columns + reach_columns;
+  a.staged_rows = tile_rows + reach.rows;
+  a.staged_columns = tile_columns + reach.columns;
   a.pitch = pitch_for(a.staged_columns, tile_columns);
   a.plane = a.staged_rows * a.pitch;
   return a;
@@ -147,22 +133,7 @@ template <typename T>
 TapSumPlan<T>::TapSumPlan(
     const TapSumSpec& spec, int rows, int columns, double scale, const Machine& machine, WeightTable<T>& packed) {
   const Reading& reading = spec.reading;
-  args_.reader = {
-      nullptr,
-      nullptr,
-      {},
-      nullptr,
-      0,
-      spec.channels,
-      rows,
-      columns,
-      reading.border.top,
-      reading.border.left,
-      reading.border.bottom,
-      reading.border.right,
-      reading.border.padding,
-      reading.box,
-      reading.unshuffle};
+  args_.reader = reader_of<T>(reading, spec.channels, rows, columns);
   args_.first_row = args_.first_column = spec.first_cell;
   args_.row_cells = spec.row_cells;
   args_.column_cells = spec.column_cells;
@@ -219,12 +190,7 @@ void TapSumPlan<T>::run(
     const Image<T>& image, Epilogue<T> epilogue, const T* packed, int64_t packed_stride, int networks,
     cudaStream_t stream) const {
   TapSumArgs<T> a = args_;
-  PlaneReader<T>& r = a.reader;
-  r.y = image.y;
-  r.grad = image.grad;
-  r.prologue = image.prologue;
-  r.grad_numbers = image.grad_numbers;
-  r.network_stride = image.shared ? 0 : static_cast<int64_t>(r.channels) * r.rows * r.columns;
+  point(a.reader, image);
   a.weights = packed + begin_;
   a.weights_stride = packed_stride;
   const Epilogue<T>& known = args_.epilogue;
@@ -274,7 +240,6 @@ LaunchWork TapSumPlan<T>::work(int networks) const {
       : tiles * taps / kMmaTaps * group / 8 * cells / 16 * (shape_.products == Products::kTf32x3 ? 3 : 1);
   work.staged = tiles * groups_ * planes * args_.staged_rows * args_.staged_columns * (args_.reader.box ? 2 : 1);
   work.outputs = static_cast<double>(networks) * args_.epilogue.outputs * args_.epilogue.rows * args_.epilogue.columns;
-  work.weights = tiles * taps * group;
   work.alone = taps / groups_ / (exact ? args_.splits : kMmaTaps);
   work.chunks = args_.chunks;
   return work;

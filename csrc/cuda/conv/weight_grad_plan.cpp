@@ -4,42 +4,12 @@
 #include <vector>
 
 #include "cuda/conv/conv_plan.h"
+#include "cuda/conv/staged_plan.h"
 
 namespace oes::cuda::conv {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr size_t kSharedBytes = 46 * 1024;
 constexpr int kBlocksEach = 3; // of a processor, where there are tiles for them
-
-template <typename T>
-PlaneReader<T> reader_of(const Reading& reading, int channels, int rows, int columns) {
-  return {
-      nullptr,
-      nullptr,
-      {},
-      nullptr,
-      0,
-      channels,
-      rows,
-      columns,
-      reading.border.top,
-      reading.border.left,
-      reading.border.bottom,
-      reading.border.right,
-      reading.border.padding,
-      reading.box,
-      reading.unshuffle};
-}
-
-template <typename T>
-void point(PlaneReader<T>& r, const Image<T>& image) {
-  r.y = image.y;
-  r.grad = image.grad;
-  r.prologue = image.prologue;
-  r.grad_numbers = image.grad_numbers;
-  r.network_stride = image.shared ? 0 : static_cast<int64_t>(r.channels) * r.rows * r.columns;
-}
 
 // Cycles of a processor for all taps at 32 cells: it starts four instructions a cycle, and one load from shared memory
 // or exchange between lanes. See the kernels.
@@ -93,17 +63,10 @@ WeightGradPlan<T>::WeightGradPlan(
   shape_ = choose<T>(spec, small ? 2 : 8, machine);
   args_.tile_columns = small ? 8 : spec.columns <= 20 ? 16 : 32;
   args_.tile_rows = 32 * shape_.cells / args_.tile_columns;
-  int reach_rows = 0, reach_columns = 0;
-  for (const Tap& t : spec.taps) {
-    reach_rows = std::max(reach_rows, t.row);
-    reach_columns = std::max(reach_columns, t.column);
-  }
-  args_.staged_rows = args_.tile_rows + reach_rows;
-  args_.staged_columns = args_.tile_columns + reach_columns;
-  args_.pitch = args_.staged_columns;
-  while (args_.tile_columns < 32 && args_.pitch % 32 != args_.tile_columns % 32) {
-    ++args_.pitch; // the lanes of a warp read 32 banks
-  }
+  const Reach reach = reach_of(spec.taps);
+  args_.staged_rows = args_.tile_rows + reach.rows;
+  args_.staged_columns = args_.tile_columns + reach.columns;
+  args_.pitch = pitch_for(args_.staged_columns, args_.tile_columns);
   args_.plane = args_.staged_rows * args_.pitch;
   args_.column_tiles = (spec.columns + args_.tile_columns - 1) / args_.tile_columns;
   args_.tiles = args_.column_tiles * ((spec.rows + args_.tile_rows - 1) / args_.tile_rows);
