@@ -288,7 +288,7 @@ def cases(
     """Every step, said as it is computed; the launches of one network's."""
     found: dict[str, list[dict[str, Any]]] = {"training": [], "search": []}
     for case, of in (("training", mask), ("search", None)):
-        for products in precisions if of is None else precisions[:1]:
+        for products in precisions:
             for count in networks:
                 row = step(of, count, products)
                 found[case].append(row if count == 1 else {k: v for k, v in row.items() if k != "launches"})

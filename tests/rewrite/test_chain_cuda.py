@@ -76,6 +76,7 @@ def test_generators(case, dtype):
 # By the group of outputs, which the model of the kernels would not choose for images so small.
 KERNELS = [
     *((group, dtype, "float32") for group in (1, 4, 8) for dtype in TOLERANCE),
+    *((group, torch.float32, "float32") for group in (16, 20)),
     *((group, torch.float32, setting) for group in (16, 32) for setting in ("tf32", "tf32x3")),
 ]
 

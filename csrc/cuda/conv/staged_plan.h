@@ -25,10 +25,11 @@ inline Reach reach_of(const std::vector<Tap>& taps) {
   return reach;
 }
 
-// Elements from one row of a staged tile to the next: the lanes of a warp, in rows of tile_columns, read 32 banks.
-inline int pitch_for(int staged_columns, int tile_columns) {
+// Elements from one row of a staged tile to the next: the lanes of a warp, in rows of tile_columns that are so many
+// `cells` apart, read 32 banks.
+inline int pitch_for(int staged_columns, int tile_columns, int cells = 1) {
   int pitch = staged_columns;
-  while (tile_columns < 32 && pitch % 32 != tile_columns % 32) {
+  while (tile_columns < 32 && cells * pitch % 32 != tile_columns && cells * pitch % 32 != 32 - tile_columns) {
     ++pitch;
   }
   return pitch;

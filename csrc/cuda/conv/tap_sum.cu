@@ -17,24 +17,20 @@ struct SharedLayout {
 
   __host__ __device__ SharedLayout(const TapSumArgs<T>& a, int reader_side, int group, int side) {
     const size_t tile = static_cast<size_t>(a.chunk_channels) * reader_side * reader_side * a.plane;
-    weights = align(tile * sizeof(T));
-    offsets = align(weights + sizeof(T) * a.most_taps * group);
-    numbers = align(offsets + sizeof(int) * a.most_taps);
-    const size_t staged = align(numbers + sizeof(T) * kStagedNumbers * a.chunk_channels);
-    const size_t sums = align(sizeof(T) * group * side * side * a.tile_rows * a.tile_columns);
+    weights = aligned(tile * sizeof(T));
+    offsets = aligned(weights + sizeof(T) * a.most_taps * group);
+    numbers = aligned(offsets + sizeof(int) * a.most_taps);
+    const size_t staged = aligned(numbers + sizeof(T) * kStagedNumbers * a.chunk_channels);
+    const size_t sums = aligned(sizeof(T) * group * side * side * a.tile_rows * a.tile_columns);
     scratch = staged > sums ? staged : sums;
     bytes = scratch + sizeof(T) * tile_scratch(group, kMostWarps);
-  }
-
-  __host__ __device__ static size_t align(size_t bytes) {
-    return (bytes + 15) / 16 * 16;
   }
 };
 
 template <typename T, int kGroup, int kCells, int kSide>
 __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide * kGroup * kCells < 64 ? 2 : 1)
     tap_sum_kernel(const TapSumArgs<T> a) {
-  constexpr int kPhases = kSide * kSide;
+  constexpr int kPhases = kSide * kSide, kPitch = tap_sum_pitch(kGroup, kCells);
   OES_SHARED(shared);
   const SharedLayout<T> layout(a, a.reader.unshuffle, kGroup, kSide);
   T* tile = reinterpret_cast<T*>(shared);
@@ -48,15 +44,13 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
   const CellRange rows(tile_number / a.column_tiles, a.row_tiles, a.first_row, a.row_cells);
   const CellRange columns(tile_number % a.column_tiles, a.column_tiles, a.first_column, a.column_cells);
 
-  // Threads of a part stand side by side on the cells, kCells times.
+  // Threads of a part stand side by side, each on kCells cells one below the other.
   const int part_threads = blockDim.x / a.splits, part = threadIdx.x / part_threads,
             place = threadIdx.x - part * part_threads;
-  int base[kCells];
-#pragma unroll
-  for (int k = 0; k < kCells; ++k) {
-    const int cell = place + k * part_threads, row = cell / a.tile_columns;
-    base[k] = row * a.pitch + cell - row * a.tile_columns;
-  }
+  const int place_row = place / a.tile_columns, first_row = kCells * place_row,
+            column = place - place_row * a.tile_columns;
+  const int pitch = kPitch == 0 ? a.pitch : kPitch;
+  const T* first_cell = tile + first_row * pitch + column;
   T sums[kPhases][kGroup][kCells] = {};
   const T* weights_from = a.weights + network * a.weights_stride;
   const int* begins = a.begins + group * a.chunks * kPhases;
@@ -82,7 +76,7 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
       const int run_end = phase_begin + taps * (part + 1) / a.splits;
 #pragma unroll 4
       for (int t = phase_begin + taps * part / a.splits; t < run_end; ++t) {
-        const T* pixels = tile + offsets[t];
+        const T* pixels = first_cell + offsets[t];
         T w[kGroup];
 #pragma unroll
         for (int g = 0; g < kGroup; ++g) {
@@ -90,7 +84,7 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
         }
 #pragma unroll
         for (int k = 0; k < kCells; ++k) {
-          const T x = pixels[base[k]];
+          const T x = pixels[k * pitch];
 #pragma unroll
           for (int g = 0; g < kGroup; ++g) {
             sums[phase][g][k] += w[g] * x;
@@ -108,7 +102,7 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
     if (part == turn) {
 #pragma unroll
       for (int k = 0; k < kCells; ++k) {
-        const int cell = place + k * part_threads, row = cell / a.tile_columns, column = cell - row * a.tile_columns;
+        const int row = first_row + k;
 #pragma unroll
         for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
@@ -131,51 +125,41 @@ template <typename T>
 using Kernel = void (*)(TapSumArgs<T>);
 
 template <typename T>
-Kernel<T> kernel_of(int group, int cells, int side) {
-  constexpr bool kFloat = std::is_same_v<T, float>; // in double precision eight outputs would not fit the registers
-  switch (side * 1024 + group * 16 + cells) {
-    case 1 * 1024 + 1 * 16 + 1:
-      return tap_sum_kernel<T, 1, 1, 1>;
-    case 1 * 1024 + 1 * 16 + 4:
-      return tap_sum_kernel<T, 1, 4, 1>;
-    case 1 * 1024 + 4 * 16 + 1:
-      return tap_sum_kernel<T, 4, 1, 1>;
-    case 1 * 1024 + 4 * 16 + 4:
-      return tap_sum_kernel<T, 4, 4, 1>;
-    case 1 * 1024 + 8 * 16 + 4:
-      if constexpr (kFloat) {
-        return tap_sum_kernel<T, 8, 4, 1>;
-      }
-      return nullptr;
-    case 1 * 1024 + 16 * 16 + 4:
-      if constexpr (kFloat) {
-        return tap_sum_kernel<T, 16, 4, 1>;
-      }
-      return nullptr;
-    case 1 * 1024 + 20 * 16 + 4:
-      if constexpr (kFloat) {
-        return tap_sum_kernel<T, 20, 4, 1>;
-      }
-      return nullptr;
-    case 2 * 1024 + 1 * 16 + 1:
-      return tap_sum_kernel<T, 1, 1, 2>;
-    case 2 * 1024 + 1 * 16 + 4:
-      return tap_sum_kernel<T, 1, 4, 2>;
-    case 2 * 1024 + 4 * 16 + 1:
-      return tap_sum_kernel<T, 4, 1, 2>;
-    case 2 * 1024 + 4 * 16 + 2:
-      if constexpr (kFloat) {
-        return tap_sum_kernel<T, 4, 2, 2>;
-      }
-      return nullptr;
-    case 2 * 1024 + 8 * 16 + 2:
-      if constexpr (kFloat) {
-        return tap_sum_kernel<T, 8, 2, 2>;
-      }
-      return nullptr;
-    default:
-      return nullptr;
+struct Row {
+  int group, cells, side;
+  Kernel<T> kernel;
+};
+
+template <typename T, int kGroup, int kCells, int kSide>
+constexpr Row<T> row() {
+  return {kGroup, kCells, kSide, tap_sum_kernel<T, kGroup, kCells, kSide>};
+}
+
+template <typename T>
+constexpr Row<T> kKernels[] = {row<T, 1, 1, 1>(), row<T, 1, 4, 1>(), row<T, 4, 1, 1>(), row<T, 4, 4, 1>(),
+                               row<T, 1, 1, 2>(), row<T, 1, 4, 2>(), row<T, 4, 1, 2>()};
+
+// In double precision more outputs would not fit the registers.
+constexpr Row<float> kLargeKernels[] = {
+    row<float, 8, 4, 1>(), row<float, 16, 4, 1>(), row<float, 20, 4, 1>(), row<float, 4, 2, 2>(),
+    row<float, 8, 2, 2>()};
+
+template <typename T>
+Kernel<T> kernel_of(const TapSumShape& s) {
+  const auto fits = [&](const Row<T>& r) { return r.group == s.group && r.cells == s.cells && r.side == s.side; };
+  for (const Row<T>& r : kKernels<T>) {
+    if (fits(r)) {
+      return r.kernel;
+    }
   }
+  if constexpr (std::is_same_v<T, float>) {
+    for (const Row<T>& r : kLargeKernels) {
+      if (fits(r)) {
+        return r.kernel;
+      }
+    }
+  }
+  return nullptr;
 }
 
 } // namespace
@@ -195,7 +179,7 @@ bool has_tap_sum(const TapSumShape& s) {
   if (s.products != Products::kFloat32) {
     return std::is_same_v<T, float> && has_tap_sum_mma(s);
   }
-  return kernel_of<T>(s.group, s.cells, s.side) != nullptr;
+  return kernel_of<T>(s) != nullptr;
 }
 
 template <typename T>
@@ -206,7 +190,7 @@ void tap_sum(const TapSumArgs<T>& a, const TapSumShape& s, int groups, int netwo
     }
   }
   const Launch where{dim3(a.row_tiles * a.column_tiles, groups, networks), dim3(s.threads), s.shared_bytes, stream};
-  launch(kernel_of<T>(s.group, s.cells, s.side), "tap_sum", where, a);
+  launch(kernel_of<T>(s), "tap_sum", where, a);
 }
 
 template size_t tap_sum_shared_bytes(const TapSumArgs<float>&, const TapSumShape&);

@@ -32,6 +32,13 @@ struct TapSumArgs {
   int splits; // parts of the block that share the taps
 };
 
+// Elements from one row of the staged tile to the next, where the compiler is to know them: a thread's cells lie one
+// below the other, so that they differ by constants. Lanes on two rows of a tile of 16 columns read all 32 banks.
+// 0: any, TapSumArgs::pitch; the kernels of one output take the widest convolutions.
+constexpr int tap_sum_pitch(int group, int cells) {
+  return group == 1 ? 0 : cells == 4 ? 36 : cells == 2 ? 40 : 0;
+}
+
 struct TapSumShape {
   Products products;
   int group; // outputs of a block

@@ -13,18 +13,15 @@ struct SharedLayout {
 
   __host__ __device__ SharedLayout(const TapSumArgs<float>& a, int reader_side, int group, int side) {
     const size_t tile = static_cast<size_t>(a.chunk_channels) * reader_side * reader_side * a.plane;
-    weights = align(tile * sizeof(float));
-    offsets = align(weights + sizeof(float) * a.most_taps * weight_pitch(group));
-    numbers = align(offsets + sizeof(int) * a.most_taps);
-    const size_t staged = align(numbers + sizeof(float) * kStagedNumbers * a.chunk_channels);
-    const size_t sums = align(sizeof(float) * kSlice * side * side * a.tile_rows * a.tile_columns);
+    weights = aligned(tile * sizeof(float));
+    offsets = aligned(weights + sizeof(float) * a.most_taps * weight_pitch(group));
+    numbers = aligned(offsets + sizeof(int) * a.most_taps);
+    const size_t staged = aligned(numbers + sizeof(float) * kStagedNumbers * a.chunk_channels);
+    const size_t sums = aligned(sizeof(float) * kSlice * side * side * a.tile_rows * a.tile_columns);
     scratch = staged > sums ? staged : sums;
     bytes = scratch + sizeof(float) * tile_scratch(kSlice, kWarps);
   }
 
-  __host__ __device__ static size_t align(size_t bytes) {
-    return (bytes + 15) / 16 * 16;
-  }
   // So that four taps of eight outputs lie in 32 banks.
   __host__ __device__ static constexpr int weight_pitch(int group) {
     return group + 8;
@@ -82,14 +79,12 @@ __global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8
       for (int tap = begins[chunk * kPhases + phase] - first; tap < phase_end; tap += kMmaTaps) {
         const float* one = tile + offsets[tap + t];
         const float* other = tile + offsets[tap + t + 4];
-        uint32_t b_high[kColumns][2], b_low[kColumns][2];
+        Tf32Split<kThree> w[kColumns][2];
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const Tf32Split<kThree> w(weights[(tap + half * 4 + t) * kPitch + n * 8 + g]);
-            b_high[n][half] = w.high;
-            b_low[n][half] = w.low;
+            w[n][half] = Tf32Split<kThree>(weights[(tap + half * 4 + t) * kPitch + n * 8 + g]);
           }
         }
 #pragma unroll
@@ -97,15 +92,9 @@ __global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8
           const Tf32Split<kThree> x[4] = {
               Tf32Split<kThree>(one[base[m][0]]), Tf32Split<kThree>(one[base[m][1]]),
               Tf32Split<kThree>(other[base[m][0]]), Tf32Split<kThree>(other[base[m][1]])};
-          const uint32_t high[4] = {x[0].high, x[1].high, x[2].high, x[3].high};
 #pragma unroll
           for (int n = 0; n < kColumns; ++n) {
-            if constexpr (kThree) { // the small products first
-              const uint32_t low[4] = {x[0].low, x[1].low, x[2].low, x[3].low};
-              mma_tf32_16x8x8(sums[phase][m][n], low, b_high[n]);
-              mma_tf32_16x8x8(sums[phase][m][n], high, b_low[n]);
-            }
-            mma_tf32_16x8x8(sums[phase][m][n], high, b_high[n]);
+            mma_split_16x8x8(sums[phase][m][n], x, w[n]);
           }
         }
       }

@@ -23,7 +23,7 @@ int tiles_for(int cells, int capacity) {
 
 } // namespace
 
-// Everything but the chunks of channels.
+// Everything but the pitch and the chunks of channels.
 template <typename T>
 TapSumArgs<T> TapSumPlan<T>::tiled(const TapSumSpec& spec, int tile_rows, int tile_columns) const {
   TapSumArgs<T> a = args_;
@@ -35,8 +35,6 @@ TapSumArgs<T> TapSumPlan<T>::tiled(const TapSumSpec& spec, int tile_rows, int ti
   a.column_tiles = tiles_for(spec.column_cells, tile_columns - lost);
   a.staged_rows = tile_rows + reach.rows;
   a.staged_columns = tile_columns + reach.columns;
-  a.pitch = pitch_for(a.staged_columns, tile_columns);
-  a.plane = a.staged_rows * a.pitch;
   return a;
 }
 
@@ -56,7 +54,7 @@ double TapSumPlan<T>::cost(
     const double of_tap = 1 + s.cells + (s.group + 3) / 4;
     const double warps = block_taps * s.threads / a.splits / 32;
     loads = warps * of_tap;
-    issued = warps * (of_tap + 1 + s.cells * (1 + s.group));
+    issued = warps * (of_tap + 2 + s.cells * s.group);
     alone = block_taps / a.splits * (4 + of_tap + s.cells * s.group);
   } else {
     const double rows = s.cells, columns = s.group / 8, numbers = 4 * rows + 2 * columns;
@@ -108,6 +106,12 @@ bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Produ
         if (!has_tap_sum<T>(s) || (exact ? part > kThreads || part % 32 != 0 : part != kThreads / 32 * 16)) {
           continue;
         }
+        const int pitch = exact ? tap_sum_pitch(group, cells) : 0;
+        if (pitch != 0 && (a.staged_columns > pitch || tile.columns < 16)) {
+          continue;
+        }
+        a.pitch = pitch != 0 ? pitch : pitch_for(a.staged_columns, tile.columns, exact ? cells : 1);
+        a.plane = a.staged_rows * a.pitch;
         for (int splits = 1; splits == 1 || (exact && part * splits <= kThreads); splits *= 2) {
           s.threads = exact ? part * splits : kThreads;
           a.splits = splits;

@@ -13,16 +13,12 @@ struct SharedLayout {
 
   __host__ __device__ SharedLayout(const WeightGradArgs<T>& a, int side, int group, int cells) {
     const size_t moving = static_cast<size_t>(a.chunk_channels) * side * side * a.plane;
-    fixed = align(moving * sizeof(T));
-    offsets = align(fixed + sizeof(T) * a.range_channels * 32 * cells);
-    numbers = align(offsets + sizeof(int) * a.most_taps);
+    fixed = aligned(moving * sizeof(T));
+    offsets = aligned(fixed + sizeof(T) * a.range_channels * 32 * cells);
+    numbers = aligned(offsets + sizeof(int) * a.most_taps);
     const int channels = a.chunk_channels > a.range_channels ? a.chunk_channels : a.range_channels;
-    sums = align(numbers + sizeof(T) * kStagedNumbers * channels);
+    sums = aligned(numbers + sizeof(T) * kStagedNumbers * channels);
     bytes = sums + sizeof(T) * a.most_taps * group;
-  }
-
-  __host__ __device__ static size_t align(size_t bytes) {
-    return (bytes + 15) / 16 * 16;
   }
 };
 
@@ -51,6 +47,7 @@ __device__ __forceinline__ T sums_over_lanes(T (&values)[32]) {
 // Every warp takes all cells of a tile, its lanes side by side, and some of the taps.
 template <typename T, int kGroup, int kCells>
 __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) weight_grad_kernel(const WeightGradArgs<T> a) {
+  constexpr int kPitch = weight_grad_pitch(kCells);
   constexpr int kBatch = 32 / kGroup; // taps whose sums are taken over the lanes together
   OES_SHARED(shared);
   const SharedLayout<T> layout(a, a.moving.unshuffle, kGroup, kCells);
@@ -73,12 +70,11 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) weight_g
   for (int i = threadIdx.x; i < taps * kGroup; i += blockDim.x) {
     sums[i] = T(0);
   }
-  int base[kCells];
-#pragma unroll
-  for (int k = 0; k < kCells; ++k) {
-    const int cell = lane + 32 * k, row = cell / a.tile_columns;
-    base[k] = row * a.pitch + cell - row * a.tile_columns;
-  }
+  // A lane's cells lie one below the other.
+  const int pitch = kPitch == 0 ? a.pitch : kPitch;
+  const int lane_row = lane / a.tile_columns, lane_column = lane - lane_row * a.tile_columns;
+  const T* moving_cell = moving + kCells * lane_row * pitch + lane_column;
+  const T* fixed_cell = fixed + kCells * lane_row * a.tile_columns + lane_column;
   const int begin = static_cast<int>(static_cast<int64_t>(slot) * a.tiles / a.slots),
             end = static_cast<int>(static_cast<int64_t>(slot + 1) * a.tiles / a.slots);
   for (int tile = begin; tile < end; ++tile) {
@@ -101,40 +97,41 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 2 : 1) weight_g
     __syncthreads();
     // A warp takes a run of items, so that it loads the cells of a group once.
     const int item_begin = a.item_begins[work], items = a.item_begins[work + 1] - item_begin;
-    T f[kGroup][kCells];
-    int loaded = -1;
-    for (int i = items * warp / warps; i < items * (warp + 1) / warps; ++i) {
-      const WeightGradItem item = a.items[item_begin + i];
-      if (item.channel != loaded) { // the same for all lanes
-        loaded = item.channel;
+    const int item_end = item_begin + items * (warp + 1) / warps;
+    for (int i = item_begin + items * warp / warps; i < item_end;) {
+      const int channel = a.items[i].channel;
+      T f[kGroup][kCells];
 #pragma unroll
-        for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-          for (int k = 0; k < kCells; ++k) {
-            f[g][k] = fixed[(item.channel + g) * 32 * kCells + lane + 32 * k];
-          }
-        }
-      }
-      T values[32];
-#pragma unroll
-      for (int e = 0; e < kBatch; ++e) {
-        const T* pixels = moving + offsets[item.first + (e < item.count ? e : 0)]; // those behind the last are not used
-#pragma unroll
-        for (int g = 0; g < kGroup; ++g) {
-          values[e * kGroup + g] = T(0);
-        }
+      for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
         for (int k = 0; k < kCells; ++k) {
-          const T x = pixels[base[k]];
-#pragma unroll
-          for (int g = 0; g < kGroup; ++g) {
-            values[e * kGroup + g] += f[g][k] * x;
-          }
+          f[g][k] = fixed_cell[(channel + g) * 32 * kCells + k * a.tile_columns];
         }
       }
-      const T sum = sums_over_lanes(values);
-      if (lane < item.count * kGroup) {
-        sums[item.first * kGroup + lane] += sum; // of this lane alone
+      for (; i < item_end && a.items[i].channel == channel; ++i) { // the same for all lanes
+        const WeightGradItem item = a.items[i];
+        T values[32];
+#pragma unroll
+        for (int e = 0; e < kBatch; ++e) {
+          const T* pixels =
+              moving_cell + offsets[item.first + (e < item.count ? e : 0)]; // those behind the last are not used
+#pragma unroll
+          for (int g = 0; g < kGroup; ++g) {
+            values[e * kGroup + g] = T(0);
+          }
+#pragma unroll
+          for (int k = 0; k < kCells; ++k) {
+            const T x = pixels[k * pitch];
+#pragma unroll
+            for (int g = 0; g < kGroup; ++g) {
+              values[e * kGroup + g] += f[g][k] * x;
+            }
+          }
+        }
+        const T sum = sums_over_lanes(values);
+        if (lane < item.count * kGroup) {
+          sums[item.first * kGroup + lane] += sum; // of this lane alone
+        }
       }
     }
   }

@@ -28,7 +28,6 @@ struct WeightGradArgs {
   const int* offsets; // [taps]: in the staged tile
   const WeightGradItem* items;
   int ranges, range_channels, chunks, chunk_channels, most_taps;
-  int rows, columns; // cells
   int tile_rows, tile_columns; // 32 * cells of a lane
   int column_tiles, tiles, slots; // slots: blocks that share the tiles
   int staged_rows, staged_columns, pitch, plane;
@@ -39,6 +38,11 @@ struct WeightGradArgs {
 // Taps of an item at most.
 constexpr int weight_grad_batch(Products products, int group) {
   return products == Products::kFloat32 ? 32 / group : 32;
+}
+
+// As tap_sum_pitch, for a lane's cells of a tile of 16 or 32 columns.
+constexpr int weight_grad_pitch(int cells) {
+  return cells == 8 ? 38 : 0;
 }
 
 struct WeightGradShape {

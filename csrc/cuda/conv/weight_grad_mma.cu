@@ -15,16 +15,12 @@ struct SharedLayout {
   __host__ __device__ SharedLayout(const WeightGradArgs<float>& a, int side, int group) {
     const size_t moving = static_cast<size_t>(a.chunk_channels) * side * side * a.plane;
     fixed_pitch = a.tile_rows * a.tile_columns + 4;
-    fixed = align(moving * sizeof(float));
-    offsets = align(fixed + sizeof(float) * a.range_channels * fixed_pitch);
-    numbers = align(offsets + sizeof(int) * a.most_taps);
+    fixed = aligned(moving * sizeof(float));
+    offsets = aligned(fixed + sizeof(float) * a.range_channels * fixed_pitch);
+    numbers = aligned(offsets + sizeof(int) * a.most_taps);
     const int channels = a.chunk_channels > a.range_channels ? a.chunk_channels : a.range_channels;
-    sums = align(numbers + sizeof(float) * kStagedNumbers * channels);
+    sums = aligned(numbers + sizeof(float) * kStagedNumbers * channels);
     bytes = sums + sizeof(float) * a.most_taps * group;
-  }
-
-  __host__ __device__ static size_t align(size_t bytes) {
-    return (bytes + 15) / 16 * 16;
   }
 };
 
@@ -85,31 +81,23 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grad_mma_kernel(const Weig
       float products[kRows][kColumns][4] = {};
       for (int cell = 0; cell < cells; cell += 8) {
         const int in_row = cell / a.tile_columns, at = in_row * a.pitch + cell - in_row * a.tile_columns + t;
-        uint32_t b_high[kColumns][2], b_low[kColumns][2];
+        Tf32Split<kThree> x[kColumns][2];
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) { // a row of a tile has eight cells or more
-            const Tf32Split<kThree> x(pixels[n][at + 4 * half]);
-            b_high[n][half] = x.high;
-            b_low[n][half] = x.low;
+            x[n][half] = Tf32Split<kThree>(pixels[n][at + 4 * half]);
           }
         }
 #pragma unroll
         for (int m = 0; m < kRows; ++m) {
           const float* f = fixed + (item.channel + m * 16 + g) * layout.fixed_pitch + cell + t;
-          const Tf32Split<kThree> x[4] = {
+          const Tf32Split<kThree> fixed_numbers[4] = {
               Tf32Split<kThree>(f[0]), Tf32Split<kThree>(f[8 * layout.fixed_pitch]), Tf32Split<kThree>(f[4]),
               Tf32Split<kThree>(f[8 * layout.fixed_pitch + 4])};
-          const uint32_t high[4] = {x[0].high, x[1].high, x[2].high, x[3].high};
 #pragma unroll
           for (int n = 0; n < kColumns; ++n) {
-            if constexpr (kThree) { // the small products first
-              const uint32_t low[4] = {x[0].low, x[1].low, x[2].low, x[3].low};
-              mma_tf32_16x8x8(products[m][n], low, b_high[n]);
-              mma_tf32_16x8x8(products[m][n], high, b_low[n]);
-            }
-            mma_tf32_16x8x8(products[m][n], high, b_high[n]);
+            mma_split_16x8x8(products[m][n], fixed_numbers, x[n]);
           }
         }
       }

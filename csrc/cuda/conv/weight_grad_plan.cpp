@@ -16,7 +16,7 @@ constexpr int kBlocksEach = 3; // of a processor, where there are tiles for them
 double cycles(const WeightGradSpec& spec, const WeightGradShape& s) {
   const auto taps = static_cast<double>(count_grouped_taps(spec.taps, s.group));
   if (s.products == Products::kFloat32) {
-    const double issued = 1 + s.cells * (2 + s.group) + 124.0 * s.group / 32, loads = 1 + s.cells + 31.0 * s.group / 32;
+    const double issued = 2 + s.cells * (1 + s.group) + 124.0 * s.group / 32, loads = 1 + s.cells + 31.0 * s.group / 32;
     return taps * std::max(issued / 4, loads) / s.cells;
   }
   const bool three = s.products == Products::kTf32x3;
@@ -57,16 +57,18 @@ WeightGradPlan<T>::WeightGradPlan(
       spec.fixed, spec.fixed_channels, fixed ? image_rows : grad_rows, fixed ? image_columns : grad_columns);
   args_.moving = reader_of<T>(
       spec.moving, spec.moving_channels, fixed ? grad_rows : image_rows, fixed ? grad_columns : image_columns);
-  args_.rows = spec.rows;
-  args_.columns = spec.columns;
-  const bool small = spec.rows <= 16 && spec.columns <= 16;
-  shape_ = choose<T>(spec, small ? 2 : 8, machine);
-  args_.tile_columns = small ? 8 : spec.columns <= 20 ? 16 : 32;
-  args_.tile_rows = 32 * shape_.cells / args_.tile_columns;
   const Reach reach = reach_of(spec.taps);
+  const int pitch = weight_grad_pitch(8);
+  const bool small = (spec.rows <= 16 && spec.columns <= 16) || 16 + reach.columns > pitch;
+  shape_ = choose<T>(spec, small ? 2 : 8, machine);
+  args_.tile_columns = small ? 8 : spec.columns <= 20 || 32 + reach.columns > pitch ? 16 : 32;
+  args_.tile_rows = 32 * shape_.cells / args_.tile_columns;
   args_.staged_rows = args_.tile_rows + reach.rows;
   args_.staged_columns = args_.tile_columns + reach.columns;
-  args_.pitch = pitch_for(args_.staged_columns, args_.tile_columns);
+  const bool exact = shape_.products == Products::kFloat32;
+  args_.pitch = exact && weight_grad_pitch(shape_.cells) != 0
+      ? weight_grad_pitch(shape_.cells)
+      : pitch_for(args_.staged_columns, args_.tile_columns, exact ? shape_.cells : 1);
   args_.plane = args_.staged_rows * args_.pitch;
   args_.column_tiles = (spec.columns + args_.tile_columns - 1) / args_.tile_columns;
   args_.tiles = args_.column_tiles * ((spec.rows + args_.tile_rows - 1) / args_.tile_rows);

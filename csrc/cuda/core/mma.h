@@ -39,11 +39,25 @@ template <bool kThree>
 struct Tf32Split {
   uint32_t high, low;
 
+  Tf32Split() = default;
   __device__ __forceinline__ explicit Tf32Split(float x) : high(to_tf32(x)), low(0) {
     if constexpr (kThree) {
       low = to_tf32(x - __uint_as_float(high));
     }
   }
 };
+
+// d += a b, in three products where the numbers are split: the small ones first.
+template <bool kThree>
+__device__ __forceinline__ void mma_split_16x8x8(
+    float (&d)[4], const Tf32Split<kThree> (&a)[4], const Tf32Split<kThree> (&b)[2]) {
+  const uint32_t a_high[4] = {a[0].high, a[1].high, a[2].high, a[3].high}, b_high[2] = {b[0].high, b[1].high};
+  if constexpr (kThree) {
+    const uint32_t a_low[4] = {a[0].low, a[1].low, a[2].low, a[3].low}, b_low[2] = {b[0].low, b[1].low};
+    mma_tf32_16x8x8(d, a_low, b_high);
+    mma_tf32_16x8x8(d, a_high, b_low);
+  }
+  mma_tf32_16x8x8(d, a_high, b_high);
+}
 
 } // namespace oes::cuda

@@ -27,6 +27,11 @@ struct Launch {
   cudaStream_t stream;
 };
 
+// What lies behind so many bytes of shared memory, aligned to sixteen.
+__host__ __device__ constexpr size_t aligned(size_t bytes) {
+  return (bytes + 15) / 16 * 16;
+}
+
 #ifdef OES_EMULATE_CUDA
 
 // Declares `unsigned char* name`: the dynamic shared memory of the block.
