@@ -94,8 +94,8 @@ def test_every_kernel(case, group, dtype, setting, monkeypatch):
     with oes.precision(setting, device=z.device):
         found = differentiate(fast, z.to(dtype))
         text = fast.explain(case[1], file=io.StringIO())
-    assert ("forward: multiply-adds" in text) == (group < 16)
-    assert ("TF32" in text) == (group >= 16)
+    assert ("forward: multiply-adds" in text) == (setting == "float32")
+    assert ("TF32" in text) == (setting != "float32")
     found = [t.double() if t.is_floating_point() else t for t in found]
     wanted = differentiate(plain, z.to(dtype).double())
     if setting != "tf32":
