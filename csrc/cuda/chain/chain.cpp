@@ -25,7 +25,7 @@ Chain<T>::Chain(
       weights_(weights),
       constant_input_(constant_input),
       device_(device),
-      machine_{processors_of(device), static_cast<int>(networks), products, groups} {
+      machine_{processors_of(device), shared_bytes_of(device), static_cast<int>(networks), products, groups} {
   expect(channels > 0 && rows > 0 && columns > 0 && weights >= 0, "chain: expected an image and weights");
   expect(networks > 0 && networks <= 65535, "networks: expected 1 to 65535");
   expect(

@@ -17,6 +17,7 @@ namespace oes::cuda::conv {
 // What plans are made for.
 struct Machine {
   int processors; // streaming multiprocessors
+  int shared_bytes; // of shared memory of each
   int networks;
   Products products; // that may be used
   // Only kernels of these groups, see TapSumShape and WeightGradShape, where one fits; all for none. For tests, which

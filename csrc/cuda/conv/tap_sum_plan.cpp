@@ -10,7 +10,6 @@
 namespace oes::cuda::conv {
 namespace {
 
-constexpr size_t kSharedBytesAlone = 92 * 1024; // where a processor has one block: fewer rounds of staging
 constexpr double kIssued = 0.6; // of the cycles of a processor
 
 struct Tile {

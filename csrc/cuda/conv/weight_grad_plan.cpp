@@ -101,6 +101,8 @@ template <typename T>
 WeightGradLists WeightGradPlan<T>::divide(
     const WeightGradSpec& spec, const StagedPlanes& planes, const Machine& machine) {
   const int batch = weight_grad_batch(shape_.products, shape_.group), group = shape_.group;
+  // The registers let a processor have two blocks; it keeps a kilobyte of each.
+  const size_t most = std::min<size_t>(kSharedBytesAlone, machine.shared_bytes / 2 - 1024);
   WeightGradLists best;
   double least = 0;
   int best_range = 0, best_chunk = 0;
@@ -109,11 +111,11 @@ WeightGradLists WeightGradPlan<T>::divide(
       args_.range_channels = range;
       args_.chunk_channels = chunk;
       args_.most_taps = 0;
-      if (weight_grad_shared_bytes(args_, shape_) <= kSharedBytes || (range == group && chunk == 1)) {
+      if (weight_grad_shared_bytes(args_, shape_) <= most || (range == group && chunk == 1)) {
         WeightGradLists lists = make_weight_grad_lists(
             spec.taps, spec.fixed_channels, group, range, spec.moving_channels, chunk, batch, planes);
         args_.most_taps = lists.most_taps;
-        const bool fits = weight_grad_shared_bytes(args_, shape_) <= kSharedBytes;
+        const bool fits = weight_grad_shared_bytes(args_, shape_) <= most;
         const double moving = static_cast<double>(lists.ranges) * spec.moving_channels * planes.planes * args_.plane *
             (spec.moving.box ? 2 : 1);
         const double fixed = static_cast<double>(lists.chunks) * spec.fixed_channels * 32 * shape_.cells;

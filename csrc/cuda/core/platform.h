@@ -55,9 +55,13 @@ inline void set_zero(void* address, size_t bytes, cudaStream_t) {
   ::oes::emulation::fill(address, 0, bytes);
 }
 
-// Streaming multiprocessors of a device: those of an H100, so that the plans are the ones made for it.
+// Streaming multiprocessors of a device, and the bytes of shared memory of each: those of an H100, so that the plans
+// are the ones made for it.
 inline int processors_of(int) {
   return 132;
+}
+inline int shared_bytes_of(int) {
+  return 228 * 1024;
 }
 
 // The device of the calls made while it lives.
@@ -79,15 +83,21 @@ inline void check(cudaError_t status, const char* what) {
   }
 }
 
+inline int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
 template <typename Args>
 void launch(void (*kernel)(Args), const char* name, const Launch& l, const Args& args) {
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (l.shared_bytes > kWithoutAsking) {
     // The most that the device has, whatever this launch takes: the limit is the kernel's, and another thread may set
     // it between here and the launch.
-    int device = 0, most = 0;
+    int device = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+    const int most = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     check(
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most),
         name);
@@ -115,11 +125,12 @@ inline void set_zero(void* address, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(address, 0, bytes, stream), "cudaMemsetAsync");
 }
 
-// Streaming multiprocessors of a device.
+// Streaming multiprocessors of a device, and the bytes of shared memory of each.
 inline int processors_of(int device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
+  return attribute_of(device, cudaDevAttrMultiProcessorCount);
+}
+inline int shared_bytes_of(int device) {
+  return attribute_of(device, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
 }
 
 // The device of the calls made while it lives.
