@@ -18,13 +18,16 @@ CHECKS = {"_checks", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": {
         "_command", "_startup", "backends", "errors", "flat", "functional", "io", "mask", "models", "nn",
-        "noise", "pipelines", "precision", "rewrite", "version",
+        "noise", "pipelines", "precision", "pruning", "rewrite", "version",
     },
     "__main__": {"cli"},
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
         *CHECKS, "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision", "version",
+    },
+    "pruning": {
+        *CHECKS, "flat", "io", "mask", "pipelines", "precision", "reference", "rewrite",
     },
     "pipelines": {
         *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",

@@ -1,0 +1,80 @@
+"""Derivatives of a network's loss or output in the flat vector of its weights, for the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from oes_fast._checks import check_flag
+from oes_fast.backends import resolve
+from oes_fast.copies import copy_network
+from oes_fast.errors import OESError, OESWarning, warn_caller
+from oes_fast.flat import FlatLayout
+from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.inputs import check_run_inputs, ordinary
+from oes_fast.pipelines.objective import SquaredError, evaluate
+from oes_fast.rewrite import TraceError, VerificationError, sparsify
+
+
+def loss_gradient(
+    net: nn.Module, z: Tensor, noisy: Tensor, *, backend: str, verify: bool
+) -> tuple[Tensor, Tensor, str]:
+    """The gradient of mean((G(w, z) - noisy)^2) in training mode, on the kernels of a backend.
+
+    Args:
+        net: generator; left alone.
+        z: input [1, C, ...].
+        noisy: image [1, C', ...].
+        backend: see :func:`oes_fast.pipelines.functions.make_function`.
+        verify: compare the rewritten network with ``net`` first.
+
+    Returns:
+        (weights [n], gradient [n], name of the backend that ran).
+
+    Raises:
+        OESError: the gradient is not finite.
+    """
+    check_run_inputs(net, z, noisy)
+    check_flag("verify", verify)
+    function, backend = make_function(net, ordinary(z), None, backend, verify=verify)
+    weights = function.initial_weights().requires_grad_()
+    with torch.enable_grad():
+        _, loss = evaluate(SquaredError(ordinary(noisy)), function, weights, update_stats=False)
+        (gradient,) = torch.autograd.grad(loss, weights)
+    return weights.detach(), _finite("gradient", gradient.detach()), backend
+
+
+def differentiable(
+    net: nn.Module, z: Tensor, backend: str, *, verify: bool
+) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+    """The network as a function of its flat weights and a constant input, in the mode that it is in.
+
+    Args:
+        net: copied, and left alone.
+        z: input [1, C, ...] of the shape that the function will see.
+        backend: "reference" for the network as it is, any other for the rewritten network.
+        verify: compare the rewritten network with ``net`` first; where they differ, warn and take the network.
+
+    Returns:
+        (function of (weights [n], z), name of the backend that runs it). With "reference" and "torch" it can
+        be differentiated any number of times, by the kernels once.
+
+    Raises:
+        BackendError: the backend cannot run here, or not in the network's dtype.
+        TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
+            network as it is.
+    """
+    raise NotImplementedError
+
+
+def _finite(what: str, tensor: Tensor) -> Tensor:
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise OESError(
+            f"the {what} is NaN or infinite for {bad} of {tensor.numel()} weights: the network's weights may be "
+            "too large, or its code has no derivative there, as a root at 0"
+        )
+    return tensor
