@@ -6,27 +6,18 @@ import math
 import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from oes_fast._checks import check_tensor
 from oes_fast.errors import InputError
-from oes_fast.io.files import atomic_write
+from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_figure, tidy
 
-FORMATS = (".png", ".pdf", ".svg", ".jpg")
-DPI = 100
 MIN_PANEL = 320  # pixels a panel is wide at least, so that its title is legible
 MAX_WIDTH = 30_000  # pixels that a picture may have in a row; Agg refuses twice as many
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by everyone
-GREY = "#666666"
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # keeps lines out of the numbers
 
 
@@ -46,7 +37,7 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
     """
     if not panels:
         raise InputError("panels: expected at least one image, got none")
-    arrays = [_pixels(title, image) for title, image in panels]
+    arrays = [rgb_levels(title, image) for title, image in panels]
     if len({array.shape[:2] for array in arrays}) > 1:
         sizes = ", ".join(f"{array.shape[1]} x {array.shape[0]}" for array in arrays)
         raise InputError(f"panels: expected images of one size, got {sizes}")
@@ -63,7 +54,7 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
     head = int(1.35 * font * max(map(len, titles))) + gap
     total_width = len(arrays) * (width + gap) + gap
     total_height = head + height + gap
-    figure = _figure(total_width / DPI, total_height / DPI)
+    figure = new_figure(total_width / DPI, total_height / DPI)
     for i, (array, title) in enumerate(zip(arrays, titles, strict=True)):
         left = gap + i * (width + gap)
         box = (left / total_width, gap / total_height, width / total_width, height / total_height)
@@ -79,7 +70,7 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
             fontsize=font * 72 / DPI,
             parse_math=False,
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def psnr_curve(
@@ -98,7 +89,7 @@ def psnr_curve(
         InputError: steps and values of different number, or an unknown suffix.
         OutputError: the file cannot be written.
     """
-    figure = _figure(8, 4.8, layout="constrained")
+    figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (steps, values)) in enumerate(curves.items()):
         if len(steps) != len(values):
@@ -122,8 +113,8 @@ def psnr_curve(
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", framealpha=0.9)
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save_figure(figure, path)
 
 
 def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
@@ -139,7 +130,7 @@ def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
     """
     check_tensor("logits", logits, finite=True)
     probabilities = torch.sigmoid(logits.detach().flatten().to("cpu", torch.float64)).numpy()
-    figure = _figure(8, 4.8, layout="constrained")
+    figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlim(0, 1)
     axes.set_xlabel("probability of being kept, sigmoid(s)")
@@ -153,8 +144,8 @@ def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
             f"{above:,} ({above / probabilities.size:.2%}) above 1/2",
             fontsize=11,
         )
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save_figure(figure, path)
 
 
 def layer_density(
@@ -175,7 +166,7 @@ def layer_density(
     if len(names) != len(densities):
         raise InputError(f"densities: expected {len(names)}, one for each name, got {len(densities)}")
     shares = [100 * d for d in densities]
-    figure = _figure(9, 1.6 + 0.19 * max(1, len(names)), layout="constrained")
+    figure = new_figure(9, 1.6 + 0.19 * max(1, len(names)), layout="constrained")
     axes = figure.add_subplot()
     rows = range(len(names))
     axes.barh(rows, shares, color=COLORS[0], height=0.72)
@@ -189,36 +180,6 @@ def layer_density(
     axes.set_xlim(0, 1.06 * top)
     axes.set_xlabel("kept (% of the tensor)")
     axes.legend(loc="lower right", framealpha=0.9)
-    _tidy(axes)
+    tidy(axes)
     axes.grid(axis="y", visible=False)
-    _save(figure, path)
-
-
-def _pixels(title: str, image: Tensor) -> np.ndarray:
-    """uint8 [H, W, 3]."""
-    check_tensor(title, image, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
-    planes = image.detach()[0] if image.ndim == 4 and image.shape[0] == 1 else image.detach()
-    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.numel() == 0:
-        raise InputError(f"{title}: expected shape (1, 1, H, W) or (1, 3, H, W), got {tuple(image.shape)}")
-    # Whole levels in three channels are drawn as they are; a grey colour map would shift some by one.
-    levels = (planes.to("cpu", torch.float64).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(visible=True, color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}, got {suffix or 'none'}")
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format=suffix[1:]))
+    save_figure(figure, path)

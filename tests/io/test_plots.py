@@ -14,8 +14,8 @@ from PIL import Image as PillowImage
 
 from oes_fast.errors import InputError, OutputError
 from oes_fast.io import plots
+from oes_fast.io.figures import FORMATS
 from oes_fast.io.plots import (
-    FORMATS,
     MIN_PANEL,
     layer_density,
     probability_histogram,
