@@ -1,7 +1,7 @@
 """Ways to a mask: what the masks of :func:`oes_fast.search_mask` are compared with.
 
-Each is a function of a network, its input and the noisy image, and returns a :class:`oes_fast.Mask` that every
-pipeline takes; ``METHODS`` has them by name. docs/pruning.md says what each keeps, and why.
+Each is a function of a network, its input and the noisy image, and returns a :class:`oes_fast.Mask` that
+every pipeline takes; ``METHODS`` has them by name. docs/pruning.md says what each keeps, and why.
 """
 
 from collections.abc import Callable

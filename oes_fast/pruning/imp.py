@@ -36,7 +36,7 @@ class ImpResult:
 
     Attributes:
         mask: of the last round.
-        net: network with the weights and running statistics of step ``rewind_step``: what the ticket trains from.
+        net: network with weights and running statistics of step ``rewind_step``: what the ticket starts from.
         rounds: all rounds that were finished, in order.
         interrupted: stopped before the last round's end, by Ctrl-C or a callback.
         seconds: time this call took.

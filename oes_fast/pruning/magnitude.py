@@ -51,9 +51,9 @@ def magnitude(
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
         small: "keep" or "score", see :func:`oes_fast.pruning.select`.
         seed: of the choice among equal magnitudes, in [0, 2^64).
-        published: cut as the published code does, which has scope "global" alone: parameters that are 0 at the
-            start, the shifts of batch norms, are dropped, and of the others the ceil(count * (1 - density))
-            smallest. All of them compete, whatever ``small`` says.
+        published: cut as the published code does, which has scope "global" alone: parameters that are 0 at
+            the start, the shifts of batch norms, are dropped, and of the others the smallest
+            ceil(count * (1 - density)). All of them compete, whatever ``small`` says.
 
     Returns:
         The mask. Warns with :class:`oes_fast.EmptyLayerWarning` of layers that lose everything.
