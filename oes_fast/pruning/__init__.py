@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from oes_fast.mask import Mask
 from oes_fast.pruning.grasp import grasp, grasp_scores
-from oes_fast.pruning.imp import ImpResult, ImpRound, imp, imp_rounds
+from oes_fast.pruning.imp import imp, imp_rounds
 from oes_fast.pruning.magnitude import magnitude, magnitude_scores
 from oes_fast.pruning.oes import oes
 from oes_fast.pruning.random import random, random_scores
 from oes_fast.pruning.select import select, small_parameters
 from oes_fast.pruning.snip import snip, snip_scores
 from oes_fast.pruning.synflow import synflow, synflow_scores
+from oes_fast.pruning.tickets import ImpResult, ImpRound
 
 METHODS: dict[str, Callable[..., Mask]] = {
     "random": random,

@@ -113,7 +113,6 @@ def grasp(
         >>> oes.pruning.grasp(net, z, noisy, density=0.2).kept
         674
     """
-    settings = {"method": "grasp"}
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
         _, gradient, product = _hessian_product(net, z, noisy, backend, verify, by_weights=True)
@@ -122,10 +121,10 @@ def grasp(
             flat = drop_above(score, share)
         else:
             flat = keep_above(net, gradient.abs() / (score.abs() + _EPS), share, scope=scope)
-        return published_mask(net, flat, density, scope=scope, seed=seed, **settings)
+        return published_mask(net, flat, density, scope=scope, seed=seed, method="grasp")
     check_options(net, density, scope=scope, small=small, seed=seed)
     scores = grasp_scores(net, z, noisy, backend=backend, verify=verify, precision=precision)
-    return select(net, -scores, density, scope=scope, small=small, seed=seed, **settings)
+    return select(net, -scores, density, scope=scope, small=small, seed=seed, method="grasp")
 
 
 def _hessian_product(

@@ -66,10 +66,9 @@ def magnitude(
         >>> oes.pruning.magnitude(net, density=0.2).kept
         674
     """
-    settings = {"method": "magnitude"}
     scores = magnitude_scores(net)
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed, scopes=("global",))
         flat = prune_nonzero(net, scores, share, scope=scope, seed=seed)
-        return published_mask(net, flat, density, scope=scope, seed=seed, **settings)
-    return select(net, scores, density, scope=scope, small=small, seed=seed, **settings)
+        return published_mask(net, flat, density, scope=scope, seed=seed, method="magnitude")
+    return select(net, scores, density, scope=scope, small=small, seed=seed, method="magnitude")
