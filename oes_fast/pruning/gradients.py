@@ -17,6 +17,7 @@ from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.inputs import check_run_inputs, ordinary
 from oes_fast.pipelines.objective import SquaredError, evaluate
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
+from oes_fast.rewrite.module import candidates
 
 
 def loss_gradient(
@@ -44,7 +45,7 @@ def loss_gradient(
     with torch.enable_grad():
         _, loss = evaluate(SquaredError(ordinary(noisy)), function, weights, update_stats=False)
         (gradient,) = torch.autograd.grad(loss, weights)
-    return weights.detach(), _finite("gradient", gradient.detach()), backend
+    return weights.detach(), finite_scores("gradient", gradient.detach()), backend
 
 
 def differentiable(
@@ -56,7 +57,7 @@ def differentiable(
         net: copied, and left alone.
         z: input [1, C, ...] of the shape that the function will see.
         backend: "reference" for the network as it is, any other for the rewritten network.
-        verify: compare the rewritten network with ``net`` first; where they differ, warn and take the network.
+        verify: compare the rewritten network with ``net`` first; where they differ, warn and take ``net``.
 
     Returns:
         (function of (weights [n], z), name of the backend that runs it). With "reference" and "torch" it can
@@ -67,14 +68,37 @@ def differentiable(
         TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
             network as it is.
     """
-    raise NotImplementedError
+    if backend != "reference":
+        chosen = resolve(backend, z.device, candidates(z.dtype))
+        try:
+            if z.ndim != 4:
+                raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
+            module = sparsify(net, None, backend=chosen, verify=verify)
+            module.plan(z)  # refuses here
+            buffers = dict(module.dense_buffers())
+            return lambda weights, z: module.evaluate(weights, z, buffers, update_stats=False), chosen
+        except (TraceError, VerificationError) as error:
+            if isinstance(error, TraceError) and backend != "auto":
+                raise
+            warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
+    net = copy_network(net)
+    layout = FlatLayout.of(net)
+
+    def dense(weights: Tensor, z: Tensor) -> Tensor:
+        # Copies, since training mode updates them.
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        output: Tensor = functional_call(net, (layout.views(weights), buffers), (z,))
+        return output
+
+    return dense, "reference"
 
 
-def _finite(what: str, tensor: Tensor) -> Tensor:
+def finite_scores(what: str, tensor: Tensor) -> Tensor:
+    """``tensor`` [n], or an :class:`OESError` that says of what it holds NaN or infinity."""
     bad = tensor.numel() - int(torch.isfinite(tensor).sum())
     if bad:
         raise OESError(
-            f"the {what} is NaN or infinite for {bad} of {tensor.numel()} weights: the network's weights may be "
-            "too large, or its code has no derivative there, as a root at 0"
+            f"the {what} is NaN or infinite for {bad} of {tensor.numel()} weights: the network's weights may "
+            "be too large, or its code has no derivative there, as a root at 0"
         )
     return tensor

@@ -51,9 +51,9 @@ def magnitude(
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
         small: "keep" or "score", see :func:`oes_fast.pruning.select`.
         seed: of the choice among equal magnitudes, in [0, 2^64).
-        published: cut as the published code does, which has scope "global" alone: parameters that are 0 at the
-            start, the shifts of batch norms, are dropped, and of the others the ceil(count * (1 - density))
-            smallest. All of them compete, whatever ``small`` says.
+        published: cut as the published code does, which has scope "global" alone: parameters that are 0 at
+            the start, the shifts of batch norms, are dropped, and of the others the smallest
+            ceil(count * (1 - density)). All of them compete, whatever ``small`` says.
 
     Returns:
         The mask. Warns with :class:`oes_fast.EmptyLayerWarning` of layers that lose everything.
@@ -66,10 +66,9 @@ def magnitude(
         >>> oes.pruning.magnitude(net, density=0.2).kept
         674
     """
-    settings = {"method": "magnitude"}
     scores = magnitude_scores(net)
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed, scopes=("global",))
         flat = prune_nonzero(net, scores, share, scope=scope, seed=seed)
-        return published_mask(net, flat, density, scope=scope, seed=seed, **settings)
-    return select(net, scores, density, scope=scope, small=small, seed=seed, **settings)
+        return published_mask(net, flat, density, scope=scope, seed=seed, method="magnitude")
+    return select(net, scores, density, scope=scope, small=small, seed=seed, method="magnitude")

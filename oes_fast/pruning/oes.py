@@ -62,8 +62,8 @@ def oes(
     check_options(net, density, scope=scope, small=small, seed=seed)
     if "mask_option" in search:
         raise InputError(
-            f"mask_option: expected none, since the mask keeps the largest logits, got {search['mask_option']!r}; "
-            "call oes.search_mask"
+            "mask_option: expected none, since the mask keeps the largest logits, got "
+            f"{search['mask_option']!r}; call oes.search_mask"
         )
     found = search_mask(net, z, noisy, density=density, seed=seed, **search)
     logits = found.logits if found.logits.ndim == 1 else expected_level(found.logits)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, check_network, flatten
 from oes_fast.mask import Mask
@@ -98,7 +98,7 @@ def _threshold(scores: Tensor, share: float) -> Tensor:
     count = int(scores.numel() * share)
     if count == 0:
         raise InputError(
-            f"density: expected a share to prune, 1 - density, of one of {scores.numel()} weights at least, as "
-            f"the published code needs of each tensor it cuts, got density={1 - share:g}"
+            f"density: expected a share to prune, 1 - density, of one of {scores.numel()} weights at least, "
+            f"as the published code needs of each tensor it cuts, got density={1 - share:g}"
         )
     return torch.topk(scores, count).values[-1]

@@ -69,10 +69,9 @@ def random(
         >>> oes.pruning.random(net, density=0.2, scope="tensor").kept
         674
     """
-    settings = {"method": "random"}
     scores = random_scores(net, seed=seed)
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
         flat = prune_nonzero(net, scores, share, scope=scope, seed=seed)
-        return published_mask(net, flat, density, scope=scope, seed=seed, **settings)
-    return select(net, scores, density, scope=scope, small=small, seed=seed, **settings)
+        return published_mask(net, flat, density, scope=scope, seed=seed, method="random")
+    return select(net, scores, density, scope=scope, small=small, seed=seed, method="random")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ def select(
     scope: str = "global",
     small: str = "keep",
     seed: int = 0,
+    among: Tensor | None = None,
     **settings: Any,
 ) -> Mask:
     """Keep the round(density * n) weights of the highest scores, n of all parameters together.
@@ -72,6 +74,8 @@ def select(
             counted, and weights of convolutions and linear layers compete for the rest; with "score" they
             compete by their own scores.
         seed: of the tie-break, in [0, 2^64).
+        among: what may be kept, such as the mask of a round before: bool, shape [n]; None for everything.
+            With scopes other than "global", shares of a tensor are of all its elements.
         **settings: kept with the mask, beside density, scope, small and seed.
 
     Returns:
@@ -87,13 +91,22 @@ def select(
         >>> oes.pruning.select(net, torch.arange(63.0), 0.5).kept
         32
     """
-    flat = choose(net, scores, density, scope=scope, small=small, seed=seed)
+    flat = choose(net, scores, density, scope=scope, small=small, seed=seed, among=among)
     warn_of_empty_layers(net, flat)
     made_with = {"density": float(density), "scope": scope, "small": small, "seed": int(seed)}
     return Mask(flat, FlatLayout.of(net).fingerprint, {**made_with, **settings})
 
 
-def choose(net: nn.Module, scores: Tensor, density: float, *, scope: str, small: str, seed: int) -> Tensor:
+def choose(
+    net: nn.Module,
+    scores: Tensor,
+    density: float,
+    *,
+    scope: str,
+    small: str,
+    seed: int,
+    among: Tensor | None = None,
+) -> Tensor:
     """The flat mask of :func:`select`, bool on the CPU, without a warning."""
     check_options(net, density, scope=scope, small=small, seed=seed)
     layout = FlatLayout.of(net)
@@ -101,26 +114,35 @@ def choose(net: nn.Module, scores: Tensor, density: float, *, scope: str, small:
     scores = scores.detach().cpu()
     if bool(scores.isnan().any()):
         raise InputError(
-            f"scores: expected numbers, got {int(scores.isnan().sum())} NaN of {layout.numel}: weights, input "
-            "or image may be too large for the network's dtype"
+            f"scores: expected numbers, got {int(scores.isnan().sum())} NaN of {layout.numel}: weights, "
+            "input or image may be too large for the network's dtype"
         )
     keep = kept_of(layout.numel, density)
     flat = torch.zeros(layout.numel, dtype=torch.bool)
     competing = torch.ones(layout.numel, dtype=torch.bool)
+    if among is not None:
+        competing = check_tensor("among", among, shape=(layout.numel,), dtypes=(torch.bool,)).cpu()
+        if int(competing.sum()) < keep:
+            raise InputError(f"among: expected {keep} weights at least, got {int(competing.sum())}")
     if small == "keep":
         flat = small_parameters(net)
-        competing = ~flat
+        if not bool(competing[flat].all()):
+            raise InputError('among: expected all small parameters, which small="keep" keeps, got some')
+        competing = competing & ~flat
         keep -= int(flat.sum())
     if scope == "global":
         places = competing.nonzero().flatten()
         flat[places[highest(scores, places, keep, seed)]] = True
         return flat
-    pieces, weights = [], []
-    for places, shape in zip(torch.arange(layout.numel).split(layout.sizes), layout.shapes, strict=True):
-        if shape.numel() and competing[places[0]]:
+    pieces, sizes, weights = [], [], []
+    for begin, size, shape in zip(_begins(layout.sizes), layout.sizes, layout.shapes, strict=True):
+        places = begin + competing[begin : begin + size].nonzero().flatten()
+        if places.numel():
             pieces.append(places)
-            weights.append(sum(shape) / shape.numel() if scope == "erdos_renyi_kernel" else 1.0)
-    for places, quota in zip(pieces, quotas([len(p) for p in pieces], weights, keep), strict=True):
+            sizes.append(size)
+            weights.append(sum(shape) / size if scope == "erdos_renyi_kernel" else 1.0)
+    room = [places.numel() for places in pieces]
+    for places, quota in zip(pieces, quotas(sizes, weights, keep, room), strict=True):
         flat[places[highest(scores, places, quota, seed)]] = True
     return flat
 
@@ -137,8 +159,9 @@ def check_options(net: nn.Module, density: float, *, scope: str, small: str, see
         raise InputError(f"density: expected to keep one weight of {numel} at least, got {density}")
     if small == "keep" and keep < (count := int(small_parameters(net).sum())):
         raise InputError(
-            f"density: expected {count / numel:.4g} at least, the share of the {count} small parameters (biases, "
-            f'scales and shifts of norms) of {numel}, which small="keep" keeps, got {density}; or small="score"'
+            f"density: expected {count / numel:.4g} at least, the share of the {count} small parameters "
+            f'(biases, scales and shifts of norms) of {numel}, which small="keep" keeps, got {density}; '
+            'or small="score"'
         )
 
 
@@ -147,7 +170,9 @@ def kept_of(numel: int, density: float) -> int:
     return round(density * numel)
 
 
-def quotas(sizes: Sequence[int], weights: Sequence[float], keep: int) -> list[int]:
+def quotas(
+    sizes: Sequence[int], weights: Sequence[float], keep: int, room: Sequence[int] | None = None
+) -> list[int]:
     """How many elements of each tensor to keep, ``keep`` together.
 
     Tensor i keeps the share min(1, c * weights[i]) with the c that makes the total ``keep``; what whole
@@ -156,8 +181,10 @@ def quotas(sizes: Sequence[int], weights: Sequence[float], keep: int) -> list[in
     Args:
         sizes: elements of each.
         weights: positive.
-        keep: at most the sum of the sizes.
+        keep: at most the sum of ``room``.
+        room: at most how many of each, where that is less than their sizes.
     """
+    room = sizes if room is None else room
     full = [False] * len(sizes)
     while True:
         left = keep - sum(size for size, whole in zip(sizes, full, strict=True) if whole)
@@ -171,11 +198,12 @@ def quotas(sizes: Sequence[int], weights: Sequence[float], keep: int) -> list[in
         float(size) if whole else scale * w * size
         for size, w, whole in zip(sizes, weights, full, strict=True)
     ]
-    found = [min(size, int(share)) for size, share in zip(sizes, exact, strict=True)]
+    found = [min(most, int(share)) for most, share in zip(room, exact, strict=True)]
     by_remainder = sorted(range(len(sizes)), key=lambda i: found[i] - exact[i])
-    for index in by_remainder:
-        if sum(found) < keep and found[index] < sizes[index]:
-            found[index] += 1
+    while sum(found) < keep:  # more than once around where the room is less than the share
+        for index in by_remainder:
+            if sum(found) < keep and found[index] < room[index]:
+                found[index] += 1
     return found
 
 
@@ -237,7 +265,7 @@ def highest(scores: Tensor, places: Tensor, keep: int, seed: int) -> Tensor:
     if keep == 0:
         return torch.empty(0, dtype=torch.int64)
     competing = scores[places]
-    threshold = torch.topk(competing, keep).values[-1]
+    threshold = torch.kthvalue(competing, competing.numel() - keep + 1).values
     above = (competing > threshold).nonzero().flatten()
     ties = (competing == threshold).nonzero().flatten()
     left = keep - above.numel()
@@ -250,3 +278,7 @@ def highest(scores: Tensor, places: Tensor, keep: int, seed: int) -> Tensor:
 def _tie_break(seed: int, numel: int) -> Tensor:
     # Asked for once for every tensor.
     return random_bits(seed, 0, numel, stream=TIE_BREAK, device="cpu")
+
+
+def _begins(sizes: Sequence[int]) -> list[int]:
+    return list(itertools.accumulate(sizes, initial=0))[:-1]

@@ -97,12 +97,11 @@ def snip(
         >>> oes.pruning.snip(net, z, noisy, density=0.2).kept
         674
     """
-    settings = {"method": "snip"}
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
         _, gradient, _ = loss_gradient(net, z, noisy, backend=backend, verify=verify)
         flat = keep_above(net, gradient.abs(), share, scope=scope)
-        return published_mask(net, flat, density, scope=scope, seed=seed, **settings)
+        return published_mask(net, flat, density, scope=scope, seed=seed, method="snip")
     check_options(net, density, scope=scope, small=small, seed=seed)
     scores = snip_scores(net, z, noisy, backend=backend, verify=verify, precision=precision)
-    return select(net, scores, density, scope=scope, small=small, seed=seed, **settings)
+    return select(net, scores, density, scope=scope, small=small, seed=seed, method="snip")
