@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def _summarised(
     write("csv", "compare.csv", lambda path: summary.write_csv(path, results))
     if draw and results:
         for kind, call in plots.PLOTS.items():
-            write(kind, f"{kind}.png", lambda path, call=call: call(path, root, images, results))
+            write(kind, f"{kind}.png", partial(_draw, call, root, images, results))
     missing = [cell for cell in cells if cell not in results and cell not in failed]
     content = {
         "command": "compare",
@@ -240,6 +241,12 @@ def _summarised(
     write("json", "compare.json", lambda path: write_json(path, content))
     seconds = time.monotonic() - began
     return Comparison(settings, results, failed, missing, rows, files, not_written, interrupted, seconds)
+
+
+def _draw(
+    plot: plots.Plot, root: Path, images: Mapping[str, Tensor], results: plots.Results, path: Path
+) -> None:
+    plot(path, root, images, results)
 
 
 def _result(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from oes_fast.comparison.cells import Cell, label
@@ -22,6 +22,7 @@ from oes_fast.io.image import load_image
 from oes_fast.pruning import METHODS
 
 Results = Mapping[Cell, Mapping[str, Any]]
+Plot = Callable[[Path, Path, Mapping[str, Tensor], Results], None]  # file, folder, images, results
 
 _DRAWN = 400  # points of a curve
 _COLUMNS = 6  # images in a row
@@ -105,7 +106,7 @@ def layer_densities(path: Path, root: Path, images: Mapping[str, Tensor], result
     save_figure(figure, path)
 
 
-PLOTS: dict[str, Callable[[Path, Path, Mapping[str, Tensor], Results], None]] = {
+PLOTS: dict[str, Plot] = {
     "psnr": psnr,
     "ssim": ssim,
     "images": final_images,
@@ -134,7 +135,7 @@ def _panel(axes: Axes, results: Results, density: float | None, kind: str) -> No
     noisy = [result[kind]["noisy"] for result in results.values()]
     low = float(np.mean(noisy))
     axes.axhline(low, color=GREY, linestyle="-", linewidth=1, label="noisy image")
-    top = low
+    top, best = low, -math.inf
     for method in _methods(results, _ORDER):
         own = [r for c, r in results.items() if c.method == method and c.density in (density, None)]
         columns = curve(own, kind)
@@ -150,14 +151,17 @@ def _panel(axes: Axes, results: Results, density: float | None, kind: str) -> No
             steps, mean, style, color=_COLOR[method], linewidth=1.4, label=method, marker=marker, markersize=4
         )
         axes.fill_between(steps, mean - spread, mean + spread, color=_COLOR[method], alpha=0.2, linewidth=0)
-        top = max(top, float((mean + spread).max()))
+        top, best = max(top, float((mean + spread).max())), max(best, float(mean.max()))
     for method in _methods(results, CLASSICAL):
         level = float(np.mean([r[kind]["end"] for c, r in results.items() if c.method == method]))
         axes.axhline(level, color="#333333", linestyle=_DASHES[method], linewidth=1.2, label=method)
         top = max(top, level)
-    axes.set_ylim(low - _MARGIN[kind], top + 0.3 * _MARGIN[kind])
-    if any(line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) > 2):
+    drawn = math.isfinite(best)
+    axes.set_ylim((min(low, best) if drawn else low) - _MARGIN[kind], top + 0.3 * _MARGIN[kind])
+    if drawn:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     tidy(axes)

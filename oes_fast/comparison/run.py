@@ -156,6 +156,7 @@ class _Run:
 
     def network(self) -> dict[str, Any]:
         """Find the mask, if there is one to find, and train."""
+        net: nn.Module
         net, z = fresh_generator(self.noisy, seed=self.cell.seed)
         masked = mask = None
         if self.cell.method in METHODS:
@@ -430,7 +431,9 @@ class _Run:
 
 
 def ssim(image: Tensor, clean: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), with scikit-image's defaults: windows of 7 x 7, channels apart.
+    """Structural similarity (Wang et al. 2004), with scikit-image's defaults.
+
+    Windows are of 7 x 7 pixels, all alike, and the channels are taken apart.
 
     Args:
         image: in 0..1, shape [1, C, H, W], sides of 7 pixels at least.

@@ -41,7 +41,7 @@ class Settings:
         train_lr: Adam's learning rate for what a mask keeps.
         average: decay of the running average of the outputs, None for none.
         record_every: steps from one record of loss and PSNR to the next.
-        ssim_every: steps from one SSIM to the next, a multiple of ``record_every``; None for about 50 of them.
+        ssim_every: steps from one SSIM to the next, a multiple of ``record_every``; None for about 50.
         search_steps: updates of the mask search of "oes".
         search_lr: its learning rate.
         kl: weight of its KL term.
