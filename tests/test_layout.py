@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"autotune_cache"},
     "cuda_kernels": {*CHECKS, "_cuda_extension"},
     "reference": set(),
-    "models": CHECKS,
+    "models": {*CHECKS, "noise"},
     "io": CHECKS,
     "mask": {*CHECKS, "flat", "io", "named_masks", "reference"},
     "named_masks": {"errors", "flat"},
