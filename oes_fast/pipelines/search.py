@@ -246,6 +246,9 @@ class SearchRun:
         self._loss = zero_loss(objective)
         self._unit = unit_gradient(self._loss)
 
+    def begin(self, step: int, *, final: bool) -> None:
+        """Nothing: the mask is drawn in the evaluation."""
+
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Draw the mask of this step and run the generator under it."""
         return self.forward(step, final=final)
@@ -313,6 +316,9 @@ class SearchRun:
             lr=self._lr,
             backend=self._backend,
         )
+
+    def finish(self, step: int) -> None:
+        """Nothing."""
 
     def average(self) -> Tensor | None:
         """None: the outputs of a search are samples."""
