@@ -17,14 +17,19 @@ CHECKS = {"_checks", "errors"}
 # is the face, `import oes_fast`. Everything in a folder goes by the folder's row unless it has its own.
 MAY_IMPORT: dict[str, set[str]] = {
     "": {
-        "_command", "_startup", "backends", "baselines", "errors", "flat", "functional", "io", "mask",
-        "models", "nn", "noise", "pipelines", "precision", "pruning", "rewrite", "version",
+        "_command", "_startup", "analysis", "backends", "baselines", "errors", "flat", "functional", "io",
+        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "rewrite", "version",
     },
     "__main__": {"cli"},
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision", "version",
+        *CHECKS, "analysis", "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision",
+        "version",
+    },
+    "analysis": {
+        *CHECKS, "copies", "flat", "mask", "pipelines", "reference", "rewrite.ir", "rewrite.liveness",
+        "rewrite.tracing",
     },
     "pruning": {
         *CHECKS, "flat", "io", "mask", "pipelines", "precision", "reference", "rewrite",

@@ -26,12 +26,10 @@ SHUFFLE = 4  # stream: seed of shuffled masks
 MASK_DRAW = 5  # stream: masks drawn from the probabilities that a search found; the step is the draw
 LEVEL_NOISE = 6  # streams 6 + 256 k: Gumbel noise of level k of a mask of more than two levels
 DRAW_LEVEL = 7  # streams 7 + 256 k: the same of drawn masks
-<<<<<<< HEAD
-RANDOM_SCORES = 12  # stream: scores of random pruning
-=======
 STEP_INPUT_NOISE = 8  # stream: noise added to the generator's input in each step
 STEP_WEIGHT_NOISE = 9  # stream: noise added to the weights after each step
->>>>>>> hbase
+RANDOM_SCORES = 12  # stream: scores of random pruning
+PROBE = 16  # stream: signs that traces, norms and spectra are estimated with; the step is the probe
 LEVEL_STRIDE = 256
 NOISE_BITS = 23  # bits of a word that make the noise
 
