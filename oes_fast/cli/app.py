@@ -11,6 +11,7 @@ import torch
 import typer
 
 from oes_fast.cli import signals
+from oes_fast.cli.compare import compare
 from oes_fast.cli.console import (
     EXIT_BAD_INPUT,
     EXIT_OK,
@@ -47,6 +48,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     search: "oes-fast search noisy.png -o mask.safetensors",
     train: "oes-fast train noisy.png mask.safetensors -o restored.png",
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
+    compare: "oes-fast compare skimage:camera --size 128 --methods oes,random,nlm --preset quick -o compared",
     info: "oes-fast info --json info.json",
 }
 
@@ -90,7 +92,8 @@ def options(
     """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
 
     `denoise` does it all. `search` finds the mask, `train` restores with it, `transfer` restores another
-    image with it, `info` says what this machine has.
+    image with it. `compare` holds OES against other ways to prune, other networks and classical denoisers,
+    `info` says what this machine has.
     """
 
 

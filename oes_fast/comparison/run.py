@@ -7,20 +7,21 @@ import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
+from oes_fast.analysis import layer_densities
+from oes_fast.baselines import dense_dip, fresh_deep_decoder, sgld
 from oes_fast.comparison.cells import DONE, STARTED, Cell, CellFiles
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.comparison.settings import Settings
 from oes_fast.errors import OESWarning
-from oes_fast.flat import FlatLayout, flatten, unflatten_
+from oes_fast.flat import flatten, unflatten_
 from oes_fast.io.image import psnr, save_image
 from oes_fast.mask import Mask
 from oes_fast.noise import add_noise
@@ -171,9 +172,6 @@ class _Run:
         return self._result(fit, net, mask, masked)
 
     def _baseline(self, net: nn.Module, z: Tensor) -> TrainResult:
-        from oes_fast.baselines import dense_dip, sgld
-        from oes_fast.models import deep_decoder, deep_decoder_input
-
         own, seed = self.settings, self.cell.seed
         if self.cell.method == "dense_dip":
             return self._train(
@@ -194,23 +192,14 @@ class _Run:
                     net,
                     z,
                     self.noisy,
-                    lr=own.dense_lr,
+                    lr=own.sgld_lr,
                     param_noise=own.param_noise,
                     burn_in=self.files.settings["burn_in"],
                     seed=seed,
                     **common,
                 )
             )
-        size = tuple(self.noisy.shape[-2:])
-        decoder = deep_decoder(
-            num_output_channels=self.noisy.shape[1],
-            num_channels=own.decoder_channels,
-            size=size,
-            seed=seed,
-            dtype=self.noisy.dtype,
-            device=self.noisy.device,
-        )
-        small = deep_decoder_input(decoder, size, seed=seed)
+        decoder, small = fresh_deep_decoder(self.noisy, seed=seed)
         return self._train(
             lambda **common: dense_dip(decoder, small, self.noisy, lr=own.decoder_lr, seed=seed, **common)
         )
@@ -377,10 +366,7 @@ class _Run:
         self._save("", fit.output)
         if average is not None:
             self._save("_average", average)
-        records = list(fit.history)
-        best = fit.history.best()
-        of_average = [r for r in records if not np.isnan(r.psnr_average)]
-        best_average = max(of_average, key=lambda r: r.psnr_average, default=None)
+        records, report = list(fit.history), fit.report()
 
         def decibels(image: Tensor | None) -> float | None:
             return None if image is None else psnr(image, self.clean)
@@ -393,12 +379,9 @@ class _Run:
             "psnr": {
                 "noisy": psnr(self.noisy, self.clean),
                 "masked": decibels(masked),
-                "peak": None if best is None else best.psnr,
-                "peak_step": None if best is None else best.step,
                 "end": decibels(fit.output),
                 "average": decibels(average),
-                "peak_average": None if best_average is None else best_average.psnr_average,
-                "peak_average_step": None if best_average is None else best_average.step,
+                **{n: report[n] for n in ("peak", "peak_step", "peak_average", "peak_average_step")},
             },
             "ssim": {
                 "noisy": self._ssim_of(self.noisy),
@@ -426,7 +409,7 @@ class _Run:
         }
         if mask is not None:
             found["mask"] = {"kept": mask.kept, "density": mask.density, "settings": dict(mask.settings)}
-            found["layers"] = _layers(net, mask)
+            found["layers"] = [asdict(layer) for layer in layer_densities(net, mask)]
         return found
 
 
@@ -450,18 +433,3 @@ def _image_under(mask: Mask, net: nn.Module, z: Tensor) -> Tensor:
     unflatten_(masked, flatten(net) * mask.flat.to(z.device))
     image: Tensor = masked(z)
     return image
-
-
-def _layers(net: nn.Module, mask: Mask) -> list[dict[str, Any]]:
-    """Share kept of each tensor of weights with more than one dimension, in parameters() order."""
-    views = FlatLayout.of(net).views(mask.flat)
-    weights = [view for view in views.values() if view.ndim == 4]
-    return [
-        {
-            "name": f"conv {n}: {v.shape[2]}x{v.shape[3]}, {v.shape[1]} > {v.shape[0]}",
-            "kept": int(v.sum()),
-            "count": v.numel(),
-            "density": float(v.float().mean()),
-        }
-        for n, v in enumerate(weights, start=1)
-    ]

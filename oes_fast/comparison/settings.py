@@ -51,12 +51,12 @@ class Settings:
         imp_densities: what the rounds of "imp" prune to, falling; None for a fifth of the weights each, with
             all of ``densities`` among them.
         rewind_step: the step whose weights a ticket of "imp" starts from.
-        dense_lr: Adam's learning rate of "dense_dip" and "sgld".
+        dense_lr: Adam's learning rate of "dense_dip".
         weight_decay: of "dense_dip".
         input_noise: standard deviation of the noise that "dense_dip" adds to its input in each step.
         decoder_lr: Adam's learning rate of "deep_decoder".
-        decoder_channels: channels of its layers.
-        param_noise: of "sgld", see :func:`oes_fast.baselines.sgld`.
+        sgld_lr: Adam's learning rate of "sgld".
+        param_noise: of its noise on the weights, see :func:`oes_fast.baselines.sgld`.
         burn_in: steps before the posterior mean of "sgld" begins; None for 7,000, or half of the steps where
             they are fewer than 14,000.
         backend: as for :func:`oes_fast.train_sparse`.
@@ -88,7 +88,7 @@ class Settings:
     weight_decay: float = 0.0
     input_noise: float = 0.0
     decoder_lr: float = 1e-2
-    decoder_channels: int = 128
+    sgld_lr: float = 1e-2
     param_noise: float = 2.0
     burn_in: int | None = None
     backend: str = "auto"
@@ -103,12 +103,12 @@ class Settings:
             check_integer("seeds", seed, minimum=0, below=MAX_SEED)
         for name in ("methods", "densities", "seeds"):
             _check_list(name, getattr(self, name))
-        positive = ("sigma", "train_lr", "search_lr", "dense_lr", "decoder_lr")
+        positive = ("sigma", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
         for name in positive:
             check_number(name, getattr(self, name), above=0.0)
         for name in ("kl", "weight_decay", "input_noise", "param_noise"):
             check_number(name, getattr(self, name), minimum=0.0)
-        for name in ("train_steps", "search_steps", "record_every", "decoder_channels"):
+        for name in ("train_steps", "search_steps", "record_every"):
             check_integer(name, getattr(self, name), minimum=1, below=2**32)
         check_integer("rewind_step", self.rewind_step, minimum=0)
         for name, minimum in (("imp_steps", 1), ("burn_in", 0), ("noise_seed", 0), ("ssim_every", 1)):
@@ -127,12 +127,13 @@ class Settings:
             self._check_imp()
 
     @classmethod
-    def of_preset(cls, preset: Preset, **given: Any) -> Settings:
+    def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
         """Steps, rates and density of a preset, but for what is given and not None."""
         known = {field.name for field in fields(cls)} & set(vars(preset))
         base = {name: getattr(preset, name) for name in known} | {"kl": preset.search_kl}
         base["densities"] = (preset.density,)
-        return cls(**(base | {name: value for name, value in given.items() if value is not None}))
+        given = {name: value for name, value in given.items() if value is not None}
+        return cls(**(base | given), average=average)
 
     @property
     def ssim_interval(self) -> int:
@@ -173,15 +174,13 @@ class Settings:
             found["imp_densities"] = list(self.imp_schedule)
             found["imp_steps"] = self.train_steps if self.imp_steps is None else self.imp_steps
             names += ["rewind_step"]
-        if method in ("dense_dip", "sgld"):
-            names += ["dense_lr"]
         if method == "dense_dip":
-            names += ["weight_decay", "input_noise"]
+            names += ["dense_lr", "weight_decay", "input_noise"]
         if method == "deep_decoder":
-            names += ["decoder_lr", "decoder_channels"]
+            names += ["decoder_lr"]
         if method == "sgld":
             found["burn_in"] = min(_BURN_IN, self.train_steps // 2) if self.burn_in is None else self.burn_in
-            names += ["param_noise"]
+            names += ["sgld_lr", "param_noise"]
         return found | {name: getattr(self, name) for name in names} | {"ssim_every": self.ssim_interval}
 
     def _check_imp(self) -> None:
