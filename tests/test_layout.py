@@ -24,8 +24,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "analysis", "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision",
-        "version",
+        *CHECKS, "analysis", "backends", "comparison", "flat", "io", "mask", "models", "noise", "pipelines",
+        "precision", "pruning", "version", "weights_file",
+    },
+    "comparison": {
+        *CHECKS, "analysis", "backends", "baselines", "io", "mask", "noise", "pipelines", "precision",
+        "pruning", "version", "weights_file",
     },
     "analysis": {
         *CHECKS, "copies", "flat", "mask", "pipelines", "reference", "rewrite.ir", "rewrite.liveness",
@@ -63,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "io": CHECKS,
     "mask": {*CHECKS, "flat", "io", "named_masks", "reference"},
     "named_masks": {"errors", "flat"},
+    "weights_file": {"errors", "flat", "io"},
     "noise": {*CHECKS, "reference"},
     "precision": CHECKS,
     "copies": {"errors"},

@@ -276,8 +276,8 @@ def _finish(done: Comparison, output: Path, quiet: bool) -> int:
         if done.rows:
             print(f"{done.table()}\n")
         print_table([("Time", duration(done.seconds))], done.files.values())
-    for cell, why in done.failed.items():
-        warn(f"{cell.title}: failed: {why}")
+    if done.failed:
+        warn(f"{len(done.failed)} cells failed; the same command tries them again")
     if done.not_written:
         raise OutputError("; ".join(done.not_written.values()))
     if done.interrupted:

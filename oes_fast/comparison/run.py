@@ -21,12 +21,12 @@ from oes_fast.comparison.cells import DONE, STARTED, Cell, CellFiles
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.comparison.settings import Settings
 from oes_fast.errors import OESWarning
-from oes_fast.flat import flatten, unflatten_
 from oes_fast.io.image import psnr, save_image
 from oes_fast.mask import Mask
 from oes_fast.noise import add_noise
 from oes_fast.pipelines.checkpoint import digest as digest_of
 from oes_fast.pipelines.loop import StepInfo
+from oes_fast.pipelines.masked_output import masked_output
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
 from oes_fast.pruning import METHODS, imp_rounds
@@ -162,7 +162,7 @@ class _Run:
         masked = mask = None
         if self.cell.method in METHODS:
             mask, net = self._mask(net, z)
-            masked = _image_under(mask, net, z)
+            masked = masked_output(net, mask, z)
             self._save("_masked", masked)
             fit = self._train(
                 lambda **common: train_sparse(net, mask, z, self.noisy, lr=self.settings.train_lr, **common)
@@ -233,7 +233,7 @@ class _Run:
             }
         else:
             arguments |= {"scope": own.scope, "small": own.small}
-        if cell.method in ("snip", "grasp"):
+        if cell.method in ("snip", "grasp", "synflow"):
             arguments |= self._binding()
         try:
             mask = METHODS[cell.method](net, z, self.noisy, **arguments)
@@ -269,11 +269,10 @@ class _Run:
             raise Stopped
         if own.rewind_step > 0:
             save_weights(self.files.weights, found.net)
-        masks = {r.density: r.mask for r in found.rounds}
         for cell in self.group:
             files = CellFiles(self.options.folder, cell, settings_of(own, cell, self.clean.cpu()))
             if cell.density is not None and not files.path(MASK_ENDING).exists():
-                self._keep_mask(files, masks[cell.density], self.seconds["mask"])
+                self._keep_mask(files, found.at(cell.density), self.seconds["mask"])
         shutil.rmtree(rounds, ignore_errors=True)
 
     def _keep_mask(self, files: CellFiles, mask: Mask, seconds: float) -> None:
@@ -424,12 +423,3 @@ def ssim(image: Tensor, clean: Tensor) -> float:
     """
     first, second = (t.detach()[0].permute(1, 2, 0).to("cpu", torch.float64).numpy() for t in (image, clean))
     return float(structural_similarity(first, second, data_range=1.0, channel_axis=-1))
-
-
-@torch.no_grad()
-def _image_under(mask: Mask, net: nn.Module, z: Tensor) -> Tensor:
-    """What the weights that training starts from give under the mask."""
-    masked = deepcopy(net).train()
-    unflatten_(masked, flatten(net) * mask.flat.to(z.device))
-    image: Tensor = masked(z)
-    return image
