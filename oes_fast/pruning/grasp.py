@@ -139,7 +139,7 @@ def _hessian_product(
         )
     net = copy_network(net).train()
     z = ordinary(z)
-    function, _ = differentiable(net, z, "torch" if backend == "auto" else backend, verify=verify)
+    function, _ = differentiable(net, z, backend, verify=verify, twice=True)
     weights = flatten(net).requires_grad_()
     objective = SquaredError(ordinary(noisy))
     with torch.enable_grad():
