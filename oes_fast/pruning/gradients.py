@@ -49,7 +49,7 @@ def loss_gradient(
 
 
 def differentiable(
-    net: nn.Module, z: Tensor, backend: str, *, verify: bool
+    net: nn.Module, z: Tensor, backend: str, *, verify: bool, twice: bool = False
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
     """The network as a function of its flat weights and a constant input, in the mode that it is in.
 
@@ -58,10 +58,10 @@ def differentiable(
         z: input [1, C, ...] of the shape that the function will see.
         backend: "reference" for the network as it is, any other for the rewritten network.
         verify: compare the rewritten network with ``net`` first; where they differ, warn and take ``net``.
+        twice: "auto" takes PyTorch operations, which can be differentiated more than once.
 
     Returns:
-        (function of (weights [n], z), name of the backend that runs it). With "reference" and "torch" it can
-        be differentiated any number of times, by the kernels once.
+        (function of (weights [n], z), name of the backend that runs it).
 
     Raises:
         BackendError: the backend cannot run here, or not in the network's dtype.
@@ -69,7 +69,8 @@ def differentiable(
             network as it is.
     """
     if backend != "reference":
-        chosen = resolve(backend, z.device, candidates(z.dtype))
+        wanted = "torch" if twice and backend == "auto" else backend
+        chosen = resolve(wanted, z.device, candidates(z.dtype))
         try:
             if z.ndim != 4:
                 raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")

@@ -154,6 +154,7 @@ class SynapticFlow:
         self._call: int | None = last if isinstance(last, int) else None
         # What is left out by its number among the calls is not seen by a trace.
         chosen = backend if self._call is None else "reference"
+        # For all rounds: most are too dense for sparse convolutions to make up for binding anew.
         self._function, _ = differentiable(linear, self._ones, chosen, verify=verify)
 
     def scores(self, kept: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast.copies import copy_network
-from oes_fast.errors import CheckpointWarning, InputError, OutputError, warn_caller
+from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OutputError, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
@@ -146,7 +146,11 @@ class Tickets:
             number = len(self._rounds) + 1
             steps = self._plan.steps - (self._plan.rewind_step if number > 1 else 0)
             net = self._net if number == 1 else self._rewound
-            assert net is not None  # the first round has been at that step
+            if net is None:  # a save failed, and the run was broken off and resumed behind that step
+                raise CheckpointError(
+                    f"{self._folder}: expected the weights of step {self._plan.rewind_step} in it, got none",
+                    path=self._folder,
+                )
             path = None if self._folder is None else self._folder / f"round-{number}.safetensors"
             fit = train_sparse(
                 net,
