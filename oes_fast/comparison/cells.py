@@ -152,4 +152,4 @@ class CellFiles:
         return "; ".join(clauses) or "with other settings"
 
     def _remedy(self) -> str:
-        return f"give this comparison another folder (-o), or remove {self._stem}*"
+        return f"give this comparison another folder (-o), or remove {self._stem}.* and _*"

@@ -70,7 +70,7 @@ def bm3d(noisy: Tensor, sigma: float | None = None) -> Tensor:
     pixels, sigma = _prepared(noisy, sigma)
     if pixels.shape[-1] == 3:
         return _restored(package.bm3d_rgb(pixels, sigma), noisy)
-    return _restored(package.bm3d(pixels[..., 0], sigma)[..., None], noisy)
+    return _restored(package.bm3d(pixels[..., 0], sigma), noisy)
 
 
 CLASSICAL: dict[str, Callable[[Tensor, float | None], Tensor]] = {"nlm": nlm, "tv": tv, "bm3d": bm3d}
@@ -109,5 +109,6 @@ def _prepared(noisy: Tensor, sigma: float | None) -> tuple[np.ndarray, float]:
 
 
 def _restored(pixels: np.ndarray, noisy: Tensor) -> Tensor:
-    planes = torch.from_numpy(np.ascontiguousarray(np.clip(pixels, 0, 1).transpose(2, 0, 1)))[None]
-    return planes.to(noisy)
+    height, width = noisy.shape[-2:]
+    clipped = np.clip(pixels, 0, 1).reshape(height, width, -1)  # a single channel may have been left out
+    return torch.from_numpy(np.ascontiguousarray(clipped.transpose(2, 0, 1)))[None].to(noisy)

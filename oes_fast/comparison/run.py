@@ -389,9 +389,7 @@ class _Run:
                 "end": similarity(fit.output),
                 "average": similarity(average),
             },
-            "average_is": None
-            if average is None
-            else ("posterior mean" if posterior is not None else "running"),
+            "average_of": None if average is None else "outputs" if posterior is None else "posterior",
             "seconds": {**self.seconds, "total": total},
             "steps": fit.steps,
             "collapsed": fit.collapsed,

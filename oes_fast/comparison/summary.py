@@ -226,7 +226,7 @@ def table(rows: Sequence[Row]) -> str:
             lines.append("")
         noisy = own[0].noisy.mean
         lines.append(f"{image}: noisy image {'-' if noisy is None else f'{noisy:.2f}'} dB; PSNR in dB")
-        lines.append(f"{'':<20}{'seeds':>5} {'peak':>11} {'end':>11} {'average':>11} {'SSIM':>6} {'time':>8}")
+        lines.append(f"{'':<18}{'seeds':>5} {'peak':>11} {'end':>11} {'average':>11} {'SSIM':>6} {'time':>8}")
         for row in own:
             seconds = "-" if row.seconds.mean is None else duration(row.seconds.mean)
             similarity = "-" if row.ssim.mean is None else f"{row.ssim.mean:.3f}"
@@ -234,7 +234,7 @@ def table(rows: Sequence[Row]) -> str:
             flags = [name for name in ("collapsed", "diverged") if getattr(row, name)]
             said = "".join(f" {name[0].upper()}" for name in flags)
             name = label(row.method, row.density)
-            lines.append(f"{name:<20}{row.seeds:>5} {figures} {similarity:>6} {seconds:>8}{said}")
+            lines.append(f"{name:<18}{row.seeds:>5} {figures} {similarity:>6} {seconds:>8}{said}")
     if any(row.collapsed for row in rows):
         lines.append("C: the output of a cell is flat, its network collapsed")
     if any(row.diverged for row in rows):

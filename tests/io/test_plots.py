@@ -162,7 +162,7 @@ def test_histograms_of_extreme_logits(tmp_path):
 
 def test_bars_are_the_counts_and_the_shares(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     logits = 3 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
     probability_histogram(tmp_path / "a.png", logits)
     layer_density(tmp_path / "a.png", ["a", "b", "c"], [0.5, 0.0, 0.25], 0.3)
