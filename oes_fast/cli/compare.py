@@ -251,6 +251,7 @@ def compare(
         precision=precision,
     )
     where = find_device(device)
+    check_integer("--jobs", jobs, minimum=1)
     clean = _load(images, size)
     signals.stop.patient = True  # there is something to finish: it takes a second signal to end at once
     with ComparisonProgress(quiet=quiet) as progress:

@@ -128,10 +128,10 @@ def compare(
         OESError: a package that a method needs is not installed.
     """
     began = time.monotonic()
-    root = _folder(folder)
     _check(images, settings, jobs, threads)
     check_flag("verify", verify)
     check_number("checkpoint_seconds", checkpoint_seconds, minimum=0.0)
+    root = _folder(folder)
     images = {name: image.contiguous() for name, image in images.items()}
     cells = grid(list(images), settings)
     if len({cell.name for cell in cells}) < len(cells):

@@ -1,4 +1,4 @@
-"""Comparisons end to end on a small network: what is done is kept, what is missing is run, nothing is mixed."""
+"""Comparisons end to end on a small network: what is done is kept, what is missing is run, nothing mixed."""
 
 from __future__ import annotations
 

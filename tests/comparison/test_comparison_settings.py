@@ -41,7 +41,7 @@ def test_refusals_name_the_setting(name, value):
 def test_a_result_depends_on_what_its_method_uses_alone():
     one = Settings(methods=NAMES, densities=[0.1])
     two = Settings(
-        methods=NAMES, densities=[0.1, 0.05], imp_densities=one.imp_schedule + (0.05,), seeds=[0, 1],
+        methods=NAMES, densities=[0.1, 0.05], imp_densities=(*one.imp_schedule, 0.05), seeds=[0, 1],
         search_steps=7, scope="tensor", dense_lr=0.5, decoder_lr=0.5, sgld_lr=0.5,
     )  # fmt: skip
     same = {m for m in NAMES if one.of_cell(m, 0.1, 0) == two.of_cell(m, 0.1, 0)}
