@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *CHECKS, "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision", "version",
     },
     "pruning": {
-        *CHECKS, "flat", "io", "mask", "pipelines", "precision", "reference", "rewrite",
+        *CHECKS, "backends", "copies", "flat", "mask", "pipelines", "precision", "reference", "rewrite",
     },
     "pipelines": {
         *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
