@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rewrite.tracing",
     },
     "pruning": {
-        *CHECKS, "flat", "io", "mask", "pipelines", "precision", "reference", "rewrite",
+        *CHECKS, "backends", "copies", "flat", "mask", "pipelines", "precision", "reference", "rewrite",
     },
     "baselines": {*CHECKS, "models", "pipelines", "precision"},
     "pipelines": {

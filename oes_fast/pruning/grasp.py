@@ -53,6 +53,13 @@ def grasp_scores(
         InputError: an argument does not fit, with its name.
         OESError: the scores are not finite.
         BackendError: a backend without second derivatives.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> scores = oes.pruning.grasp_scores(net, z, noisy)
+        >>> mask = oes.pruning.select(net, -scores, 0.2)  # the largest are pruned
     """
     weights, _, product = _hessian_product(net, z, noisy, backend, verify, by_weights=False)
     return -weights * product

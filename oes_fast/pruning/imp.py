@@ -224,7 +224,7 @@ def published_schedule(
     kept = int((weights != 0).sum())
     counts: list[int] = []
     while len(counts) < most and (not counts or kept > target * weights.numel()):
-        kept -= math.ceil((torch.tensor(kept) * share).item())  # in float32, as there
+        kept -= math.ceil((torch.tensor(kept, dtype=torch.float32, device="cpu") * share).item())  # as there
         if kept == 0:
             raise InputError("density: expected a weight to be left after every round, got none")
         counts.append(kept)

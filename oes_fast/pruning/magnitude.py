@@ -20,6 +20,13 @@ def magnitude_scores(net: nn.Module) -> Tensor:
 
     Returns:
         On the CPU, of the network's dtype, shape [number of parameters].
+
+    Raises:
+        InputError: a weight is NaN or infinite.
+
+    Example:
+        >>> float(oes.pruning.magnitude_scores(torch.nn.BatchNorm2d(4)).sum())  # scales of 1, shifts of 0
+        4.0
     """
     check_finite_network(check_network(net))
     return flatten(net).abs().cpu()

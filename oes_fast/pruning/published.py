@@ -77,7 +77,7 @@ def keep_above(net: nn.Module, scores: Tensor, share: float, *, scope: str) -> T
     Raises:
         InputError: a tensor so small that the share is none of it: the published code fails there.
     """
-    kept = torch.zeros(scores.numel(), dtype=torch.bool)
+    kept = torch.zeros(scores.numel(), dtype=torch.bool, device="cpu")
     for places in _pieces(net, scope):
         kept[places] = scores.cpu()[places] > _threshold(scores.cpu()[places], share)
     return kept
@@ -90,7 +90,7 @@ def drop_above(scores: Tensor, share: float) -> Tensor:
 
 def _pieces(net: nn.Module, scope: str) -> list[Tensor]:
     layout = FlatLayout.of(net)
-    everything = torch.arange(layout.numel)
+    everything = torch.arange(layout.numel, device="cpu")
     return [everything] if scope == "global" else list(everything.split(layout.sizes))
 
 

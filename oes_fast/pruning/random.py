@@ -22,6 +22,12 @@ def random_scores(net: nn.Module, *, seed: int = 0) -> Tensor:
 
     Returns:
         float64 on the CPU, shape [number of parameters]: whole numbers in [0, 2^32).
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> scores = oes.pruning.random_scores(net, seed=1)
+        >>> scores.shape, bool((scores >= 0).all())
+        (torch.Size([3371]), True)
     """
     numel = FlatLayout.of(check_network(net)).numel
     check_integer("seed", seed, minimum=0, below=2**64)

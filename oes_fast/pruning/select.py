@@ -42,8 +42,8 @@ def small_parameters(net: nn.Module) -> Tensor:
         >>> int(oes.pruning.small_parameters(net).sum())  # of 63: bias, scale and shift
         9
     """
-    small = torch.tensor([not is_weight for is_weight in _weights(net)])
-    return small.repeat_interleave(torch.tensor(FlatLayout.of(net).sizes))
+    sizes = torch.tensor(FlatLayout.of(net).sizes, device="cpu")
+    return torch.tensor([not is_weight for is_weight in _weights(net)], device="cpu").repeat_interleave(sizes)
 
 
 def select(
@@ -118,8 +118,8 @@ def choose(
             "input or image may be too large for the network's dtype"
         )
     keep = kept_of(layout.numel, density)
-    flat = torch.zeros(layout.numel, dtype=torch.bool)
-    competing = torch.ones(layout.numel, dtype=torch.bool)
+    flat = torch.zeros(layout.numel, dtype=torch.bool, device="cpu")
+    competing = torch.ones(layout.numel, dtype=torch.bool, device="cpu")
     if among is not None:
         competing = check_tensor("among", among, shape=(layout.numel,), dtypes=(torch.bool,)).cpu()
         if int(competing.sum()) < keep:
@@ -263,7 +263,7 @@ def highest(scores: Tensor, places: Tensor, keep: int, seed: int) -> Tensor:
         seed: equal scores at the threshold are chosen among by the stream ``TIE_BREAK`` over all n.
     """
     if keep == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     competing = scores[places]
     threshold = torch.kthvalue(competing, competing.numel() - keep + 1).values
     above = (competing > threshold).nonzero().flatten()

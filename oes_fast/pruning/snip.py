@@ -41,6 +41,13 @@ def snip_scores(
         InputError: an argument does not fit, with its name.
         OESError: the gradient is not finite.
         BackendError: the backend cannot run here.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> oes.pruning.snip_scores(net, z, noisy).shape
+        torch.Size([3371])
     """
     weights, gradient, _ = loss_gradient(net, z, noisy, backend=backend, verify=verify)
     return (weights * gradient).abs()

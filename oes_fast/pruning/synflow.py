@@ -48,6 +48,13 @@ def synflow_scores(
         InputError: an argument does not fit, with its name; the signal of ones reaches no output.
         OESError: the scores are not finite.
         BackendError: the backend cannot run here.
+
+    Example:
+        >>> net = torch.nn.Conv2d(1, 2, 1, bias=False)
+        >>> torch.nn.init.constant_(net.weight, -0.5).shape
+        torch.Size([2, 1, 1, 1])
+        >>> oes.pruning.synflow_scores(net, torch.rand(1, 1, 4, 4)).tolist()  # of 16 pixels each
+        [8.0, 8.0]
     """
     return SynapticFlow(net, z, backend=backend, verify=verify).scores(kept)
 

@@ -274,13 +274,13 @@ class Tickets:
 
     def _save(self) -> bool:
         """Keep what was found so far; whether that is safe."""
-        rows = [round.history.rows for round in self._rounds]
+        rows = [torch.empty(0, 5, dtype=torch.float64, device="cpu")]
+        for number, each in enumerate(self._rounds):
+            own = each.history.rows
+            rows.append(torch.cat([torch.full_like(own[:, :1], number), own], dim=1))
         state = {
             # Records of all rounds; what each begins with is the number of its round.
-            "history": torch.cat(
-                [torch.empty(0, 5, dtype=torch.float64)]
-                + [torch.cat([torch.full((len(r), 1), float(i)), r], dim=1) for i, r in enumerate(rows)]
-            ),
+            "history": torch.cat(rows),
             "masks": torch.stack([self._start.flat, *(round.mask.flat for round in self._rounds)]),
         }
         if self._rewound is not None:

@@ -16,6 +16,8 @@ FINDER = doctest.DocTestFinder(recurse=False)
 WITHOUT = {
     "Concat",
     "Generator",
+    "ImpResult",
+    "ImpRound",
     "PhaseSplit",
     "SearchResult",
     "SparseGenerator",
@@ -27,7 +29,12 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    for module, prefix in ((oes, ""), (oes.functional, "functional."), (oes.models, "models.")):
+    for module, prefix in (
+        (oes, ""),
+        (oes.functional, "functional."),
+        (oes.models, "models."),
+        (oes.pruning, "pruning."),
+    ):
         for name in module.__all__:
             value = getattr(module, name)
             error = inspect.isclass(value) and issubclass(value, BaseException | Warning)

@@ -203,3 +203,42 @@ def test_every_method_trains(problem):
         mask = prune(method, net, z, noisy, density=0.4, **options)
         fit = oes.train_sparse(net, mask, z, noisy, steps=3, verify=False)
         assert fit.history.loss[-1] < fit.history.loss[0]
+
+
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_inside_of_the_callers_context(problem, method, context):
+    options = {} if method in ("random", "magnitude") else {"verify": False}
+    expected = prune(method, *problem[:1], problem.z, problem.noisy, density=0.4, **options)
+    with context():
+        mask = prune(method, *problem[:1], problem.z, problem.noisy, density=0.4, **options)
+    assert torch.equal(mask.flat, expected.flat)
+    assert mask.flat.device.type == "cpu"
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_made_under_inference_mode(make_problem, method, published):
+    options = {} if method in ("random", "magnitude") else {"verify": False}
+    if published:
+        if method == "oes":
+            pytest.skip("a search is as published")
+        options["published"] = True
+    if method == "imp":
+        options |= {"rounds": None, "share": 0.4} if published else {}
+    with torch.inference_mode():
+        net, _, z, noisy, _ = make_problem()
+        inside = prune(method, net, z, noisy, density=0.5, **options)
+    outside = prune(method, net, z, noisy, density=0.5, **options)  # inference tensors, outside of the mode
+    net, _, z, noisy, _ = make_problem()
+    expected = prune(method, net, z.requires_grad_(), noisy, density=0.5, **options)
+    assert torch.equal(inside.flat, expected.flat)
+    assert torch.equal(outside.flat, expected.flat)
+    assert z.grad is None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_close, skip_unless_available, unchanged
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import oes_fast as oes
@@ -338,3 +342,31 @@ def test_synflow_without_a_signal():
     nn.init.zeros_(net[0].weight)
     with pytest.raises(oes.InputError, match="net: expected a signal from an input of ones"):
         oes.pruning.synflow(net, torch.rand(1, 2, 4, 4), density=0.5)
+
+
+# ---- networks at random
+
+
+def with_batch_of_one(net: nn.Module, z: Tensor) -> Tensor:
+    z = z[:1]
+    with torch.no_grad():
+        output = copy.deepcopy(net).train()(z)
+    assume(output.numel() > 0 and bool(output.isfinite().all()))
+    return z
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+@pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
+def test_rewritten_networks_give_the_scores_of_dense_ones(data):
+    net, z = data.draw(networks.networks())
+    z = with_batch_of_one(net, z)
+    noisy = torch.rand_like(copy.deepcopy(net).train()(z).detach())
+    for score, arguments in (
+        (oes.pruning.snip_scores, (net, z, noisy)),
+        (oes.pruning.grasp_scores, (net, z, noisy)),
+        (oes.pruning.synflow_scores, (net, z)),
+    ):
+        with suppress(oes.InputError):  # no signal from an input of ones: a relu that nothing passes
+            dense = score(*arguments, backend="reference")
+            assert_close(score(*arguments, verify=False), dense, 1e-7)
