@@ -15,9 +15,11 @@ FINDER = doctest.DocTestFinder(recurse=False)
 # Exceptions and what the pipelines return need none.
 WITHOUT = {
     "Concat",
+    "DeepDecoder",
     "Generator",
     "PhaseSplit",
     "SearchResult",
+    "SgldResult",
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
@@ -27,7 +29,8 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    for module, prefix in ((oes, ""), (oes.functional, "functional."), (oes.models, "models.")):
+    folders = {"": oes} | {f"{n}.": getattr(oes, n) for n in ("baselines", "functional", "models")}
+    for prefix, module in folders.items():
         for name in module.__all__:
             value = getattr(module, name)
             error = inspect.isclass(value) and issubclass(value, BaseException | Warning)
