@@ -199,6 +199,12 @@ def deep_decoder_input(net: DeepDecoder, size: Sequence[int] | None = None, *, s
 
     Raises:
         InputError: another network, or the network gives no image of that size.
+
+    Example:
+        >>> net = oes.models.deep_decoder(3, num_channels=16, size=(50, 36), seed=0)
+        >>> z = oes.models.deep_decoder_input(net, seed=0)
+        >>> z.shape, net(z).shape
+        (torch.Size([1, 16, 7, 5]), torch.Size([1, 3, 50, 36]))
     """
     if not isinstance(net, DeepDecoder):
         raise InputError(f"net: expected an oes_fast.models.DeepDecoder, got {type(net).__name__}")

@@ -102,8 +102,9 @@ def search_mask(
 
     Args:
         net: generator with its initial weights w0; neither they nor its running statistics are changed.
-        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than our own
-            generators may take one of another size than the image's; [1, C] and [1, C, L] on the reference.
+        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
+            :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
+            [1, C, L] on the reference.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
         density: wanted share of kept weights, p0 and the k of the top-k, in (0, 1).
         steps: updates to make.

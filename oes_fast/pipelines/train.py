@@ -77,8 +77,9 @@ def train_sparse(
     Args:
         net: generator; copied, and left alone.
         mask: which weights to keep.
-        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than our own
-            generators may take one of another size than the image's; [1, C] and [1, C, L] on the reference.
+        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
+            :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
+            [1, C, L] on the reference.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
         steps: updates to make.
         lr: Adam's learning rate.

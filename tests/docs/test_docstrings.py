@@ -15,11 +15,13 @@ FINDER = doctest.DocTestFinder(recurse=False)
 # Exceptions and what the pipelines return need none.
 WITHOUT = {
     "Concat",
+    "DeepDecoder",
     "Generator",
     "ImpResult",
     "ImpRound",
     "PhaseSplit",
     "SearchResult",
+    "SgldResult",
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
@@ -29,12 +31,9 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    for module, prefix in (
-        (oes, ""),
-        (oes.functional, "functional."),
-        (oes.models, "models."),
-        (oes.pruning, "pruning."),
-    ):
+    names = ("baselines", "functional", "models", "pruning")
+    folders = {"": oes} | {f"{n}.": getattr(oes, n) for n in names}
+    for prefix, module in folders.items():
         for name in module.__all__:
             value = getattr(module, name)
             error = inspect.isclass(value) and issubclass(value, BaseException | Warning)
