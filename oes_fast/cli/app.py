@@ -21,6 +21,7 @@ from oes_fast.cli.console import (
 )
 from oes_fast.cli.denoise import denoise
 from oes_fast.cli.info import info
+from oes_fast.cli.inspect import inspect
 from oes_fast.cli.outputs import Interrupted
 from oes_fast.cli.search import search
 from oes_fast.cli.settings import debug
@@ -47,6 +48,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     search: "oes-fast search noisy.png -o mask.safetensors",
     train: "oes-fast train noisy.png mask.safetensors -o restored.png",
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
+    inspect: "oes-fast inspect mask.safetensors another.safetensors -o masks.png",
     info: "oes-fast info --json info.json",
 }
 
@@ -90,7 +92,7 @@ def options(
     """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
 
     `denoise` does it all. `search` finds the mask, `train` restores with it, `transfer` restores another
-    image with it, `info` says what this machine has.
+    image with it, `inspect` shows what a mask keeps, `info` says what this machine has.
     """
 
 
