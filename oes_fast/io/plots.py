@@ -219,9 +219,10 @@ def layer_densities(
             raise InputError(f"densities: expected {len(names)}, one for each name, got {len(shares)}")
         percent = [100 * share for share in shares]
         top = max([top, *(p for p in percent if math.isfinite(p))])
+        beside = 0.3 * (i / max(1, len(densities) - 1) - 0.5) if len(densities) > 1 else 0.0
         axes.plot(
             percent,
-            range(len(names)),
+            [row + beside for row in range(len(names))],  # marks of equal shares do not hide each other
             MARKERS[i // len(COLORS) % len(MARKERS)],
             color=COLORS[i % len(COLORS)],
             markersize=6,

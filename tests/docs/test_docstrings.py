@@ -16,8 +16,16 @@ FINDER = doctest.DocTestFinder(recurse=False)
 WITHOUT = {
     "Concat",
     "Generator",
+    "HessianEigenvalues",
+    "HessianSpectrum",
+    "JacobianNorm",
+    "Layer",
+    "LayerOverlap",
+    "LiveChannels",
+    "Overlap",
     "PhaseSplit",
     "SearchResult",
+    "Sharpness",
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
@@ -27,7 +35,8 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    for module, prefix in ((oes, ""), (oes.functional, "functional."), (oes.models, "models.")):
+    parts = ((oes.analysis, "analysis."), (oes.functional, "functional."), (oes.models, "models."))
+    for module, prefix in ((oes, ""), *parts):
         for name in module.__all__:
             value = getattr(module, name)
             error = inspect.isclass(value) and issubclass(value, BaseException | Warning)
