@@ -14,7 +14,7 @@ from oes_fast.flat import flatten
 
 
 def tiny_problem(*, scales: tuple[int, ...] = (2,), density: float = 0.6) -> Problem:
-    """About 150 weights in float64, and a random mask that keeps all batch norm scales, and so the net alive."""
+    """About 150 weights in float64; a random mask that keeps batch norm scales, so that all is alive."""
     problem = build_problem(size=(12, 12), channels=1, num_channels_down=scales, density=density)
     kept = problem.mask.to_dict(problem.net)
     for path, module in problem.net.named_modules():

@@ -119,6 +119,8 @@ def test_every_plot_is_written_in_every_format(tmp_path, suffix):
         lambda: psnr_curve(path, {"output": curve, "average $_x$": curve}, 20.31),
         lambda: probability_histogram(path, torch.randn(1000, generator=generator)),
         lambda: layer_density(path, names, torch.rand(86, generator=generator).tolist(), 0.05),
+        lambda: layer_densities(path, names, {"a": torch.rand(86, generator=generator).tolist()}),
+        lambda: spectra(path, {"a": ([0.0, 1.0], [1.0, 0.5])}),
         lambda: side_by_side(path, [("a", torch.zeros(3, 20, 20))]),
     ):
         draw()
