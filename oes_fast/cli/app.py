@@ -22,6 +22,7 @@ from oes_fast.cli.console import (
 )
 from oes_fast.cli.denoise import denoise
 from oes_fast.cli.info import info
+from oes_fast.cli.inspect import inspect
 from oes_fast.cli.outputs import Interrupted
 from oes_fast.cli.prune import prune
 from oes_fast.cli.search import search
@@ -51,6 +52,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
     prune: "oes-fast prune noisy.png --method snip -o mask.safetensors",
     compare: "oes-fast compare skimage:camera --size 128 --methods oes,random,nlm --preset quick -o compared",
+    inspect: "oes-fast inspect mask.safetensors another.safetensors -o masks.png",
     info: "oes-fast info --json info.json",
 }
 
@@ -94,8 +96,9 @@ def options(
     """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
 
     `denoise` does it all. `search` finds the mask, `train` restores with it, `transfer` restores another
-    image with it. `prune` finds a mask by another method, `compare` holds OES against other ways to prune,
-    other networks and classical denoisers. `info` says what this machine has.
+    image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare` holds
+    OES against other ways to prune, other networks and classical denoisers. `info` says what this machine
+    has.
     """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_
 
 MIN_PANEL = 320  # pixels a panel is wide at least, so that its title is legible
 MAX_WIDTH = 30_000  # pixels that a picture may have in a row; Agg refuses twice as many
+MARKERS = ("o", "s", "^", "D")
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # keeps lines out of the numbers
 
 
@@ -183,3 +184,87 @@ def layer_density(
     tidy(axes)
     axes.grid(axis="y", visible=False)
     save_figure(figure, path)
+
+
+def layer_densities(
+    path: str | os.PathLike[str], names: Sequence[str], densities: Mapping[str, Sequence[float]]
+) -> None:
+    """Share of the weights kept in each layer under several masks, in network order: a mark for each mask.
+
+    Args:
+        path: picture to write.
+        names: of the layers.
+        densities: of each layer, in [0, 1], by the mask's name; NaN for a layer that the mask does not have.
+
+    Raises:
+        InputError: no masks, names and densities of different number, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    if not densities:
+        raise InputError("densities: expected those of one mask at least, got none")
+    figure = new_figure(9, 1.6 + 0.19 * max(1, len(names)) + 0.2 * len(densities), layout="constrained")
+    axes = figure.add_subplot()
+    top = 1e-9
+    for i, (label, shares) in enumerate(densities.items()):
+        if len(names) != len(shares):
+            raise InputError(f"densities: expected {len(names)}, one for each name, got {len(shares)}")
+        percent = [100 * share for share in shares]
+        top = max([top, *(p for p in percent if math.isfinite(p))])
+        beside = 0.3 * (i / max(1, len(densities) - 1) - 0.5) if len(densities) > 1 else 0.0
+        axes.plot(
+            percent,
+            [row + beside for row in range(len(names))],  # marks of equal shares do not hide each other
+            MARKERS[i // len(COLORS) % len(MARKERS)],
+            color=COLORS[i % len(COLORS)],
+            markersize=6,
+            alpha=0.8,
+            label=_text(label),
+        )
+    axes.set_yticks(range(len(names)), names, fontsize=8, family="monospace", parse_math=False)
+    axes.tick_params(axis="x", top=True, labeltop=True)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(-0.02 * top, 1.06 * top)
+    axes.set_xlabel("kept (% of the layer)")
+    figure.legend(loc="outside lower center", ncols=1, framealpha=0.9)
+    tidy(axes)
+    save_figure(figure, path)
+
+
+def spectra(
+    path: str | os.PathLike[str], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Densities of eigenvalues, on a logarithmic axis: most of them are next to zero.
+
+    Args:
+        path: picture to write.
+        curves: (eigenvalues, density at each) by name, both float, as many of one as of the other.
+
+    Raises:
+        InputError: no curves, or a curve whose values do not fit each other, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    if not curves:
+        raise InputError("curves: expected one at least, got none")
+    figure = new_figure(8, 4.8, layout="constrained")
+    axes = figure.add_subplot()
+    highest = 0.0
+    for i, (label, (values, density)) in enumerate(curves.items()):
+        if len(values) != len(density):
+            raise InputError(
+                f"curves: expected as many values as densities, got {len(values)} and {len(density)}"
+            )
+        highest = max([highest, *density])
+        axes.plot(values, density, color=COLORS[i % len(COLORS)], linewidth=1.5, label=_text(label))
+    axes.set_yscale("log")
+    if highest > 0:
+        axes.set_ylim(highest * 1e-7, highest * 3)
+    axes.set_xlabel("eigenvalue of the Hessian")
+    axes.set_ylabel("density")
+    axes.legend(loc="upper right", framealpha=0.9)
+    tidy(axes)
+    save_figure(figure, path)
+
+
+def _text(label: str) -> str:
+    """A label as it is: a dollar sign would start a formula, an underscore at its head hide it."""
+    return f" {label}".replace("$", r"\$") if label.startswith("_") else label.replace("$", r"\$")

@@ -17,11 +17,19 @@ WITHOUT = {
     "Concat",
     "DeepDecoder",
     "Generator",
+    "HessianEigenvalues",
+    "HessianSpectrum",
     "ImpResult",
     "ImpRound",
+    "JacobianNorm",
+    "Layer",
+    "LayerOverlap",
+    "LiveChannels",
+    "Overlap",
     "PhaseSplit",
     "SearchResult",
     "SgldResult",
+    "Sharpness",
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
@@ -31,7 +39,7 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    names = ("baselines", "functional", "models", "pruning")
+    names = ("analysis", "baselines", "functional", "models", "pruning")
     folders = {"": oes} | {f"{n}.": getattr(oes, n) for n in names}
     for prefix, module in folders.items():
         for name in module.__all__:
