@@ -100,7 +100,7 @@ def compare(
     other settings. "imp" prunes in one schedule for all densities of an image and seed.
 
     Writes compare.json, compare.csv and, with ``draw``, psnr.png, ssim.png, images.png, densities.png and
-    masked.png into ``folder``, which is made where there is none; docs/comparisons.md describes them.
+    masked.png into ``folder``, which is made where there is none; docs/command_line.md describes them.
 
     Args:
         images: clean images by label, float32 in 0..1, shape [1, C, H, W] with C = 1 or 3, on the CPU.

@@ -143,19 +143,6 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def gone(pid: int) -> bool:
-    """Whether the process ends soon."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_processes_that_are_killed_or_stopped(cli_images: Path, tmp_path: Path) -> None:
@@ -177,14 +164,6 @@ def test_processes_that_are_killed_or_stopped(cli_images: Path, tmp_path: Path) 
     assert "tv" in out
     found = json.loads((tmp_path / "compare.json").read_text())
     assert len(found["failed"]) == len(found["missing"]) == 1
-
-    process = start(*args)
-    wait_for_change(checkpoints, process)
-    workers = children_of(process.pid)
-    process.kill()
-    process.communicate(timeout=60)
-    assert workers
-    assert all(gone(pid) for pid in workers)
 
 
 def wait_for_change(paths: list[Path], process: subprocess.Popen[str]) -> None:
