@@ -221,7 +221,10 @@ def _summarised(
 
     write("csv", "compare.csv", lambda path: summary.write_csv(path, results))
     if draw and results:
+        masks = any(cell.density is not None for cell in results)
         for kind, call in plots.PLOTS.items():
+            if kind in plots.OF_MASKS and not masks:
+                continue
             write(kind, f"{kind}.png", partial(_draw, call, root, images, results))
     missing = [cell for cell in cells if cell not in results and cell not in failed]
     content = {

@@ -106,6 +106,7 @@ def layer_densities(path: Path, root: Path, images: Mapping[str, Tensor], result
     save_figure(figure, path)
 
 
+OF_MASKS = ("densities", "masked")  # what there is nothing to draw in without a mask
 PLOTS: dict[str, Plot] = {
     "psnr": psnr,
     "ssim": ssim,
@@ -196,14 +197,12 @@ def panel_grid(path: Path, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> None
 
     Args:
         path: picture to write.
-        rows: of (title, float image in 0..1, shape [1, C, H, W]); images may differ in size.
+        rows: of (title, float image in 0..1, shape [1, C, H, W]), one at least; images may differ in size.
 
     Raises:
         OutputError: the file cannot be written.
     """
     arrays = [[(title, rgb_levels(title, image)) for title, image in row] for row in rows if row]
-    if not arrays:
-        arrays = [[("nothing to show", np.full((32, 320, 3), 255, np.uint8))]]
     height = max(array.shape[0] for row in arrays for _, array in row)
     width = max(array.shape[1] for row in arrays for _, array in row)
     columns = max(len(row) for row in arrays)

@@ -307,8 +307,9 @@ class TestFailures:
         assert json.loads(found.files["json"].read_text())["failed"] == {
             "astronaut_nlm_seed0": "RuntimeError: no memory"
         }
-        again = go(images, tmp_path, settings(["nlm", "tv"]))
+        again = go(images, tmp_path, settings(["nlm", "tv"]), draw=True)
         assert len(again.cells) == 2
+        assert again.files.keys() == {"csv", "json", "psnr", "ssim", "images"}  # there are no masks to draw
 
     def test_a_density_below_what_small_parameters_take_fails_alone(
         self, images: dict[str, torch.Tensor], tmp_path: Path
