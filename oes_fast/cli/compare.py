@@ -45,7 +45,7 @@ def compare(
             help=f"What to compare, separated by commas: {', '.join(NAMES)}. The first seven are ways to a "
             "mask, then come networks without one, then classical denoisers.",
         ),
-    ] = "oes,imp,random,dense_dip,nlm",
+    ] = "oes,random,dense_dip,nlm,tv",
     densities: Annotated[
         str | None,
         typer.Option(

@@ -97,13 +97,8 @@ class CellFiles:
 
     @property
     def rounds(self) -> Path:
-        """Folder for the rounds of "imp", which all densities of an image and seed share."""
+        """Folder for the unfinished rounds of "imp", which all densities of an image and seed share."""
         return self._stem.with_name(f"{self.cell.image}_imp_seed{self.cell.seed}.rounds")
-
-    @property
-    def weights(self) -> Path:
-        """The rewound weights of "imp", shared likewise."""
-        return self._stem.with_name(f"{self.cell.image}_imp_seed{self.cell.seed}_weights.safetensors")
 
     def read(self) -> dict[str, Any] | None:
         """What is known of the cell, None if nothing.

@@ -30,11 +30,13 @@ from oes_fast.pipelines.masked_output import masked_output
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
 from oes_fast.pruning import METHODS, imp_rounds
+from oes_fast.pruning.select import empty_layers
 from oes_fast.weights_file import load_weights, save_weights
 
 SHOWN_SECONDS = 0.5  # from one report of a cell's step to the next
 MASK_ENDING = "_mask.safetensors"
-_BEGUN = "comparison"  # setting of a mask: the seconds it took
+WEIGHTS_ENDING = "_weights.safetensors"  # rewound ones of "imp"
+_SECONDS = "seconds"  # setting of a mask: that it took
 
 
 @dataclass(frozen=True)
@@ -210,11 +212,11 @@ class _Run:
         if not path.exists():
             self._find_mask(net, z)
         mask = Mask.load(path, net)
-        self.seconds["mask"] = float(mask.settings.get(_BEGUN, 0.0))
+        self.seconds["mask"] = float(mask.settings.get(_SECONDS, 0.0))
         self._note()
         if self.cell.method == "imp" and self.settings.rewind_step > 0:
             net = deepcopy(net)
-            load_weights(self.files.weights, net)
+            load_weights(self.files.path(WEIGHTS_ENDING), net)
         return mask, net
 
     def _find_mask(self, net: nn.Module, z: Tensor) -> None:
@@ -267,16 +269,18 @@ class _Run:
             self._note()
         if found.interrupted:
             raise Stopped
-        if own.rewind_step > 0:
-            save_weights(self.files.weights, found.net)
         for cell in self.group:
             files = CellFiles(self.options.folder, cell, settings_of(own, cell, self.clean.cpu()))
             if cell.density is not None and not files.path(MASK_ENDING).exists():
+                if own.rewind_step > 0:
+                    save_weights(files.path(WEIGHTS_ENDING), found.net)
                 self._keep_mask(files, found.at(cell.density), self.seconds["mask"])
         shutil.rmtree(rounds, ignore_errors=True)
 
     def _keep_mask(self, files: CellFiles, mask: Mask, seconds: float) -> None:
-        noted = {**mask.settings, "network_seed": self.cell.seed, _BEGUN: seconds}
+        if files.read() is None:  # a mask without a note of its settings could be taken for one of others
+            files.write(STARTED, {})
+        noted = {**mask.settings, "network_seed": self.cell.seed, _SECONDS: seconds}
         Mask(mask.flat, mask.fingerprint, noted).save(files.path(MASK_ENDING))
 
     def _train(self, call: Callable[..., TrainResult]) -> TrainResult:
@@ -406,6 +410,7 @@ class _Run:
         }
         if mask is not None:
             found["mask"] = {"kept": mask.kept, "density": mask.density, "settings": dict(mask.settings)}
+            found["empty_layers"] = empty_layers(net, mask.flat)
             found["layers"] = [asdict(layer) for layer in layer_densities(net, mask)]
         return found
 

@@ -17,6 +17,11 @@ from oes_fast.pipelines.progress import duration
 
 ALL = "all images"
 _POINTS = 100  # of a curve in the JSON
+_FLAGS = {
+    "collapsed": "the output of a cell is flat, its network collapsed",
+    "diverged": "the loss of a cell left for good",
+    "empty": "a layer of a cell has lost all its weights",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ class Row:
         ssim: of the last output.
         seconds: of mask and training.
         mask_seconds: of the mask alone.
-        collapsed: cells whose output is flat.
+        collapsed: cells whose output is flat; of all images, seeds with such a cell.
         diverged: cells whose loss left for good.
+        empty: cells of which a layer has lost all its weights.
         curves: by "psnr" and "ssim": steps, mean and spread, thinned.
     """
 
@@ -79,6 +85,7 @@ class Row:
     mask_seconds: Figure
     collapsed: int
     diverged: int
+    empty: int
     curves: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
@@ -131,6 +138,7 @@ def _row(image: str, method: str, density: float | None, results: Sequence[Mappi
         mask_seconds=of("seconds", "mask"),
         collapsed=sum(int(result.get("collapsed", False)) for result in results),
         diverged=sum(int(result.get("diverged", False)) for result in results),
+        empty=sum(bool(result.get("empty_layers")) for result in results),
         curves={} if image == ALL else {kind: thinned(curve(results, kind)) for kind in ("psnr", "ssim")},
     )
 
@@ -141,8 +149,8 @@ def _mean_result(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for part in ("psnr", "ssim", "seconds"):
         names = results[0].get(part, {}).keys()
         mean[part] = {n: Figure.of([r.get(part, {}).get(n) for r in results]).mean for n in names}
-    for flag in ("collapsed", "diverged"):
-        mean[flag] = sum(int(result.get(flag, False)) for result in results)
+    for flag in ("collapsed", "diverged", "empty_layers"):
+        mean[flag] = any(result.get(flag) for result in results)
     return mean
 
 
@@ -231,14 +239,12 @@ def table(rows: Sequence[Row]) -> str:
             seconds = "-" if row.seconds.mean is None else duration(row.seconds.mean)
             similarity = "-" if row.ssim.mean is None else f"{row.ssim.mean:.3f}"
             figures = " ".join(f"{_decibels(f):>11}" for f in (row.peak, row.end, row.average))
-            flags = [name for name in ("collapsed", "diverged") if getattr(row, name)]
-            said = "".join(f" {name[0].upper()}" for name in flags)
+            flags = "".join(name[0].upper() for name in _FLAGS if getattr(row, name))
             name = label(row.method, row.density)
-            lines.append(f"{name:<18}{row.seeds:>5} {figures} {similarity:>6} {seconds:>8}{said}")
-    if any(row.collapsed for row in rows):
-        lines.append("C: the output of a cell is flat, its network collapsed")
-    if any(row.diverged for row in rows):
-        lines.append("D: the loss of a cell left for good")
+            lines.append(f"{name:<18}{row.seeds:>5} {figures} {similarity:>6} {seconds:>8} {flags}".rstrip())
+    lines += [
+        f"{name[0].upper()}: {said}" for name, said in _FLAGS.items() if any(getattr(r, name) for r in rows)
+    ]
     return "\n".join(lines)
 
 

@@ -75,7 +75,11 @@ def test_thinned_curves_keep_their_ends_and_are_dense_at_first():
 
 def test_the_table_fits_in_80_columns():
     wide = {Cell("a" * 40, "deep_decoder", None, s): result(128.25 + s, 126.0, diverged=True) for s in (0, 1)}
-    wide |= {Cell("a" * 40, "magnitude", 0.035, 0): result(28.0, 26.0, collapsed=True, diverged=True)}
+    wide |= {
+        Cell("a" * 40, "magnitude", 0.035, 0): result(
+            28.0, 26.0, collapsed=True, diverged=True, empty_layers=["a"]
+        )
+    }
     wide |= {Cell("a" * 40, "nlm", None, 0): result(None, 26.0)}
     text = table(rows(RESULTS | wide))
     assert max(map(len, text.splitlines())) <= 80, text
