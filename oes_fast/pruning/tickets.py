@@ -41,7 +41,7 @@ class ImpRound:
     history: History
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImpResult:
     """What :func:`oes_fast.pruning.imp_rounds` returns.
 
@@ -61,6 +61,13 @@ class ImpResult:
     interrupted: bool
     seconds: float
     backend: str | None
+
+    def __repr__(self) -> str:
+        """One line, without the network."""
+        done = ", ".join(f"{100 * each.density:.3g}" for each in self.rounds) or "0"
+        where = f" on {self.backend}" if self.backend else ""
+        ended = ", interrupted" if self.interrupted else ""
+        return f"ImpResult(rounds to {done} % in {self.seconds:.3g} s{where}{ended}, {self.mask!r})"
 
     def at(self, density: float) -> Mask:
         """The mask of the round that pruned to ``density``.

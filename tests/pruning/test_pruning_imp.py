@@ -252,6 +252,9 @@ def test_a_stopped_run_has_no_mask(problem):
     )
     with pytest.raises(oes.InputError, match=r"density: expected that of a round that was finished \(none\)"):
         found.at(0.5)
+    assert repr(found).startswith("ImpResult(rounds to 0 % in ")
+    assert repr(found).endswith(f"interrupted, {found.mask!r})")
+    assert len(repr(found)) < 150
 
 
 def test_the_ticket_trains(problem):
