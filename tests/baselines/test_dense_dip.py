@@ -80,6 +80,18 @@ def test_without_noise_and_decay_it_is_a_training_with_the_full_mask(small):
     assert dense.report() == sparse.report()
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu", *EMULATED])
+def test_noise_in_float32_is_that_of_the_reference(backend):
+    skip_unless_available(backend)
+    p = build_problem(size=(16, 20), dtype=torch.float32)
+    options = {"steps": 3, "input_noise": 0.1, "seed": 2**63 + 1, "record_every": 1}
+    losses = [
+        oes.baselines.dense_dip(p.net, p.z, p.noisy, backend=name, **options).history.loss
+        for name in ("reference", backend)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_noise_is_that_of_its_seed(small):
     def losses(seed):
         fit = oes.baselines.dense_dip(
