@@ -59,7 +59,7 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
             channels that the first convolution reads.
 
     Returns:
-        The convolutions in parameters() order. What is not traced as a convolution (grouped ones, linear
+        The convolutions in parameters() order. What is not traced as a convolution (grouped or masked ones, linear
         layers) is run as it is and has no entry.
 
     Raises:
