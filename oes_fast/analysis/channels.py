@@ -59,8 +59,8 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
             channels that the first convolution reads.
 
     Returns:
-        The convolutions in parameters() order. What is not traced as a convolution (grouped ones, linear
-        layers) is run as it is and has no entry.
+        The convolutions in parameters() order. What is not traced as a convolution (a grouped one,
+        MaskedConv2d, a linear layer) is run as it is and has no entry.
 
     Raises:
         MaskMismatchError: the mask belongs to another network.
