@@ -85,7 +85,10 @@ def test_a_failed_cell_is_said_and_in_the_exit_code(
         (["--sigma", "0"], "--sigma: expected a finite number > 0.0"),
         (["--train-steps", "0"], "--train-steps: expected an integer >= 1"),
         (["--ssim-every", "15"], "--ssim-every: expected a multiple of record_every"),
-        (["--imp-densities", "0.5,0.2"], "--imp-densities: expected all of densities among them"),
+        (
+            ["--methods", "imp", "--imp-densities", "0.5,0.2"],
+            "--imp-densities: expected all of densities among them",
+        ),
         (["--average", "2"], "--average: expected"),
         (["--scope", "layer"], "--scope: expected one of global, tensor"),
         (["--preset", "slow"], "--preset: expected one of"),
