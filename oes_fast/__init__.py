@@ -19,7 +19,7 @@ what was expected and what came.
 
 import oes_fast._command  # isort: skip  # before the seconds that torch takes
 import oes_fast._startup  # noqa: F401  # isort: skip  # before anything imports torch
-from oes_fast import functional, models
+from oes_fast import analysis, baselines, functional, models, pruning
 from oes_fast.backends import backends
 from oes_fast.errors import (
     BackendError,
@@ -27,6 +27,7 @@ from oes_fast.errors import (
     CheckpointWarning,
     CollapsedRunWarning,
     DivergedRunWarning,
+    EmptyLayerWarning,
     ImageWarning,
     InputError,
     MaskMismatchError,
@@ -54,6 +55,7 @@ __all__ = [
     "CheckpointWarning",
     "CollapsedRunWarning",
     "DivergedRunWarning",
+    "EmptyLayerWarning",
     "History",
     "ImageWarning",
     "InputError",
@@ -71,7 +73,9 @@ __all__ = [
     "VerificationError",
     "__version__",
     "add_noise",
+    "analysis",
     "backends",
+    "baselines",
     "fingerprint",
     "fresh_generator",
     "functional",
@@ -79,6 +83,7 @@ __all__ = [
     "models",
     "noise_input",
     "precision",
+    "pruning",
     "psnr",
     "save_image",
     "search_mask",

@@ -55,6 +55,10 @@ class CollapsedRunWarning(OESWarning):
     """The restored image is flat: the sparse network collapsed, as the paper reports below 4 % density."""
 
 
+class EmptyLayerWarning(OESWarning):
+    """A mask keeps nothing of a layer, which no signal then passes."""
+
+
 class ImageWarning(OESWarning):
     """An image file was read or written in a way that one should know: a range taken, a part left out."""
 

@@ -17,15 +17,28 @@ CHECKS = {"_checks", "errors"}
 # is the face, `import oes_fast`. Everything in a folder goes by the folder's row unless it has its own.
 MAY_IMPORT: dict[str, set[str]] = {
     "": {
-        "_command", "_startup", "backends", "errors", "flat", "functional", "io", "mask", "models", "nn",
-        "noise", "pipelines", "precision", "rewrite", "version",
+        "_command", "_startup", "analysis", "backends", "baselines", "errors", "flat", "functional", "io",
+        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "rewrite", "version",
     },
     "__main__": {"cli"},
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "backends", "flat", "io", "mask", "models", "noise", "pipelines", "precision", "version",
+        *CHECKS, "analysis", "backends", "comparison", "flat", "io", "mask", "models", "noise", "pipelines",
+        "precision", "pruning", "version", "weights_file",
     },
+    "comparison": {
+        *CHECKS, "analysis", "backends", "baselines", "io", "mask", "noise", "pipelines", "precision",
+        "pruning", "version", "weights_file",
+    },
+    "analysis": {
+        *CHECKS, "copies", "flat", "mask", "pipelines", "reference", "rewrite.ir", "rewrite.liveness",
+        "rewrite.tracing",
+    },
+    "pruning": {
+        *CHECKS, "backends", "copies", "flat", "mask", "pipelines", "precision", "reference", "rewrite",
+    },
+    "baselines": {*CHECKS, "models", "pipelines", "precision"},
     "pipelines": {
         *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
         "precision", "reference", "rewrite", "rewrite.run", "version",
@@ -50,10 +63,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"autotune_cache"},
     "cuda_kernels": {*CHECKS, "_cuda_extension"},
     "reference": set(),
-    "models": CHECKS,
+    "models": {*CHECKS, "noise"},
     "io": CHECKS,
     "mask": {*CHECKS, "flat", "io", "named_masks", "reference"},
     "named_masks": {"errors", "flat"},
+    "weights_file": {"errors", "flat", "io"},
     "noise": {*CHECKS, "reference"},
     "precision": CHECKS,
     "copies": {"errors"},

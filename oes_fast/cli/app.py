@@ -11,6 +11,7 @@ import torch
 import typer
 
 from oes_fast.cli import signals
+from oes_fast.cli.compare import compare
 from oes_fast.cli.console import (
     EXIT_BAD_INPUT,
     EXIT_OK,
@@ -21,7 +22,9 @@ from oes_fast.cli.console import (
 )
 from oes_fast.cli.denoise import denoise
 from oes_fast.cli.info import info
+from oes_fast.cli.inspect import inspect
 from oes_fast.cli.outputs import Interrupted
+from oes_fast.cli.prune import prune
 from oes_fast.cli.search import search
 from oes_fast.cli.settings import debug
 from oes_fast.cli.train import train
@@ -47,6 +50,9 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     search: "oes-fast search noisy.png -o mask.safetensors",
     train: "oes-fast train noisy.png mask.safetensors -o restored.png",
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
+    prune: "oes-fast prune noisy.png --method snip -o mask.safetensors",
+    compare: "oes-fast compare skimage:camera --size 128 --methods oes,random,nlm --preset quick -o compared",
+    inspect: "oes-fast inspect mask.safetensors another.safetensors -o masks.png",
     info: "oes-fast info --json info.json",
 }
 
@@ -90,7 +96,9 @@ def options(
     """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
 
     `denoise` does it all. `search` finds the mask, `train` restores with it, `transfer` restores another
-    image with it, `info` says what this machine has.
+    image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare` holds
+    OES against other ways to prune, other networks and classical denoisers. `info` says what this machine
+    has.
     """
 
 

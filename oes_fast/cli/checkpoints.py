@@ -8,6 +8,7 @@ nothing but the end of a run whose results are all written removes a checkpoint.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,7 @@ class Checkpoints:
     """The checkpoints of one run, in the order of its phases.
 
     Args:
-        paths: of the files, by phase: "search", "train" or both.
+        paths: of the files, by phase: "search", "train" or both; or of a folder of them: "imp".
         options: by phase, the option for each setting a checkpoint holds, for messages.
         resume: go on from checkpoints (True), start afresh (False), refuse where there are any (None).
     """
@@ -101,21 +102,27 @@ class Checkpoints:
         """Remove them: every result is written."""
         for path in self.paths.values():
             try:
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
             except OSError as error:
                 raise OutputError(
                     f"{path}: cannot remove the checkpoint: {error.strerror or error}"
                 ) from error
 
     def _check_readable(self, path: Path) -> None:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
         try:
-            load_metadata(path)
+            for file in files:
+                if not file.name.startswith("."):  # locks and the like
+                    load_metadata(file)
         except InputError as error:
             broken = CheckpointError(str(error), path=path)
             raise CheckpointError(self.explain(broken), path=path) from error
 
     def _there(self) -> list[str]:
-        return [phase for phase, path in self.paths.items() if path.exists()]
+        return [phase for phase, path in self.paths.items() if _holds_something(path)]
 
     def _restarted(self, steps: Mapping[str, int]) -> list[str]:
         """The phases that --restart starts afresh, of those with a checkpoint."""
@@ -139,7 +146,10 @@ class Checkpoints:
         return ", ".join(does)
 
     def _phase(self, error: CheckpointError) -> str | None:
-        return next((p for p, path in self.paths.items() if str(path) == str(error.path)), None)
+        def is_of(path: Path) -> bool:
+            return error.path is not None and path in (Path(str(error.path)), Path(str(error.path)).parent)
+
+        return next((phase for phase, path in self.paths.items() if is_of(path)), None)
 
     def _reason(self, error: CheckpointError) -> str:
         options = self._options.get(self._phase(error) or "", {})
@@ -149,6 +159,10 @@ class Checkpoints:
         known = [d for d in error.differences if d.key != "z"] or error.differences
         clauses = "; ".join(d.clause(options.get(d.key)) for d in known)
         return f"{error.path}: the checkpoint was made {clauses}"
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _set_aside(path: Path, reason: str) -> None:

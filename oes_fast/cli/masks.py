@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from oes_fast.errors import InputError
-from oes_fast.flat import FlatLayout
+from oes_fast.errors import InputError, MaskMismatchError
+from oes_fast.flat import fingerprint
 from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
+from oes_fast.models import skip
+from oes_fast.pipelines.transfer import INPUT_CHANNELS
 
 OURS = ".safetensors"
+PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey
 NETWORK_SEED = "network_seed"  # setting of a mask: the seed of the weights it was found on
 
 
@@ -28,55 +32,75 @@ def load_mask(path: Path, net: nn.Module) -> Mask:
         InputError: no such file, or no mask.
         MaskMismatchError: it belongs to another network.
     """
-    if path.suffix not in (OURS, *PUBLISHED_SUFFIXES):
-        wanted = f"{OURS} of oes-fast, or {', '.join(PUBLISHED_SUFFIXES)} as published"
-        raise InputError(f"{path}: expected a mask file: {wanted}, got {path.suffix or 'no extension'}")
+    _check_suffix(path)
     return Mask.load(path, net)
 
 
 def mask_seed(path: Path) -> int | None:
     """The seed of the weights that the mask in a file was found on, None if it does not say."""
-    if path.suffix != OURS:
-        return None
-    seed = Mask.load(path).settings.get(NETWORK_SEED)
+    return None if path.suffix != OURS else seed_of(Mask.load(path))
+
+
+def seed_of(mask: Mask) -> int | None:
+    """The seed of the weights that a mask was found on, None if it does not say."""
+    seed = mask.settings.get(NETWORK_SEED)
     return seed if isinstance(seed, int) else None
 
 
 @dataclass(frozen=True)
-class Layer:
-    """How much a mask keeps of one layer, or of one kind of small parameter.
+class FoundMask:
+    """A mask and the network it is for.
 
     Attributes:
-        name: such as "conv 3: 5x5, 16 > 32", counted in parameters() order.
-        kept: weights kept.
-        count: weights there are.
-        density: share kept.
+        path: of its file.
+        mask: what it keeps.
+        net: the published network for so many channels, without weights ("meta"); None where the mask is one
+            of another network.
     """
 
-    name: str
-    kept: int
-    count: int
-    density: float
+    path: Path
+    mask: Mask
+    net: nn.Module | None
 
 
-def layers(net: nn.Module, mask: Mask) -> list[Layer]:
-    """Every convolution's weights by itself, the small parameters together by kind."""
-    views = FlatLayout.of(net).views(mask.flat)
-    groups: dict[str, list[Tensor]] = {}
-    small: dict[str, list[Tensor]] = {}
-    number = 0
-    for path, module in net.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            view = views[f"{path}.{name}" if path else name]
-            if isinstance(module, nn.Conv2d) and name == "weight":
-                number += 1
-                outputs, inputs, height, width = view.shape
-                groups[f"conv {number}: {height}x{width}, {inputs} > {outputs}"] = [view]
-            else:
-                kind = "batch norm" if isinstance(module, nn.BatchNorm2d) else "convolution"
-                small.setdefault(f"{kind} {'scale' if name == 'weight' else name}", []).append(view)
-    found = []
-    for name, tensors in (groups | small).items():
-        kept, count = sum(int(t.sum()) for t in tensors), sum(t.numel() for t in tensors)
-        found.append(Layer(name, kept, count, kept / count))
-    return found
+def find_masks(paths: Sequence[Path], channels: int | None) -> list[FoundMask]:
+    """The masks in files, with the networks that they are for.
+
+    Args:
+        paths: files of ours, or as masks are published.
+        channels: of the images that all of them are for; None for what they tell by themselves.
+
+    Raises:
+        InputError: no such file, or no mask.
+        MaskMismatchError: a mask is not for the network of ``channels``; or it does not tell its network, and
+            is for none that is published.
+    """
+    choices = PUBLISHED_CHANNELS if channels is None else (channels,)
+    nets = {count: skip(INPUT_CHANNELS, count, device="meta") for count in choices}
+    return [_find(path, nets, told=channels is not None) for path in paths]
+
+
+def _find(path: Path, nets: Mapping[int, nn.Module], *, told: bool) -> FoundMask:
+    _check_suffix(path)
+    known = " or ".join(f"{fingerprint(net)} for images of {count} channels" for count, net in nets.items())
+    if path.suffix == OURS:
+        mask = Mask.load(path)
+        fitting = next((net for net in nets.values() if fingerprint(net) == mask.fingerprint), None)
+        if fitting is None and told:
+            raise MaskMismatchError(
+                f"{path}: expected a mask of the network {known}, got one of {mask.fingerprint}"
+            )
+        return FoundMask(path, mask, fitting)
+    refusal: MaskMismatchError | None = None
+    for net in nets.values():
+        try:
+            return FoundMask(path, Mask.load(path, net), net)
+        except MaskMismatchError as error:
+            refusal = error
+    raise MaskMismatchError(f"{refusal}; --channels says which images it is for") from None
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (OURS, *PUBLISHED_SUFFIXES):
+        wanted = f"{OURS} of oes-fast, or {', '.join(PUBLISHED_SUFFIXES)} as published"
+        raise InputError(f"{path}: expected a mask file: {wanted}, got {path.suffix or 'no extension'}")

@@ -11,6 +11,7 @@ from oes_fast.backends import AUTO, NAMES
 from oes_fast.pipelines.presets import PRESETS
 
 IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
+PRUNING = "Ways to a mask other than the search"
 
 DEFAULT_AVERAGE = "0.99"
 
@@ -164,6 +165,24 @@ MaskOption = Annotated[
         help="How the mask is cut from the probabilities: topk keeps the share --density of most likely "
         "weights; drawn draws one mask, whatever density that comes to; mean keeps the share --density that "
         "ten drawn masks keep most often. Published as det, single and multiple.",
+    ),
+]
+Scope = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=PRUNING,
+        help="Where weights compete: global, over all layers; tensor, the same share of every layer; "
+        "erdos_renyi_kernel, more of small layers than of large ones.",
+    ),
+]
+Small = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=PRUNING,
+        help="What becomes of biases and batch norms: keep keeps them all, within the density; score "
+        "lets them compete.",
     ),
 ]
 TrainSteps = Annotated[

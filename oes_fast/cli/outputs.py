@@ -64,7 +64,7 @@ class Outputs:
             resume: go on from checkpoints (True), start afresh (False), refuse where there are any (None).
             options: by phase, the option for each setting a checkpoint holds.
         """
-        paths = {phase: self.reserve(self.beside(f".{phase}.ckpt")) for phase in options}
+        paths = {phase: self._reserve_checkpoint(self.beside(f".{phase}.ckpt")) for phase in options}
         self.checkpoints = Checkpoints(paths, options, resume=resume)
 
     def reserve(self, path: Path) -> Path:
@@ -80,6 +80,12 @@ class Outputs:
             raise InputError(f"{path}: expected a name of its own, got the name of {self._taken[identity]}")
         if not path.exists() or path.is_file():  # several results may go to one device or pipe
             self._taken[identity] = "another output"
+        return path
+
+    def _reserve_checkpoint(self, path: Path) -> Path:
+        if not path.is_dir():
+            return self.reserve(path)
+        check_writable(path / "checkpoint")  # those of many rounds lie in a folder
         return path
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -114,26 +113,15 @@ def measure(problem: Problem, found: SearchResult | None, fit: TrainResult | Non
 
     last = None if fit is None else fit.output
     average = None if fit is None else fit.average
-    peak, peak_step = _peak(fit, "psnr")
-    peak_average, peak_average_step = _peak(fit, "psnr_average")
+    run = (History() if fit is None else fit.history).report()
     return {
         "noisy": of(problem.noisy),
         "masked": of(None if found is None else found.output),
         "restored": of(last if average is None else average),
         "last": of(last),
         "average": of(average),
-        "peak": peak,
-        "peak_step": peak_step,
-        "peak_average": peak_average,
-        "peak_average_step": peak_average_step,
+        **{name: run[name] for name in ("peak", "peak_step", "peak_average", "peak_average_step")},
     }
-
-
-def _peak(fit: TrainResult | None, column: str) -> tuple[float | None, int | None]:
-    records = [] if fit is None else [(getattr(r, column), r.step) for r in fit.history]
-    return max(
-        ((v, s) for v, s in records if not math.isnan(v)), default=(None, None), key=lambda pair: pair[0]
-    )
 
 
 def print_table(rows: Iterable[tuple[str, str]], files: Iterable[Path]) -> None:

@@ -33,6 +33,7 @@ from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.weights_file import load_weights
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Request:
         seed: of network and search, None for the default.
         noise_seed: of the noise to add, None for ``seed``.
         fresh: draw other weights than those the mask was found on.
+        weights: file of the weights to start from, None for those of ``seed``.
     """
 
     command: str
@@ -64,6 +66,7 @@ class Request:
     seed: int | None = None
     noise_seed: int | None = None
     fresh: bool = False
+    weights: Path | None = None
 
 
 @dataclass
@@ -137,7 +140,8 @@ def _restore(request: Request, outputs: Outputs) -> int:
 def _plan(request: Request) -> Outputs:
     """Every file of the run, reserved."""
     check_image_name(request.output, request.bits)
-    outputs = Outputs(request.output, request.image.image, request.image.clean, request.mask)
+    inputs = (request.image.image, request.image.clean, request.mask, request.weights)
+    outputs = Outputs(request.output, *inputs)
     outputs.plan(restored=request.output)
     if request.search is not None:
         outputs.plan(mask=outputs.beside("_mask.safetensors"))
@@ -172,6 +176,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     if request.search is not None:
         settings["search"] = plain(request.search)
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
+    if request.weights is not None:
+        result["weights"] = request.weights
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
     result |= {"not_written": outputs.failed, "interrupted": work.interrupted}
     outputs.write("json", lambda p: write_json(p, result))
@@ -186,6 +192,13 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
     net, z = fresh_generator(problem.noisy, seed=seed)
     mask = None if request.mask is None else load_mask(request.mask, net)
+    if request.weights is not None:
+        load_weights(request.weights, net)
+    elif mask is not None and not request.fresh and (step := mask.settings.get("rewind_step")):
+        warn(
+            f"{request.mask}: the mask was found for the weights of step {step}, and is trained from those "
+            "of step 0; --weights takes their file, which prune wrote as MASK_weights.safetensors"
+        )
     return Restoration(problem, seed, request.train.steps), net, z, mask
 
 

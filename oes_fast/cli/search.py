@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import Layer, layers, with_network_seed
+from oes_fast.cli.masks import with_network_seed
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -126,7 +127,7 @@ def _search(
             )
         if found.interrupted:
             signals.stop.note(signal.SIGINT)
-        work = _Search(problem, run, settings, seed, found, layers(net, found.mask))
+        work = _Search(problem, run, settings, seed, found, layer_densities(net, found.mask))
         _write(outputs, work)
     if not run.quiet:
         print_table(_rows(work), outputs.written.values())

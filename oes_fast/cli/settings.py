@@ -86,7 +86,7 @@ class TrainSettings:
         return cls(
             steps=check_integer(f"{prefix}steps", _given(steps, base.train_steps), minimum=1),
             lr=check_number(f"{prefix}lr", _given(lr, base.train_lr), above=0.0),
-            average=_average(average),
+            average=average_decay(average),
         )
 
 
@@ -219,7 +219,12 @@ def _given(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 
-def _average(text: str) -> float | None:
+def average_decay(text: str) -> float | None:
+    """The option --average: a decay, or None for "off".
+
+    Raises:
+        InputError: neither.
+    """
     if text.lower() in ("off", "none"):
         return None
     try:

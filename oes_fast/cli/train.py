@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from oes_fast.cli import options as o
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
@@ -19,6 +24,15 @@ def train(
     steps: o.TrainSteps = None,
     lr: o.TrainRate = None,
     average: o.Average = o.DEFAULT_AVERAGE,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=o.TRAIN,
+            help="Start from these weights: MASK_weights.safetensors of `oes-fast prune`.  "
+            "[default: those of the seed]",
+        ),
+    ] = None,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -33,7 +47,7 @@ def train(
     json: o.Json = None,
     quiet: o.Quiet = False,
 ) -> int:
-    """Restore an image with a mask that `search` has found for it: the second half of `denoise`.
+    """Restore an image with a mask that `search` or `prune` has found for it: the second half of `denoise`.
 
     The weights are those the mask was found on (its seed is in the mask file). `search` and `train` with the
     options of one `denoise` give the same image.
@@ -64,5 +78,6 @@ def train(
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            weights=weights,
         )
     )

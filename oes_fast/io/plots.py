@@ -5,28 +5,20 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from oes_fast._checks import check_tensor
 from oes_fast.errors import InputError
-from oes_fast.io.files import atomic_write
+from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_figure, tidy
 
-FORMATS = (".png", ".pdf", ".svg", ".jpg")
-DPI = 100
 MIN_PANEL = 320  # pixels a panel is wide at least, so that its title is legible
 MAX_WIDTH = 30_000  # pixels that a picture may have in a row; Agg refuses twice as many
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by everyone
-GREY = "#666666"
+MARKERS = ("o", "s", "^", "D")
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # keeps lines out of the numbers
 
 
@@ -46,7 +38,7 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
     """
     if not panels:
         raise InputError("panels: expected at least one image, got none")
-    arrays = [_pixels(title, image) for title, image in panels]
+    arrays = [rgb_levels(title, image) for title, image in panels]
     if len({array.shape[:2] for array in arrays}) > 1:
         sizes = ", ".join(f"{array.shape[1]} x {array.shape[0]}" for array in arrays)
         raise InputError(f"panels: expected images of one size, got {sizes}")
@@ -63,7 +55,7 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
     head = int(1.35 * font * max(map(len, titles))) + gap
     total_width = len(arrays) * (width + gap) + gap
     total_height = head + height + gap
-    figure = _figure(total_width / DPI, total_height / DPI)
+    figure = new_figure(total_width / DPI, total_height / DPI)
     for i, (array, title) in enumerate(zip(arrays, titles, strict=True)):
         left = gap + i * (width + gap)
         box = (left / total_width, gap / total_height, width / total_width, height / total_height)
@@ -79,7 +71,7 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
             fontsize=font * 72 / DPI,
             parse_math=False,
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def psnr_curve(
@@ -98,7 +90,7 @@ def psnr_curve(
         InputError: steps and values of different number, or an unknown suffix.
         OutputError: the file cannot be written.
     """
-    figure = _figure(8, 4.8, layout="constrained")
+    figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (steps, values)) in enumerate(curves.items()):
         if len(steps) != len(values):
@@ -122,8 +114,8 @@ def psnr_curve(
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", framealpha=0.9)
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save_figure(figure, path)
 
 
 def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
@@ -139,7 +131,7 @@ def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
     """
     check_tensor("logits", logits, finite=True)
     probabilities = torch.sigmoid(logits.detach().flatten().to("cpu", torch.float64)).numpy()
-    figure = _figure(8, 4.8, layout="constrained")
+    figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlim(0, 1)
     axes.set_xlabel("probability of being kept, sigmoid(s)")
@@ -153,8 +145,8 @@ def probability_histogram(path: str | os.PathLike[str], logits: Tensor) -> None:
             f"{above:,} ({above / probabilities.size:.2%}) above 1/2",
             fontsize=11,
         )
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save_figure(figure, path)
 
 
 def layer_density(
@@ -175,7 +167,7 @@ def layer_density(
     if len(names) != len(densities):
         raise InputError(f"densities: expected {len(names)}, one for each name, got {len(densities)}")
     shares = [100 * d for d in densities]
-    figure = _figure(9, 1.6 + 0.19 * max(1, len(names)), layout="constrained")
+    figure = new_figure(9, 1.6 + 0.19 * max(1, len(names)), layout="constrained")
     axes = figure.add_subplot()
     rows = range(len(names))
     axes.barh(rows, shares, color=COLORS[0], height=0.72)
@@ -189,36 +181,90 @@ def layer_density(
     axes.set_xlim(0, 1.06 * top)
     axes.set_xlabel("kept (% of the tensor)")
     axes.legend(loc="lower right", framealpha=0.9)
-    _tidy(axes)
+    tidy(axes)
     axes.grid(axis="y", visible=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _pixels(title: str, image: Tensor) -> np.ndarray:
-    """uint8 [H, W, 3]."""
-    check_tensor(title, image, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
-    planes = image.detach()[0] if image.ndim == 4 and image.shape[0] == 1 else image.detach()
-    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.numel() == 0:
-        raise InputError(f"{title}: expected shape (1, 1, H, W) or (1, 3, H, W), got {tuple(image.shape)}")
-    # Whole levels in three channels are drawn as they are; a grey colour map would shift some by one.
-    levels = (planes.to("cpu", torch.float64).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+def layer_densities(
+    path: str | os.PathLike[str], names: Sequence[str], densities: Mapping[str, Sequence[float]]
+) -> None:
+    """Share of the weights kept in each layer under several masks, in network order: a mark for each mask.
+
+    Args:
+        path: picture to write.
+        names: of the layers.
+        densities: of each layer, in [0, 1], by the mask's name; NaN for a layer that the mask does not have.
+
+    Raises:
+        InputError: no masks, names and densities of different number, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    if not densities:
+        raise InputError("densities: expected those of one mask at least, got none")
+    figure = new_figure(9, 1.6 + 0.19 * max(1, len(names)) + 0.2 * len(densities), layout="constrained")
+    axes = figure.add_subplot()
+    top = 1e-9
+    for i, (label, shares) in enumerate(densities.items()):
+        if len(names) != len(shares):
+            raise InputError(f"densities: expected {len(names)}, one for each name, got {len(shares)}")
+        percent = [100 * share for share in shares]
+        top = max([top, *(p for p in percent if math.isfinite(p))])
+        beside = 0.3 * (i / max(1, len(densities) - 1) - 0.5) if len(densities) > 1 else 0.0
+        axes.plot(
+            percent,
+            [row + beside for row in range(len(names))],  # marks of equal shares do not hide each other
+            MARKERS[i // len(COLORS) % len(MARKERS)],
+            color=COLORS[i % len(COLORS)],
+            markersize=6,
+            alpha=0.8,
+            label=_text(label),
+        )
+    axes.set_yticks(range(len(names)), names, fontsize=8, family="monospace", parse_math=False)
+    axes.tick_params(axis="x", top=True, labeltop=True)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(-0.02 * top, 1.06 * top)
+    axes.set_xlabel("kept (% of the layer)")
+    figure.legend(loc="outside lower center", ncols=1, framealpha=0.9)
+    tidy(axes)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+def spectra(
+    path: str | os.PathLike[str], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Densities of eigenvalues, on a logarithmic axis: most of them are next to zero.
+
+    Args:
+        path: picture to write.
+        curves: (eigenvalues, density at each) by name, both float, as many of one as of the other.
+
+    Raises:
+        InputError: no curves, or a curve whose values do not fit each other, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    if not curves:
+        raise InputError("curves: expected one at least, got none")
+    figure = new_figure(8, 4.8, layout="constrained")
+    axes = figure.add_subplot()
+    highest = 0.0
+    for i, (label, (values, density)) in enumerate(curves.items()):
+        if len(values) != len(density):
+            raise InputError(
+                f"curves: expected as many values as densities, got {len(values)} and {len(density)}"
+            )
+        highest = max([highest, *density])
+        axes.plot(values, density, color=COLORS[i % len(COLORS)], linewidth=1.5, label=_text(label))
+    axes.set_yscale("log")
+    if highest > 0:
+        axes.set_ylim(highest * 1e-7, highest * 3)
+    axes.set_xlabel("eigenvalue of the Hessian")
+    axes.set_ylabel("density")
+    axes.legend(loc="upper right", framealpha=0.9)
+    tidy(axes)
+    save_figure(figure, path)
 
 
-def _tidy(axes: Axes) -> None:
-    axes.grid(visible=True, color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}, got {suffix or 'none'}")
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format=suffix[1:]))
+def _text(label: str) -> str:
+    """A label as it is: a dollar sign would start a formula, an underscore at its head hide it."""
+    return f" {label}".replace("$", r"\$") if label.startswith("_") else label.replace("$", r"\$")

@@ -9,7 +9,26 @@ import torch
 from torch import Tensor, nn
 
 
-class Generator(nn.Sequential):
+class NumberedLayers(nn.Sequential):
+    """A sequence of layers named 1, 2, 3, ... as the published code names them.
+
+    Args:
+        *layers: modules.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        for layer in layers:
+            append(self, layer)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One layer, or a plain sequence of some under their names."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
+
+
+class Generator(NumberedLayers):
     """A sequence of layers that takes any image size.
 
     Encoder-decoders halve the image a number of times, so inside they need sizes that are a multiple of
@@ -17,17 +36,15 @@ class Generator(nn.Sequential):
     reflection, and the output is cropped back; both are skipped where the size fits.
 
     Args:
-        *layers: modules, named 1, 2, 3, ... as the published code names them.
+        *layers: modules.
         multiple: sizes inside are multiples of this.
         minimum: and not smaller than this.
     """
 
     def __init__(self, *layers: nn.Module, multiple: int = 1, minimum: int = 1) -> None:
-        super().__init__()
+        super().__init__(*layers)
         self.multiple = multiple
         self.minimum = minimum
-        for layer in layers:
-            append(self, layer)
 
     def forward(self, z: Tensor) -> Tensor:
         """Image of the input's height and width.
@@ -44,11 +61,9 @@ class Generator(nn.Sequential):
             return super().forward(z)
         return super().forward(extend(z, size))[..., :height, :width]
 
-    def __getitem__(self, index: int | slice) -> Any:
-        """One layer, or a plain sequence of some under their names."""
-        if isinstance(index, slice):
-            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
-        return super().__getitem__(index)
+    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the image for an input of that (H, W): the same."""
+        return size
 
     def inner_size(self, size: int) -> int:
         """The size inside the network for an image side of ``size`` pixels."""

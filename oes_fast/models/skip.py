@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from oes_fast._checks import FLOAT_DTYPES, check_choice, check_integer
+from oes_fast._checks import check_choice, check_integer
 from oes_fast.errors import InputError
-from oes_fast.models.drawn import drawn_conv2d
 from oes_fast.models.generator import Concat, Generator, append
+from oes_fast.models.layers import Layers
 
 PUBLISHED_CHANNELS = (16, 32, 64, 128, 128, 128)
+ACTIVATIONS = ("LeakyReLU", "ELU", "SiLU", "Swish", "none")
 
 
 def skip(
@@ -90,11 +90,10 @@ def skip(
     upsample = _modes("upsample_mode", upsample_mode, depth, ("nearest", "bilinear"))
     downsample = _modes("downsample_mode", downsample_mode, depth, ("stride", "avg", "max"))
     check_choice("pad", pad, ("reflection", "zero"))
-    check_choice("act_fun", act_fun, tuple(_ACTIVATIONS))
+    check_choice("act_fun", act_fun, ACTIVATIONS)
     check_integer("num_input_channels", num_input_channels, minimum=1)
     check_integer("num_output_channels", num_output_channels, minimum=1)
-    if dtype is not None and dtype not in FLOAT_DTYPES:
-        raise InputError(f"dtype: expected float32 or float64, got {dtype}")
+    make = Layers.of(pad, need_bias, act_fun, seed=seed, dtype=dtype, device=device)
 
     # Batch statistics need more than one pixel at the coarsest scale, reflection by p more than p:
     # going up and across at the size before the down-sampling, going down (second convolution) after it.
@@ -106,14 +105,6 @@ def skip(
             minimum = max(minimum, reach * 2**i)
     net = Generator(multiple=2**depth, minimum=minimum)
 
-    make = _Layers(
-        pad,
-        need_bias,
-        act_fun,
-        None if seed is None else _generator(seed),
-        torch.get_default_dtype() if dtype is None else dtype,
-        torch.get_default_device() if device is None else torch.device(device),
-    )
     sequence: nn.Sequential = net
     inputs = num_input_channels
     for i in range(depth):
@@ -141,72 +132,6 @@ def skip(
     if need_sigmoid:
         append(net, nn.Sigmoid())
     return net
-
-
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "LeakyReLU": lambda: nn.LeakyReLU(0.2, inplace=True),
-    "ELU": nn.ELU,
-    "SiLU": nn.SiLU,
-    "Swish": nn.SiLU,
-    "none": nn.Sequential,
-}
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """Makes the layers of a network; the order in which they are asked for is that of the random numbers."""
-
-    pad: str
-    bias: bool
-    act_fun: str
-    generator: torch.Generator | None
-    dtype: torch.dtype
-    device: torch.device
-
-    def add_conv(
-        self, sequence: nn.Sequential, inputs: int, outputs: int, kernel: int, downsample: str | None = None
-    ) -> None:
-        """Append convolution, batch norm and activation, with the down-sampling ``downsample`` names."""
-        append(sequence, self.conv(inputs, outputs, kernel, downsample))
-        append(sequence, self.norm(outputs))
-        append(sequence, _ACTIVATIONS[self.act_fun]())
-
-    def conv(self, inputs: int, outputs: int, kernel: int, downsample: str | None = None) -> nn.Sequential:
-        """Padding and convolution, with the down-sampling that ``downsample`` names."""
-        stride = 2 if downsample == "stride" else 1
-        reach = kernel // 2
-        layers: list[nn.Module] = []
-        if self.pad == "reflection":
-            layers.append(nn.ReflectionPad2d(reach))
-            reach = 0
-        layers.append(
-            drawn_conv2d(
-                inputs,
-                outputs,
-                kernel,
-                generator=self.generator,
-                dtype=self.dtype,
-                device=self.device,
-                stride=stride,
-                padding=reach,
-                bias=self.bias,
-            )
-        )
-        if downsample == "avg":
-            layers.append(nn.AvgPool2d(2, 2))
-        if downsample == "max":
-            layers.append(nn.MaxPool2d(2, 2))
-        return nn.Sequential(*layers)
-
-    def norm(self, channels: int) -> nn.BatchNorm2d:
-        """Batch norm."""
-        return nn.BatchNorm2d(channels, dtype=self.dtype, device=self.device)
-
-
-def _generator(seed: int) -> torch.Generator:
-    # Not seeded_generator, which keeps streams apart: these are the words of torch.manual_seed(seed), so that
-    # a seed gives the network that PyTorch gives under it.
-    return torch.Generator("cpu").manual_seed(check_integer("seed", seed, minimum=0, below=2**64))
 
 
 def _channels(name: str, value: int | Sequence[int], depth: int, minimum: int) -> list[int]:

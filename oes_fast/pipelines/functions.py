@@ -19,7 +19,7 @@ from oes_fast.rewrite.run.context import FusedLoss
 
 
 class GeneratorFunction(Protocol):
-    """output = f(weights) at the fixed input z, in training mode.
+    """output = f(weights) at the input z, in training mode.
 
     Attributes:
         buffers: running statistics, updated in place by calls that ask for it.
@@ -151,6 +151,7 @@ class RewrittenFunction:
         mask: which weights to keep; None for all.
         backend: for :func:`oes_fast.sparsify`.
         verify: for :func:`oes_fast.sparsify`.
+        fixed_input: ``z`` stays as it is; otherwise it is read anew in each call.
 
     Raises:
         TraceError: the network's code cannot be traced.
@@ -158,9 +159,17 @@ class RewrittenFunction:
     """
 
     def __init__(
-        self, net: nn.Module, z: Tensor, mask: Mask | None, backend: str, *, verify: bool = True
+        self,
+        net: nn.Module,
+        z: Tensor,
+        mask: Mask | None,
+        backend: str,
+        *,
+        verify: bool = True,
+        fixed_input: bool = True,
     ) -> None:
         self._module = sparsify(net, mask, backend=backend, verify=verify).train()
+        self._module.fixed_input = fixed_input
         self._z = z
         self._module.plan(z)  # refuses here
         self.buffers = dict(self._module.dense_buffers())
@@ -187,7 +196,13 @@ class RewrittenFunction:
 
 
 def make_function(
-    net: nn.Module, z: Tensor, mask: Mask | None, backend: str, *, verify: bool = True
+    net: nn.Module,
+    z: Tensor,
+    mask: Mask | None,
+    backend: str,
+    *,
+    verify: bool = True,
+    fixed_input: bool = True,
 ) -> tuple[GeneratorFunction, str]:
     """The generator function that ``backend`` names, and the name that "auto" came to.
 
@@ -199,6 +214,7 @@ def make_function(
             is, all others rewrite it.
         verify: compare the rewritten network with ``net`` first; where they differ, whatever the backend,
             warn and take the network as it is.
+        fixed_input: ``z`` stays as it is; otherwise it is read anew in each call.
 
     Raises:
         BackendError: the backend cannot run here, or not in the network's dtype.
@@ -213,7 +229,8 @@ def make_function(
     try:
         if z.ndim != 4:
             raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
-        return RewrittenFunction(net, z, mask, chosen, verify=verify), chosen
+        options = {"verify": verify, "fixed_input": fixed_input}
+        return RewrittenFunction(net, z, mask, chosen, **options), chosen
     except VerificationError as error:
         warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
         return dense, "reference"

@@ -82,7 +82,40 @@ class History(Sequence[Record]):
 
     def best(self) -> Record | None:
         """The record of highest PSNR; None where no clean image was given."""
-        return max((r for r in self if not math.isnan(r.psnr)), key=lambda r: r.psnr, default=None)
+        return self._highest("psnr")
+
+    def report(self) -> dict[str, float | int | None]:
+        """Peak, end and average of the run, by which the paper compares methods.
+
+        Returns:
+            PSNR in dB and steps: ``peak`` (highest of the records) and ``peak_step``, ``end`` and
+            ``end_step`` (last record), ``average`` (running average of the outputs at the end),
+            ``peak_average`` and ``peak_average_step``. None for what is not known: without a clean image,
+            without an average, without records.
+
+        Example:
+            >>> history = oes.History()
+            >>> history.add(0, torch.tensor(0.1), 20.0, float("nan"))
+            >>> history.add(10, torch.tensor(0.01), 18.0, float("nan"))
+            >>> history.report()["peak"], history.report()["end"], history.report()["average"]
+            (20.0, 18.0, None)
+        """
+        records = list(self)
+        last = records[-1] if records else None
+        peak, peak_average = self._highest("psnr"), self._highest("psnr_average")
+        return {
+            "peak": None if peak is None else peak.psnr,
+            "peak_step": None if peak is None else peak.step,
+            "end": None if last is None else _known(last.psnr),
+            "end_step": None if last is None else last.step,
+            "average": None if last is None else _known(last.psnr_average),
+            "peak_average": None if peak_average is None else peak_average.psnr_average,
+            "peak_average_step": None if peak_average is None else peak_average.step,
+        }
+
+    def _highest(self, column: str) -> Record | None:
+        known = (record for record in self if not math.isnan(getattr(record, column)))
+        return max(known, key=lambda record: getattr(record, column), default=None)
 
     def __repr__(self) -> str:
         records = list(self)
@@ -114,6 +147,10 @@ class History(Sequence[Record]):
         if isinstance(index, str):
             return self.column(index)
         return list(self)[index]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _range(first: float, last: float, form: str) -> str:

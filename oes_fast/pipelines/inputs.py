@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError, warn_caller
 from oes_fast.flat import check_network
-from oes_fast.models.generator import Generator
+from oes_fast.models import DeepDecoder, Generator
 from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
@@ -19,7 +19,7 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
     Args:
         net: generator.
         z: input, shape [1, C, ...]; of our own generators [1, C, H, W].
-        noisy: image, shape [1, C', H', W'], finite; H' = H and W' = W for our own generators.
+        noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
         clean: None or an image of the shape of ``noisy``.
     """
     check_network(net)
@@ -29,14 +29,14 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
     if z.ndim < 2 or z.shape[0] != 1 or z.numel() == 0:
         raise InputError(f"z: expected one input, shape (1, C, ...), got {tuple(z.shape)}")
     size: tuple[int | None, ...] = (None, None)
-    if isinstance(net, Generator):
+    if isinstance(net, Generator | DeepDecoder):
         check_tensor("z", z, ndim=4)
         first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
         if first is not None and z.shape[1] != first.in_channels:
             raise InputError(
                 f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}"
             )
-        size = tuple(z.shape[-2:])  # it gives images of the size of its input; other networks what they like
+        size = net.image_size((z.shape[-2], z.shape[-1]))  # other networks give what they like
     check_tensor("noisy", noisy, shape=(1, None, *size), like=weights, finite=True)
     if clean is not None:
         check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)

@@ -32,6 +32,9 @@ class RunState(Protocol):
 
     phase: str
 
+    def begin(self, step: int, *, final: bool) -> None:
+        """What comes before the evaluation after ``step`` updates and is never recorded with it."""
+
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Output [1, C, H, W] after ``step`` updates; a final one leaves everything as it is."""
 
@@ -40,6 +43,9 @@ class RunState(Protocol):
 
     def update(self, step: int) -> None:
         """Update number ``step``, from 0."""
+
+    def finish(self, step: int) -> None:
+        """What comes after update number ``step`` and is never recorded with it."""
 
     def terms(self) -> tuple[Tensor, tuple[float, float] | None]:
         """(mean squared error of the objective, weight of its KL term and the term's value at the start)."""
@@ -168,6 +174,7 @@ def run_steps(
             final = step >= steps or stop or interrupted()
             if final or checkpoint.due():
                 _save(checkpoint, step, run, history)
+            run.begin(step, final=final)
             output = run.evaluate(step, final=final)
             if final or step % record_every == 0:
                 fell_back = _record(history, step, run, output, clean, final=final)
@@ -185,6 +192,7 @@ def run_steps(
             run.update(step)
             if step == 0:
                 check_first_gradient(run.phase, run.state()["exp_avg"])
+            run.finish(step)
             step += 1
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
         stopped = step < steps or interrupted()

@@ -36,9 +36,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self._quiet = quiet
-        # Rich ends the process where nobody reads what it writes; a run goes on.
-        stream: Any = Display(sys.stderr)
-        self._console = console or Console(file=stream, highlight=False)
+        self._console = console or stderr_console()
         self._bars: Progress | None = None
         self._cell: NotebookBar | None = None
         if not quiet and self._console.is_jupyter:
@@ -106,6 +104,12 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         left = duration(gone / made * (info.steps - info.step)) if made else "-:--"
         psnr = "" if info.psnr is None else f"  {info.psnr:.2f} dB"
         return f"loss {info.loss:.3g}{psnr}  {duration(gone)} gone, {left} left"
+
+
+def stderr_console() -> Console:
+    """Rich's console on stderr. Rich ends the process where nobody reads what it writes; a run goes on."""
+    stream: Any = Display(sys.stderr)
+    return Console(file=stream, highlight=False)
 
 
 class NotebookBar:

@@ -39,6 +39,10 @@ class RunResult:
     seconds: float
     backend: str
 
+    def report(self) -> dict[str, float | int | None]:
+        """Peak, end and average in dB, see :meth:`oes_fast.History.report`."""
+        return self.history.report()
+
     def __repr__(self) -> str:
         """Two lines, without tensors and network."""
         flags = [name for name in ("interrupted", "collapsed", "diverged") if getattr(self, name)]

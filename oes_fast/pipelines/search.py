@@ -102,8 +102,9 @@ def search_mask(
 
     Args:
         net: generator with its initial weights w0; neither they nor its running statistics are changed.
-        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than our own
-            generators may take one of another size than the image's; [1, C] and [1, C, L] on the reference.
+        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
+            :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
+            [1, C, L] on the reference.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
         density: wanted share of kept weights, p0 and the k of the top-k, in (0, 1).
         steps: updates to make.
@@ -246,6 +247,9 @@ class SearchRun:
         self._loss = zero_loss(objective)
         self._unit = unit_gradient(self._loss)
 
+    def begin(self, step: int, *, final: bool) -> None:
+        """Nothing: the mask is drawn in the evaluation."""
+
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Draw the mask of this step and run the generator under it."""
         return self.forward(step, final=final)
@@ -313,6 +317,9 @@ class SearchRun:
             lr=self._lr,
             backend=self._backend,
         )
+
+    def finish(self, step: int) -> None:
+        """Nothing."""
 
     def average(self) -> Tensor | None:
         """None: the outputs of a search are samples."""

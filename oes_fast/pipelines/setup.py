@@ -1,4 +1,4 @@
-"""What the mask search and the sparse training set up and end in the same way."""
+"""What the mask search and every training set up and end in the same way."""
 
 from __future__ import annotations
 
@@ -72,18 +72,27 @@ class Setup:
         self._mask: Mask | None = None
         self._backend = options.backend
 
-    def bind(self, mask: Mask | None) -> tuple[GeneratorFunction, str]:
+    def bind(self, mask: Mask | None, varying: Tensor | None = None) -> tuple[GeneratorFunction, str]:
         """The generator on a backend, see :func:`make_function`, with the choices of a run that is resumed.
 
         Args:
             mask: which weights to keep, or None for all.
+            varying: what it is to read in the place of ``z``, of its shape, where that is written again and
+                again.
 
         Returns:
             (function, name of the backend that runs it).
         """
         options = self._options
         take_checkpoint_choices(options.checkpoint, resume=options.resume)
-        function, backend = make_function(self.net, self.z, mask, options.backend, verify=options.verify)
+        function, backend = make_function(
+            self.net,
+            self.z if varying is None else varying,
+            mask,
+            options.backend,
+            verify=options.verify,
+            fixed_input=varying is None,
+        )
         self._mask, self._backend = mask, backend
         return function, backend
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
 from oes_fast.errors import InputError
-from oes_fast.flat import flatten
+from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.functions import GeneratorFunction
+from oes_fast.pipelines.hooks import StepHook
+from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
@@ -73,8 +77,9 @@ def train_sparse(
     Args:
         net: generator; copied, and left alone.
         mask: which weights to keep.
-        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than our own
-            generators may take one of another size than the image's; [1, C] and [1, C, L] on the reference.
+        z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
+            :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
+            [1, C, L] on the reference.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
         steps: updates to make.
         lr: Adam's learning rate.
@@ -137,22 +142,71 @@ def train_sparse(
     if not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
     mask.check(net)
+    return TrainResult(**fit(setup, mask, average=average))
+
+
+def fit(
+    setup: Setup,
+    mask: Mask | None,
+    *,
+    average: float | None,
+    weight_decay: float = 0.0,
+    input_noise: InputNoise | None = None,
+    hooks: Sequence[StepHook] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train by Adam from the network's weights on, and give what a :class:`TrainResult` holds.
+
+    Args:
+        setup: network, input, image and options, checked.
+        mask: which weights to keep, None for all.
+        average: decay of the running average of the outputs, or None.
+        weight_decay: see :class:`TrainRun`.
+        input_noise: on the input in each step.
+        hooks: what else each step does.
+        settings: what the result depends on beside what is named here and in ``setup``, as JSON values.
+
+    Raises:
+        InputError: ``average`` is out of range.
+    """
     if average is not None:
         average = check_number("average", average, minimum=0.0, below=1.0)
-    function, backend = setup.bind(mask)
-    run = TrainRun(function, setup.objective, setup.lr, average, backend)
-    settings = {"lr": setup.lr, "average": average}
-    finished = setup.run(run, settings, digest(flatten(net), *net.buffers()))
-    return TrainResult(
-        **setup.outcome(finished, finished.output, run.phase),
-        average=finished.average,
-        net=function.to_net(run.weights.detach()),
-        mask=mask,
+    net = setup.net
+    function, backend = setup.bind(mask, None if input_noise is None else input_noise.noisy)
+    run = TrainRun(
+        function,
+        setup.objective,
+        setup.lr,
+        average,
+        backend,
+        weight_decay=weight_decay,
+        hooks=hooks if input_noise is None else (input_noise, *hooks),
     )
+    kept = {"lr": setup.lr, "average": average, **(settings or {})}
+    finished = setup.run(run, kept, digest(flatten(net), *net.buffers()))
+    return {
+        **setup.outcome(finished, finished.output, run.phase),
+        "average": finished.average,
+        "net": function.to_net(run.weights.detach()),
+        "mask": Mask.from_flat(net, torch.ones(FlatLayout.of(net).numel, dtype=torch.bool, device="cpu"))
+        if mask is None
+        else mask,
+    }
 
 
 class TrainRun:
-    """Adam over the flat weights of a generator function."""
+    """Adam over the flat weights of a generator function.
+
+    Args:
+        function: the generator.
+        objective: what is compared with what.
+        lr: Adam's learning rate.
+        decay: of the running average of the outputs, None for none.
+        backend: of Adam.
+        weight_decay: coupled, as that of torch.optim.Adam: ``weight_decay`` times the weights is added to the
+            gradient, and goes through Adam's moments. (Decoupled decay, as AdamW has it, is another method.)
+        hooks: what else each step does.
+    """
 
     phase = "train"
 
@@ -163,6 +217,9 @@ class TrainRun:
         lr: float,
         decay: float | None,
         backend: str = "auto",
+        *,
+        weight_decay: float = 0.0,
+        hooks: Sequence[StepHook] = (),
     ) -> None:
         self._function = function
         # "cpu" has no kernel of its own for every operation: what "auto" comes to on its tensors is best.
@@ -170,6 +227,8 @@ class TrainRun:
         self._objective = objective
         self._lr = lr
         self._decay = decay
+        self._weight_decay = weight_decay
+        self._hooks = tuple(hooks)
         self.weights = function.initial_weights().requires_grad_()
         self._update_mask = function.update_mask()
         self._exp_avg = torch.zeros_like(self.weights)
@@ -177,6 +236,11 @@ class TrainRun:
         self._average: Tensor | None = None
         self._loss = zero_loss(objective)
         self._unit = unit_gradient(self._loss)
+
+    def begin(self, step: int, *, final: bool) -> None:
+        """What the hooks do before the evaluation."""
+        for hook in self._hooks:
+            hook.begin(step, final=final)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Run the generator and take the loss."""
@@ -198,7 +262,9 @@ class TrainRun:
         return output.detach().contiguous()
 
     def accumulate(self, output: Tensor) -> None:
-        """Take the output into the running average."""
+        """Take the output into the running average, and show it to the hooks."""
+        for hook in self._hooks:
+            hook.seen(output)
         if self._decay is not None:
             self._average = (
                 output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
@@ -223,6 +289,8 @@ class TrainRun:
         """Gradient and one step of Adam."""
         (grad,) = torch.autograd.grad(self._loss, self.weights, self._unit)
         with torch.no_grad():
+            if self._weight_decay:
+                grad = grad.add(self.weights, alpha=self._weight_decay)
             masked_adam(
                 self.weights,
                 grad,
@@ -234,15 +302,22 @@ class TrainRun:
                 backend=self._backend,
             )
 
+    def finish(self, step: int) -> None:
+        """What the hooks do after the update."""
+        for hook in self._hooks:
+            hook.finish(step, self.weights)
+
     def average(self) -> Tensor | None:
         """Running average of the outputs, None where it is off."""
         return self._average
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, Adam's moments, running statistics and average."""
+        """Weights, Adam's moments, running statistics, average and what the hooks keep."""
         state = {"weights": self.weights, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
         if self._average is not None:
             state["average"] = self._average
+        for hook in self._hooks:
+            state |= hook.state()
         return state | {f"buffer.{name}": buffer for name, buffer in self._function.buffers.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -253,5 +328,7 @@ class TrainRun:
             self._exp_avg_sq.copy_(state["exp_avg_sq"])
             for name, buffer in self._function.buffers.items():
                 buffer.copy_(state[f"buffer.{name}"])
+        for hook in self._hooks:
+            hook.load_state(state)
         if "average" in state:
             self._average = state["average"].to(self._objective.target.device)

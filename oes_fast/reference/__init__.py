@@ -25,6 +25,7 @@ from oes_fast.reference.philox import (
     level_noise,
     logistic_from_bits,
     logistic_noise,
+    normal_from_bits,
     philox4x32,
     random_bits,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "mask_update",
     "masked_adam",
     "masked_conv2d",
+    "normal_from_bits",
     "output_head",
     "phase_merge",
     "phase_split",

@@ -26,6 +26,10 @@ SHUFFLE = 4  # stream: seed of shuffled masks
 MASK_DRAW = 5  # stream: masks drawn from the probabilities that a search found; the step is the draw
 LEVEL_NOISE = 6  # streams 6 + 256 k: Gumbel noise of level k of a mask of more than two levels
 DRAW_LEVEL = 7  # streams 7 + 256 k: the same of drawn masks
+STEP_INPUT_NOISE = 8  # stream: noise added to the generator's input in each step
+STEP_WEIGHT_NOISE = 9  # stream: noise added to the weights after each step
+RANDOM_SCORES = 12  # stream: scores of random pruning
+PROBE = 16  # stream: signs that traces, norms and spectra are estimated with; the step is the probe
 LEVEL_STRIDE = 256
 NOISE_BITS = 23  # bits of a word that make the noise
 
@@ -137,6 +141,24 @@ def logistic_noise(
         ``dtype`` tensor of shape [numel].
     """
     return _last_noise(seed, step, numel, dtype, _device(device)).clone()
+
+
+def normal_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal noise sqrt(2) erfinv(2 U - 1) of 32-bit words, with U as in :func:`logistic_from_bits`.
+
+    One word makes one number, by the inverse of the distribution function: 2 U - 1 is exact and never +-1,
+    so every word gives a finite value (|x| <= 5.30). Computed in float64 and rounded once.
+
+    Args:
+        bits: integer tensor of any shape, values in [0, 2^32).
+        dtype: of the result.
+
+    Returns:
+        Tensor of that shape.
+    """
+    # An odd integer between -2^23 and 2^23 over 2^23.
+    centred = ((bits >> (32 - NOISE_BITS)) * 2 + (1 - 2**NOISE_BITS)).to(torch.float64)
+    return centred.mul_(2.0**-NOISE_BITS).erfinv_().mul_(2.0**0.5).to(dtype)
 
 
 def gumbel_from_bits(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

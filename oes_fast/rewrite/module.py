@@ -44,6 +44,9 @@ class SparseGenerator(nn.Module):
         weights: one parameter of shape [kept weights], in parameters() order of the dense network. Weights
             that the network held fixed (``requires_grad`` off) are among them, with gradient zero; an
             optimiser with weight decay moves them all the same, see :meth:`named_weights`.
+        fixed_input: True at first: the same input comes again and again, and what depends on it alone is
+            made once. Where inputs change from call to call, as with noise added to one, False spares the
+            work of preparing each of them.
 
     Buffers are the running statistics of the dense network, complete; those of channels that reach no
     output in any mode stay as they were. A plan is made for every input shape and mode when it is first seen,
@@ -61,6 +64,7 @@ class SparseGenerator(nn.Module):
         self._given_mask = mask
         self._verify = verify
         self._check = True
+        self.fixed_input = True
         layout = FlatLayout.of(net)
         flat = flatten(net)
         self._mask = None if mask is None else mask.flat
@@ -151,7 +155,8 @@ class SparseGenerator(nn.Module):
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
         self._last_channels = z.shape[1]
-        key = (tuple(z.shape), z.dtype, z.device, z.requires_grad, self.training, self._modes is None)
+        fixed = self.fixed_input
+        key = (tuple(z.shape), z.dtype, z.device, z.requires_grad, self.training, self._modes is None, fixed)
         if key not in self._plans:
             self._net.train(self.training)
             for name, mode in (self._modes or {}).items():
@@ -159,7 +164,9 @@ class SparseGenerator(nn.Module):
             # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
             with torch.device("cpu"), torch.inference_mode(False):
                 graph = rewritten(self._net, z, check=self._check)
-                plan = Plan(graph, self._net, self._mask, device=z.device, kernels=self._kernels)
+                plan = Plan(
+                    graph, self._net, self._mask, device=z.device, kernels=self._kernels, fixed_input=fixed
+                )
             self._plans[key] = plan
             if self._verify and not torch._C._functorch.is_functorch_wrapped_tensor(z):
                 self._verified(key, z)
@@ -177,6 +184,7 @@ class SparseGenerator(nn.Module):
         """The same rewriting of a network of the same layers, in the mode that ``net`` is in."""
         twin = SparseGenerator(net, self._given_mask, kernels=kernels)
         twin._check = False  # it was checked for this one
+        twin.fixed_input = self.fixed_input
         return twin
 
     def _check_buffers(self, buffers: dict[str, Tensor]) -> None:
@@ -327,7 +335,8 @@ class SparseGenerator(nn.Module):
 
         Changes that PyTorch does not count, through ``z.data`` or memory shared with NumPy, are not seen.
         """
-        if z.requires_grad or z.is_inference() or torch.is_inference_mode_enabled():
+        kept = self.fixed_input and not (z.requires_grad or z.is_inference())
+        if not kept or torch.is_inference_mode_enabled():
             return plan.prepare(z)
         version = z._version, z.data_ptr()
         if self._prepared is not None:

@@ -47,6 +47,7 @@ class Plan:
         mask: flat bool mask of its parameters, or None.
         device: of the weights.
         kernels: "torch", or "cpu", "cuda" or "triton" for kernels where they are the better choice.
+        fixed_input: the same input comes again and again, so what depends on it alone is made once.
 
     Attributes:
         kernels: as asked for; "torch" where a network has been moved away from its kernels' device.
@@ -63,13 +64,14 @@ class Plan:
         *,
         device: torch.device,
         kernels: str = "torch",
+        fixed_input: bool = True,
     ) -> None:
         layout = FlatLayout.of(net)
         kept = None if mask is None else layout.views(mask.cpu())
         self.graph = graph
         self.alive = alive_channels(graph, kept)
         self.weights = CompactWeights(layout, mask)
-        self.input_only = self._input_only_nodes()
+        self.input_only = self._input_only_nodes(fixed_input=fixed_input)
         self._device = device
         engine = _engine(kernels, device)
         kernels = "torch" if engine is None and kernels in ("cpu", "cuda") else kernels
@@ -195,9 +197,12 @@ class Plan:
 
         return result
 
-    def _input_only_nodes(self) -> set[ir.Node]:
+    def _input_only_nodes(self, *, fixed_input: bool) -> set[ir.Node]:
+        """What is made once for an input; without a fixed one, what depends on constants alone."""
         found: set[ir.Node] = set()
         for node in self.graph.nodes:
+            if isinstance(node.stage, ir.Input) and not fixed_input:
+                continue
             repeatable = isinstance(node.stage, ir.Opaque) and node.stage.target == "index_select"
             if (isinstance(node.stage, _REPEATABLE) or repeatable) and all(i in found for i in node.inputs):
                 found.add(node)

@@ -15,9 +15,21 @@ FINDER = doctest.DocTestFinder(recurse=False)
 # Exceptions and what the pipelines return need none.
 WITHOUT = {
     "Concat",
+    "DeepDecoder",
     "Generator",
+    "HessianEigenvalues",
+    "HessianSpectrum",
+    "ImpResult",
+    "ImpRound",
+    "JacobianNorm",
+    "Layer",
+    "LayerOverlap",
+    "LiveChannels",
+    "Overlap",
     "PhaseSplit",
     "SearchResult",
+    "SgldResult",
+    "Sharpness",
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
@@ -27,7 +39,9 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    for module, prefix in ((oes, ""), (oes.functional, "functional."), (oes.models, "models.")):
+    names = ("analysis", "baselines", "functional", "models", "pruning")
+    folders = {"": oes} | {f"{n}.": getattr(oes, n) for n in names}
+    for prefix, module in folders.items():
         for name in module.__all__:
             value = getattr(module, name)
             error = inspect.isclass(value) and issubclass(value, BaseException | Warning)

@@ -14,13 +14,15 @@ from PIL import Image as PillowImage
 
 from oes_fast.errors import InputError, OutputError
 from oes_fast.io import plots
+from oes_fast.io.figures import FORMATS
 from oes_fast.io.plots import (
-    FORMATS,
     MIN_PANEL,
+    layer_densities,
     layer_density,
     probability_histogram,
     psnr_curve,
     side_by_side,
+    spectra,
 )
 
 
@@ -117,6 +119,8 @@ def test_every_plot_is_written_in_every_format(tmp_path, suffix):
         lambda: psnr_curve(path, {"output": curve, "average $_x$": curve}, 20.31),
         lambda: probability_histogram(path, torch.randn(1000, generator=generator)),
         lambda: layer_density(path, names, torch.rand(86, generator=generator).tolist(), 0.05),
+        lambda: layer_densities(path, names, {"a": torch.rand(86, generator=generator).tolist()}),
+        lambda: spectra(path, {"a": ([0.0, 1.0], [1.0, 0.5])}),
         lambda: side_by_side(path, [("a", torch.zeros(3, 20, 20))]),
     ):
         draw()
@@ -162,7 +166,7 @@ def test_histograms_of_extreme_logits(tmp_path):
 
 def test_bars_are_the_counts_and_the_shares(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     logits = 3 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
     probability_histogram(tmp_path / "a.png", logits)
     layer_density(tmp_path / "a.png", ["a", "b", "c"], [0.5, 0.0, 0.25], 0.3)
@@ -187,3 +191,38 @@ def test_densities_need_a_name_each(tmp_path):
 def test_nothing_global_is_touched():
     code = "import sys, oes_fast.io.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_layers_of_several_masks_have_a_mark_each(tmp_path):
+    names = [f"conv {i}: $3_3$" for i in range(4)]
+    layer_densities(tmp_path / "one.png", names, {"_a$_": [0.1, 0.2, 0.3, math.nan]})
+    many = {f"mask {i}": [0.05 * i, 0.5, 0.0, 1.0] for i in range(9)}
+    layer_densities(tmp_path / "many.png", names, many)
+    one, nine = read(tmp_path / "one.png"), read(tmp_path / "many.png")
+    assert nine.shape[0] > one.shape[0]
+    assert len(colours_of(nine)) > len(colours_of(one))
+    with pytest.raises(InputError, match="densities: expected 4, one for each name, got 3"):
+        layer_densities(tmp_path / "bad.png", names, {"a": [0.1, 0.2, 0.3]})
+    with pytest.raises(InputError, match="densities: expected those of one mask at least"):
+        layer_densities(tmp_path / "bad.png", names, {})
+    assert not (tmp_path / "bad.png").exists()
+
+
+def test_spectra_are_drawn_on_a_logarithmic_axis(tmp_path):
+    values = [float(x) for x in range(-20, 80)]
+    bumps = [math.exp(-((x / 5) ** 2)) + 1e-4 * math.exp(-(((x - 60) / 5) ** 2)) for x in values]
+    spectra(tmp_path / "a.png", {"a_$": (values, bumps), "zero": (values, [0.0] * 100)})
+    picture = read(tmp_path / "a.png")
+    blue = (picture == (0, 0x72, 0xB2)).all(-1)
+    right = blue[: picture.shape[0], picture.shape[1] // 2 :]
+    assert right.sum() > 20, "the small bump shows"
+    with pytest.raises(InputError, match="as many values as densities, got 2 and 1"):
+        spectra(tmp_path / "bad.png", {"a": ([0.0, 1.0], [1.0])})
+    with pytest.raises(InputError, match="curves: expected one at least"):
+        spectra(tmp_path / "bad.png", {})
+
+
+def colours_of(picture: np.ndarray) -> set[tuple[int, ...]]:
+    """Saturated colours of a picture."""
+    strong = picture[(picture.max(-1).astype(int) - picture.min(-1)) > 60]
+    return {tuple(pixel) for pixel in strong // 32}

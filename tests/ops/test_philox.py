@@ -9,8 +9,14 @@ from kernel_backends import MASK_KERNELS, device_of, dtypes_of, require
 from scipy import stats
 
 from oes_fast import InputError, reference
-from oes_fast.ops.philox import logistic_from_bits, random_bits
-from oes_fast.reference.philox import MASK_NOISE, NOISE_BITS, TIE_BREAK
+from oes_fast.ops.philox import add_normal_noise, logistic_from_bits, random_bits
+from oes_fast.reference.philox import (
+    MASK_NOISE,
+    NOISE_BITS,
+    STEP_INPUT_NOISE,
+    STEP_WEIGHT_NOISE,
+    TIE_BREAK,
+)
 
 pytestmark = [pytest.mark.cpu_kernel, pytest.mark.device]
 
@@ -99,7 +105,60 @@ def test_words_are_independent():
             assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / np.sqrt(numel), name
 
 
+def test_normal_noise_of_every_word():
+    bits = torch.arange(2**NOISE_BITS) << (32 - NOISE_BITS)
+    noise = reference.normal_from_bits(bits, torch.float64)
+    assert torch.equal(noise, -noise.flip(0))
+    assert 5.29 < float(noise.max()) < 5.30
+    uniform = (np.arange(2**NOISE_BITS) + 0.5) / 2**NOISE_BITS
+    np.testing.assert_allclose(noise.numpy()[::997], stats.norm.ppf(uniform[::997]), rtol=1e-9)
+    assert float(noise.square().mean()) == pytest.approx(1.0, abs=1e-5)
+    assert torch.equal(reference.normal_from_bits(bits[::991]), noise[::991].float())
+
+
+@pytest.mark.parametrize("backend", ["reference", *MASK_KERNELS])
+def test_normal_noise_is_the_same_from_every_backend(backend):
+    require(backend)
+    device = device_of(backend)
+    for dtype in dtypes_of(backend):
+        base = torch.linspace(0, 1, 2053, dtype=dtype)
+        bits = reference.random_bits(2**63 + 5, 12, 2053, stream=STEP_INPUT_NOISE)
+        expected = base + 0.25 * reference.normal_from_bits(bits, dtype)
+        out = torch.empty_like(base, device=device)
+        options = {"seed": 2**63 + 5, "step": 12, "stream": STEP_INPUT_NOISE, "backend": backend}
+        assert add_normal_noise(out, base.to(device), 0.25, **options) is out
+        torch.testing.assert_close(out.cpu(), expected, rtol=1e-6, atol=1e-7)
+        if device == "cpu":
+            assert torch.equal(out, expected)
+        std = torch.where(torch.arange(2053) % 3 > 0, 0.25, 0.0).to(device, dtype)
+        add_normal_noise(out, out, std, **options | {"stream": STEP_WEIGHT_NOISE})
+        assert torch.equal(out[::3].cpu(), expected[::3]) or device != "cpu"
+        assert not torch.equal(out[1::3].cpu(), expected[1::3])
+
+
+def test_normal_noise_of_steps_and_streams_is_another():
+    def noise(**options):
+        out = torch.zeros(100_000, dtype=torch.float64)
+        return add_normal_noise(
+            out, out, 1.0, **({"seed": 1, "step": 2, "stream": STEP_INPUT_NOISE} | options)
+        ).numpy()
+
+    first = noise()
+    assert stats.kstest(first, "norm").pvalue > 1e-3
+    for options in ({"seed": 2}, {"step": 3}, {"stream": STEP_WEIGHT_NOISE}):
+        assert abs(np.corrcoef(first, noise(**options))[0, 1]) < 4.5 / np.sqrt(first.size), options
+
+
 def test_bad_arguments_are_refused():
+    good = {"seed": 0, "step": 0, "stream": 0}
+    with pytest.raises(InputError, match="std"):
+        add_normal_noise(torch.zeros(3), torch.zeros(3), -1.0, **good)
+    with pytest.raises(InputError, match="std"):
+        add_normal_noise(torch.zeros(3), torch.zeros(3), torch.zeros(2), **good)
+    with pytest.raises(InputError, match="base"):
+        add_normal_noise(torch.zeros(3), torch.zeros(4), 1.0, **good)
+    with pytest.raises(InputError, match="out: expected a contiguous"):
+        add_normal_noise(torch.zeros(6)[::2], torch.zeros(3), 1.0, **good)
     with pytest.raises(InputError, match="seed"):
         random_bits(2**64, 0, 4)
     with pytest.raises(InputError, match="step"):

@@ -344,6 +344,42 @@ def test_clocked_steps_of_cuda_are_the_plain_ones(make_problem, monkeypatch, run
     assert results[0].history.loss == results[1].history.loss
 
 
+def sampled(p, backend, **options):
+    """Noise on input and weights, and what is kept of the images: what a recording leaves out."""
+    noise = {"input_noise": 0.05, "param_noise": 0.1, "burn_in": 0, "sample_every": 1, "seed": 3}
+    return oes.baselines.sgld(p.net, p.z, p.noisy, record_every=1, backend=backend, **(noise | options))
+
+
+def test_clocked_steps_of_cuda_have_the_noise_of_their_step(make_problem, monkeypatch):
+    require("cuda")
+    device = device_of("cuda")
+    p = make_problem(size=(12, 16), num_channels_down=(3, 4))
+    p = p._replace(net=p.net.to(device), z=p.z.to(device), noisy=p.noisy.to(device), clean=None)
+    results = []
+    for wrap in (lambda run, *_: run, lambda run, *_: GraphedRun(run, CallingRecorder())):
+        monkeypatch.setattr(setup, "graphed", wrap)
+        results.append(sampled(p, "cuda", steps=4, verify=False))
+    plain, clocked = results
+    assert plain.history.loss == clocked.history.loss
+    assert torch.equal(plain.posterior_mean, clocked.posterior_mean)
+    assert torch.equal(outcome("train", plain), outcome("train", clocked))
+    assert plain.samples == clocked.samples == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_recorded_steps_have_the_noise_of_their_step(make_problem, monkeypatch, backend):
+    require(backend)
+    p = make_problem(dtype=torch.float32)
+    p = p._replace(net=p.net.cuda(), z=p.z.cuda(), noisy=p.noisy.cuda(), clean=None)
+    results = []
+    for wrap in (setup.graphed, lambda run, *_: run):
+        monkeypatch.setattr(setup, "graphed", wrap)
+        results.append(sampled(p, backend, steps=20, lr=1e-3))
+    assert results[0].history.loss == pytest.approx(results[1].history.loss, rel=1e-3)
+    torch.testing.assert_close(results[0].posterior_mean, results[1].posterior_mean, rtol=0, atol=1e-3)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 @BOTH

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from oes_fast.copies import copy_network
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
+from oes_fast.rewrite.run.bilinear import upsample_bilinear_2x
 from oes_fast.rewrite.run.context import Context, StageFunction, Value, activate, index_among, select
 from oes_fast.rewrite.run.conv_ops import ConvBuilder
 from oes_fast.rewrite.run.norm_ops import NormFunction
@@ -141,7 +142,11 @@ class Builder(ConvBuilder):
         up = node.stage
         assert isinstance(up, ir.Upsample)
 
+        doubles = up.mode == "bilinear" and up.factor == 2 and not up.align_corners
+
         def interpolate(x: Tensor) -> Tensor:
+            if doubles and x.device.type == "cpu":
+                return upsample_bilinear_2x(x)
             return F.interpolate(x, size=up.size, mode=up.mode, align_corners=up.align_corners)
 
         return self._each(node, interpolate, lambda k: k)

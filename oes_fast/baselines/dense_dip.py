@@ -1,0 +1,122 @@
+"""Deep image prior: train all weights of the generator on the noisy image (Ulyanov et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor, nn
+
+from oes_fast._checks import check_integer, check_number
+from oes_fast.pipelines.input_noise import InputNoise
+from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.setup import RunOptions, Setup
+from oes_fast.pipelines.train import TrainResult, fit
+from oes_fast.precision import DEFAULT, in_precision
+
+
+@in_precision
+def dense_dip(
+    net: nn.Module,
+    z: Tensor,
+    noisy: Tensor,
+    *,
+    steps: int = 40_000,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    input_noise: float = 0.0,
+    clean: Tensor | None = None,
+    average: float | None = None,
+    backend: str = "auto",
+    verify: bool = True,
+    precision: str = DEFAULT,
+    record_every: int = 10,
+    callback: Callback | None = None,
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    resume: bool = False,
+    seed: int = 0,
+) -> TrainResult:
+    """Train all weights by Adam on mean((G(w, z + input_noise * N(0, 1)) - noisy)^2).
+
+    The defaults are those of the OES paper's comparison: no weight decay, no noise. Without a stop it fits
+    the noise in the end: see the peak in :meth:`TrainResult.report`.
+
+    Args:
+        net: generator, such as :func:`oes_fast.fresh_generator`'s or :func:`oes_fast.models.deep_decoder`;
+            copied, and left alone.
+        z: fixed input, shape [1, C, h, w], see :func:`oes_fast.noise_input`. Networks other than
+            :func:`oes_fast.models.skip`'s may take one of another size than the image's.
+        noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network.
+        steps: updates to make.
+        lr: Adam's learning rate.
+        weight_decay: >= 0, coupled as in torch.optim.Adam: its multiple of the weights is added to the
+            gradient before the moments are taken.
+        input_noise: standard deviation, >= 0, of Gaussian noise added to ``z`` anew in each step (1/30 is
+            reg_noise_std of the deep-image-prior code, where z is drawn from U(0, 0.1)); a function of
+            (seed, step) alone, the same on every backend. The images of the history, of callbacks and of the
+            running average are those under that noise; the last one, the result's ``output``, is that of
+            ``z`` itself.
+        clean: image to report the PSNR against; it does not enter the training.
+        average: decay of a running average of the outputs, such as 0.99; None for none.
+        backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        verify: compare the rewritten network with ``net`` first, see :func:`oes_fast.train_sparse`.
+        precision: of float32 products, see :func:`oes_fast.precision`.
+        record_every: steps from one record of the history to the next.
+        callback: called with a :class:`StepInfo` after every evaluation; returning anything true ends the
+            run.
+        progress: show step, loss, PSNR and the time left, see :func:`oes_fast.train_sparse`.
+        checkpoint: file to keep the state in.
+        checkpoint_seconds: time between two saves.
+        resume: go on from ``checkpoint`` where it exists: bit for bit as without the break.
+        seed: of the noise, in [0, 2^64).
+
+    Returns:
+        :class:`TrainResult`, whose mask keeps every weight.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+        CheckpointError: the checkpoint belongs to another run.
+        BackendError: the backend cannot run here.
+        OESError: the loss became infinite or NaN; the message says when and what may be to blame.
+
+    Example:
+        >>> net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+        >>> z = oes.noise_input(4, (32, 32), seed=0)
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> fit = oes.baselines.dense_dip(net, z, noisy, steps=20, lr=1e-2, input_noise=1 / 30)
+        >>> fit.output.shape, fit.mask.density
+        (torch.Size([1, 3, 32, 32]), 1.0)
+    """
+    setup = Setup(
+        net,
+        z,
+        noisy,
+        RunOptions(
+            steps=steps,
+            lr=lr,
+            clean=clean,
+            backend=backend,
+            verify=verify,
+            precision=precision,
+            record_every=record_every,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            resume=resume,
+        ),
+    )
+    decay = check_number("weight_decay", weight_decay, minimum=0.0)
+    std = check_number("input_noise", input_noise, minimum=0.0)
+    seed = check_integer("seed", seed, minimum=0, below=2**64)
+    return TrainResult(
+        **fit(
+            setup,
+            None,
+            average=average,
+            weight_decay=decay,
+            input_noise=InputNoise(setup.z, std, seed=seed) if std else None,
+            settings={"weight_decay": decay, "input_noise": std, "seed": seed},
+        )
+    )

@@ -1,0 +1,37 @@
+"""Noise on the weights after each step, as Langevin dynamics have it (Cheng et al. 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from oes_fast.flat import FlatLayout
+from oes_fast.ops.philox import add_normal_noise
+from oes_fast.pipelines.hooks import StepHook
+from oes_fast.reference.philox import STEP_WEIGHT_NOISE
+
+
+class WeightNoise(StepHook):
+    """weights + std * N(0, 1) after each update; a function of (seed, step) alone.
+
+    The noise of a weight is that of its place in the flat vector. Only weights of convolutions, parameters of
+    four dimensions, get noise, as in the published code: biases and batch norm's scales and shifts do not.
+
+    Args:
+        net: whose parameters the flat vector holds, all of them.
+        std: standard deviation, >= 0.
+        seed: of the noise, in [0, 2^64).
+    """
+
+    def __init__(self, net: nn.Module, std: float, *, seed: int) -> None:
+        weight = next(net.parameters()).detach()
+        layout = FlatLayout.of(net)
+        self._std = weight.new_zeros(layout.numel)
+        for view in layout.views(self._std).values():
+            if view.ndim == 4:
+                view.fill_(std)
+        self._seed = seed
+
+    def finish(self, step: int, weights: Tensor) -> None:
+        """Add the noise of the step."""
+        values = weights.detach()
+        add_normal_noise(values, values, self._std, seed=self._seed, step=step, stream=STEP_WEIGHT_NOISE)

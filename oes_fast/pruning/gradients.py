@@ -1,0 +1,105 @@
+"""Derivatives of a network's loss or output in the flat vector of its weights, for the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from oes_fast._checks import check_flag
+from oes_fast.backends import resolve
+from oes_fast.copies import copy_network
+from oes_fast.errors import OESError, OESWarning, warn_caller
+from oes_fast.flat import FlatLayout
+from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.inputs import check_run_inputs, ordinary
+from oes_fast.pipelines.objective import SquaredError, evaluate
+from oes_fast.rewrite import TraceError, VerificationError, sparsify
+from oes_fast.rewrite.module import candidates
+
+
+def loss_gradient(
+    net: nn.Module, z: Tensor, noisy: Tensor, *, backend: str, verify: bool
+) -> tuple[Tensor, Tensor, str]:
+    """The gradient of mean((G(w, z) - noisy)^2) in training mode, on the kernels of a backend.
+
+    Args:
+        net: generator; left alone.
+        z: input [1, C, ...].
+        noisy: image [1, C', ...].
+        backend: see :func:`oes_fast.pipelines.functions.make_function`.
+        verify: compare the rewritten network with ``net`` first.
+
+    Returns:
+        (weights [n], gradient [n], name of the backend that ran).
+
+    Raises:
+        OESError: the gradient is not finite.
+    """
+    check_run_inputs(net, z, noisy)
+    check_flag("verify", verify)
+    function, backend = make_function(net, ordinary(z), None, backend, verify=verify)
+    weights = function.initial_weights().requires_grad_()
+    with torch.enable_grad():
+        _, loss = evaluate(SquaredError(ordinary(noisy)), function, weights, update_stats=False)
+        (gradient,) = torch.autograd.grad(loss, weights)
+    return weights.detach(), finite_scores("gradient", gradient.detach()), backend
+
+
+def differentiable(
+    net: nn.Module, z: Tensor, backend: str, *, verify: bool, twice: bool = False
+) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+    """The network as a function of its flat weights and a constant input, in the mode that it is in.
+
+    Args:
+        net: copied, and left alone.
+        z: input [1, C, ...] of the shape that the function will see.
+        backend: "reference" for the network as it is, any other for the rewritten network.
+        verify: compare the rewritten network with ``net`` first; where they differ, warn and take ``net``.
+        twice: "auto" takes PyTorch operations, which can be differentiated more than once.
+
+    Returns:
+        (function of (weights [n], z), name of the backend that runs it).
+
+    Raises:
+        BackendError: the backend cannot run here, or not in the network's dtype.
+        TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
+            network as it is.
+    """
+    if backend != "reference":
+        wanted = "torch" if twice and backend == "auto" else backend
+        chosen = resolve(wanted, z.device, candidates(z.dtype))
+        try:
+            if z.ndim != 4:
+                raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
+            module = sparsify(net, None, backend=chosen, verify=verify)
+            module.plan(z)  # refuses here
+            buffers = dict(module.dense_buffers())
+            return lambda weights, z: module.evaluate(weights, z, buffers, update_stats=False), chosen
+        except (TraceError, VerificationError) as error:
+            if isinstance(error, TraceError) and backend != "auto":
+                raise
+            warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
+    net = copy_network(net)
+    layout = FlatLayout.of(net)
+
+    def dense(weights: Tensor, z: Tensor) -> Tensor:
+        # Copies, since training mode updates them.
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        output: Tensor = functional_call(net, (layout.views(weights), buffers), (z,))
+        return output
+
+    return dense, "reference"
+
+
+def finite_scores(what: str, tensor: Tensor) -> Tensor:
+    """``tensor`` [n], or an :class:`OESError` that says of what it holds NaN or infinity."""
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise OESError(
+            f"the {what} is NaN or infinite for {bad} of {tensor.numel()} weights: the network's weights may "
+            "be too large, or its code has no derivative there, as a root at 0"
+        )
+    return tensor
