@@ -127,13 +127,39 @@ def test_normal_noise_is_the_same_from_every_backend(backend):
         out = torch.empty_like(base, device=device)
         options = {"seed": 2**63 + 5, "step": 12, "stream": STEP_INPUT_NOISE, "backend": backend}
         assert add_normal_noise(out, base.to(device), 0.25, **options) is out
-        torch.testing.assert_close(out.cpu(), expected, rtol=1e-6, atol=1e-7)
-        if device == "cpu":
-            assert torch.equal(out, expected)
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+        torch.testing.assert_close(out.cpu(), expected, rtol=tolerance, atol=tolerance)
+        before = out.clone()
         std = torch.where(torch.arange(2053) % 3 > 0, 0.25, 0.0).to(device, dtype)
         add_normal_noise(out, out, std, **options | {"stream": STEP_WEIGHT_NOISE})
-        assert torch.equal(out[::3].cpu(), expected[::3]) or device != "cpu"
-        assert not torch.equal(out[1::3].cpu(), expected[1::3])
+        assert torch.equal(out[::3], before[::3])
+        bits = reference.random_bits(2**63 + 5, 12, 2053, stream=STEP_WEIGHT_NOISE)
+        expected = before.cpu() + std.cpu() * reference.normal_from_bits(bits, dtype)
+        torch.testing.assert_close(out.cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("numel", SIZES)
+def test_normal_noise_of_the_kernel(numel):
+    require("cpu")
+    out = torch.empty(numel)
+    add_normal_noise(out, torch.zeros(numel), 1.0, seed=3, step=5, stream=STEP_INPUT_NOISE, backend="cpu")
+    bits = reference.random_bits(3, 5, numel, stream=STEP_INPUT_NOISE)
+    ulps = (out.view(torch.int32) - reference.normal_from_bits(bits).view(torch.int32)).abs()
+    assert int(ulps.max() if numel else 0) <= 4
+
+
+def test_normal_noise_of_the_kernel_far_out():
+    """Two million elements reach beyond five standard deviations."""
+    require("cpu")
+    numel = 2**21
+    out = torch.empty(numel)
+    add_normal_noise(out, torch.zeros(numel), 1.0, seed=1, step=0, stream=STEP_INPUT_NOISE, backend="cpu")
+    bits = random_bits(1, 0, numel, stream=STEP_INPUT_NOISE)
+    expected = reference.normal_from_bits(bits)
+    assert float(expected.abs().max()) > 5
+    assert int((out.view(torch.int32) - expected.view(torch.int32)).abs().max()) <= 4
+    assert float(out.mean()) == pytest.approx(0.0, abs=4 / numel**0.5)
+    assert float(out.std()) == pytest.approx(1.0, abs=4 / (2 * numel) ** 0.5)
 
 
 def test_normal_noise_of_steps_and_streams_is_another():
@@ -157,6 +183,8 @@ def test_bad_arguments_are_refused():
         add_normal_noise(torch.zeros(3), torch.zeros(3), torch.zeros(2), **good)
     with pytest.raises(InputError, match="base"):
         add_normal_noise(torch.zeros(3), torch.zeros(4), 1.0, **good)
+    with pytest.raises(InputError, match="step"):
+        add_normal_noise(torch.zeros(3), torch.zeros(3), 1.0, seed=0, step=2**32, stream=0)
     with pytest.raises(InputError, match="out: expected a contiguous"):
         add_normal_noise(torch.zeros(6)[::2], torch.zeros(3), 1.0, **good)
     with pytest.raises(InputError, match="seed"):
