@@ -90,7 +90,8 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,
-        "backends": {name: str(status) for name, status in oes_fast.backends().items()},
+        # Without what to do about it, which names the folders of this machine.
+        "backends": {name: str(status).partition(";")[0] for name, status in oes_fast.backends().items()},
     }
 
 
