@@ -9,30 +9,30 @@ A region of a page between ``<!-- table: NAME -->`` and ``<!-- end -->`` belongs
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from benchmarks.comparison import comparison_at, comparison_cells
+from benchmarks.table_text import (
+    NAMES,
+    RESULTS,
+    ROOT,
+    Result,
+    caption,
+    load,
+    machine,
+    measured,
+    ms,
+    table,
+    two,
+)
 from oes_fast.precision import PRECISIONS
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-Result = dict[str, Any]
-
-NAMES = {
-    "published": "published code",
-    "compiled": "published code, torch.compile",
-    "sparseprop": "SparseProp",
-    "torch": "torch",
-    "auto": "oes_fast",
-    "triton": "oes_fast, Triton",
-    "cuda": "oes_fast, CUDA C++",
-}
 MODEL = "gpu-model-h100"  # of the CUDA engine, not measured
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
 MEMORY_BOUND = {  # name in the result: what the page calls it
@@ -53,47 +53,6 @@ CONVOLUTIONS = {  # operation and pass in the result: what the page calls it
     ("sparse_up_conv2d", "backward"): "`sparse_up_conv2d`, both gradients",
 }
 FIRST_LAYER = "32to"  # its input needs no gradient
-
-
-def measured(pattern: str) -> list[str]:
-    """Names of the results that match, the newest first."""
-    names = sorted(path.stem for path in RESULTS.glob(f"{pattern}.json"))
-    return sorted(names, key=lambda name: load(name)["date"], reverse=True)
-
-
-def load(name: str) -> Result:
-    """A committed result."""
-    result: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return result
-
-
-def machine(result: Result) -> str:
-    """What it was measured on."""
-    where = result["environment"]
-    return where["gpu"] or f"{where['cpu']}, {where['cpu_capability']}, {where['cores']} cores"
-
-
-def caption(name: str, result: Result, *, command: bool = True) -> str:
-    """When, where and with what it was measured, and how to measure it again."""
-    link = f"[{name}.json](../benchmarks/results/{name}.json)"
-    said = f"{result['date']} · {machine(result)} · PyTorch {result['environment']['torch']} · {link}\n"
-    return f"{said}\n    {result['command']}\n" if command else said
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
-
-
-def two(figures: dict[str, float], digits: int) -> str:
-    """Minimum (median)."""
-    return f"{figures['min']:.{digits}f} ({figures['median']:.{digits}f})"
-
-
-def ms(figures: dict[str, float]) -> str:
-    """Milliseconds, three digits at least."""
-    return two(figures, 1 if figures["min"] < 100 else 0)
 
 
 def case(name: str) -> str:
@@ -414,6 +373,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "gpu kernels": gpu_kernels,
     "gpu model": gpu_model,
+    "comparison small": functools.partial(comparison_at, 256),
+    "comparison large": functools.partial(comparison_at, 512),
+    "comparison cells": comparison_cells,
 }
 
 
