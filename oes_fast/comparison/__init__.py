@@ -6,7 +6,8 @@
 from oes_fast.comparison.cells import Cell
 from oes_fast.comparison.classical import CLASSICAL, bm3d, nlm, tv
 from oes_fast.comparison.comparison import Comparison, Watcher, compare
-from oes_fast.comparison.run import Step, ssim
+from oes_fast.comparison.measures import ssim
+from oes_fast.comparison.run import Step
 from oes_fast.comparison.settings import BASELINES, NAMES, Settings
 from oes_fast.comparison.summary import Figure, Row
 from oes_fast.comparison.workers import Outcome

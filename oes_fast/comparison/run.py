@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from oes_fast.analysis import layer_densities
 from oes_fast.baselines import dense_dip, fresh_deep_decoder, sgld
 from oes_fast.comparison.cells import DONE, STARTED, Cell, CellFiles
 from oes_fast.comparison.classical import CLASSICAL
+from oes_fast.comparison.measures import measures, ssim
 from oes_fast.comparison.settings import Settings
 from oes_fast.errors import OESWarning
 from oes_fast.io.image import psnr, save_image
@@ -154,8 +154,8 @@ class _Run:
         seconds = time.monotonic() - began
         self._save("", found)
         figures = {"noisy": psnr(self.noisy, self.clean), "end": psnr(found, self.clean)}
-        ssim = {"noisy": self._ssim_of(self.noisy), "end": self._ssim_of(found)}
-        return {"psnr": figures, "ssim": ssim, "seconds": {"total": seconds}, **self._where("none")}
+        similar = {"noisy": ssim(self.noisy, self.clean), "end": ssim(found, self.clean)}
+        return {"psnr": figures, "ssim": similar, "seconds": {"total": seconds}, **self._where("none")}
 
     def network(self) -> dict[str, Any]:
         """Find the mask, if there is one to find, and train."""
@@ -323,7 +323,7 @@ class _Run:
         if info.step % self.interval == 0 or info.step == info.steps:
             began = time.monotonic()
             self.ssim = [pair for pair in self.ssim if pair[0] < info.step]  # those after the checkpoint
-            self.ssim.append((info.step, self._ssim_of(info.output)))
+            self.ssim.append((info.step, ssim(info.output, self.clean)))
             self._note()
             self._aside += time.monotonic() - began
         return self._show(info)
@@ -355,9 +355,6 @@ class _Run:
     def _save(self, ending: str, image: Tensor) -> None:
         save_image(self.files.path(f"{ending}.png"), image)
 
-    def _ssim_of(self, image: Tensor) -> float:
-        return ssim(image, self.clean)
-
     def _where(self, backend: str) -> dict[str, Any]:
         return {"backend": backend, "device": str(self.noisy.device), "threads": torch.get_num_threads()}
 
@@ -369,43 +366,12 @@ class _Run:
         self._save("", fit.output)
         if average is not None:
             self._save("_average", average)
-        records, report = list(fit.history), fit.report()
-
-        def decibels(image: Tensor | None) -> float | None:
-            return None if image is None else psnr(image, self.clean)
-
-        def similarity(image: Tensor | None) -> float | None:
-            return None if image is None else self._ssim_of(image)
-
         total = sum(self.seconds.get(phase, 0.0) for phase in ("mask", "train"))
         found: dict[str, Any] = {
-            "psnr": {
-                "noisy": psnr(self.noisy, self.clean),
-                "masked": decibels(masked),
-                "end": decibels(fit.output),
-                "average": decibels(average),
-                **{n: report[n] for n in ("peak", "peak_step", "peak_average", "peak_average_step")},
-            },
-            "ssim": {
-                "noisy": self._ssim_of(self.noisy),
-                "masked": similarity(masked),
-                "peak": max(value for _, value in self.ssim),
-                "end": similarity(fit.output),
-                "average": similarity(average),
-            },
+            **measures(self.noisy, self.clean, masked, fit, average, self.ssim),
             "average_of": None if average is None else "outputs" if posterior is None else "posterior",
             "seconds": {**self.seconds, "total": total},
-            "steps": fit.steps,
-            "collapsed": fit.collapsed,
-            "diverged": fit.diverged,
             **self._where(fit.backend),
-            "parameters": sum(p.numel() for p in fit.net.parameters()),
-            "curve": {
-                "step": [r.step for r in records],
-                "loss": [r.loss for r in records],
-                "psnr": [r.psnr for r in records],
-                "psnr_average": [r.psnr_average for r in records],
-            },
             "ssim_curve": self.ssim,
         }
         if mask is not None:
@@ -413,16 +379,3 @@ class _Run:
             found["empty_layers"] = empty_layers(net, mask.flat)
             found["layers"] = [asdict(layer) for layer in layer_densities(net, mask)]
         return found
-
-
-def ssim(image: Tensor, clean: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), with scikit-image's defaults.
-
-    Windows are of 7 x 7 pixels, all alike, and the channels are taken apart.
-
-    Args:
-        image: in 0..1, shape [1, C, H, W], sides of 7 pixels at least.
-        clean: likewise.
-    """
-    first, second = (t.detach()[0].permute(1, 2, 0).to("cpu", torch.float64).numpy() for t in (image, clean))
-    return float(structural_similarity(first, second, data_range=1.0, channel_axis=-1))

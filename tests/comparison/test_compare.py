@@ -15,7 +15,7 @@ from small_generator import small_generator
 
 import oes_fast as oes
 from oes_fast.comparison import NAMES, Cell, Comparison, Outcome, Settings, Step, Watcher, compare, run
-from oes_fast.comparison.run import ssim
+from oes_fast.comparison.measures import ssim
 from oes_fast.io.locks import RunLocks
 
 STEPS = 12
