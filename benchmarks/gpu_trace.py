@@ -27,7 +27,7 @@ from oes_fast.precision import PRECISIONS
 
 Row = dict[str, Any]
 
-CASES = (("training", "float32"), *(("search", precision) for precision in PRECISIONS))
+CASES = tuple((case, precision) for case in ("training", "search") for precision in PRECISIONS)
 ON_DEVICE = ("kernel", "gpu_memset", "gpu_memcpy")  # categories of a trace
 ROUNDS = 3
 
