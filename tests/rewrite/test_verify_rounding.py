@@ -1,4 +1,4 @@
-"""What dense networks round where the rewritten one has zeros is no fault; small gradients that are wrong are."""
+"""Where dense networks round and rewritten ones have zeros is no fault; small wrong gradients are one."""
 
 from __future__ import annotations
 
