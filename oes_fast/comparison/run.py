@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from oes_fast.analysis import layer_densities
-from oes_fast.baselines import dense_dip, fresh_deep_decoder, sgld
+from oes_fast.baselines import SgldResult, dense_dip, fresh_deep_decoder, sgld
 from oes_fast.comparison.cells import DONE, STARTED, Cell, CellFiles, digest
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.comparison.settings import Settings
@@ -380,8 +380,8 @@ class _Run:
     def _result(
         self, fit: TrainResult, net: nn.Module, mask: Mask | None, masked: Tensor | None
     ) -> dict[str, Any]:
-        posterior = getattr(fit, "posterior_mean", None)
-        average = fit.average if posterior is None else posterior
+        of_posterior = isinstance(fit, SgldResult)
+        average = fit.posterior_mean if isinstance(fit, SgldResult) else fit.average
         self._save("", fit.output)
         if average is not None:
             self._save("_average", average)
@@ -409,7 +409,7 @@ class _Run:
                 "end": similarity(fit.output),
                 "average": similarity(average),
             },
-            "average_of": None if average is None else "outputs" if posterior is None else "posterior",
+            "average_of": None if average is None else "posterior" if of_posterior else "outputs",
             "seconds": {**self.seconds, "total": total},
             "steps": fit.steps,
             "collapsed": fit.collapsed,

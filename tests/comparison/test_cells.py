@@ -78,3 +78,12 @@ def test_the_time_before_a_kill_counts(
     known = {"search": "mask", "train": "train"}[phase]
     (result,) = done.cells.values()
     assert 0 < seen[0][known] <= result["seconds"][known]
+
+
+def test_sgld_without_a_sample_has_no_average(image: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Every 50th image is one: the average of the outputs is not taken for their mean."""
+    (result,) = go(image, tmp_path, "sgld", average=0.5).cells.values()
+    assert result["psnr"]["average"] is None
+    assert result["average_of"] is None
+    with pytest.raises(oes.InputError, match="burn_in: expected fewer steps than the 4 of training, got 4"):
+        go(image, tmp_path, "sgld", burn_in=4)
