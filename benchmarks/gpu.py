@@ -156,13 +156,13 @@ def all_parts(mask: str | None, file: str) -> list[Part]:
     return [
         Part("build", (sys.executable, "-m", "benchmarks.gpu_build"), 50, longer=True),
         Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 40, longer=True),
-        Part("launches", module("gpu_trace"), 20, longer=True),
+        Part("launches", module("gpu_trace"), 25, longer=True),
         Part("compile ahead", module("gpu_compile"), 45, longer=True),
         *(
             Part(f"steps {name}", measure("steps", "--precision", name), limits[name], longer=True)
             for name in PRECISIONS
         ),
-        Part("model", module("gpu_model", "--beside", file), 25, longer=True),
+        Part("model", module("gpu_model", "--beside", file), 30, longer=True),
         Part("sanitizer", tool("sanitizer", EACH_TOOL), EACH_TOOL + 5),
         Part("ncu", tool("ncu", NCU), NCU + 5),
         Part("training", measure("training"), 20, longer=True),

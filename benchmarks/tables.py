@@ -18,7 +18,6 @@ from statistics import fmean
 from benchmarks.comparison import comparison_at, comparison_cells
 from benchmarks.table_text import (
     NAMES,
-    RESULTS,
     ROOT,
     Result,
     caption,
@@ -296,7 +295,7 @@ def gpu() -> str:
 
 def gpu_model() -> str:
     """What the CUDA engine's step should take, by precision and number of networks."""
-    if not (RESULTS / f"{MODEL}.json").is_file():
+    if MODEL not in measured(MODEL):
         return "Not computed yet: `python -m benchmarks.gpu_model` does it.\n"
     result = load(MODEL)
     counts = sorted({row["networks"] for kind in ("training", "search") for row in result[kind]})

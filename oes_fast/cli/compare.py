@@ -252,6 +252,8 @@ def compare(
     )
     where = find_device(device)
     check_integer("--jobs", jobs, minimum=1)
+    if threads is not None:
+        check_integer("--threads", threads, minimum=1, below=2**15)
     clean = _load(images, size)
     signals.stop.patient = True  # there is something to finish: it takes a second signal to end at once
     with ComparisonProgress(quiet=quiet) as progress:

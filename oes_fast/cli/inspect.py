@@ -14,7 +14,7 @@ import typer
 from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.analysis.weights import SECOND_ORDER
 from oes_fast.cli import options as o
-from oes_fast.cli.console import EXIT_OK
+from oes_fast.cli.console import EXIT_OK, warn
 from oes_fast.cli.figures import FigureSettings, compute_figures
 from oes_fast.cli.inspected import Inspected, Pair, find_pairs, labels, print_figures, print_masks
 from oes_fast.cli.masks import find_masks, mask_seed
@@ -208,6 +208,11 @@ def inspect(
             print_masks(work.masks, work.pairs)
         if problem is not None:
             for each in work.masks:
+                if each.mask is not None and (step := each.mask.settings.get("rewind_step")):
+                    warn(
+                        f"{each.label}: the mask was found for the weights of step {step}, and these figures "
+                        "are at those of step 0"
+                    )
                 each.figures = compute_figures(
                     each.label,
                     each.mask,

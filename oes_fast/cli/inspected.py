@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -191,11 +192,11 @@ def print_figures(masks: Sequence[Inspected]) -> None:
     ball = f"{'|e/w|' if first.sharpness.adaptive else '|e|'} <= {first.sharpness.rho:g}"
     row("seed", lambda f: str(f.seed))
     row("loss", lambda f: f"{f.sharpness.loss:.4g}")
-    row("Jacobian, Frobenius", lambda f: f"{f.jacobian.frobenius:.4g} +- {f.jacobian.frobenius_error:.2g}")
+    row("Jacobian, Frobenius", lambda f: _within(f"{f.jacobian.frobenius:.4g}", f.jacobian.frobenius_error))
     row("Jacobian, spectral", lambda f: f"{f.jacobian.spectral:.4g}" if f.jacobian.iterations else "-")
     row(f"sharpness, {ball}", lambda f: f"{f.sharpness.largest:.4g}")
     row("  along the gradient", lambda f: f"{f.sharpness.first_order:.4g}")
-    row("  mean, on the edge", lambda f: f"{f.sharpness.average:.2g} +- {f.sharpness.average_error:.2g}")
+    row("  mean, on the edge", lambda f: _within(f"{f.sharpness.average:.2g}", f.sharpness.average_error))
     count = 0 if first.eigenvalues is None else len(first.eigenvalues.values)
     for i in range(count):
         row(f"Hessian, eigenvalue {i + 1}", partial(_eigenvalue, i))
@@ -223,7 +224,12 @@ def _eigenvalue(i: int, figures: Figures) -> str:
 
 def _trace(figures: Figures) -> str:
     spectrum = figures.spectrum
-    return "-" if spectrum is None else f"{spectrum.trace:.4g} +- {spectrum.trace_error:.2g}"
+    return "-" if spectrum is None else _within(f"{spectrum.trace:.4g}", spectrum.trace_error)
+
+
+def _within(value: str, error: float) -> str:
+    """A figure and its standard error, which one random vector does not have."""
+    return value if math.isnan(error) else f"{value} +- {error:.2g}"
 
 
 def _density(layer: Layer) -> str:

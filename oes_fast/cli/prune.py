@@ -120,7 +120,8 @@ def prune(
         typer.Option(
             metavar="N",
             rich_help_panel=o.PRUNING,
-            help="Rounds of imp, each of which prunes the same share.  [default: as --share asks for]",
+            help="Rounds of imp, each of which prunes the same share, down to --density; with --published in "
+            "the place of --density.  [default: as --share asks for]",
         ),
     ] = None,
     share: Annotated[
@@ -254,10 +255,26 @@ def _settings(
             found["rounds"] = check_integer("--rounds", given["rounds"], minimum=1)
         if given["share"] is not None:
             found["share"] = check_number("--share", given["share"], above=0.0, below=1.0)
+        _check_rounds(found, published, density is not None)
         found["rewind_step"] = check_integer(
             "--rewind-step", _or(given["rewind_step"], 0), minimum=0, below=found["steps"]
         )
     return found
+
+
+def _check_rounds(found: dict[str, Any], published: bool, density: bool) -> None:
+    """Refuse what says twice how far imp prunes; published rounds take no density."""
+    if "rounds" not in found:
+        return
+    if not published:
+        if "share" in found:
+            raise InputError("--share: expected it without --rounds, each of which prunes the same, got both")
+        return
+    if density:
+        raise InputError(
+            "--rounds: expected it without --density with --published, whose rounds prune --share, got both"
+        )
+    del found["density"]
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -77,6 +77,15 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _whole(found: dict[str, Any]) -> bool:
+    """Whether a cell's file, which somebody may have edited, has what is read of it."""
+    if not isinstance(found.get("settings"), dict) or found.get("state") not in (STARTED, DONE):
+        return False
+    return found["state"] == STARTED or all(
+        isinstance(found.get(k), dict) for k in ("psnr", "ssim", "seconds")
+    )
+
+
 class CellFiles:
     """The files of one cell.
 
@@ -115,7 +124,7 @@ class CellFiles:
             raise InputError(
                 f"{path}: expected the result of a cell, got {error}; {self._remedy()}"
             ) from error
-        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        if not isinstance(found, dict) or found.get("format") != _FORMAT or not _whole(found):
             raise InputError(f"{path}: expected the result of a cell, got another file; {self._remedy()}")
         if found.get("digest") != digest(self.settings):
             raise InputError(f"{path}: the cell was run {self._clauses(found)}; {self._remedy()}")
@@ -133,8 +142,7 @@ class CellFiles:
         write_json(self.path(".json"), head | content)
 
     def _clauses(self, found: dict[str, Any]) -> str:
-        before = found.get("settings")
-        before = before if isinstance(before, dict) else {}
+        before = found["settings"]
         clauses = []
         for key, wanted in self.settings.items():
             if before.get(key) == wanted:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast.analysis import layer_densities
-from oes_fast.baselines import dense_dip, fresh_deep_decoder, sgld
-from oes_fast.comparison.cells import DONE, STARTED, Cell, CellFiles
+from oes_fast.baselines import SgldResult, dense_dip, fresh_deep_decoder, sgld
+from oes_fast.comparison.cells import DONE, STARTED, Cell, CellFiles, digest
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.comparison.measures import measures, ssim
 from oes_fast.comparison.settings import Settings
-from oes_fast.errors import OESWarning
+from oes_fast.errors import InputError, OESWarning
 from oes_fast.io.image import psnr, save_image
 from oes_fast.mask import Mask
 from oes_fast.noise import add_noise
@@ -37,6 +38,7 @@ SHOWN_SECONDS = 0.5  # from one report of a cell's step to the next
 MASK_ENDING = "_mask.safetensors"
 WEIGHTS_ENDING = "_weights.safetensors"  # rewound ones of "imp"
 _SECONDS = "seconds"  # setting of a mask: that it took
+_CELL = "cell"  # setting of a mask: digest of those of its cell
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class _Run:
         self.interval = files.settings.get("ssim_every", 1)
         self._aside = 0.0  # seconds of this call that were spent on measures
         self._shown = 0.0
+        self._noted = 0.0
+        self._elapsed: Callable[[], None] = lambda: None  # brings the seconds of what runs up to date
         self._last: StepInfo | None = None
         self._note()
 
@@ -211,7 +215,15 @@ class _Run:
         path = self.files.path(MASK_ENDING)
         if not path.exists():
             self._find_mask(net, z)
-        mask = Mask.load(path, net)
+        try:
+            mask = Mask.load(path, net)
+        except InputError as error:
+            raise InputError(f"{error}; without that file, the mask is found again") from error
+        if mask.settings.get(_CELL) != digest(self.files.settings):
+            raise InputError(
+                f"{path}: expected the mask of this cell, got one of other settings; without that file, the "
+                "mask is found again"
+            )
         self.seconds["mask"] = float(mask.settings.get(_SECONDS, 0.0))
         self._note()
         if self.cell.method == "imp" and self.settings.rewind_step > 0:
@@ -224,7 +236,6 @@ class _Run:
         if cell.method == "imp":
             self._find_rounds(net, z)
             return
-        began, before = time.monotonic(), self.seconds.get("mask", 0.0)
         arguments: dict[str, Any] = {"density": cell.density, "seed": cell.seed}
         if cell.method == "oes":
             arguments |= {
@@ -237,20 +248,16 @@ class _Run:
             arguments |= {"scope": own.scope, "small": own.small}
         if cell.method in ("snip", "grasp", "synflow"):
             arguments |= self._binding()
-        try:
+        with self._timed("mask"):
             mask = METHODS[cell.method](net, z, self.noisy, **arguments)
-        finally:
-            self.seconds["mask"] = before + time.monotonic() - began - self._taken()
-            self._note()
         self._check_whole()
         self._keep_mask(self.files, mask, self.seconds["mask"])
 
     def _find_rounds(self, net: nn.Module, z: Tensor) -> None:
         """The masks of all densities of the group, from one schedule of rounds."""
         own = self.settings
-        began, before = time.monotonic(), self.seconds.get("mask", 0.0)
         rounds = self.files.rounds
-        try:
+        with self._timed("mask"):
             found = imp_rounds(
                 net,
                 z,
@@ -264,9 +271,6 @@ class _Run:
                 seed=self.cell.seed,
                 **self._loop("search") | {"checkpoint": rounds},
             )
-        finally:
-            self.seconds["mask"] = before + time.monotonic() - began - self._taken()
-            self._note()
         if found.interrupted:
             raise Stopped
         for cell in self.group:
@@ -280,18 +284,14 @@ class _Run:
     def _keep_mask(self, files: CellFiles, mask: Mask, seconds: float) -> None:
         if files.read() is None:  # a mask without a note of its settings could be taken for one of others
             files.write(STARTED, {})
-        noted = {**mask.settings, "network_seed": self.cell.seed, _SECONDS: seconds}
+        noted = {**mask.settings, "network_seed": self.cell.seed}
+        noted |= {_SECONDS: seconds, _CELL: digest(files.settings)}
         Mask(mask.flat, mask.fingerprint, noted).save(files.path(MASK_ENDING))
 
     def _train(self, call: Callable[..., TrainResult]) -> TrainResult:
-        before = self.seconds.get("train", 0.0)
-        began = time.monotonic()
-        try:
-            common = self._loop("train") | {"steps": self.settings.train_steps}
+        common = self._loop("train") | {"steps": self.settings.train_steps}
+        with self._timed("train"):
             fit = call(average=self.settings.average, **common)
-        finally:
-            self.seconds["train"] = before + time.monotonic() - began - self._taken()
-            self._note()
         if fit.steps < self.settings.train_steps:
             raise Stopped
         return fit
@@ -330,6 +330,8 @@ class _Run:
 
     def _show(self, info: StepInfo) -> bool:
         now = time.monotonic()
+        if now - self._noted >= self.options.checkpoint_seconds:  # a kill may be next
+            self._note()
         if now - self._shown >= SHOWN_SECONDS:
             self._shown = now
             decibels = info.psnr
@@ -344,12 +346,26 @@ class _Run:
         if last is not None and last.step < last.steps:
             raise Stopped
 
-    def _taken(self) -> float:
-        taken, self._aside = self._aside, 0.0
-        return taken
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Count the seconds inside as those of a phase, but for what measures take."""
+        before, began = self.seconds.get(phase, 0.0), time.monotonic()
+        self._aside = 0.0
+
+        def elapsed() -> None:
+            self.seconds[phase] = before + time.monotonic() - began - self._aside
+
+        self._elapsed = elapsed
+        try:
+            yield
+        finally:
+            self._note()
+            self._elapsed = lambda: None
 
     def _note(self) -> None:
         """Keep what checkpoints do not hold."""
+        self._elapsed()
+        self._noted = time.monotonic()
         self.files.write(STARTED, {"ssim_curve": self.ssim, "seconds": self.seconds})
 
     def _save(self, ending: str, image: Tensor) -> None:
@@ -361,15 +377,15 @@ class _Run:
     def _result(
         self, fit: TrainResult, net: nn.Module, mask: Mask | None, masked: Tensor | None
     ) -> dict[str, Any]:
-        posterior = getattr(fit, "posterior_mean", None)
-        average = fit.average if posterior is None else posterior
+        of_posterior = isinstance(fit, SgldResult)
+        average = fit.posterior_mean if isinstance(fit, SgldResult) else fit.average
         self._save("", fit.output)
         if average is not None:
             self._save("_average", average)
         total = sum(self.seconds.get(phase, 0.0) for phase in ("mask", "train"))
         found: dict[str, Any] = {
             **measures(self.noisy, self.clean, masked, fit, average, self.ssim),
-            "average_of": None if average is None else "outputs" if posterior is None else "posterior",
+            "average_of": None if average is None else "posterior" if of_posterior else "outputs",
             "seconds": {**self.seconds, "total": total},
             **self._where(fit.backend),
             "ssim_curve": self.ssim,

@@ -125,6 +125,10 @@ class Settings:
         check_choice("precision", self.precision, PRECISIONS)
         if "imp" in self.methods:
             self._check_imp()
+        if "sgld" in self.methods and self.burn_in is not None and self.burn_in >= self.train_steps:
+            raise InputError(
+                f"burn_in: expected fewer steps than the {self.train_steps} of training, got {self.burn_in}"
+            )
 
     @classmethod
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:

@@ -22,6 +22,8 @@ from oes_fast.pruning.published import share_to_prune
 from oes_fast.pruning.select import check_options
 from oes_fast.pruning.tickets import ImpResult, Schedule, Tickets
 
+_SHARE = 0.2  # of the weights left, pruned by a round (Frankle et al. 2019)
+
 
 def imp_rounds(
     net: nn.Module,
@@ -31,7 +33,7 @@ def imp_rounds(
     densities: Sequence[float] | None = None,
     density: float | None = None,
     rounds: int | None = None,
-    share: float = 0.2,
+    share: float | None = None,
     steps: int = 40_000,
     lr: float = 1e-2,
     rewind_step: int = 0,
@@ -72,7 +74,7 @@ def imp_rounds(
         densities: shares of all parameters to keep after each round, each less than the one before.
         density: the last of them; with ``densities`` to be left out.
         rounds: how many.
-        share: of the weights left that each round drops, in (0, 1).
+        share: of the weights left that each round drops, in (0, 1); 0.2 where nothing else says it.
         steps: updates of the first round, at least 1.
         lr: Adam's learning rate.
         rewind_step: to which update of the first round weights go back, from 0, the initial weights, to
@@ -186,12 +188,14 @@ def imp(
 
 
 def schedule(
-    densities: Sequence[float] | None, density: float | None, rounds: int | None, share: float
+    densities: Sequence[float] | None, density: float | None, rounds: int | None, share: float | None
 ) -> tuple[float, ...]:
     """What each round prunes to: see :func:`imp_rounds`."""
     if densities is not None:
-        if density is not None or rounds is not None:
-            raise InputError("densities: expected them without density and rounds, got both")
+        if (density, rounds, share) != (None, None, None):
+            raise InputError(
+                "densities: expected them without density and rounds, and without share, got both"
+            )
         if isinstance(densities, str) or not isinstance(densities, Sequence) or not densities:
             raise InputError(f"densities: expected one number or more, got {densities!r}")
         points = tuple(check_number("densities", each, above=0.0, maximum=1.0) for each in densities)
@@ -203,22 +207,24 @@ def schedule(
     density = check_number("density", density, above=0.0, maximum=1.0)
     if rounds is not None:
         rounds = check_integer("rounds", rounds, minimum=1)
+        if share is not None:
+            raise InputError("share: expected it without rounds, which say what each prunes, got both")
         return (*(density ** (k / rounds) for k in range(1, rounds)), density)
-    left = 1 - check_number("share", share, above=0.0, below=1.0)
+    left = 1 - check_number("share", _SHARE if share is None else share, above=0.0, below=1.0)
     # A density that is a power of what is left, but for rounding, needs no round more.
     count = max(1, math.ceil(math.log(density) / math.log(left) - 1e-9))
     return (*(left**k for k in range(1, count)), density)
 
 
 def published_schedule(
-    net: nn.Module, density: float | None, rounds: int | None, share: float, *, scope: str, seed: int
+    net: nn.Module, density: float | None, rounds: int | None, share: float | None, *, scope: str, seed: int
 ) -> tuple[float, ...]:
     """What each round of the published code leaves, as shares of all parameters."""
     if (density is None) == (rounds is None):
         raise InputError("density: expected it or rounds with published=True, got both or neither")
     target = 0.0 if density is None else density  # by the number of rounds, if there is none
     share_to_prune(net, 1.0 if density is None else density, scope=scope, seed=seed, scopes=("global",))
-    check_number("share", share, above=0.0, below=1.0)
+    share = check_number("share", _SHARE if share is None else share, above=0.0, below=1.0)
     most = math.inf if rounds is None else check_integer("rounds", rounds, minimum=1)
     weights = flatten(net)
     kept = int((weights != 0).sum())

@@ -85,6 +85,14 @@ def drawn_weights(net: nn.Module, weights: Tensor, kept: Tensor) -> Tensor:
     return drawn * kept
 
 
+def an_ulp_away(weights: Tensor) -> Tensor:
+    """The next number up or down of each of these weights, at random; 0 stays."""
+    generator = torch.Generator(device="cpu").manual_seed(SEED)
+    up = torch.randint(2, weights.shape, generator=generator, dtype=torch.bool, device="cpu")
+    towards = torch.where(up, float("inf"), float("-inf")).to(weights)
+    return torch.where(weights == 0, weights, torch.nextafter(weights, towards))
+
+
 def with_raised_eps(net: nn.Module) -> nn.Module:
     """A copy whose norms have an eps of :data:`EPS` at least."""
     raised = copy_network(net)

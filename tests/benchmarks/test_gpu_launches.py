@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import gpu_model, gpu_trace, sass, tables
+from benchmarks import gpu_model, gpu_trace, sass, table_text, tables
 from oes_fast._cuda_toolkit import ToolkitError, find_toolkit
 
 CONV = "void oes::cuda::conv::(anonymous namespace)"
@@ -217,7 +217,7 @@ def test_kernels_are_read_from_what_was_built(tmp_path):
 
 
 def test_the_model_is_a_table_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(table_text, "RESULTS", tmp_path)
     assert "Not computed yet" in tables.gpu_model()
     rows = [
         {
@@ -267,7 +267,7 @@ def test_a_device_with_both_engines_is_in_the_tables(tmp_path, monkeypatch):
     where = {"gpu": "some GPU", "torch": "2.11"}
     result = {"date": "2026-01-01", "command": "make gpu", "environment": where, "parts": parts}
     (tmp_path / "gpu-some.json").write_text(json.dumps(result))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(table_text, "RESULTS", tmp_path)
     text = tables.gpu()
     assert (
         "| search | 512 | float32 | published code | 9.0 (9.0) | 3.0 (3.0) | 1.0 (1.0) | 9.0 (9.0) x |"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import report, tables
+from benchmarks import report, table_text, tables
 
 
 def test_a_result_has_its_date_and_command(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_a_result_has_its_date_and_command(tmp_path, monkeypatch):
 
 
 def test_the_newest_result_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(table_text, "RESULTS", tmp_path)
     for name, date in (
         ("steps-cpu-a", "2026-01-02"),
         ("steps-cpu-b", "2026-02-01"),
@@ -73,7 +73,7 @@ def test_a_measurement_of_a_gpu_becomes_tables(tmp_path, monkeypatch):
         },
     }
     (tmp_path / "gpu-x.json").write_text(json.dumps(result))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(table_text, "RESULTS", tmp_path)
     text = tables.gpu()
     assert text.startswith("2026-01-02 · GPU X · PyTorch 2.13.0 · ")
     assert (

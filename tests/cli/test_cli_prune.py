@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -90,6 +91,18 @@ def test_a_ticket_is_trained_from_its_rewound_weights(
     assert result_of(tmp_path / "b.png")["history"]["train"]["loss"] != fit.history.loss
 
 
+def test_published_rounds(cli_images: Path, tmp_path: Path) -> None:
+    out, image = tmp_path / "mask.safetensors", cli_images / "rgb.png"
+    args = ["--method", "imp", "--published", "--rounds", "2", "--share", "0.3", "--steps", "2"]
+    assert run("prune", image, "-o", out, *args, *NOISE, *RUN[2:], "--no-plots") == 0
+    mask = oes.Mask.load(out)
+    net, _ = small_generator(noisy_rgb(cli_images), seed=3)
+    kept = sum(int((parameter != 0).sum()) for parameter in net.parameters())
+    for _ in range(2):
+        kept -= math.ceil(0.3 * kept)
+    assert (mask.kept, mask.settings["round"]) == (kept, 2)
+
+
 @pytest.mark.parametrize(
     ("method", "phase", "step"),
     [("imp", "imp round 1 of 2", 1), ("imp", "imp round 2 of 2", 2), ("oes", "search", 2)],
@@ -150,6 +163,14 @@ def test_restart_sets_the_rounds_aside(
         (
             ["--method", "imp", "--steps", "5", "--rewind-step", "5"],
             "--rewind-step: expected an integer >= 0 and < 5",
+        ),
+        (
+            ["--method", "imp", "--rounds", "2", "--share", "0.3"],
+            "--share: expected it without --rounds, each of which prunes the same, got both",
+        ),
+        (
+            ["--method", "imp", "--published", "--rounds", "2", "--density", "0.3"],
+            "--rounds: expected it without --density with --published",
         ),
         (["--method", "snip", "--scope", "layer"], "--scope: expected one of global"),
         (["--method", "snip", "--density", "1"], "--density: expected a finite number > 0.0 and < 1.0"),

@@ -110,13 +110,13 @@ def test_the_published_schedule_ends_at_5_5_percent():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (([0.5, 0.1], None, None, 0.2), [0.5, 0.1]),
-        ((None, 0.25, 2, 0.2), [0.5, 0.25]),
-        ((None, 0.3, 1, 0.2), [0.3]),
+        (([0.5, 0.1], None, None, None), [0.5, 0.1]),
+        ((None, 0.25, 2, None), [0.5, 0.25]),
+        ((None, 0.3, 1, None), [0.3]),
         ((None, 0.3, None, 0.5), [0.5, 0.3]),
         ((None, 0.125, None, 0.5), [0.5, 0.25, 0.125]),
         ((None, 0.8**13, None, 0.2), [0.8**k for k in range(1, 14)]),
-        ((None, 0.95, None, 0.2), [0.95]),
+        ((None, 0.95, None, None), [0.95]),
         ((None, 1.0, None, 0.2), [1.0]),
     ],
 )
@@ -277,6 +277,8 @@ def test_the_ticket_trains(problem):
         ({"densities": [0.5, 0.01]}, r"density: expected .* at least, the share of the"),
         ({"density": 0.5, "rounds": 0}, "rounds: expected an integer >= 1, got 0"),
         ({"density": 0.5, "share": 1.0}, "share: expected a finite number > 0.0 and < 1.0, got 1.0"),
+        ({"density": 0.5, "rounds": 2, "share": 0.3}, "share: expected it without rounds"),
+        ({"densities": [0.5], "share": 0.3}, "densities: expected them .* and without share, got both"),
         ({"density": 0.5, "steps": 0}, "steps: expected an integer >= 1, got 0"),
         ({"density": 0.5, "steps": 5, "rewind_step": 5}, "rewind_step: expected an integer >= 0 and < 5"),
         ({"density": 0.5, "callback": 1}, "callback: expected a function, got int"),
