@@ -167,7 +167,7 @@ def all_parts(mask: str | None, file: str) -> list[Part]:
         Part("ncu", tool("ncu", NCU), NCU + 5),
         Part("training", measure("training"), 20, longer=True),
         Part("memory", measure("memory"), 20, longer=True),
-        Part("tests", (*pytest, *workers, *triton, *TESTS), 45, longer=True),
+        Part("tests", (*pytest, *workers, *triton, *TESTS), 35, longer=True),
         Part("kernels", measure("kernels"), 20, longer=True),
         Part("steps compiled", measure("compiled"), 30, longer=True),
     ]
