@@ -95,14 +95,14 @@ class Settings:
     precision: str = DEFAULT
 
     def __post_init__(self) -> None:
+        for name in ("methods", "densities", "seeds"):
+            _check_list(name, getattr(self, name))
         for name in self.methods:
             check_choice("methods", name, NAMES)
         for density in self.densities:
             check_number("densities", density, above=0.0, below=1.0)
         for seed in self.seeds:
             check_integer("seeds", seed, minimum=0, below=MAX_SEED)
-        for name in ("methods", "densities", "seeds"):
-            _check_list(name, getattr(self, name))
         positive = ("sigma", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
         for name in positive:
             check_number(name, getattr(self, name), above=0.0)
@@ -204,7 +204,9 @@ class Settings:
 
 
 def _check_list(name: str, values: Sequence[object]) -> None:
-    if isinstance(values, str) or not len(values):
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputError(f"{name}: expected a list, got {values!r}")
+    if not values:
         raise InputError(f"{name}: expected one at least, got {values!r}")
     twice = sorted({str(value) for value in values if list(values).count(value) > 1})
     if twice:

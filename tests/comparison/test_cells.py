@@ -87,3 +87,10 @@ def test_sgld_without_a_sample_has_no_average(image: dict[str, torch.Tensor], tm
     assert result["average_of"] is None
     with pytest.raises(oes.InputError, match="burn_in: expected fewer steps than the 4 of training, got 4"):
         go(image, tmp_path, "sgld", burn_in=4)
+
+
+@pytest.mark.parametrize("wrong", [{"methods": "oes"}, {"densities": 0.5}, {"seeds": 3}, {"seeds": None}])
+def test_settings_that_are_no_lists(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(oes.InputError, match=f"{name}: expected a list, got"):
+        Settings(**({"methods": ["oes"]} | wrong))
