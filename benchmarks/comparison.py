@@ -15,12 +15,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.report import environment, write_result
 from benchmarks.table_text import RESULTS, ROOT, Result, caption, load, table
 
-PICTURES = ("psnr", "ssim", "images", "densities", "masked")
+PICTURES = ("psnr", "densities")
+IMAGES_WIDTH = 960  # pixels that the images side by side are reduced to
 FIGURES = ("noisy", "masked", "peak", "peak_step", "end", "average", "ssim")
-COUNTS = ("seeds", "collapsed", "diverged", "empty")
+COUNTS = ("seeds", "collapsed", "diverged")
 LABELS = {
     "dense_dip": "dense DIP",
     "deep_decoder": "Deep Decoder",
@@ -154,6 +157,12 @@ def main() -> None:
         picture = options.results[0].with_name(f"{kind}.png")
         if picture.is_file():
             shutil.copyfile(picture, ROOT / "docs" / "images" / f"{options.name}-{kind}.png")
+    images = options.results[0].with_name("images.png")
+    if images.is_file():
+        with Image.open(images) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((IMAGES_WIDTH, 4 * IMAGES_WIDTH))
+        small.save(ROOT / "docs" / "images" / f"{options.name}-images.jpg", quality=85)
 
 
 if __name__ == "__main__":

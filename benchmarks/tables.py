@@ -372,8 +372,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "gpu kernels": gpu_kernels,
     "gpu model": gpu_model,
-    "comparison small": functools.partial(comparison_at, 256),
-    "comparison large": functools.partial(comparison_at, 512),
+    "comparison": functools.partial(comparison_at, 256),
     "comparison cells": comparison_cells,
 }
 
