@@ -65,9 +65,9 @@ def decibels(figure: Result, digits: int = 2) -> str:
     return text if figure["spread"] is None else f"{text} ± {figure['spread']:.{digits}f}"
 
 
-def label(row: Result) -> str:
+def label(method: str) -> str:
     """The method as the page calls it."""
-    return LABELS.get(method := str(row["method"]), method)
+    return LABELS.get(method, method)
 
 
 def cells_of(rows: Iterable[Result], image: str) -> list[list[object]]:
@@ -82,7 +82,7 @@ def cells_of(rows: Iterable[Result], image: str) -> list[list[object]]:
         figures = [decibels(row[name]) for name in ("masked", "peak")]
         figures += ["" if step is None else f"{step:.0f}"]
         figures += [decibels(row["end"]), decibels(row["average"]), decibels(row["ssim"], 3), wrong]
-        lines.append([label(row), density, row["seeds"], *figures])
+        lines.append([label(row["method"]), density, row["seeds"], *figures])
     return lines
 
 
@@ -121,7 +121,7 @@ def comparison_cells() -> str:
         )
         rows.append(
             [
-                f"{LABELS.get(method, method)}, {density} %",
+                f"{label(method)}, {density} %",
                 *(f"{row['ms'][way]['median']:.0f}" for way in ("published", "auto")),
                 f"{row['times faster']['auto']['median']:.1f} x",
                 f"{published:.0f}",

@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from oes_fast.cli.console import warn
 from oes_fast.comparison import Cell, Outcome, Step, Watcher
-from oes_fast.pipelines.progress import duration, stderr_console
+from oes_fast.pipelines.progress import bars_on, duration, stderr_console
 
 LINE_SECONDS = 30.0
 
@@ -30,15 +30,7 @@ class ComparisonProgress(Watcher):
         self._console = console or stderr_console()
         self._bars: Progress | None = None
         if not quiet and self._console.is_terminal and not self._console.is_jupyter:
-            self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[figures]}"),
-                console=self._console,
-                refresh_per_second=4,
-                expand=True,
-            )
+            self._bars = bars_on(self._console)
         self._all: TaskID | None = None
         self._tasks: dict[Cell, tuple[TaskID, str]] = {}
         self._began = self._shown = time.monotonic()

@@ -144,7 +144,7 @@ def compute_figures(
             **common,
         )
     with shown("sharpness"):
-        # It needs no second derivative: the kernels do.
+        # It needs no second derivative: the kernels have what it takes.
         fast = "reference" if settings.backend == "reference" else "auto"
         sharp = sharpness(
             net,

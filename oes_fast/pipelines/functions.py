@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import candidates
 from oes_fast.rewrite.run.context import FusedLoss
+
+Rewritten = TypeVar("Rewritten")
 
 
 class GeneratorFunction(Protocol):
@@ -91,21 +94,10 @@ class DenseFunction:
             parameter.data = view
         for module, key, name in self._places:
             setattr(module, key, self.buffers[name] if update_stats else self.buffers[name].clone())
-        output = self._run()
+        output = run_network(self._net, self._z)
         if not isinstance(output, Tensor) or not (output.requires_grad and weights.requires_grad):
             return output
         return _Through.apply(weights, _Graph(output, self._parameters))
-
-    def _run(self) -> Tensor:
-        try:
-            return self._net(self._z)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError | OESError):
-                raise
-            raise InputError(
-                f"net: expected a network that takes z of shape {tuple(self._z.shape)}, its code raises "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the network with these weights and the statistics collected."""
@@ -222,20 +214,52 @@ def make_function(
             network as it is.
     """
     dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device))
+    options = {"verify": verify, "fixed_input": fixed_input}
+    function, name = rewritten(lambda chosen: RewrittenFunction(net, z, mask, chosen, **options), z, backend)
+    return dense if function is None else function, name
+
+
+def rewritten(
+    make: Callable[[str], Rewritten], z: Tensor, backend: str, *, auto: str = "auto"
+) -> tuple[Rewritten | None, str]:
+    """What ``make`` makes of the network rewritten for a backend; None where the network runs as it is.
+
+    Args:
+        make: given the name of a backend that can run here, rewrites the network and plans it for ``z``.
+        z: input.
+        backend: as for :func:`make_function`, and so are the exceptions and warnings.
+        auto: the backend to take for "auto".
+
+    Returns:
+        (what was made or None, name of the backend that runs the network).
+    """
     if backend == "reference":
-        return dense, backend
+        return None, backend
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
-    chosen = resolve(backend, z.device, candidates(z.dtype))
+    chosen = resolve(auto if backend == "auto" else backend, z.device, candidates(z.dtype))
     try:
         if z.ndim != 4:
             raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
-        options = {"verify": verify, "fixed_input": fixed_input}
-        return RewrittenFunction(net, z, mask, chosen, **options), chosen
-    except VerificationError as error:
-        warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
-        return dense, "reference"
-    except TraceError as error:
-        if backend != "auto":
+        return make(chosen), chosen
+    except (TraceError, VerificationError) as error:
+        if isinstance(error, TraceError) and backend != "auto":
             raise
         warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
-        return dense, "reference"
+        return None, "reference"
+
+
+def run_network(net: nn.Module, z: Tensor) -> Any:
+    """Whatever ``net`` gives for ``z``.
+
+    Raises:
+        InputError: its code fails.
+    """
+    try:
+        return net(z)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError | OESError):
+            raise
+        raise InputError(
+            f"net: expected a network that takes z of shape {tuple(z.shape)}, its code raises "
+            f"{type(error).__name__}: {error}"
+        ) from error

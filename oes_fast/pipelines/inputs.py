@@ -13,6 +13,15 @@ from oes_fast.pipelines.divergence import check_finite_network
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
 
 
+def check_input(net: nn.Module, z: Tensor) -> None:
+    """Raise :class:`InputError` unless ``net`` has finite weights and ``z`` is one input [1, C, ...]."""
+    check_network(net)
+    check_finite_network(net)
+    check_tensor("z", z, like=next(net.parameters()).detach(), finite=True)
+    if z.ndim < 2 or z.shape[0] != 1 or z.numel() == 0:
+        raise InputError(f"z: expected one input, shape (1, C, ...), got {tuple(z.shape)}")
+
+
 def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | None = None) -> None:
     """Raise :class:`InputError` unless the network, its input and the image fit together.
 
@@ -22,12 +31,8 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
         noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
         clean: None or an image of the shape of ``noisy``.
     """
-    check_network(net)
-    check_finite_network(net)
+    check_input(net, z)
     weights = next(net.parameters()).detach()
-    check_tensor("z", z, like=weights, finite=True)
-    if z.ndim < 2 or z.shape[0] != 1 or z.numel() == 0:
-        raise InputError(f"z: expected one input, shape (1, C, ...), got {tuple(z.shape)}")
     size: tuple[int | None, ...] = (None, None)
     if isinstance(net, Generator | DeepDecoder):
         check_tensor("z", z, ndim=4)

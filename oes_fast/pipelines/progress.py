@@ -42,15 +42,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         if not quiet and self._console.is_jupyter:
             self._cell = NotebookBar()
         elif not quiet and self._console.is_terminal:
-            self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[figures]}"),
-                console=self._console,
-                refresh_per_second=4,
-                expand=True,
-            )
+            self._bars = bars_on(self._console)
         self._phase = ""
         self._task: TaskID | None = None
         self._first_step = 0
@@ -110,6 +102,19 @@ def stderr_console() -> Console:
     """Rich's console on stderr. Rich ends the process where nobody reads what it writes; a run goes on."""
     stream: Any = Display(sys.stderr)
     return Console(file=stream, highlight=False)
+
+
+def bars_on(console: Console) -> Progress:
+    """Bars of a terminal: description, steps made of all, and the field ``figures``."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        refresh_per_second=4,
+        expand=True,
+    )
 
 
 class NotebookBar:

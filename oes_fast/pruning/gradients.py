@@ -9,20 +9,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from oes_fast._checks import check_flag
-from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
-from oes_fast.errors import OESError, OESWarning, warn_caller
+from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout
-from oes_fast.pipelines.functions import make_function
+from oes_fast.pipelines.functions import make_function, rewritten
 from oes_fast.pipelines.inputs import check_run_inputs, ordinary
 from oes_fast.pipelines.objective import SquaredError, evaluate
-from oes_fast.rewrite import TraceError, VerificationError, sparsify
-from oes_fast.rewrite.module import candidates
+from oes_fast.rewrite import sparsify
 
 
 def loss_gradient(
     net: nn.Module, z: Tensor, noisy: Tensor, *, backend: str, verify: bool
-) -> tuple[Tensor, Tensor, str]:
+) -> tuple[Tensor, Tensor]:
     """The gradient of mean((G(w, z) - noisy)^2) in training mode, on the kernels of a backend.
 
     Args:
@@ -33,24 +31,24 @@ def loss_gradient(
         verify: compare the rewritten network with ``net`` first.
 
     Returns:
-        (weights [n], gradient [n], name of the backend that ran).
+        (weights [n], gradient [n]).
 
     Raises:
         OESError: the gradient is not finite.
     """
     check_run_inputs(net, z, noisy)
     check_flag("verify", verify)
-    function, backend = make_function(net, ordinary(z), None, backend, verify=verify)
+    function, _ = make_function(net, ordinary(z), None, backend, verify=verify)
     weights = function.initial_weights().requires_grad_()
     with torch.enable_grad():
         _, loss = evaluate(SquaredError(ordinary(noisy)), function, weights, update_stats=False)
         (gradient,) = torch.autograd.grad(loss, weights)
-    return weights.detach(), finite_scores("gradient", gradient.detach()), backend
+    return weights.detach(), finite_scores("gradient", gradient.detach())
 
 
 def differentiable(
     net: nn.Module, z: Tensor, backend: str, *, verify: bool, twice: bool = False
-) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The network as a function of its flat weights and a constant input, in the mode that it is in.
 
     Args:
@@ -61,37 +59,33 @@ def differentiable(
         twice: "auto" takes PyTorch operations, which can be differentiated more than once.
 
     Returns:
-        (function of (weights [n], z), name of the backend that runs it).
+        Function of (weights [n], z).
 
     Raises:
         BackendError: the backend cannot run here, or not in the network's dtype.
         TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
             network as it is.
     """
-    if backend != "reference":
-        wanted = "torch" if twice and backend == "auto" else backend
-        chosen = resolve(wanted, z.device, candidates(z.dtype))
-        try:
-            if z.ndim != 4:
-                raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
-            module = sparsify(net, None, backend=chosen, verify=verify)
-            module.plan(z)  # refuses here
-            buffers = dict(module.dense_buffers())
-            return lambda weights, z: module.evaluate(weights, z, buffers, update_stats=False), chosen
-        except (TraceError, VerificationError) as error:
-            if isinstance(error, TraceError) and backend != "auto":
-                raise
-            warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
-    net = copy_network(net)
+
+    def make(chosen: str) -> Callable[[Tensor, Tensor], Tensor]:
+        module = sparsify(net, None, backend=chosen, verify=verify)
+        module.plan(z)  # refuses here
+        buffers = dict(module.dense_buffers())
+        return lambda weights, z: module.evaluate(weights, z, buffers, update_stats=False)
+
+    function, _ = rewritten(make, z, backend, auto="torch" if twice else "auto")
+    if function is not None:
+        return function
+    copy = copy_network(net)
     layout = FlatLayout.of(net)
 
     def dense(weights: Tensor, z: Tensor) -> Tensor:
         # Copies, since training mode updates them.
-        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        output: Tensor = functional_call(net, (layout.views(weights), buffers), (z,))
+        buffers = {name: buffer.clone() for name, buffer in copy.named_buffers()}
+        output: Tensor = functional_call(copy, (layout.views(weights), buffers), (z,))
         return output
 
-    return dense, "reference"
+    return dense
 
 
 def finite_scores(what: str, tensor: Tensor) -> Tensor:

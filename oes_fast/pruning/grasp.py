@@ -146,7 +146,7 @@ def _hessian_product(
         )
     net = copy_network(net).train()
     z = ordinary(z)
-    function, _ = differentiable(net, z, backend, verify=verify, twice=True)
+    function = differentiable(net, z, backend, verify=verify, twice=True)
     weights = flatten(net).requires_grad_()
     objective = SquaredError(ordinary(noisy))
     with torch.enable_grad():

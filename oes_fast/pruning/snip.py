@@ -49,7 +49,7 @@ def snip_scores(
         >>> oes.pruning.snip_scores(net, z, noisy).shape
         torch.Size([3371])
     """
-    weights, gradient, _ = loss_gradient(net, z, noisy, backend=backend, verify=verify)
+    weights, gradient = loss_gradient(net, z, noisy, backend=backend, verify=verify)
     return (weights * gradient).abs()
 
 
@@ -106,7 +106,7 @@ def snip(
     """
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
-        _, gradient, _ = loss_gradient(net, z, noisy, backend=backend, verify=verify)
+        _, gradient = loss_gradient(net, z, noisy, backend=backend, verify=verify)
         flat = keep_above(net, gradient.abs(), share, scope=scope)
         return published_mask(net, flat, density, scope=scope, seed=seed, method="snip")
     check_options(net, density, scope=scope, small=small, seed=seed)

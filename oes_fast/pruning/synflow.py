@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from oes_fast._checks import check_flag, check_integer, check_tensor, described
+from oes_fast._checks import check_flag, check_integer, described
 from oes_fast.copies import copy_network
 from oes_fast.errors import InputError
-from oes_fast.flat import check_network, flatten, unflatten_
+from oes_fast.flat import flatten, unflatten_
 from oes_fast.mask import Mask
-from oes_fast.pipelines.divergence import check_finite_network
-from oes_fast.pipelines.inputs import ordinary
+from oes_fast.pipelines.functions import run_network
+from oes_fast.pipelines.inputs import check_input, ordinary
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.pruning.gradients import differentiable, finite_scores
 from oes_fast.pruning.published import keep_above, published_mask, share_to_prune
@@ -147,7 +147,7 @@ class SynapticFlow:
     """
 
     def __init__(self, net: nn.Module, z: Tensor, *, backend: str, verify: bool) -> None:
-        _check_inputs(net, z)
+        check_input(net, z)
         check_flag("verify", verify)
         linear = copy_network(net).double().eval()
         unflatten_(linear, flatten(linear).abs())
@@ -162,7 +162,7 @@ class SynapticFlow:
         # What is left out by its number among the calls is not seen by a trace.
         chosen = backend if self._call is None else "reference"
         # For all rounds: most are too dense for sparse convolutions to make up for binding anew.
-        self._function, _ = differentiable(linear, self._ones, chosen, verify=verify)
+        self._function = differentiable(linear, self._ones, chosen, verify=verify)
 
     def scores(self, kept: Tensor | None) -> Tensor:
         """|w| * dR/d|w| [n] of the weights that ``kept`` [n] leaves, 0 of the others."""
@@ -241,7 +241,7 @@ def _last_sigmoid(net: nn.Module, ones: Tensor) -> str | int | None:
                 module.register_forward_hook(lambda _, __, result, keep=results: keep.append(result))
             )
     with torch.no_grad(), _Sigmoids() as sigmoids:
-        output = _checked(_run(net, ones))
+        output = _checked(run_network(net, ones))
     for hook in hooks:
         hook.remove()
     for name, results in runs.items():
@@ -273,34 +273,15 @@ def _without_statistics(net: nn.Module) -> nn.Module:
 
 def _published_scores(net: nn.Module, z: Tensor, *, backend: str, verify: bool) -> Tensor:
     """|dR/dw|, R the sum of the image for z in training mode."""
-    _check_inputs(net, z)
+    check_input(net, z)
     check_flag("verify", verify)
     net = copy_network(net).train()
     z = ordinary(z)
-    function, _ = differentiable(net, z, backend, verify=verify)
+    function = differentiable(net, z, backend, verify=verify)
     weights = flatten(net).requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(_checked(function(weights, z)).sum(), weights)
     return finite_scores("gradient", gradient.abs())
-
-
-def _check_inputs(net: nn.Module, z: Tensor) -> None:
-    check_finite_network(check_network(net))
-    check_tensor("z", z, like=next(net.parameters()).detach(), finite=True)
-    if z.ndim < 2 or z.shape[0] != 1 or z.numel() == 0:
-        raise InputError(f"z: expected one input, shape (1, C, ...), got {tuple(z.shape)}")
-
-
-def _run(net: nn.Module, z: Tensor) -> object:
-    try:
-        return net(z)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InputError(
-            f"net: expected a network that takes z of shape {tuple(z.shape)}, its code raises "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _checked(output: object) -> Tensor:
