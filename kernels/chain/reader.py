@@ -1,4 +1,4 @@
-"""Images as the kernels of a chain read them: normalised, activated and continued over a border on the way."""
+"""Images as the kernels of a chain read them: normalised, activated, continued over a border on the way."""
 
 from __future__ import annotations
 
