@@ -69,11 +69,11 @@ def pack_weights_kernel(
     value = tl.load(weights_ptr + index, mask=index >= 0, other=0.0)
     if width > 1:
         for k in tl.static_range(1, WIDTH):
-            index = tl.load(table_ptr + k * plane + at, mask=there & (k < width), other=-1)
+            index = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width > k, end, 0), other=-1)
             value += tl.load(weights_ptr + index, mask=index >= 0, other=0.0)
     place = at
     if group > 0:  # the entries are in tiles
-        whole = at % (TAPS * group)
+        whole = at & (TAPS * group - 1)
         tap = whole // OUTPUTS % TAPS
         place = at - whole + tap * group + whole // (TAPS * OUTPUTS) * OUTPUTS + whole % OUTPUTS
     tl.store(packed_ptr + network * packed + begin + place, scale * value, mask=there)
@@ -114,7 +114,7 @@ def unpack_weight_grads_kernel(
         total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
     if width > 1:
         for k in tl.static_range(2, WIDTH + 1):
-            place = tl.load(table_ptr + k * plane + at, mask=there & (k <= width), other=-1)
+            place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
             for chunk in range(0, chunks):
                 total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
     tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
