@@ -152,12 +152,10 @@ def test_taps_are_the_convolution(spec, density):
 
 
 def test_merged_taps_are_few():
-    """16 taps for a box before 3 x 3, forward and, as 4 phases of 4, backward; 4 x 4 both ways of an up-sampling."""
+    """16 for a box before 3 x 3, backward 4 for each phase; 16 for an up-sampling, forward 4 for each."""
     for box, kind in ((True, ConvKind.DIRECT), (False, ConvKind.UPSAMPLE)):
-        spec = ConvSpec(
-            kind, Padding.REPLICATE, box=box, stride=2 if box else 1, kernel_rows=3, kernel_columns=3, outputs=1,
-            first_weight=0,
-        )  # fmt: skip
+        spec = ConvSpec(kind, Padding.REPLICATE, box=box, stride=2 if box else 1, outputs=1, first_weight=0)
+        spec.kernel_rows = spec.kernel_columns = 3
         conv = conv_taps(spec, 1, ROWS, COLUMNS)
         for total in (conv.forward, conv.input_grad):
             assert total.taps.weights.shape == (16, 4)
