@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -145,10 +145,10 @@ def test_taps_are_the_convolution(spec, density):
     found = weights_grad(conv.forward, image, grad, len(flat))[5:].view(shape)
     torch.testing.assert_close(found, wanted_weight * keep, rtol=0, atol=1e-12)
     for total in (conv.forward, conv.input_grad):
-        order = numpy.lexsort(total.taps[4::-1])
-        assert (order == numpy.arange(len(order))).all()
-        places = numpy.stack(total.taps[:5])  # none twice
-        assert numpy.unique(places, axis=1).shape == places.shape
+        order = np.lexsort(total.taps[4::-1])
+        assert (order == np.arange(len(order))).all()
+        places = np.stack(total.taps[:5])  # none twice
+        assert np.unique(places, axis=1).shape == places.shape
 
 
 def test_merged_taps_are_few():
