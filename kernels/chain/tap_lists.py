@@ -69,7 +69,7 @@ def tap_lists(
         outputs: how many.
         phases: how many.
         group: outputs of a group.
-        multiple: each list has a multiple of so many taps, the last of them without weights.
+        multiple: each list has a multiple of so many taps, the last of them its first one without weights.
         device: of begins and taps.
     """
     distinct, which = _grouped(taps, group)
@@ -80,7 +80,9 @@ def tap_lists(
     begins = np.concatenate([[0], np.cumsum(padded)])
     # A tap's number in its list, behind the lists before it.
     places = begins[lists] + np.arange(len(lists)) - (np.cumsum(counts) - counts)[lists]
-    words = np.zeros((begins[-1], 2), np.int32)
+    begun = counts > 0
+    firsts = (np.cumsum(counts) - counts)[begun]
+    words = np.repeat(distinct[firsts, 2:], padded[begun], axis=0).astype(np.int32)
     words[places] = distinct[:, 2:]
     index = np.full((begins[-1], group, taps.weights.shape[1]), -1, np.int64)
     index[places[which], taps.output % group] = taps.weights

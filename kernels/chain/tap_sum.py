@@ -30,8 +30,8 @@ IMAGE = tl.constexpr(4)  # the image that leaves the network, with its error to 
 _ROW = tl.constexpr(ROW)
 _GENERAL = (
     "outputs", "channels", "image_rows", "image_columns", "image_stride", "packed_stride", "tickets_stride",
-    "step", "top", "left", "side", "crop_top", "crop_left", "cell_columns", "cells", "rows", "columns", "tiles",
-    "program_tiles", "chunks",
+    "step", "top", "left", "side", "crop_top", "crop_left", "cell_columns", "cells", "rows", "columns",
+    "tiles", "program_tiles", "chunks",
 )  # fmt: skip
 
 
@@ -188,7 +188,8 @@ def _finished(
 def tap_sum_kernel(
     out_ptr, reader, epilogue, finish, packed_ptr, begins_ptr, taps_ptr, tickets_ptr, workspace_ptr,
     outputs, channels, image_rows, image_columns, image_pixels, image_stride, packed_stride, tickets_stride,
-    step, top, left, side, crop_top, crop_left, cell_columns, cells, rows, columns, tiles, program_tiles, chunks,
+    step, top, left, side, crop_top, crop_left, cell_columns, cells, rows, columns, tiles, program_tiles,
+    chunks,
     GROUP: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, READ: tl.constexpr,
     ACT: tl.constexpr, PAD: tl.constexpr, POINTWISE: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, EPILOGUE: tl.constexpr, FINALISE: tl.constexpr, SECOND: tl.constexpr,

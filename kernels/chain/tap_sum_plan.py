@@ -14,8 +14,8 @@ from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_l
 GROUPS = (16, 32, 64, 128)  # of outputs: a product on tensor cores has 16 rows at least
 MOST_PARTIALS = 256  # of an output, which one program adds up
 MOST_SPLITS = 8
-# What the choice follows from, of a processor (SM) of an H100; the first two were counted in machine code, the
-# others are guesses that no device has corrected.
+# What the choice follows from, of a processor (SM) of an H100; the first two were counted in machine code,
+# the others are guesses that no device has corrected.
 INSTRUCTIONS_OF_A_READ = 20.0  # of a pixel that a tap reads: address, normalisation, way to the product
 INSTRUCTIONS_OF_A_PRODUCT = {"tf32": 0.10, "tf32x3": 0.35, "ieee": 1.5}  # of a multiply-accumulate
 INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6
