@@ -67,7 +67,7 @@ class Norm:
         self.constants = place.new(len(spec.constants))
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """A convolution with what belongs to it; the buffers are made when the chain is finished.
 

@@ -1,8 +1,8 @@
 """What the engines on a GPU have in common: checked tensors, several networks at once, the order of streams.
 
-Their kernels are started without waiting for them: what a wrong tensor would break is checked here, before its
-address is taken. Once a chain is bound, nothing is allocated but results and nothing on the device is read, so
-that a step can be recorded as a CUDA graph.
+Their kernels are started without waiting for them: what a wrong tensor would break is checked here, before
+its address is taken. Once a chain is bound, nothing is allocated but results and nothing on the device is
+read, so that a step can be recorded as a CUDA graph.
 """
 
 from __future__ import annotations
