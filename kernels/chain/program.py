@@ -1,8 +1,8 @@
 """Convolutions with batch norms between them, run as one: the program of :mod:`specs` on the kernels.
 
 A block is a convolution with the batch norm, the activation and possibly a second batch norm behind it.
-Between two blocks only the convolution's own result is kept; the next block normalises and activates it as it reads
-it, forward and backward. Nothing waits for the device.
+Between two blocks only the convolution's own result is kept; the next block normalises and activates it as it
+reads it, forward and backward. Nothing waits for the device.
 """
 
 from __future__ import annotations
