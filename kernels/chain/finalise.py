@@ -106,6 +106,7 @@ def finalise_sizes(
     constants_before: int = 0,
     shift_outputs: int = 0,
     shift_constants: int = 0,
+    shift_taps: int = 0,
 ) -> Tensor:
     """The int32 tensor ``sizes`` of any of the above.
 
@@ -120,10 +121,11 @@ def finalise_sizes(
         constants_before: of a second norm: those of the first.
         shift_outputs: length of the bias, as :func:`shift_tables` takes it.
         shift_constants: constant channels of the image that the convolution reads.
+        shift_taps: taps of those, of all outputs.
     """
     numbers = (
         channels, chunks, pixels, weights, tracked, constants, constants_before,
-        shift_outputs, shift_constants,
+        shift_outputs, shift_constants, shift_taps,
     )  # fmt: skip
     return torch.tensor(numbers, dtype=torch.int32, device=device)
 

@@ -12,6 +12,7 @@ from oes_fast.kernels.chain.finalise_sums import (
     ROUND,
     SHIFT_CONSTANTS,
     SHIFT_OUTPUTS,
+    SHIFT_TAPS,
     SLOPE,
     add_to,
     channel_sums,
@@ -60,11 +61,11 @@ def shift_backward(f, network, COUNT: tl.constexpr, ACT: tl.constexpr):
         COUNT: a power of two, at least all channels.
         ACT: activation of the constants.
     """
-    channels, chunks, constants_count = size_of(f, CHANNELS), size_of(f, CHUNKS), size_of(f, SHIFT_CONSTANTS)
+    channels, chunks = size_of(f, CHANNELS), size_of(f, CHUNKS)
+    constants_count, taps = size_of(f, SHIFT_CONSTANTS), size_of(f, SHIFT_TAPS)
     weights = f.weights + weights_before(f, network)
     grad_weights = f.grad_weights + weights_before(f, network)
     constants = f.shift_constants + network.to(tl.int64) * constants_count
-    taps = tl.load(f.shift_first + channels)
     output = tl.arange(0, COUNT)
     there = output < channels
     sums = channel_sums(f, partials_at(network, output, channels, chunks), chunks, there, 0)

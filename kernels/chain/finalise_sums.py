@@ -16,6 +16,7 @@ CONSTANTS = tl.constexpr(5)
 CONSTANTS_BEFORE = tl.constexpr(6)
 SHIFT_OUTPUTS = tl.constexpr(7)
 SHIFT_CONSTANTS = tl.constexpr(8)
+SHIFT_TAPS = tl.constexpr(9)
 
 # And in the tensor `settings`, see finalise.finalise_settings.
 EPS = tl.constexpr(0)

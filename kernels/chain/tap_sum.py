@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from oes_fast.kernels.chain.activation import activate, activate_grad, output_activate
-from oes_fast.kernels.chain.finalise import finalise, is_last, shift_of
+from oes_fast.kernels.chain.finalise import finalise, is_last
+from oes_fast.kernels.chain.finalise_shift import shift_of
 from oes_fast.kernels.chain.kinds import FINALISE_NONE, PAD_NONE, PARTIAL_NUMBERS, PROLOGUE_NUMBERS
 from oes_fast.kernels.chain.reader import Image, channel_numbers, continued, read_pixels
 from oes_fast.kernels.chain.tap_lists import ROW
