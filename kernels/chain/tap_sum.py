@@ -14,7 +14,7 @@ import triton.language as tl
 from oes_fast.kernels.chain.activation import activate, activate_grad, output_activate
 from oes_fast.kernels.chain.finalise import finalise, is_last
 from oes_fast.kernels.chain.finalise_shift import shift_of
-from oes_fast.kernels.chain.kinds import FINALISE_NONE, PAD_NONE, PARTIAL_NUMBERS, PROLOGUE_NUMBERS
+from oes_fast.kernels.chain.kinds import FINALISE_NONE, LOSS, PAD_NONE, PARTIAL_NUMBERS, PROLOGUE_NUMBERS
 from oes_fast.kernels.chain.reader import Image, channel_numbers, continued, read_pixels
 from oes_fast.kernels.chain.tap_lists import ROW
 from oes_fast.kernels.chain.tap_sum_plan import TapSumPlan
@@ -274,8 +274,13 @@ def tap_sum_kernel(
         else:
             tl.store(partial, mean, mask=there)
             tl.store(partial + 1, squares, mask=there)
-        if is_last(tickets + group, tl.num_programs(0) * phases):
-            finalise(finish, network, group * GROUP, GROUP, FINALISE, SECOND, ACT_BEHIND)
+        ticket = group
+        arriving = tl.num_programs(0) * phases
+        if FINALISE == LOSS:  # of all groups
+            ticket = group * 0
+            arriving = tl.num_programs(0) * (tl.num_programs(1) // SPLITS)
+        if is_last(tickets + ticket, arriving):
+            finalise(finish, network, ticket * GROUP, GROUP, FINALISE, SECOND, ACT_BEHIND)
 
 
 def tap_sum(
