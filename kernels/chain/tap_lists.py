@@ -49,9 +49,11 @@ class TapLists:
 def _grouped(taps: Taps, group: int) -> tuple[np.ndarray, np.ndarray]:
     """(distinct taps of the groups: list's group, phase, place, channel; which of them each tap is)."""
     place = taps.row * ROW + taps.column
-    keys = np.stack([taps.output // group, taps.phase, place, taps.channel], axis=1).reshape(-1, 4)
-    distinct, which = np.unique(keys, axis=0, return_inverse=True)
-    return distinct, which.reshape(-1)
+    columns = (taps.output // group, taps.phase, place, taps.channel)
+    sizes = [int(column.max(initial=0)) + 1 for column in columns]
+    # As one number each, which sorts in a fraction of the time that rows take.
+    keys, which = np.unique(np.ravel_multi_index(columns, sizes), return_inverse=True)
+    return np.stack(np.unravel_index(keys, sizes), axis=1).reshape(-1, 4), which.reshape(-1)
 
 
 def _blocks(distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
