@@ -39,6 +39,7 @@ class Loop:
     Attributes:
         instructions: all of them.
         macs: multiply-accumulates.
+        wide_macs: those of products that four warps make together, twice as fast.
         shared_loads: loads from shared memory.
         shared_bytes: that these load.
         global_loads: loads from global memory into registers.
@@ -62,6 +63,7 @@ class Loop:
     stored_bytes: int = 0
     global_bytes: int = 0
     spilled: int = 0
+    wide_macs: int = 0
     around: int = -1
 
     @property
@@ -385,6 +387,7 @@ def _counted(instructions: list[str], around: int) -> Loop:
         stored_bytes=sum(_bytes(name) for name in names if re.match(r"STS(\.|M|$)", name)),
         global_bytes=sum(map(_bytes, [*loaded, *copies])),
         spilled=sum(name.startswith(("LDL", "STL")) for name in names),
+        wide_macs=sum(_macs(name) for name in names if name.startswith("HGMMA")),
         around=around,
     )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import dataclasses
 import functools
 import importlib
 import json
@@ -173,7 +172,7 @@ def variant(launch: Launch) -> Variant:
 
 
 def _kept_general(kernel: Any) -> dict[str, set[str]]:
-    """Arguments whose value, or whose alignment, the kernel is not specialised to, and those that are constants."""
+    """Arguments whose value, or alignment, the kernel is not specialised to, and those that are constants."""
     return {
         "value": {p.name for p in kernel.params if p.do_not_specialize},
         "alignment": {
@@ -199,12 +198,12 @@ def launches(seen: Callable[[Launch], None]) -> Iterator[None]:
 def as_on_an_h100() -> Iterator[None]:
     """Inside, backend "triton" takes tensors of the CPU, and cuts its work as for an H100."""
     build = importlib.import_module("oes_fast.kernels.chain.build")
-    backends = importlib.import_module("oes_fast.backends")  # the module: the package has a function of its name
+    backends = importlib.import_module("oes_fast.backends")  # not the package's function of that name
     with (
-        mock.patch.object(backends, "triton_interprets", lambda: True),
-        mock.patch.object(plan, "triton_interprets", lambda: True),
+        mock.patch.object(backends, "triton_interprets", return_value=True),
+        mock.patch.object(plan, "triton_interprets", return_value=True),
         mock.patch.object(backends, "_probe", backends._probe.__wrapped__),  # without what it found before
-        mock.patch.object(build, "_processors", lambda device: PROCESSORS),
+        mock.patch.object(build, "_processors", return_value=PROCESSORS),
     ):
         yield
 
@@ -216,9 +215,7 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self._nodes = nodes
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), options: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         space, _, name = function._schema.name.partition("::")
         if space == "oes_fast":
             operation = name.removesuffix("_triton")
@@ -265,7 +262,9 @@ def run_of(case: str, mask: oes.Mask | str, size: int = SIZE) -> Any:
     return SearchRun(function, SquaredError(noisy), chosen, **SEARCH)
 
 
-def step(case: str, mask: oes.Mask | str = "drawn", *, precision: str = "float32", size: int = SIZE) -> list[Node]:
+def step(
+    case: str, mask: oes.Mask | str = "drawn", *, precision: str = "float32", size: int = SIZE
+) -> list[Node]:
     """The nodes of a step in order, the second one of a run, which makes nothing that later ones keep.
 
     Args:
@@ -325,16 +324,16 @@ def counted(nodes: list[Node]) -> dict[str, dict[str, int]]:
     """How often each kernel is launched and each operator called."""
     return {
         "kernels": dict(collections.Counter(n.name for n in nodes if isinstance(n, Launch)).most_common()),
-        "operators": dict(collections.Counter(n.name for n in nodes if isinstance(n, Operator)).most_common()),
+        "operators": dict(
+            collections.Counter(n.name for n in nodes if isinstance(n, Operator)).most_common()
+        ),
     }
 
 
 def _said(node: Node) -> str:
     if isinstance(node, Operator):
         return f"{node.name}, {node.moved} bytes"
-    constants = {
-        p.name: node.arguments[p.name] for p in node.kernel.params if p.is_constexpr
-    }
+    constants = {p.name: node.arguments[p.name] for p in node.kernel.params if p.is_constexpr}
     return f"{node.name} {node.grid} {constants} {node.options}"
 
 

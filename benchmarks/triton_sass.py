@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels of a step, without a GPU: registers, stack, shared memory, and their loops.
+"""What Triton makes of a step's kernels, without a GPU: registers, stack, shared memory, and their loops.
 
     python -m benchmarks.triton_sass [--arch 9.0] [--case search] [--precision tf32]
 
@@ -50,7 +50,11 @@ def variants(nodes: Iterable[Node]) -> dict[str, Launch]:
 
 
 def kernels(
-    launches: Mapping[str, Launch], archs: Sequence[str] = (DETAILED,), *, cache: Path = CACHE, workers: int = 0
+    launches: Mapping[str, Launch],
+    archs: Sequence[str] = (DETAILED,),
+    *,
+    cache: Path = CACHE,
+    workers: int = 0,
 ) -> dict[str, dict[str, sass.Kernel]]:
     """What each variant compiles to, by its key, for each compute capability.
 
@@ -63,8 +67,8 @@ def kernels(
         workers: processes, 0 for one a core.
 
     Returns:
-        Shared memory is what a launch takes, spills are not known and 0: :attr:`benchmarks.sass.Loop.spilled` has
-        those of loops.
+        Shared memory is what a launch takes. Spills are not known and 0; :attr:`benchmarks.sass.Loop.spilled`
+        has those of loops.
 
     Raises:
         ToolkitError: a tool that reads machine code is not there.
@@ -99,7 +103,9 @@ def compiled(job: _Job) -> sass.Kernel:
     kernel = getattr(importlib.import_module(job.module), job.variant.kernel)
     v = job.variant
     source = compiler.ASTSource(kernel, v.signature, v.constants, v.attributes)
-    done = triton.compile(source, target=target("cuda", int(job.arch.replace(".", "")), WARP), options=v.options)
+    done = triton.compile(
+        source, target=target("cuda", int(job.arch.replace(".", "")), WARP), options=v.options
+    )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(done.asm["cubin"])
         file.flush()
@@ -115,7 +121,9 @@ def _kernel(row: dict[str, Any]) -> sass.Kernel:
 def _fingerprint(launch: Launch, key: str, arch: str) -> str:
     """Of the kernel's source and all that it calls, of what it is compiled for, and of how it is read."""
     version = importlib.import_module("triton").__version__
-    return hashlib.sha256(repr((launch.kernel.cache_key, key, arch, version, _reader())).encode()).hexdigest()[:20]
+    return hashlib.sha256(
+        repr((launch.kernel.cache_key, key, arch, version, _reader())).encode()
+    ).hexdigest()[:20]
 
 
 @functools.cache
@@ -132,9 +140,7 @@ def main() -> None:
     given = parser.parse_args()
     found = variants(node for case in given.case for node in step(case, precision=given.precision))
     for key, kernel in kernels(found, [given.arch])[given.arch].items():
-        constants = {
-            p.name: found[key].arguments[p.name] for p in found[key].kernel.params if p.is_constexpr
-        }
+        constants = {p.name: found[key].arguments[p.name] for p in found[key].kernel.params if p.is_constexpr}
         said = f"{found[key].name} {constants}\n    "
         said += ", ".join(f"{figure} {getattr(kernel, figure)}" for figure in sass.PRINTED)
         if loop := kernel.inner or max(kernel.loops, key=lambda loop: loop.instructions, default=None):
