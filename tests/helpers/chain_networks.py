@@ -139,10 +139,12 @@ def constant_channels(share: float) -> tuple[nn.Module, oes.Mask]:
     return net, oes.Mask.from_flat(net, keep)
 
 
-def loss_held_to_pytorch(backend: str, last: nn.Module, outputs: int) -> None:
+def loss_held_to_pytorch(backend: str, last: nn.Module, outputs: int, *, inner: int = 4) -> None:
     """A network that ends in ``last``, and the error that its last convolution takes along."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, outputs, 3), last)
+    net = nn.Sequential(
+        nn.Conv2d(3, inner, 3, padding=1), nn.BatchNorm2d(inner), nn.Conv2d(inner, outputs, 3), last
+    )
     z, device = torch.rand(1, 3, 10, 12, dtype=torch.float64), device_of(backend)
     held_to_pytorch(backend, net.double(), None, z, 1e-10, chained={"Conv", "Norm"})
     target = torch.rand(1, outputs, 8, 10, dtype=torch.float64).to(device)
