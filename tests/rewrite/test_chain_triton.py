@@ -6,6 +6,8 @@ here is small, and each test has something that no other has.
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from chain_networks import (
@@ -33,7 +35,7 @@ from oes_fast.rewrite.run.chain_triton import TritonChain
 pytestmark = pytest.mark.device
 
 BACKEND = "triton"
-SMALL = ({"num_channels_down": (3,), "filter_size_down": 3}, (6, 8), 0.8)  # for what any network shows
+SMALL = ({"num_channels_down": (3,), "filter_size_down": 3}, (6, 8), 1.0)  # for what any network shows
 DOUBLE = torch.float64
 
 
@@ -171,7 +173,9 @@ def test_sources_that_are_fixed_or_not(fixed):
 @pytest.mark.parametrize(("shared", "with_loss"), [(True, True), (False, False)])
 def test_three_networks_are_three_times_one(shared, with_loss):
     require(BACKEND)
-    three_networks_are_three_times_one(BACKEND, TritonChain, SMALL, shared=shared, with_loss=with_loss)
+    three_networks_are_three_times_one(
+        BACKEND, TritonChain, SMALL, shared=shared, with_loss=with_loss, rounding=1e-12
+    )
 
 
 @pytest.mark.parametrize(("setting", "bound"), [("tf32x3", 1e-5), ("tf32", 2e-2)])
@@ -204,9 +208,12 @@ def test_every_run_gives_the_same_bits():
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_a_step_asks_torch_for_next_to_nothing():
+def test_a_step_asks_torch_for_next_to_nothing(monkeypatch):
     require(BACKEND)
     _, fast, z = networks(SMALL, torch.float32, backend=BACKEND)
+    if INTERPRETED:  # the interpreter asks torch for much
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *arguments, **options: None)
     # Zeros for the gradients to be added to, and the batch counts.
     assert torch_operations_of_a_step(fast, z) == ["_foreach_add_", "zero_"]
 
