@@ -67,57 +67,66 @@ def _derived(y, grad, numbers, of_second, SLOPE: tl.constexpr, KIND: tl.constexp
 
 
 @triton.jit
-def _across(line, there, column, left, right, columns, PAD: tl.constexpr):
+def _copies(index, before, after, size, k: tl.constexpr, PAD: tl.constexpr):
+    """(whether lines of an image have copy ``k`` on its border, where in the continued image it is).
+
+    Args:
+        index: of rows or columns.
+        before, after: width of the border on either side.
+        size: lines of the image.
+        k: of PAD_REPLICATE below the width of the border; of PAD_REFLECT 0, and 1 for the copy behind of
+            lines that have one ahead as well.
+    """
+    last = size - 1
+    if PAD == PAD_REFLECT:
+        behind = (index < last) & (index >= last - after)
+        place = before + 2 * last - index
+        if k == 1:
+            return behind & (index <= before), place
+        ahead = (index > 0) & (index <= before)
+        return ahead | (behind & (index > before)), tl.where(ahead, before - index, place)
+    ahead = (index == 0) & (k < before)
+    behind = (index == last) & (k < after)
+    return ahead | behind, tl.where(ahead, 0, before + size) + k
+
+
+@triton.jit
+def _across(line, there, column, left, right, columns, PAD: tl.constexpr, COPIES: tl.constexpr):
     """Pixels of rows of a continued image, and what lies on the border beside them that is a copy of them.
 
     Args:
-        line: where the rows begin, [ROWS, 1].
-        there: which pixels are wanted, [ROWS, COLUMNS].
-        column: of the image, [1, COLUMNS].
+        line: where the row of each pixel begins.
+        there: which pixels are wanted.
+        column: of each, in the image.
+        COPIES: that a line has at most.
     """
-    last = columns - 1
     total = tl.load(line + (left + column), mask=there, other=0.0)
-    if PAD == PAD_REFLECT:
-        seen = there & (column > 0) & (column <= left)
-        total += tl.load(line + (left - column), mask=seen, other=0.0)
-        seen = there & (column < last) & (column >= last - right)
-        total += tl.load(line + (left + 2 * last - column), mask=seen, other=0.0)
-    else:
-        for k in range(0, left):
-            total += tl.load(line + k + column, mask=there & (column == 0), other=0.0)
-        for k in range(0, right):
-            total += tl.load(line + (left + 1 + k) + column, mask=there & (column == last), other=0.0)
+    for k in tl.static_range(COPIES):
+        copied, place = _copies(column, left, right, columns, k, PAD)
+        total += tl.load(line + place, mask=there & copied, other=0.0)
     return total
 
 
 @triton.jit
-def _folded(grad, there, row, column, top, left, bottom, right, rows, columns, near, PAD: tl.constexpr):
-    """A tile [ROWS, COLUMNS] of the gradient ``grad`` of a continued image, with what its border adds.
+def _folded(
+    grad, there, row, column, near, top, left, bottom, right, rows, columns, PAD: tl.constexpr,
+    COPIES: tl.constexpr,
+):  # fmt: skip
+    """Pixels of the gradient ``grad`` of a continued image, with what its border adds to them.
 
     Args:
         grad: of this channel.
-        there: which pixels are of the image.
-        row: [ROWS, 1].
-        column: [1, COLUMNS].
+        there: which of them are of the image.
+        row, column: in the image.
         near: whether any of the rows has a copy on the border.
     """
     width = left + columns + right
-    last = rows - 1
-    total = _across(grad + (top + row) * width, there, column, left, right, columns, PAD)
+    total = _across(grad + (top + row) * width, there, column, left, right, columns, PAD, COPIES)
     if near:
-        if PAD == PAD_REFLECT:
-            seen = there & (row > 0) & (row <= top)
-            total += _across(grad + (top - row) * width, seen, column, left, right, columns, PAD)
-            seen = there & (row < last) & (row >= last - bottom)
-            line = grad + (top + 2 * last - row) * width
-            total += _across(line, seen, column, left, right, columns, PAD)
-        else:
-            for k in range(0, top):
-                line = grad + (k + row) * width
-                total += _across(line, there & (row == 0), column, left, right, columns, PAD)
-            for k in range(0, bottom):
-                line = grad + (top + 1 + k + row) * width
-                total += _across(line, there & (row == last), column, left, right, columns, PAD)
+        for k in tl.static_range(COPIES):
+            copied, place = _copies(row, top, bottom, rows, k, PAD)
+            line = grad + place * width
+            total += _across(line, there & copied, column, left, right, columns, PAD, COPIES)
     return total
 
 
@@ -227,9 +236,13 @@ def fold_pass_kernel(
     y_ptr, grad_ptr, out_ptr, numbers_ptr, grad_numbers_ptr, finish, tickets_ptr,
     channels, chunks, chunk_rows, rows, columns, top, left, bottom, right,
     SLOPE: tl.constexpr, KIND: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, FINALISE: tl.constexpr,
-    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    """``chunk_rows`` rows of a channel, in tiles [ROWS, COLUMNS]; the gradient is folded as it is read."""
+    """``chunk_rows`` rows of a channel, in tiles of ROWS x COLUMNS; the gradient is folded as it is read.
+
+    A tile is a vector: in two dimensions the compiler would take pixels that are read backwards in another
+    order than the rest, and turn them around in shared memory.
+    """
     channel = tl.program_id(0) // chunks
     chunk = tl.program_id(0) % chunks
     network = tl.program_id(2)
@@ -237,8 +250,9 @@ def fold_pass_kernel(
     plane = of * rows * columns
     dtype: tl.constexpr = grad_ptr.dtype.element_ty
     grad_plane = grad_ptr + of * ((top + rows + bottom) * (left + columns + right))
-    first = tl.zeros((ROWS, COLUMNS), dtype)
-    second = tl.zeros((ROWS, COLUMNS), dtype)
+    first = tl.zeros((ROWS * COLUMNS,), dtype)
+    second = tl.zeros((ROWS * COLUMNS,), dtype)
+    of_tile = tl.arange(0, ROWS * COLUMNS)
     of_second = None
     if KIND != PASS_FOLD:
         numbers = _numbers(numbers_ptr, of, KIND == PASS_SECOND_SUMS)
@@ -248,25 +262,28 @@ def fold_pass_kernel(
     begin = chunk * chunk_rows
     end = tl.minimum(begin + chunk_rows, rows)
     for first_column in range(0, columns, COLUMNS):
-        column = first_column + tl.arange(0, COLUMNS)[None, :]
+        column = first_column + of_tile % COLUMNS
         for first_row in range(begin, end, ROWS):
-            row = first_row + tl.arange(0, ROWS)[:, None]
+            row = first_row + of_tile // COLUMNS
             there = (row < end) & (column < columns)
             near = (first_row <= top) | (first_row + ROWS > rows - 1 - bottom)
-            grad = _folded(grad_plane, there, row, column, top, left, bottom, right, rows, columns, near, PAD)
             at = plane + row * columns + column
             if KIND != PASS_FOLD:
                 y = tl.load(y_ptr + at, mask=there, other=0.0)
+            grad = _folded(
+                grad_plane, there, row, column, near, top, left, bottom, right, rows, columns, PAD, COPIES
+            )
+            if KIND != PASS_FOLD:
                 grad, b = _derived(y, grad, numbers, of_second, SLOPE, KIND, ACT)
-                first += tl.where(there, grad, 0.0)
-                second += tl.where(there, grad * b, 0.0)
+                if of_second is not None:  # elsewhere nothing comes of no gradient
+                    grad = tl.where(there, grad, 0.0)
+                first += grad
+                second += grad * b
             tl.store(out_ptr + at, grad, mask=there)
     if FINALISE != FINALISE_NONE:
-        first = tl.sum(tl.sum(first, axis=1), axis=0)
-        second = tl.sum(tl.sum(second, axis=1), axis=0)
         _finish(
-            finish, tickets_ptr, first, second, of, channel, chunk, network, channels, chunks, end, 0,
-            KIND, COUNT, FINALISE, 0,
+            finish, tickets_ptr, tl.sum(first, axis=0), tl.sum(second, axis=0), of, channel, chunk, network,
+            channels, chunks, end, 0, KIND, COUNT, FINALISE, 0,
         )  # fmt: skip
 
 
@@ -373,6 +390,11 @@ def norm_pass(
                 **constants,
             )
             return
+        if fold.padding == PAD_REFLECT.value:
+            both = columns <= fold.left + fold.right + 1 or rows <= fold.top + fold.bottom + 1
+            copies = 2 if both else 1
+        else:
+            copies = max(fold[:4])
         across = min(_WIDEST, triton.next_power_of_2(columns))
         down = min(BLOCK // across, triton.next_power_of_2(rows))
         fold_pass_kernel[grid](
@@ -395,5 +417,6 @@ def norm_pass(
             PAD=fold.padding,
             ROWS=down,
             COLUMNS=across,
+            COPIES=copies,
             **constants,
         )
