@@ -85,8 +85,8 @@ def _copies(index, before, after, size, k: tl.constexpr, PAD: tl.constexpr):
             return behind & (index <= before), place
         ahead = (index > 0) & (index <= before)
         return ahead | (behind & (index > before)), tl.where(ahead, before - index, place)
-    ahead = (index == 0) & (k < before)
-    behind = (index == last) & (k < after)
+    ahead = index < tl.minimum(before - k, 1)  # the first line, if the border is wider than k
+    behind = index > last - tl.minimum(after - k, 1)
     return ahead | behind, tl.where(ahead, 0, before + size) + k
 
 
@@ -267,9 +267,9 @@ def fold_pass_kernel(
             row = first_row + of_tile // COLUMNS
             there = (row < end) & (column < columns)
             near = (first_row <= top) | (first_row + ROWS > rows - 1 - bottom)
-            at = plane + row * columns + column
+            pixel = plane + row * columns + column
             if KIND != PASS_FOLD:
-                y = tl.load(y_ptr + at, mask=there, other=0.0)
+                y = tl.load(y_ptr + pixel, mask=there, other=0.0)
             grad = _folded(
                 grad_plane, there, row, column, near, top, left, bottom, right, rows, columns, PAD, COPIES
             )
@@ -279,7 +279,7 @@ def fold_pass_kernel(
                     grad = tl.where(there, grad, 0.0)
                 first += grad
                 second += grad * b
-            tl.store(out_ptr + at, grad, mask=there)
+            tl.store(out_ptr + pixel, grad, mask=there)
     if FINALISE != FINALISE_NONE:
         _finish(
             finish, tickets_ptr, tl.sum(first, axis=0), tl.sum(second, axis=0), of, channel, chunk, network,
