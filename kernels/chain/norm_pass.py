@@ -7,16 +7,16 @@ lies on the border is added to what it is a copy of as it is read.
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 from oes_fast.kernels.chain.activation import activate, activate_grad, output_activate, output_grad
 from oes_fast.kernels.chain.finalise import finalise, is_last
+from oes_fast.kernels.chain.fold import Fold, folded
 from oes_fast.kernels.chain.kinds import (
     FINALISE_NONE,
     GRAD_NUMBERS,
-    PAD_REFLECT,
     PARTIAL_NUMBERS,
     PROLOGUE_NUMBERS,
     SHIFT_BACKWARD,
@@ -64,70 +64,6 @@ def _derived(y, grad, numbers, of_second, SLOPE: tl.constexpr, KIND: tl.constexp
         seen_mean, a, b, c = of_second
         grad = a * grad + (b * (activate(normalised, SLOPE, ACT) - seen_mean) + c)
     return grad * activate_grad(normalised, SLOPE, ACT), y - mean
-
-
-@triton.jit
-def _copies(index, before, after, size, k: tl.constexpr, PAD: tl.constexpr):
-    """(whether lines of an image have copy ``k`` on its border, where in the continued image it is).
-
-    Args:
-        index: of rows or columns.
-        before, after: width of the border on either side.
-        size: lines of the image.
-        k: of PAD_REPLICATE below the width of the border; of PAD_REFLECT 0, and 1 for the copy behind of
-            lines that have one ahead as well.
-    """
-    last = size - 1
-    if PAD == PAD_REFLECT:
-        behind = (index < last) & (index >= last - after)
-        place = before + 2 * last - index
-        if k == 1:
-            return behind & (index <= before), place
-        ahead = (index > 0) & (index <= before)
-        return ahead | (behind & (index > before)), tl.where(ahead, before - index, place)
-    ahead = index < tl.minimum(before - k, 1)  # the first line, if the border is wider than k
-    behind = index > last - tl.minimum(after - k, 1)
-    return ahead | behind, tl.where(ahead, 0, before + size) + k
-
-
-@triton.jit
-def _across(line, there, column, left, right, columns, PAD: tl.constexpr, COPIES: tl.constexpr):
-    """Pixels of rows of a continued image, and what lies on the border beside them that is a copy of them.
-
-    Args:
-        line: where the row of each pixel begins.
-        there: which pixels are wanted.
-        column: of each, in the image.
-        COPIES: that a line has at most.
-    """
-    total = tl.load(line + (left + column), mask=there, other=0.0)
-    for k in tl.static_range(COPIES):
-        copied, place = _copies(column, left, right, columns, k, PAD)
-        total += tl.load(line + place, mask=there & copied, other=0.0)
-    return total
-
-
-@triton.jit
-def _folded(
-    grad, there, row, column, near, top, left, bottom, right, rows, columns, PAD: tl.constexpr,
-    COPIES: tl.constexpr,
-):  # fmt: skip
-    """Pixels of the gradient ``grad`` of a continued image, with what its border adds to them.
-
-    Args:
-        grad: of this channel.
-        there: which of them are of the image.
-        row, column: in the image.
-        near: whether any of the rows has a copy on the border.
-    """
-    width = left + columns + right
-    total = _across(grad + (top + row) * width, there, column, left, right, columns, PAD, COPIES)
-    if near:
-        for k in tl.static_range(COPIES):
-            copied, place = _copies(row, top, bottom, rows, k, PAD)
-            line = grad + place * width
-            total += _across(line, there & copied, column, left, right, columns, PAD, COPIES)
-    return total
 
 
 @triton.jit
@@ -270,7 +206,7 @@ def fold_pass_kernel(
             pixel = plane + row * columns + column
             if KIND != PASS_FOLD:
                 y = tl.load(y_ptr + pixel, mask=there, other=0.0)
-            grad = _folded(
+            grad = folded(
                 grad_plane, there, row, column, near, top, left, bottom, right, rows, columns, PAD, COPIES
             )
             if KIND != PASS_FOLD:
@@ -287,19 +223,15 @@ def fold_pass_kernel(
         )  # fmt: skip
 
 
-class Fold(NamedTuple):
-    """A border that a gradient has: its rows and columns, and PAD_REFLECT or PAD_REPLICATE."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-    padding: int
-
-
 def pass_chunks(pixels: int) -> int:
     """Partial sums that a pass over so many pixels leaves of a channel."""
     return min(MOST_CHUNKS, triton.cdiv(pixels, BLOCK))
+
+
+def _together(finalise: int) -> bool:
+    """Whether one program finishes all channels, where else each channel's last does: sooner, in parallel."""
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"  # it pays by the operation
+    return interpreted or finalise == SHIFT_BACKWARD.value
 
 
 def norm_pass(
@@ -355,14 +287,12 @@ def norm_pass(
     networks, channels, rows, columns = image.shape
     pixels = rows * columns
     chunks = pass_chunks(pixels)
-    together = finalise == SHIFT_BACKWARD.value or os.environ.get("TRITON_INTERPRET", "0") == "1"
     constants = {
         "SLOPE": float(getattr(slope, "value", slope)),
         "KIND": kind.value,
         "ACT": act,
         "FINALISE": finalise,
-        # The interpreter pays by the operation: one finishes all.
-        "COUNT": triton.next_power_of_2(channels) if together else 1,
+        "COUNT": triton.next_power_of_2(channels) if _together(finalise) else 1,
         "num_warps": 4,
         "enable_fp_fusion": True,
     }
@@ -390,11 +320,6 @@ def norm_pass(
                 **constants,
             )
             return
-        if fold.padding == PAD_REFLECT.value:
-            both = columns <= fold.left + fold.right + 1 or rows <= fold.top + fold.bottom + 1
-            copies = 2 if both else 1
-        else:
-            copies = max(fold[:4])
         across = min(_WIDEST, triton.next_power_of_2(columns))
         down = min(BLOCK // across, triton.next_power_of_2(rows))
         fold_pass_kernel[grid](
@@ -417,6 +342,6 @@ def norm_pass(
             PAD=fold.padding,
             ROWS=down,
             COLUMNS=across,
-            COPIES=copies,
+            COPIES=fold.copies(rows, columns),
             **constants,
         )
