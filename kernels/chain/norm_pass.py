@@ -321,7 +321,8 @@ def norm_pass(
             )
             return
         across = min(_WIDEST, triton.next_power_of_2(columns))
-        down = min(BLOCK // across, triton.next_power_of_2(rows))
+        # Of half a block: the copies take registers.
+        down = min(BLOCK // 2 // across, triton.next_power_of_2(rows))
         fold_pass_kernel[grid](
             y,
             grad,
