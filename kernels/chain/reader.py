@@ -75,29 +75,33 @@ def gradient_image(y: Tensor, grad: Tensor, numbers: Tensor | None) -> Image:
 def continued(index, size, PAD: tl.constexpr):
     """(index inside, whether there is a pixel) of a row or column of an image continued over its border."""
     inside = (index >= 0) & (index < size)
-    if PAD == PAD_NONE:
-        return index, inside
     if PAD == PAD_REFLECT:
         last = size - 1
-        return last - tl.abs(last - tl.abs(index)), inside
-    return tl.minimum(tl.maximum(index, 0), size - 1), inside
+        index = last - tl.abs(last - tl.abs(index))
+    elif PAD != PAD_NONE:
+        index = tl.minimum(tl.maximum(index, 0), size - 1)
+    return index, inside
 
 
 @triton.jit
 def channel_numbers(reader, channel, READ: tl.constexpr):
     """The numbers of channels, counted through all networks, in the shape of ``channel``; six of them."""
+    # Branches to the end: what stands behind a return is compiled too.
     if READ == READ_PLAIN:
         none = channel * 0
-        return none, none, none, none, none, none
-    if READ == READ_GRAD:
+        numbers = none, none, none, none, none, none
+    elif READ == READ_GRAD:
         of = reader.numbers + channel * GRAD_NUMBERS
         b = tl.load(of + 2)
-        return tl.load(of), tl.load(of + 1), b, tl.load(of + 3), b, b
-    of = reader.numbers + channel * PROLOGUE_NUMBERS
-    shift = tl.load(of + 2)
-    if READ == READ_SECOND:
-        return tl.load(of), tl.load(of + 1), shift, tl.load(of + 3), tl.load(of + 4), tl.load(of + 5)
-    return tl.load(of), tl.load(of + 1), shift, shift, shift, shift
+        numbers = tl.load(of), tl.load(of + 1), b, tl.load(of + 3), b, b
+    else:
+        of = reader.numbers + channel * PROLOGUE_NUMBERS
+        shift = tl.load(of + 2)
+        if READ == READ_SECOND:
+            numbers = tl.load(of), tl.load(of + 1), shift, tl.load(of + 3), tl.load(of + 4), tl.load(of + 5)
+        else:
+            numbers = tl.load(of), tl.load(of + 1), shift, shift, shift, shift
+    return numbers
 
 
 @triton.jit

@@ -26,7 +26,7 @@ class TapLists:
         groups: how many.
         phases: how many.
         begins: of each list, and the end, int32 [groups * phases + 1].
-        taps: (channel, row * ROW + column) of each, int32 [count, 2].
+        taps: (channel, row * ROW + column) of each, int32 [count, 2]; runs of ``multiple`` have one place.
         longest: taps of the longest list.
         index: flat weights that the tap's weight for an output is the sum of, -1 for none, int64
             [count, group, m].
@@ -47,16 +47,24 @@ class TapLists:
 
 
 def _grouped(taps: Taps, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(distinct taps of the groups: list's group, phase, channel, place; which of them each tap is)."""
+    """(distinct taps of the groups: list's group, phase, place, channel; which of them each tap is)."""
     place = taps.row * ROW + taps.column
-    keys = np.stack([taps.output // group, taps.phase, taps.channel, place], axis=1).reshape(-1, 4)
+    keys = np.stack([taps.output // group, taps.phase, place, taps.channel], axis=1).reshape(-1, 4)
     distinct, which = np.unique(keys, axis=0, return_inverse=True)
     return distinct, which.reshape(-1)
 
 
-def count_grouped_taps(taps: Taps, group: int) -> int:
-    """Taps of all groups of that size together."""
-    return len(_grouped(taps, group)[0])
+def _blocks(distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first of the taps of each list and place, how many)."""
+    begins = np.flatnonzero(np.any(distinct[1:, :3] != distinct[:-1, :3], axis=1)) + 1
+    begins = np.concatenate([[0], begins]) if len(distinct) else begins
+    return begins, np.diff(np.append(begins, len(distinct)))
+
+
+def count_grouped_taps(taps: Taps, group: int, multiple: int) -> int:
+    """Taps of all lists together."""
+    _, counts = _blocks(_grouped(taps, group)[0])
+    return int((-(-counts // multiple) * multiple).sum())
 
 
 def tap_lists(
@@ -69,27 +77,30 @@ def tap_lists(
         outputs: how many.
         phases: how many.
         group: outputs of a group.
-        multiple: each list has a multiple of so many taps, the last of them without weights.
+        multiple: a list has runs of so many taps that read at one place; the last of them repeat one without
+            weights where there are not so many.
         device: of begins and taps.
     """
     distinct, which = _grouped(taps, group)
     groups = -(-outputs // group)
-    lists = distinct[:, 0] * phases + distinct[:, 1]
-    counts = np.bincount(lists, minlength=groups * phases)
+    firsts, counts = _blocks(distinct)
     padded = -(-counts // multiple) * multiple
-    begins = np.concatenate([[0], np.cumsum(padded)])
-    # A tap's number in its list, behind the lists before it.
-    places = begins[lists] + np.arange(len(lists)) - (np.cumsum(counts) - counts)[lists]
-    words = np.zeros((begins[-1], 2), np.int32)
-    words[places] = distinct[:, 2:]
-    index = np.full((begins[-1], group, taps.weights.shape[1]), -1, np.int64)
+    behind = np.cumsum(padded)
+    # A tap's number in its run, behind the runs before it.
+    places = np.arange(len(distinct)) + np.repeat(behind - padded - firsts, counts)
+    words = np.repeat(distinct[firsts][:, [3, 2]], padded, axis=0).astype(np.int32)
+    words[places, 0] = distinct[:, 3]
+    index = np.full((len(words), group, taps.weights.shape[1]), -1, np.int64)
     index[places[which], taps.output % group] = taps.weights
+    lists = distinct[firsts, 0] * phases + distinct[firsts, 1]
+    lengths = np.bincount(lists, weights=padded, minlength=groups * phases).astype(np.int64)
+    begins = np.concatenate([[0], np.cumsum(lengths)])
     return TapLists(
         group,
         groups,
         phases,
         torch.from_numpy(begins.astype(np.int32)).to(device),
         torch.from_numpy(words).to(device),
-        int(padded.max(initial=0)),
+        int(lengths.max(initial=0)),
         index,
     )

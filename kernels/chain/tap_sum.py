@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from oes_fast.kernels.chain.activation import activate, activate_grad, output_activate
-from oes_fast.kernels.chain.finalise import finalise, is_last, shift_of
-from oes_fast.kernels.chain.kinds import FINALISE_NONE, PAD_NONE, PARTIAL_NUMBERS, PROLOGUE_NUMBERS
+from oes_fast.kernels.chain.finalise import finalise, is_last
+from oes_fast.kernels.chain.finalise_shift import shift_of
+from oes_fast.kernels.chain.kinds import FINALISE_NONE, LOSS, PARTIAL_NUMBERS, PROLOGUE_NUMBERS
 from oes_fast.kernels.chain.reader import Image, channel_numbers, continued, read_pixels
 from oes_fast.kernels.chain.tap_lists import ROW
-from oes_fast.kernels.chain.tap_sum_plan import TapSumPlan
+from oes_fast.kernels.chain.tap_sum_plan import STAGES, TapSumPlan
 from oes_fast.kernels.philox import on_device_of
 from torch import Tensor
 
@@ -30,8 +31,8 @@ IMAGE = tl.constexpr(4)  # the image that leaves the network, with its error to 
 _ROW = tl.constexpr(ROW)
 _GENERAL = (
     "outputs", "channels", "image_rows", "image_columns", "image_stride", "packed_stride", "tickets_stride",
-    "step", "top", "left", "side", "crop_top", "crop_left", "cell_columns", "cells", "rows", "columns", "tiles",
-    "program_tiles", "chunks",
+    "step", "top", "left", "side", "crop_top", "crop_left", "cell_columns", "cells", "rows", "columns",
+    "tiles", "program_tiles", "chunks",
 )  # fmt: skip
 
 
@@ -79,22 +80,19 @@ def _sums(
     for begin in range(first, last, TAPS):
         tap = begin + tl.arange(0, TAPS)
         of_tap = tl.load(taps_ptr + 2 * tap)
-        place = tl.load(taps_ptr + 2 * tap + 1)
         numbers = channel_numbers(reader, (channel + of_tap)[:, None], READ)
         if WIDE:
             of_tap = of_tap.to(tl.int64)
+        inside = None
         if POINTWISE:
-            at = (image + of_tap * pixels)[:, None] + cell[None, :]
-            inside = at >= 0
-        elif PAD == PAD_NONE:
-            within = place // _ROW * image_columns + place % _ROW
-            at = (image + of_tap * pixels + within)[:, None] + (row * image_columns + column)[None, :]
-            inside = at >= 0
+            at = cell
         else:
-            i, row_inside = continued((place // _ROW)[:, None] + row[None, :], image_rows, PAD)
-            j, column_inside = continued((place % _ROW)[:, None] + column[None, :], image_columns, PAD)
-            at = (image + of_tap * pixels)[:, None] + (i * image_columns + j)
-            inside = row_inside & column_inside
+            place = tl.load(taps_ptr + 2 * begin + 1)  # of all these taps
+            i, row_inside = continued(place // _ROW + row, image_rows, PAD)
+            j, column_inside = continued(place % _ROW + column, image_columns, PAD)
+            at = i * image_columns + j
+            inside = (row_inside & column_inside)[None, :]
+        at = (image + of_tap * pixels)[:, None] + at[None, :]
         x = read_pixels(reader, numbers, at, inside, READ, ACT, PAD)
         weight = tl.load(packed_ptr + tap[None, :] * GROUP + g[:, None])
         acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=dtype)
@@ -104,7 +102,7 @@ def _sums(
 @triton.jit
 def _after(
     acc, epilogue, finish, out_ptr, output, network, at, inside, inside_count, outputs, pixels,
-    EPILOGUE: tl.constexpr,
+    EPILOGUE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Stores the sums [GROUP, BLOCK]; (mean or first sum, squares or second sum) of each output, [GROUP].
 
@@ -113,8 +111,11 @@ def _after(
         inside: which cells have one; ``inside_count``: how many.
     """
     there = inside[None, :] & (output < outputs)[:, None]
-    channel = network.to(tl.int64) * outputs + output
-    place = (channel * pixels)[:, None] + at[None, :]
+    channel = network * outputs + output
+    plane = channel * pixels
+    if WIDE:
+        plane = channel.to(tl.int64) * pixels
+    place = plane[:, None] + at[None, :]
     first = tl.sum(acc * 0, axis=1)
     second = first
     if EPILOGUE == MOMENTS:
@@ -153,7 +154,7 @@ def _after(
 @triton.jit
 def _finished(
     acc, state, epilogue, finish, out_ptr, output, network, cell, cells, cell_columns, phase, side, crop_top,
-    crop_left, outputs, rows, columns, EPILOGUE: tl.constexpr,
+    crop_left, outputs, rows, columns, EPILOGUE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What :func:`_after` does for the cells [BLOCK]; ``what it gives added to ``state``, float64.
 
@@ -168,6 +169,7 @@ def _finished(
     at = tl.where(inside, row * columns + column, 0)
     first, second = _after(
         acc, epilogue, finish, out_ptr, output, network, at, inside, here, outputs, rows * columns, EPILOGUE,
+        WIDE,
     )  # fmt: skip
     first = first.to(tl.float64)
     second = second.to(tl.float64)
@@ -188,7 +190,8 @@ def _finished(
 def tap_sum_kernel(
     out_ptr, reader, epilogue, finish, packed_ptr, begins_ptr, taps_ptr, tickets_ptr, workspace_ptr,
     outputs, channels, image_rows, image_columns, image_pixels, image_stride, packed_stride, tickets_stride,
-    step, top, left, side, crop_top, crop_left, cell_columns, cells, rows, columns, tiles, program_tiles, chunks,
+    step, top, left, side, crop_top, crop_left, cell_columns, cells, rows, columns, tiles, program_tiles,
+    chunks,
     GROUP: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, READ: tl.constexpr,
     ACT: tl.constexpr, PAD: tl.constexpr, POINTWISE: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, EPILOGUE: tl.constexpr, FINALISE: tl.constexpr, SECOND: tl.constexpr,
@@ -242,7 +245,7 @@ def tap_sum_kernel(
         if SPLITS == 1:
             state = _finished(
                 acc, state, epilogue, finish, out_ptr, output, network, cell, cells, cell_columns, phase,
-                side, crop_top, crop_left, outputs, rows, columns, EPILOGUE,
+                side, crop_top, crop_left, outputs, rows, columns, EPILOGUE, WIDE,
             )  # fmt: skip
         else:
             # Who comes last adds the parts in their order.
@@ -258,7 +261,7 @@ def tap_sum_kernel(
                     acc += tl.load(parts + part * (GROUP * BLOCK), cache_modifier=".cg")
                 state = _finished(
                     acc, state, epilogue, finish, out_ptr, output, network, cell, cells, cell_columns,
-                    phase, side, crop_top, crop_left, outputs, rows, columns, EPILOGUE,
+                    phase, side, crop_top, crop_left, outputs, rows, columns, EPILOGUE, WIDE,
                 )  # fmt: skip
     if FINALISE != FINALISE_NONE and arrived:
         chunk = (network.to(tl.int64) * outputs + output) * chunks + block * phases + phase
@@ -272,7 +275,11 @@ def tap_sum_kernel(
         else:
             tl.store(partial, mean, mask=there)
             tl.store(partial + 1, squares, mask=there)
-        if is_last(tickets + group, tl.num_programs(0) * phases):
+        programs = tl.num_programs(0) * phases
+        if FINALISE == LOSS:  # of all outputs together
+            programs *= tl.num_programs(1) // (SPLITS * phases)
+            group = 0
+        if is_last(tickets + group, programs):
             finalise(finish, network, group * GROUP, GROUP, FINALISE, SECOND, ACT_BEHIND)
 
 
@@ -362,6 +369,6 @@ def tap_sum(
             SECOND=second,
             ACT_BEHIND=act_behind,
             num_warps=shape.warps,
-            num_stages=shape.stages,
+            num_stages=STAGES,
             enable_fp_fusion=True,
         )

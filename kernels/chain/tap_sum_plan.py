@@ -4,23 +4,58 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.kinds import PAD_NONE
 from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_lists
 
-GROUPS = (16, 32, 64, 128)  # of outputs: a product on tensor cores has 16 rows at least
 MOST_PARTIALS = 256  # of an output, which one program adds up
-MOST_SPLITS = 8
-# What the choice follows from, of a processor (SM) of an H100; the first two were counted in machine code, the
-# others are guesses that no device has corrected.
-INSTRUCTIONS_OF_A_READ = 20.0  # of a pixel that a tap reads: address, normalisation, way to the product
-INSTRUCTIONS_OF_A_PRODUCT = {"tf32": 0.10, "tf32x3": 0.35, "ieee": 1.5}  # of a multiply-accumulate
+SPLITS = (1, 2, 4, 8)
+PROCESSORS = 132  # where there is no device: an H100's
+# What the choice follows from, of a processor (SM) of an H100. No device has corrected the guesses.
 INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6
-ROUND = 900.0  # cycles of a round of taps, of a program alone
-PROGRAM = 2500.0  # cycles beside its rounds
+ROUND = 900.0  # guess: cycles of a round of taps, of a program alone
+PROGRAM = 2500.0  # guess: cycles beside its rounds
+
+
+class _Kernel(NamedTuple):
+    """One that is compiled.
+
+    Attributes:
+        group: outputs.
+        taps: of a round.
+        block: cells.
+        warps: of a program.
+        tf32, tf32x3: instructions of a pixel that a tap reads, counted in machine code for sm_90: its address,
+            its normalisation, and its products with the weights of all outputs.
+    """
+
+    group: int
+    taps: int
+    block: int
+    warps: int
+    tf32: float
+    tf32x3: float
+
+
+# Of 16 outputs at least, the rows of a product on tensor cores.
+KERNELS = (
+    _Kernel(16, 32, 32, 4, 28, 47),
+    _Kernel(16, 16, 64, 4, 26, 41),
+    _Kernel(16, 16, 128, 4, 17, 29),
+    _Kernel(16, 16, 256, 4, 16, 27),
+    _Kernel(32, 16, 64, 4, 30, 55),
+    _Kernel(32, 16, 128, 4, 19, 37),
+    _Kernel(64, 16, 128, 8, 34, 75),
+    _Kernel(64, 16, 256, 8, 19, 54),
+    _Kernel(128, 16, 64, 8, 59, 99),
+    _Kernel(128, 32, 128, 8, 32, 55),
+)
+STAGES = 3  # rounds whose loads are under way
+
 PRECISION = {"float32": "tf32x3", "tf32x3": "tf32x3", "tf32": "tf32"}
 
 
@@ -35,7 +70,7 @@ class Shape:
         splits: programs that share the taps of a tile.
         program_tiles: tiles of a program.
         warps: of a program.
-        stages: how many rounds' loads are under way.
+        read: instructions of a pixel that a tap reads.
     """
 
     group: int
@@ -44,7 +79,7 @@ class Shape:
     splits: int
     program_tiles: int
     warps: int
-    stages: int
+    read: float
 
 
 @dataclass(frozen=True)
@@ -112,28 +147,25 @@ def _tiles(spec: TapSum, shape: Shape) -> int:
     return -(-spec.cell_rows * spec.cell_columns // shape.block)
 
 
-def _shapes(group: int, precision: str) -> Iterator[Shape]:
-    for block in (32, 64, 128, 256):
-        if block * group > 128 * 128 or (precision != "tf32" and block * group > 128 * 64):
-            continue  # the sums would not fit the registers
-        warps = 8 if block * group >= 128 * 64 else 4
-        taps = 64 if block <= 64 and group <= 32 else 32
-        for splits in (1, 2, 4, MOST_SPLITS):
-            yield Shape(group, taps, block, splits, 1, warps, 2)
+def _shapes(outputs: int, group: int | None, precision: str) -> Iterator[Shape]:
+    whole = -(-outputs // KERNELS[0].group) * KERNELS[0].group
+    for kernel in KERNELS:
+        if kernel.group != group and (group is not None or kernel.group >= 2 * whole):
+            continue
+        read = kernel.tf32 if precision == "tf32" else kernel.tf32x3
+        for splits in SPLITS:
+            yield Shape(kernel.group, kernel.taps, kernel.block, splits, 1, kernel.warps, read)
 
 
-def _cost(spec: TapSum, shape: Shape, taps: int, precision: str, networks: int, processors: int) -> float:
+def _cost(spec: TapSum, shape: Shape, taps: int, networks: int, processors: int) -> float:
     """Cycles of a device with that many processors."""
     lists = -(-spec.outputs // shape.group) * spec.side**2
     tiles = _tiles(spec, shape)
     programs = lists * tiles * shape.splits * networks
-    of_list = taps / lists
-    rounds = -(-of_list // (shape.taps * shape.splits))
-    reads = rounds * shape.splits * shape.taps * lists * tiles * shape.block * networks
-    instructions = reads * (INSTRUCTIONS_OF_A_READ + shape.group * INSTRUCTIONS_OF_A_PRODUCT[precision])
+    rounds = -(-taps // (lists * shape.taps * shape.splits))
+    instructions = programs * rounds * shape.taps * shape.block * shape.read
     work = instructions / (INSTRUCTIONS_A_CYCLE * processors)
-    resident = 16 / shape.warps
-    waves = max(1.0, programs / (processors * resident))
+    waves = max(1.0, programs / (processors * 8 / shape.warps))
     alone = rounds * ROUND + PROGRAM * (1 if shape.splits == 1 else 2)
     return max(work, waves * alone)
 
@@ -144,7 +176,7 @@ def plan_tap_sum(
     networks: int,
     products: str,
     dtype: torch.dtype,
-    processors: int,
+    processors: int = PROCESSORS,
     device: torch.device | str,
     group: int | None = None,
 ) -> TapSumPlan:
@@ -160,16 +192,14 @@ def plan_tap_sum(
         group: outputs of a program, None for any.
     """
     precision = "ieee" if dtype == torch.float64 else PRECISION[products]
-    count = functools.lru_cache(lambda group: count_grouped_taps(spec.taps, group))
-    useful = -(-spec.outputs // GROUPS[0]) * GROUPS[0]
-    groups = (group,) if group is not None else [g for g in GROUPS if g < 2 * useful]
+    count = functools.cache(functools.partial(count_grouped_taps, spec.taps))
 
     def cost(shape: Shape) -> float:
-        return _cost(spec, shape, count(shape.group), precision, networks, processors)
+        return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min((shape for g in groups for shape in _shapes(g, precision)), key=cost)
+    best = min(_shapes(spec.outputs, group, precision), key=cost)
     if best.splits == 1:
         tiles, phases = _tiles(spec, best), spec.side**2
-        best = Shape(**vars(best) | {"program_tiles": -(-tiles * phases // MOST_PARTIALS)})
+        best = replace(best, program_tiles=-(-tiles * phases // MOST_PARTIALS))
     lists = tap_lists(spec.taps, spec.outputs, spec.side**2, best.group, best.taps, device)
     return TapSumPlan(spec, lists, best, precision)
