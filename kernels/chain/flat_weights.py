@@ -21,11 +21,12 @@ from torch import Tensor
 TAPS: Final = tl.constexpr(4)
 OUTPUTS: Final = tl.constexpr(8)
 ROW: Final = tl.constexpr(8)  # numbers of a program
+MANY: Final = tl.constexpr(8)  # chunks that a thread adds one after the other at most
 
 _ALIGNED = 32  # elements: where a convolution's weights and partials begin
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 _PARTS, _BLOCK = 4, 128  # of a program: elements of a thread, threads
-_INTERPRETER_BLOCK = 1024  # the interpreter pays by the program, not by the element
+_INTERPRETER_BLOCK = 512  # the interpreter pays by the program, not by the element
 
 
 @triton.jit
@@ -104,19 +105,35 @@ def unpack_weight_grads_kernel(
     grad_weights_ptr += network * weights
     partials_ptr += network * partials + begin
     table_ptr += table
-    at = _entries(entry, PARTS, BLOCK)
-    there = at < end
-    weight = tl.load(table_ptr + at, mask=there, other=0)
-    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
-    place = tl.load(table_ptr + plane + at, mask=there, other=0)
-    total = tl.load(partials_ptr + place, mask=there, other=0.0)
-    for chunk in range(1, chunks):
-        total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
-    if width > 1:
-        for k in tl.static_range(2, WIDTH + 1):
+    if chunks > MANY:
+        # Few weights: a thread takes one, and several chunks at a time.
+        at = entry + tl.arange(0, BLOCK)[None, :]
+        there = at < end
+        part = tl.arange(0, PARTS)[:, None]
+        weight = tl.load(table_ptr + at, mask=there, other=0)
+        total = tl.zeros((PARTS, BLOCK), scale.dtype)
+        for k in tl.static_range(1, WIDTH + 1):
             place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
-            for chunk in range(0, chunks):
-                total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
+            for chunk in tl.range(0, chunks, PARTS, loop_unroll_factor=4):
+                of_chunk = tl.where(chunk + part < chunks, place, -1)
+                total += tl.load(
+                    partials_ptr + (chunk + part) * stride + of_chunk, mask=of_chunk >= 0, other=0.0
+                )
+        total = tl.sum(total, axis=0)[None, :]
+    else:
+        at = _entries(entry, PARTS, BLOCK)
+        there = at < end
+        weight = tl.load(table_ptr + at, mask=there, other=0)
+        place = tl.load(table_ptr + plane + at, mask=there, other=0)
+        total = tl.load(partials_ptr + place, mask=there, other=0.0)
+        for chunk in range(1, chunks):
+            total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
+        if width > 1:
+            for k in tl.static_range(2, WIDTH + 1):
+                place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
+                for chunk in range(0, chunks):
+                    total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
+    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
     tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
 
 
@@ -129,6 +146,7 @@ class _Segment:
     scale: float
     begin: int  # of the values in their buffer
     rest: tuple[int, int]  # what else its programs are told
+    many: bool = False  # values of an entry are many: a thread has one
 
 
 class _Table:
@@ -144,9 +162,10 @@ class _Table:
         begin = 0
         for s in segments:
             entries = s.planes.shape[1]
-            firsts = range(0, entries, parts * block)
+            step = block if s.many else parts * block
+            firsts = range(0, entries, step)
             rows += [
-                (first, min(first + parts * block, entries), begin, entries, s.width, s.begin, *s.rest)
+                (first, min(first + step, entries), begin, entries, s.width, s.begin, *s.rest)
                 for first in firsts
             ]
             scales += [s.scale] * len(firsts)
@@ -186,7 +205,7 @@ class FlatWeights:
         self._packed_size = self._partials_size = 0
         self._shape = {"PARTS": _PARTS, "BLOCK": _BLOCK}
         if interpreted():
-            self._shape = {"PARTS": 1, "BLOCK": _INTERPRETER_BLOCK}
+            self._shape["BLOCK"] = _INTERPRETER_BLOCK
 
     def add_packed(self, index: np.ndarray, scale: float) -> int:
         """Add lists of taps that are read.
@@ -222,7 +241,8 @@ class FlatWeights:
         """
         taps, group, _ = index.shape
         begin, planes = self._partials_size, _gradient_planes(index)
-        self._unpacks.append(_Segment(planes, len(planes) - 1, scale, begin, (chunks, taps * group)))
+        rest = (chunks, taps * group)
+        self._unpacks.append(_Segment(planes, len(planes) - 1, scale, begin, rest, chunks > MANY.value))
         self._partials_size += _aligned(chunks * taps * group)
         return begin
 
@@ -293,7 +313,7 @@ def _aligned(size: int) -> int:
 
 def _gradient_planes(index: np.ndarray) -> np.ndarray:
     """The kept weights of a convolution and their places in a chunk of partials, int32 [1 + places, kept]."""
-    taps, group, width = index.shape
+    _, group, width = index.shape
     places, flat = np.divmod(np.flatnonzero(index >= 0), width)[0], index[index >= 0]
     order = np.argsort(flat, kind="stable")
     places, flat = places[order], flat[order]

@@ -16,11 +16,12 @@ from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PRECISION,
 from oes_fast.kernels.tuning import interpreted
 from torch import Tensor
 
-MOST_CHUNKS = 64  # one thread adds them up
+MOST_CHUNKS = 512
 MOST_PARTIALS = 1 << 20  # of a convolution, where it is cut into chunks; 4 MB in float32
 # Of a device: guesses that no device has corrected.
 ROUND = 1100.0  # cycles of a tile beside its instructions: loads, two barriers
 BYTES_A_CYCLE = 3000.0  # that an H100 takes from its second cache
+CHUNK = 40.0  # cycles in which a thread adds one more
 
 
 class Shape(NamedTuple):
@@ -34,7 +35,8 @@ class Shape(NamedTuple):
         columns: of a tile.
         warps: of a program.
         tf32, tf32x3: instructions of a thread for a tile, counted in machine code for sm_90: what the taps read and
-            their gradients, with addresses and normalisation, and the products.
+            their gradients, with addresses and normalisation, and the products; None where the registers do not
+            do.
         resident: programs that a processor has registers for.
     """
 
@@ -45,7 +47,7 @@ class Shape(NamedTuple):
     columns: int
     warps: int
     tf32: int
-    tf32x3: int
+    tf32x3: int | None
     resident: int
 
     @property
@@ -59,7 +61,7 @@ class Shape(NamedTuple):
         return self.places * self.taps + 2 * self.outputs
 
 
-# Rows of eight or sixteen cells: a thread meets few taps and outputs, whose numbers it keeps in registers.
+# Rows of sixteen cells: a thread meets few taps and outputs, whose numbers it keeps in registers.
 KERNELS = (
     Shape(16, 1, 64, 2, 16, 4, 231, 371, 4),
     Shape(16, 2, 32, 2, 16, 4, 255, 395, 5),
@@ -67,10 +69,10 @@ KERNELS = (
     Shape(32, 1, 64, 2, 16, 4, 264, 453, 4),
     Shape(32, 2, 32, 2, 16, 4, 287, 476, 4),
     Shape(32, 4, 16, 2, 16, 4, 332, 521, 4),
-    Shape(64, 1, 64, 4, 8, 4, 354, 629, 3),
-    Shape(64, 2, 32, 4, 8, 4, 393, 668, 3),
-    Shape(64, 4, 16, 4, 8, 4, 488, 741, 3),
-    Shape(64, 1, 128, 4, 8, 4, 555, 1018, 2),
+    Shape(64, 1, 64, 2, 16, 4, 330, 606, 3),
+    Shape(64, 2, 32, 2, 16, 4, 356, 628, 3),
+    Shape(64, 4, 16, 2, 16, 4, 401, 674, 3),
+    Shape(64, 1, 128, 2, 16, 4, 531, None, 2),
 )
 EXACT_KERNELS = (Shape(16, 1, 16, 2, 16, 4, 192, 192, 5), Shape(32, 1, 32, 2, 16, 4, 367, 367, 3))  # float64
 
@@ -137,7 +139,9 @@ def _runs(lists: TapLists) -> np.ndarray:
     """(list, place, first tap, end) of the taps of a list that read at one place, int64 [runs, 4]."""
     kept = np.flatnonzero((lists.index >= 0).any(axis=(1, 2)))  # not those that fill a run
     lengths = np.diff(lists.begins.cpu().numpy())
-    keys = np.stack([np.repeat(np.arange(len(lengths)), lengths), lists.taps.cpu().numpy()[:, 1]], axis=1)[kept]
+    keys = np.stack([np.repeat(np.arange(len(lengths)), lengths), lists.taps.cpu().numpy()[:, 1]], axis=1)[
+        kept
+    ]
     first = np.ones(len(kept), bool)
     first[1:] = np.any(keys[1:] != keys[:-1], axis=1)
     last = np.roll(first, -1)
@@ -173,28 +177,38 @@ def _blocks(runs: np.ndarray, spec: TapSum, lists: TapLists, shape: Shape) -> np
     return np.array(blocks, np.int32).reshape(-1, 2 + 4 * shape.places)
 
 
-def _shapes(group: int, exact: bool) -> Iterator[Shape]:
-    kernels = EXACT_KERNELS if exact else KERNELS
+def _shapes(group: int, precision: str) -> Iterator[Shape]:
+    kernels = EXACT_KERNELS if precision == "ieee" else KERNELS
     outputs = min(group, max(kernel.outputs for kernel in kernels))
     for kernel in kernels:
-        if kernel.outputs == outputs:
+        if kernel.outputs == outputs and _instructions(kernel, precision) is not None:
             yield kernel
 
 
+def _instructions(shape: Shape, precision: str) -> int | None:
+    return shape.tf32 if precision == "tf32" else shape.tf32x3
+
+
 def _cost(
-    spec: TapSum, shape: Shape, blocks: int, partials: int, program_tiles: int, precision: str, processors: int
+    spec: TapSum,
+    shape: Shape,
+    blocks: int,
+    partials: int,
+    program_tiles: int,
+    precision: str,
+    processors: int,
 ) -> float:
     """Cycles of a device with that many processors, for blocks and partials of all networks."""
     tiles = _tiles(spec, shape)
     chunks = -(-tiles // program_tiles)
-    programs, instructions = blocks * chunks, shape.tf32 if precision == "tf32" else shape.tf32x3
+    programs, instructions = blocks * chunks, _instructions(shape, precision) or 0
     bandwidth = BYTES_A_CYCLE * processors / PROCESSORS
     work = blocks * tiles * instructions * 32 * shape.warps / (INSTRUCTIONS_A_CYCLE * processors)
     read = blocks * tiles * shape.cells * shape.pixels * 4 / bandwidth
     waves = max(1.0, programs / (processors * shape.resident))
     alone = waves * (PROGRAM + program_tiles * (ROUND + instructions))
     added = 8.0 * chunks * partials / bandwidth  # written, and read to be added
-    return max(work, read, alone) + added
+    return max(work, read, alone) + added + CHUNK * chunks
 
 
 def _for_interpreter(spec: TapSum, lists: TapLists, runs: np.ndarray) -> Shape:
@@ -228,12 +242,10 @@ def plan_weight_grad(
     runs, partials = _runs(lists), lists.count * lists.group
     most_chunks = max(1, min(MOST_CHUNKS, MOST_PARTIALS // max(partials, 1)))
     found: list[tuple[float, Shape, int]] = []
-    for shape in _shapes(lists.group, exact):
+    for shape in _shapes(lists.group, precision):
         blocks, tiles = _block_count(runs, lists, shape) * networks, _tiles(forward, shape)
         for program_tiles in {-(-tiles // chunks) for chunks in range(1, most_chunks + 1)}:
-            cost = _cost(
-                forward, shape, blocks, partials * networks, program_tiles, precision, processors
-            )
+            cost = _cost(forward, shape, blocks, partials * networks, program_tiles, precision, processors)
             found.append((cost, shape, program_tiles))
     _, shape, program_tiles = min(found)
     if interpreted():
