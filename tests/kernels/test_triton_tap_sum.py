@@ -241,11 +241,7 @@ def test_input_gradient(conv):
     mean, activated_mean = problem.numbers[..., 0, None, None], problem.numbers[..., 3, None, None]
     through = torch.where(problem.normalised > 0, wanted, SLOPE * wanted)
     for epilogue, of_pixels, off in (
-        (
-            tap_sum.ACT_GRAD,
-            wanted * (problem.normalised > 0) + SLOPE * wanted * (slope < 1),
-            problem.y - mean,
-        ),
+        (tap_sum.ACT_GRAD, through, problem.y - mean),
         (tap_sum.SECOND_SUMS, wanted, problem.activated - activated_mean),
     ):
         finish = NormBackward(
