@@ -1,9 +1,9 @@
-"""Gradients of a convolution's weights: for every tap of a list and every output of its group a sum over cells.
+"""Gradients of a convolution's weights: for every tap of a list and output of its group one sum over cells.
 
 A cell (i, j) of a phase is a pixel of the result. What its taps read, [taps, cells], meets its gradient, [cells,
-outputs]: a matrix product along the cells. A program has taps that read at one place, so that the border is a
-matter of the cells alone, and one chunk of the cells; the sums of the chunks are added when they go back to the
-flat vector (:mod:`flat_weights`).
+outputs]: a matrix product along the cells. The taps of a program read at one place or a few, so that the border
+is a matter of the cells and places alone; it has one chunk of the cells, and the sums of the chunks are added
+when they go back to the flat vector (:mod:`flat_weights`).
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def weight_grad_kernel(
 
     Args:
         partials_ptr: of this convolution, [networks, chunks, taps, GROUP], ``partials_stride`` a network.
-        image: the image read; ``image_pixels`` a channel, ``image_stride`` a network, 0 where there is one for
-            all.
+        image: the image read; ``image_pixels`` a channel, ``image_stride`` a network, 0 where all have one.
         grad: the gradient of the result, ``pixels`` a channel.
         blocks_ptr: see WeightGradPlan.blocks.
         column_tiles: tiles of ROWS x COLUMNS cells side by side, of ``tiles``.
@@ -125,8 +124,8 @@ def weight_grad(plan: WeightGradPlan, image: Image, grad: Image, partials: Tenso
         plan: of the convolution.
         image: what it reads, [networks, channels, rows, columns].
         grad: the gradient of its result, [networks, outputs, rows, columns].
-        partials: of the chain, [networks, size], written; those of this convolution, [plan.chunks, taps, group],
-            begin at ``begin``. Taps that the lists repeat to fill their runs are left as they are.
+        partials: of the chain, [networks, size], written; those of this convolution, [plan.chunks, taps,
+            group], begin at ``begin``. Taps without weights, which fill the lists, are left as they are.
         begin: see ``partials``.
     """
     spec, lists, shape = plan.spec, plan.lists, plan.shape

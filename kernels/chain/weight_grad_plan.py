@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,9 +34,9 @@ class Shape(NamedTuple):
         rows: of a tile of cells.
         columns: of a tile.
         warps: of a program.
-        tf32, tf32x3: instructions of a thread for a tile, counted in machine code for sm_90: what the taps read and
-            their gradients, with addresses and normalisation, and the products; None where the registers do not
-            do.
+        tf32, tf32x3: instructions of a thread for a tile, counted in machine code for sm_90: what the taps read
+            and the gradients, with addresses and normalisation, and the products; None where the registers do
+            not do.
         resident: programs that a processor has registers for.
     """
 
@@ -87,8 +87,8 @@ class WeightGradPlan:
         shape: of the launch.
         precision: of products, as Triton's dot takes it.
         program_tiles: tiles of a chunk.
-        blocks: of taps and outputs, int32 [blocks, 2 + 4 * places]: first output and phase, then of each place the
-            first tap, the end, row and column.
+        blocks: of taps and outputs, int32 [blocks, 2 + 4 * places]: first output and phase, then of each place
+            the first tap, the end, row and column.
     """
 
     spec: TapSum
@@ -251,5 +251,5 @@ def plan_weight_grad(
     if interpreted():
         shape = _for_interpreter(forward, lists, runs)
         program_tiles = -(-_tiles(forward, shape) // 2)
-    blocks = torch.from_numpy(_blocks(runs, forward, lists, shape)).to(lists.taps.device)
-    return WeightGradPlan(forward, lists, shape, precision, program_tiles, blocks)
+    made = torch.from_numpy(_blocks(runs, forward, lists, shape)).to(lists.taps.device)
+    return WeightGradPlan(forward, lists, shape, precision, program_tiles, made)
