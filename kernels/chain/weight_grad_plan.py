@@ -215,7 +215,7 @@ def _for_interpreter(spec: TapSum, lists: TapLists, runs: np.ndarray) -> Shape:
     """Few programs and tiles, which it pays by, not by the element."""
     taps = int((runs[:, 3] - runs[:, 2]).max(initial=1))
     taps, rows, columns = (triton.next_power_of_2(n) for n in (taps, spec.cell_rows, spec.cell_columns))
-    return Shape(lists.group, 16, min(taps, 64), min(rows, 16), min(columns, 32), 4, 0, 0, 1)
+    return Shape(lists.group, 16, min(taps, 64), min(rows, 16), min(columns, 32), 4, 1000, 1000, 1)
 
 
 def plan_weight_grad(
@@ -226,6 +226,7 @@ def plan_weight_grad(
     products: str,
     dtype: torch.dtype,
     processors: int = PROCESSORS,
+    shape: Shape | None = None,
 ) -> WeightGradPlan:
     """The layout that a model of the cost takes for the fastest.
 
@@ -236,20 +237,21 @@ def plan_weight_grad(
         products: one of :data:`oes_fast.precision.PRECISIONS`.
         dtype: of images and gradients; float64 is never rounded.
         processors: of the device.
+        shape: of the launch, None for any.
     """
     exact = dtype == torch.float64
     precision = "ieee" if exact else PRECISION[products]
     runs, partials = _runs(lists), lists.count * lists.group
     most_chunks = max(1, min(MOST_CHUNKS, MOST_PARTIALS // max(partials, 1)))
+    shapes = [shape] if shape is not None else list(_shapes(lists.group, precision))
+    if interpreted() and shape is None:
+        shapes, most_chunks = [_for_interpreter(forward, lists, runs)], min(most_chunks, 2)
     found: list[tuple[float, Shape, int]] = []
-    for shape in _shapes(lists.group, precision):
-        blocks, tiles = _block_count(runs, lists, shape) * networks, _tiles(forward, shape)
+    for one in shapes:
+        blocks, tiles = _block_count(runs, lists, one) * networks, _tiles(forward, one)
         for program_tiles in {-(-tiles // chunks) for chunks in range(1, most_chunks + 1)}:
-            cost = _cost(forward, shape, blocks, partials * networks, program_tiles, precision, processors)
-            found.append((cost, shape, program_tiles))
-    _, shape, program_tiles = min(found)
-    if interpreted():
-        shape = _for_interpreter(forward, lists, runs)
-        program_tiles = -(-_tiles(forward, shape) // 2)
-    made = torch.from_numpy(_blocks(runs, forward, lists, shape)).to(lists.taps.device)
-    return WeightGradPlan(forward, lists, shape, precision, program_tiles, made)
+            cost = _cost(forward, one, blocks, partials * networks, program_tiles, precision, processors)
+            found.append((cost, one, program_tiles))
+    _, best, program_tiles = min(found, key=lambda one: one[0])
+    table = torch.from_numpy(_blocks(runs, forward, lists, best)).to(lists.taps.device)
+    return WeightGradPlan(forward, lists, best, precision, program_tiles, table)
