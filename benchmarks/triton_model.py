@@ -26,7 +26,7 @@ ASSUMED: dict[str, float] = {
     "cycles of an instruction of a warp alone": 2.0,  # guess: half of them wait for the one before
     "cycles of a round that has its loads under way": 400,  # guess: barriers, and what is not hidden
     "cycles of a round that waits for its loads": 1000,  # guess: the L2 cache, and two barriers
-    "bytes a cycle of a load unit": 128,  # a processor's, of shared memory and of its L1 cache
+    "bytes a cycle of a load unit": 128,  # a processor's; what threads load together counts for each
     "multiply-accumulates a cycle of wgmma": 1024,  # of a processor, TF32
     "instructions behind the loops": 60,  # guess: partial sums and a ticket
     "sums of split taps, us": 1.0,  # guess: where the last program of a tile adds the parts
@@ -104,7 +104,7 @@ def modelled(
     flat = node.name in FLAT or node.name in WORDS
     cycles = {
         "instructions": uneven * work.instructions / 4 / busy / processors,
-        "loads": uneven * work.loaded / a["bytes a cycle of a load unit"] / busy / processors,
+        "loads": uneven * work.loaded / a["bytes a cycle of a load unit"] / processors,
         "tensor cores": uneven * work.products / macs / processors,
         "bytes": work.moved / a["bytes a cycle of memory" if flat else "bytes a cycle of the L2 cache"],
         "programs one by one": waves * alone,

@@ -204,30 +204,6 @@ def test_a_contestant_has_its_memory_alone(monkeypatch):
     assert all(row["peak MB"] > 0 and row["precision"] == "float32" for row in rows)
 
 
-class Kernel:
-    """As one of Triton's."""
-
-    __name__ = "kernel"
-    arg_names = ("x_ptr", "y_ptr", "count", "general")
-    kwargs = {"do_not_specialize": ["general"], "do_not_specialize_on_alignment": ["y_ptr"]}  # noqa: RUF012
-
-
-def variant(x=None, y=None, count=3, general=3, **options):
-    memory = torch.zeros(64)
-    x = memory if x is None else x
-    return gpu_compile.variant(Kernel(), (x, memory if y is None else y, count, general), options)
-
-
-def test_a_variant_is_what_triton_compiles_for():
-    unaligned = torch.zeros(64)[1:]
-    assert variant() == variant(count=5) == variant(general=16) == variant(general=1) == variant(y=unaligned)
-    others = [
-        variant(), variant(count=1), variant(count=32), variant(count=2**31 + 1), variant(x=unaligned),
-        variant(x=torch.zeros(64).double()), variant(BLOCK=64),
-    ]  # fmt: skip
-    assert len(set(others)) == len(others)
-
-
 def test_every_variant_is_compiled_by_one_worker():
     names = [f"kernel {number}" for number in range(200)]
     shares = [[name for name in names if gpu_compile.is_mine(name, share, 8)] for share in range(8)]
