@@ -1,8 +1,8 @@
 """Between the flat vector of weights and the lists of taps: weights as kernels read them, and gradients back.
 
 A table has entries in the order in which neighbouring threads take them. One side of the move is a list of
-taps, where outputs are next to each other, the other is the flat vector, where an output's taps are; so threads
-take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, whose neighbours lie together on both sides.
+taps, where outputs are next to each other, the other is the flat vector, where an output's taps are; so
+threads take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, neighbours on both sides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INTERPRETER_BLOCK = 512  # the interpreter pays by the program, not by the elem
 
 @triton.jit
 def _of_program(rows_ptr, program):
-    """What :class:`_Table` wrote for a program: entries, their table, planes of it, and where the rest lies."""
+    """What :class:`_Table` wrote for a program: entries, their table, planes of it, where the rest lies."""
     row = rows_ptr + program * ROW
     entry, end, table, plane = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     return entry, end, table, plane, tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
@@ -94,7 +94,7 @@ def unpack_weight_grads_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """grad_weights[weight of an entry] += scale * the sum over its places and over the chunks, in fixed order.
+    """grad_weights[weight of an entry] += scale * the sum over its places and the chunks, in fixed order.
 
     The first plane of the table has the weights, the others have places.
     """
@@ -179,7 +179,7 @@ class _Table:
 
 
 class FlatWeights:
-    """The weights of a chain's convolutions, in one flat vector, as its kernels read them and write gradients.
+    """The weights of a chain's convolutions, one flat vector, as its kernels read them and write gradients.
 
     First every convolution is added, then :meth:`finish` makes what the moves need.
 
@@ -287,7 +287,7 @@ class FlatWeights:
     def unpack(self, grad_weights: Tensor) -> None:
         """Add the gradients that ``partials`` has to those of the weights, [networks, weights], contiguous.
 
-        One launch; where two convolutions share a weight one for each, which add in the same order every time.
+        One launch; where two convolutions share a weight one for each, which always add in the same order.
         """
         table = self._unpack
         for programs, first in self._launches:

@@ -1,9 +1,9 @@
 """Gradients of a convolution's weights: for every tap of a list and output of its group one sum over cells.
 
-A cell (i, j) of a phase is a pixel of the result. What its taps read, [taps, cells], meets its gradient, [cells,
-outputs]: a matrix product along the cells. The taps of a program read at one place or a few, so that the border
-is a matter of the cells and places alone; it has one chunk of the cells, and the sums of the chunks are added
-when they go back to the flat vector (:mod:`flat_weights`).
+A cell (i, j) of a phase is a pixel of the result. What its taps read, [taps, cells], meets its gradient,
+[cells, outputs]: a matrix product along the cells. The taps of a program read at one place or a few, so that
+the border is a matter of the cells and places alone; it has one chunk of the cells, and the sums of the chunks
+are added when they go back to the flat vector (:mod:`flat_weights`).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def _written(cell, cells, side, cut, size, WHOLE: tl.constexpr):
 @triton.jit(do_not_specialize=_GENERAL)
 def weight_grad_kernel(
     partials_ptr, image, grad, blocks_ptr, taps_ptr,
-    outputs, channels, image_rows, image_columns, image_pixels, image_stride, partials_stride, step, top, left,
-    side, crop_top, crop_left, cell_rows, cell_columns, rows, columns, pixels, column_tiles, tiles,
+    outputs, channels, image_rows, image_columns, image_pixels, image_stride, partials_stride, step, top,
+    left, side, crop_top, crop_left, cell_rows, cell_columns, rows, columns, pixels, column_tiles, tiles,
     program_tiles, blocks, taps,
     GROUP: tl.constexpr, PLACES: tl.constexpr, TAPS: tl.constexpr, OUTPUTS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, READ: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, GRAD_READ: tl.constexpr,
-    WHOLE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, READ: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr,
+    GRAD_READ: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The sums of a block of taps and OUTPUTS of a group over a run of tiles of cells, of one network.
 

@@ -34,9 +34,9 @@ class Shape(NamedTuple):
         rows: of a tile of cells.
         columns: of a tile.
         warps: of a program.
-        tf32, tf32x3: instructions of a thread for a tile, counted in machine code for sm_90: what the taps read
-            and the gradients, with addresses and normalisation, and the products; None where the registers do
-            not do.
+        tf32, tf32x3: instructions of a thread for a tile, counted in machine code for sm_90: what the taps
+            read and the gradients, with addresses and normalisation, and the products; None where the
+            registers do not do.
         resident: programs that a processor has registers for.
     """
 
@@ -87,8 +87,8 @@ class WeightGradPlan:
         shape: of the launch.
         precision: of products, as Triton's dot takes it.
         program_tiles: tiles of a chunk.
-        blocks: of taps and outputs, int32 [blocks, 2 + 4 * places]: first output and phase, then of each place
-            the first tap, the end, row and column.
+        blocks: of taps and outputs, int32 [blocks, 2 + 4 * places]: first output and phase, then of each
+            place the first tap, the end, row and column.
     """
 
     spec: TapSum

@@ -1,4 +1,4 @@
-"""The gradients of the weights of a Triton chain against those of PyTorch, in float64, back in the flat vector."""
+"""Gradients of the weights of a Triton chain against those of PyTorch, in float64, in the flat vector."""
 
 from __future__ import annotations
 
