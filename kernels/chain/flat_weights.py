@@ -80,6 +80,49 @@ def pack_weights_kernel(
     tl.store(packed_ptr + network * packed + begin + place, scale * value, mask=there)
 
 
+@triton.jit
+def _add_few(
+    grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A thread takes several entries, and their chunks one after the other."""
+    at = _entries(entry, PARTS, BLOCK)
+    there = at < end
+    weight = tl.load(table_ptr + at, mask=there, other=0)
+    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
+    place = tl.load(table_ptr + plane + at, mask=there, other=0)
+    total = tl.load(partials_ptr + place, mask=there, other=0.0)
+    for chunk in range(1, chunks):
+        total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
+    if width > 1:
+        for k in tl.static_range(2, WIDTH + 1):
+            place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
+            for chunk in range(0, chunks):
+                total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
+    tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
+
+
+@triton.jit
+def _add_many(
+    grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A thread takes one entry, and several chunks at a time."""
+    at = entry + tl.arange(0, BLOCK)
+    part = tl.arange(0, PARTS)[:, None]
+    there = at < end
+    weight = tl.load(table_ptr + at, mask=there, other=0)
+    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
+    total = tl.zeros((PARTS, BLOCK), before.dtype)
+    for k in tl.static_range(1, WIDTH + 1):
+        place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
+        for chunk in tl.range(0, chunks, PARTS, loop_unroll_factor=4):
+            of_chunk = (chunk + part) * stride + place[None, :]
+            known = (chunk + part < chunks) & (place >= 0)[None, :]
+            total += tl.load(partials_ptr + of_chunk, mask=known, other=0.0)
+    tl.store(grad_weights_ptr + weight, before + scale * tl.sum(total, axis=0), mask=there)
+
+
 @triton.jit(do_not_specialize=["first", "weights", "partials"])
 def unpack_weight_grads_kernel(
     grad_weights_ptr,
@@ -105,36 +148,14 @@ def unpack_weight_grads_kernel(
     grad_weights_ptr += network * weights
     partials_ptr += network * partials + begin
     table_ptr += table
+    # fmt: off
     if chunks > MANY:
-        # Few weights: a thread takes one, and several chunks at a time.
-        at = entry + tl.arange(0, BLOCK)[None, :]
-        there = at < end
-        part = tl.arange(0, PARTS)[:, None]
-        weight = tl.load(table_ptr + at, mask=there, other=0)
-        total = tl.zeros((PARTS, BLOCK), scale.dtype)
-        for k in tl.static_range(1, WIDTH + 1):
-            place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
-            for chunk in tl.range(0, chunks, PARTS, loop_unroll_factor=4):
-                of_chunk = tl.where(chunk + part < chunks, place, -1)
-                total += tl.load(
-                    partials_ptr + (chunk + part) * stride + of_chunk, mask=of_chunk >= 0, other=0.0
-                )
-        total = tl.sum(total, axis=0)[None, :]
+        _add_many(grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+                  WIDTH, PARTS, BLOCK)
     else:
-        at = _entries(entry, PARTS, BLOCK)
-        there = at < end
-        weight = tl.load(table_ptr + at, mask=there, other=0)
-        place = tl.load(table_ptr + plane + at, mask=there, other=0)
-        total = tl.load(partials_ptr + place, mask=there, other=0.0)
-        for chunk in range(1, chunks):
-            total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
-        if width > 1:
-            for k in tl.static_range(2, WIDTH + 1):
-                place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
-                for chunk in range(0, chunks):
-                    total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
-    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
-    tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
+        _add_few(grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+                 WIDTH, PARTS, BLOCK)
+    # fmt: on
 
 
 @dataclass(frozen=True)

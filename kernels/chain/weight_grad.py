@@ -2,8 +2,8 @@
 
 A cell (i, j) of a phase is a pixel of the result. What its taps read, [taps, cells], meets its gradient,
 [cells, outputs]: a matrix product along the cells. The taps of a program read at one place or a few, so that
-the border is a matter of the cells and places alone; it has one chunk of the cells, and the sums of the chunks
-are added when they go back to the flat vector (:mod:`flat_weights`).
+the border is a matter of the cells and places alone; it has one chunk of the cells, and the chunks' sums are
+added when they go back to the flat vector (:mod:`flat_weights`).
 """
 
 from __future__ import annotations
