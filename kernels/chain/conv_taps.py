@@ -207,7 +207,10 @@ def _up_conv_taps(
 def _merged(parts: Sequence[tuple[np.ndarray, ...]]) -> Taps:
     """Taps out of (output, phase, channel, row, column, weight), those of one place as one."""
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.lexsort((columns[5], *columns[4::-1]))
+    key = np.zeros(len(columns[0]), np.int64)  # one number is sorted much faster than six
+    for column in columns:
+        key = key * (int(column.max(initial=0)) + 1) + column
+    order = np.argsort(key)
     columns = [column[order] for column in columns]
     places, weights = columns[:5], columns[5]
     if len(parts) == 1:

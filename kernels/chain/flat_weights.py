@@ -1,8 +1,8 @@
 """Between the flat vector of weights and the lists of taps: weights as kernels read them, and gradients back.
 
 A table has entries in the order in which neighbouring threads take them. One side of the move is a list of
-taps, where outputs are next to each other, the other is the flat vector, where an output's taps are; so threads
-take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, whose neighbours lie together on both sides.
+taps, where outputs are next to each other, the other is the flat vector, where an output's taps are; so
+threads take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, neighbours on both sides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INTERPRETER_BLOCK = 512  # the interpreter pays by the program, not by the elem
 
 @triton.jit
 def _of_program(rows_ptr, program):
-    """What :class:`_Table` wrote for a program: entries, their table, planes of it, and where the rest lies."""
+    """What :class:`_Table` wrote for a program: entries, their table, planes of it, where the rest lies."""
     row = rows_ptr + program * ROW
     entry, end, table, plane = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     return entry, end, table, plane, tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
@@ -80,6 +80,49 @@ def pack_weights_kernel(
     tl.store(packed_ptr + network * packed + begin + place, scale * value, mask=there)
 
 
+@triton.jit
+def _add_few(
+    grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A thread takes several entries, and their chunks one after the other."""
+    at = _entries(entry, PARTS, BLOCK)
+    there = at < end
+    weight = tl.load(table_ptr + at, mask=there, other=0)
+    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
+    place = tl.load(table_ptr + plane + at, mask=there, other=0)
+    total = tl.load(partials_ptr + place, mask=there, other=0.0)
+    for chunk in range(1, chunks):
+        total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
+    if width > 1:
+        for k in tl.static_range(2, WIDTH + 1):
+            place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
+            for chunk in range(0, chunks):
+                total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
+    tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
+
+
+@triton.jit
+def _add_many(
+    grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A thread takes one entry, and several chunks at a time."""
+    at = entry + tl.arange(0, BLOCK)
+    part = tl.arange(0, PARTS)[:, None]
+    there = at < end
+    weight = tl.load(table_ptr + at, mask=there, other=0)
+    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
+    total = tl.zeros((PARTS, BLOCK), before.dtype)
+    for k in tl.static_range(1, WIDTH + 1):
+        place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
+        for chunk in tl.range(0, chunks, PARTS, loop_unroll_factor=4):
+            of_chunk = (chunk + part) * stride + place[None, :]
+            known = (chunk + part < chunks) & (place >= 0)[None, :]
+            total += tl.load(partials_ptr + of_chunk, mask=known, other=0.0)
+    tl.store(grad_weights_ptr + weight, before + scale * tl.sum(total, axis=0), mask=there)
+
+
 @triton.jit(do_not_specialize=["first", "weights", "partials"])
 def unpack_weight_grads_kernel(
     grad_weights_ptr,
@@ -94,7 +137,7 @@ def unpack_weight_grads_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """grad_weights[weight of an entry] += scale * the sum over its places and over the chunks, in fixed order.
+    """grad_weights[weight of an entry] += scale * the sum over its places and the chunks, in fixed order.
 
     The first plane of the table has the weights, the others have places.
     """
@@ -105,36 +148,14 @@ def unpack_weight_grads_kernel(
     grad_weights_ptr += network * weights
     partials_ptr += network * partials + begin
     table_ptr += table
+    # fmt: off
     if chunks > MANY:
-        # Few weights: a thread takes one, and several chunks at a time.
-        at = entry + tl.arange(0, BLOCK)[None, :]
-        there = at < end
-        part = tl.arange(0, PARTS)[:, None]
-        weight = tl.load(table_ptr + at, mask=there, other=0)
-        total = tl.zeros((PARTS, BLOCK), scale.dtype)
-        for k in tl.static_range(1, WIDTH + 1):
-            place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
-            for chunk in tl.range(0, chunks, PARTS, loop_unroll_factor=4):
-                of_chunk = tl.where(chunk + part < chunks, place, -1)
-                total += tl.load(
-                    partials_ptr + (chunk + part) * stride + of_chunk, mask=of_chunk >= 0, other=0.0
-                )
-        total = tl.sum(total, axis=0)[None, :]
+        _add_many(grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+                  WIDTH, PARTS, BLOCK)
     else:
-        at = _entries(entry, PARTS, BLOCK)
-        there = at < end
-        weight = tl.load(table_ptr + at, mask=there, other=0)
-        place = tl.load(table_ptr + plane + at, mask=there, other=0)
-        total = tl.load(partials_ptr + place, mask=there, other=0.0)
-        for chunk in range(1, chunks):
-            total += tl.load(partials_ptr + chunk * stride + place, mask=there, other=0.0)
-        if width > 1:
-            for k in tl.static_range(2, WIDTH + 1):
-                place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
-                for chunk in range(0, chunks):
-                    total += tl.load(partials_ptr + chunk * stride + place, mask=place >= 0, other=0.0)
-    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
-    tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
+        _add_few(grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+                 WIDTH, PARTS, BLOCK)
+    # fmt: on
 
 
 @dataclass(frozen=True)
@@ -179,7 +200,7 @@ class _Table:
 
 
 class FlatWeights:
-    """The weights of a chain's convolutions, in one flat vector, as its kernels read them and write gradients.
+    """The weights of a chain's convolutions, one flat vector, as its kernels read them and write gradients.
 
     First every convolution is added, then :meth:`finish` makes what the moves need.
 
@@ -255,7 +276,7 @@ class FlatWeights:
         kept = np.concatenate(weights) if weights else np.zeros(0, np.int32)
         # (programs, the first of them) of each launch.
         programs = self._unpack.programs
-        if len(np.unique(kept)) == len(kept):
+        if np.bincount(kept, minlength=1).max() <= 1:  # no weight in two of them
             programs = [sum(programs)]
         self._launches = [(n, sum(programs[:i])) for i, n in enumerate(programs) if n > 0]
         self._packs, self._unpacks = [], []
@@ -287,7 +308,7 @@ class FlatWeights:
     def unpack(self, grad_weights: Tensor) -> None:
         """Add the gradients that ``partials`` has to those of the weights, [networks, weights], contiguous.
 
-        One launch; where two convolutions share a weight one for each, which add in the same order every time.
+        One launch; where two convolutions share a weight one for each, which always add in the same order.
         """
         table = self._unpack
         for programs, first in self._launches:
