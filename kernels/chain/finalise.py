@@ -198,7 +198,7 @@ def mean_loss(f, network, COUNT: tl.constexpr):
     for begin in range(0, channels, COUNT):
         channel = begin + tl.arange(0, COUNT)
         at = partials_at(network, channel, channels, chunks)
-        total += channel_sums(f, at, chunks, channel < channels, 0)
+        total += channel_sums(f, at, chunks, channel < channels)
     elements = channels.to(tl.float64) * size_of(f, PIXELS).to(tl.float64)
     tl.store(f.loss + network, (tl.sum(total) / elements).to(f.loss.dtype.element_ty))
 

@@ -68,7 +68,7 @@ def shift_backward(f, network, COUNT: tl.constexpr, ACT: tl.constexpr):
     constants = f.shift_constants + network.to(tl.int64) * constants_count
     output = tl.arange(0, COUNT)
     there = output < channels
-    sums = channel_sums(f, partials_at(network, output, channels, chunks), chunks, there, 0)
+    sums = channel_sums(f, partials_at(network, output, channels, chunks), chunks, there)
     add_to(grad_weights, tl.load(f.shift_bias + output, mask=there, other=-1), sums, there)
     sums = sums * setting_of(f, FACTOR)
     for first_constant in range(0, constants_count, ROUND):
