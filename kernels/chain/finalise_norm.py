@@ -21,6 +21,7 @@ from oes_fast.kernels.chain.finalise_sums import (
     ROUND,
     SLOPE,
     TRACKED,
+    at_once,
     both_sums,
     partial,
     partials_at,
@@ -29,8 +30,6 @@ from oes_fast.kernels.chain.finalise_sums import (
     weights_before,
 )
 from oes_fast.kernels.chain.kinds import GRAD_NUMBERS, PROLOGUE_NUMBERS
-
-_MOST = tl.constexpr(32)  # channels that are taken at once: more would not fit the registers
 
 
 @triton.jit
@@ -90,7 +89,7 @@ def norm_forward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.cons
         ACT: activation behind this norm, of the constants.
     """
     T: tl.constexpr = f.weights.dtype.element_ty
-    AT_ONCE: tl.constexpr = COUNT if COUNT < _MOST else _MOST
+    AT_ONCE: tl.constexpr = at_once(COUNT)
     channels, chunks = size_of(f, CHANNELS), size_of(f, CHUNKS)
     weights = f.weights + weights_before(f, network)
     running = network.to(tl.int64) * f.running_stride
@@ -171,7 +170,7 @@ def norm_backward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.con
         SECOND: of the second norm behind a convolution.
     """
     T: tl.constexpr = f.prologue.dtype.element_ty
-    AT_ONCE: tl.constexpr = COUNT if COUNT < _MOST else _MOST
+    AT_ONCE: tl.constexpr = at_once(COUNT)
     channels, chunks = size_of(f, CHANNELS), size_of(f, CHUNKS)
     pixels = size_of(f, PIXELS).to(tl.float64)
     grad_weights = f.grad_weights + weights_before(f, network)

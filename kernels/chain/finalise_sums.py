@@ -28,6 +28,15 @@ SLOPE = tl.constexpr(4)
 ROUND = tl.constexpr(32)  # chunks, taps or constants that are taken at once
 
 
+@triton.constexpr_function
+def at_once(count):
+    """How many of ``count`` channels, a power of two, are taken at once: more would cost a kernel registers.
+
+    Kernels of many outputs have them.
+    """
+    return min(count, 16 if count <= 32 else 32)
+
+
 @triton.jit
 def size_of(f, which: tl.constexpr):
     """A number of ``f.sizes``."""
