@@ -25,6 +25,7 @@ def test_triton_kernels_on_cpu_tensors():
         "device",
         "-k",
         "triton",
+        "kernels",
         "ops",
         "rewrite",
     )
