@@ -276,7 +276,7 @@ class FlatWeights:
         kept = np.concatenate(weights) if weights else np.zeros(0, np.int32)
         # (programs, the first of them) of each launch.
         programs = self._unpack.programs
-        if np.bincount(kept).max(initial=0) <= 1:  # none is shared
+        if np.bincount(kept, minlength=1).max() <= 1:  # no weight in two of them
             programs = [sum(programs)]
         self._launches = [(n, sum(programs[:i])) for i, n in enumerate(programs) if n > 0]
         self._packs, self._unpacks = [], []

@@ -15,10 +15,10 @@ from oes_fast import _cuda_extension
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-if INTERPRETED:  # its checks of every integer operation for overflow take two thirds of the time
-    from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
+if INTERPRETED:
+    from quick_interpreter import quicken
 
-    interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
+    quicken()
 
 TESTS = Path(__file__).resolve().parents[1]
 KERNELS = ("cpu", "triton")  # of every operation
