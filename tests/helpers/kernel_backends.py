@@ -15,10 +15,12 @@ from oes_fast import _cuda_extension
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-if INTERPRETED:  # its checks of every integer operation for overflow take two thirds of the time
-    from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
+if INTERPRETED:
+    from checked_launches import check_launches
+    from quick_interpreter import hurry
 
-    interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
+    hurry()
+    check_launches()
 
 TESTS = Path(__file__).resolve().parents[1]
 KERNELS = ("cpu", "triton")  # of every operation
