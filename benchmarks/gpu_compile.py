@@ -42,16 +42,25 @@ def variant(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) ->
         options: by name: constants and options of the compiler.
     """
     kept = _kept_general(kernel)
+
+    def described(name: str, value: Any, general: bool) -> Iterator[str]:
+        if isinstance(value, torch.Tensor):
+            aligned = value.data_ptr() % 16 == 0 and not general
+            yield f"{name}:{value.dtype}{':16' if aligned else ''}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            special = "" if general else "1" if value == 1 else "16" if value % 16 == 0 else ""
+            yield f"{name}:i{32 if -(2**31) <= value < 2**31 else 64}:{special}"
+        elif isinstance(value, tuple):  # whose parts are specialised whatever the kernel says of the whole
+            for field, part in zip(getattr(value, "_fields", range(len(value))), value, strict=True):
+                yield from described(f"{name}.{field}", part, False)
+        elif type(value).__name__ == "constexpr":
+            yield f"{name}={value.value}"
+        else:
+            yield f"{name}:{type(value).__name__}"
+
     parts = [kernel.__name__]
     for name, value in zip(kernel.arg_names, arguments, strict=False):
-        if isinstance(value, torch.Tensor):
-            aligned = value.data_ptr() % 16 == 0 and name not in kept
-            parts.append(f"{name}:{value.dtype}{':16' if aligned else ''}")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            special = "" if name in kept else "1" if value == 1 else "16" if value % 16 == 0 else ""
-            parts.append(f"{name}:i{32 if -(2**31) <= value < 2**31 else 64}:{special}")
-        else:
-            parts.append(f"{name}:{type(value).__name__}")
+        parts += described(name, value, name in kept)
     return " ".join([*parts, *(f"{name}={value}" for name, value in sorted(options.items()))])
 
 
