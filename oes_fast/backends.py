@@ -128,7 +128,7 @@ def _devices(name: str) -> tuple[str, ...] | None:
     if name in _ANY_DEVICE:
         return None
     if name == "triton":
-        return ("cpu", "cuda") if _triton_interprets() else ("cuda",)
+        return ("cpu", "cuda") if triton_interprets() else ("cuda",)
     return (_cuda_extension.device_type(),) if name == "cuda" else (name,)
 
 
@@ -145,7 +145,8 @@ def _disabled() -> frozenset[str]:
     return names
 
 
-def _triton_interprets() -> bool:
+def triton_interprets() -> bool:
+    """Whether Triton kernels run under its interpreter, on tensors of the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -251,7 +252,7 @@ def _probe_triton() -> BackendStatus:
         return BackendStatus(False, f"Triton does not import ({error}); {lack('triton', None)}")
     if problem := lack("triton", str(getattr(triton, "__version__", "")) or None):
         return BackendStatus(False, problem)
-    if torch.cuda.is_available() or _triton_interprets():
+    if torch.cuda.is_available() or triton_interprets():
         return BackendStatus(True)
     return BackendStatus(
         False,

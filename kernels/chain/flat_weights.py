@@ -1,8 +1,8 @@
-"""Between the flat vector of weights and the lists of taps: weights as the kernels read them, and gradients back.
+"""Between the flat vector of weights and the lists of taps: weights as kernels read them, and gradients back.
 
-A table has entries in the order in which neighbouring threads take them. One side of the move is a list of taps,
-where outputs are next to each other, the other is the flat vector, where an output's taps are; so threads take
-tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, whose neighbours lie together on both sides.
+A table has entries in the order in which neighbouring threads take them. One side of the move is a list of
+taps, where outputs are next to each other, the other is the flat vector, where an output's taps are; so
+threads take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, neighbours on both sides.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from torch import Tensor
 TAPS: Final = tl.constexpr(4)
 OUTPUTS: Final = tl.constexpr(8)
 ROW: Final = tl.constexpr(8)  # numbers of a program
+MANY: Final = tl.constexpr(8)  # chunks that a thread adds one after the other at most
 
 _ALIGNED = 32  # elements: where a convolution's weights and partials begin
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 _PARTS, _BLOCK = 4, 128  # of a program: elements of a thread, threads
-_INTERPRETER_BLOCK = 1024  # the interpreter pays by the program, not by the element
+_INTERPRETER_BLOCK = 512  # the interpreter pays by the program, not by the element
 
 
 @triton.jit
 def _of_program(rows_ptr, program):
-    """What :func:`_rows` wrote for a program: entries, their table, planes of the table, where the rest lies."""
+    """What :class:`_Table` wrote for a program: entries, their table, planes of it, where the rest lies."""
     row = rows_ptr + program * ROW
     entry, end, table, plane = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     return entry, end, table, plane, tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
@@ -79,31 +80,12 @@ def pack_weights_kernel(
     tl.store(packed_ptr + network * packed + begin + place, scale * value, mask=there)
 
 
-@triton.jit(do_not_specialize=["first", "weights", "partials"])
-def unpack_weight_grads_kernel(
-    grad_weights_ptr,
-    partials_ptr,
-    table_ptr,
-    rows_ptr,
-    scales_ptr,
-    first,
-    weights,
-    partials,
-    WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """grad_weights[weight of an entry] += scale * the sum over its places, and for each over the chunks in order.
-
-    The first plane of the table has the weights, the others have places.
-    """
-    program = first + tl.program_id(0)
-    network = tl.program_id(2).to(tl.int64)
-    entry, end, table, plane, width, begin, chunks, stride = _of_program(rows_ptr, program)
-    scale = tl.load(scales_ptr + program)
-    grad_weights_ptr += network * weights
-    partials_ptr += network * partials + begin
-    table_ptr += table
+@triton.jit
+def _add_few(
+    grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A thread takes several entries, and their chunks one after the other."""
     at = _entries(entry, PARTS, BLOCK)
     there = at < end
     weight = tl.load(table_ptr + at, mask=there, other=0)
@@ -120,6 +102,62 @@ def unpack_weight_grads_kernel(
     tl.store(grad_weights_ptr + weight, before + scale * total, mask=there)
 
 
+@triton.jit
+def _add_many(
+    grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A thread takes one entry, and several chunks at a time."""
+    at = entry + tl.arange(0, BLOCK)
+    part = tl.arange(0, PARTS)[:, None]
+    there = at < end
+    weight = tl.load(table_ptr + at, mask=there, other=0)
+    before = tl.load(grad_weights_ptr + weight, mask=there, other=0.0)
+    total = tl.zeros((PARTS, BLOCK), before.dtype)
+    for k in tl.static_range(1, WIDTH + 1):
+        place = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width >= k, end, 0), other=-1)
+        for chunk in tl.range(0, chunks, PARTS, loop_unroll_factor=4):
+            of_chunk = (chunk + part) * stride + place[None, :]
+            known = (chunk + part < chunks) & (place >= 0)[None, :]
+            total += tl.load(partials_ptr + of_chunk, mask=known, other=0.0)
+    tl.store(grad_weights_ptr + weight, before + scale * tl.sum(total, axis=0), mask=there)
+
+
+@triton.jit(do_not_specialize=["first", "weights", "partials"])
+def unpack_weight_grads_kernel(
+    grad_weights_ptr,
+    partials_ptr,
+    table_ptr,
+    rows_ptr,
+    scales_ptr,
+    first,
+    weights,
+    partials,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """grad_weights[weight of an entry] += scale * the sum over its places and the chunks, in fixed order.
+
+    The first plane of the table has the weights, the others have places.
+    """
+    program = first + tl.program_id(0)
+    network = tl.program_id(2).to(tl.int64)
+    entry, end, table, plane, width, begin, chunks, stride = _of_program(rows_ptr, program)
+    scale = tl.load(scales_ptr + program)
+    grad_weights_ptr += network * weights
+    partials_ptr += network * partials + begin
+    table_ptr += table
+    # fmt: off
+    if chunks > MANY:
+        _add_many(grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+                  WIDTH, PARTS, BLOCK)
+    else:
+        _add_few(grad_weights_ptr, partials_ptr, table_ptr, entry, end, plane, width, chunks, stride, scale,
+                 WIDTH, PARTS, BLOCK)
+    # fmt: on
+
+
 @dataclass(frozen=True)
 class _Segment:
     """A convolution's part of a table: planes of entries and the numbers that all its programs have."""
@@ -129,6 +167,7 @@ class _Segment:
     scale: float
     begin: int  # of the values in their buffer
     rest: tuple[int, int]  # what else its programs are told
+    many: bool = False  # values of an entry are many: a thread has one
 
 
 class _Table:
@@ -144,9 +183,10 @@ class _Table:
         begin = 0
         for s in segments:
             entries = s.planes.shape[1]
-            firsts = range(0, entries, parts * block)
+            step = block if s.many else parts * block
+            firsts = range(0, entries, step)
             rows += [
-                (first, min(first + parts * block, entries), begin, entries, s.width, s.begin, *s.rest)
+                (first, min(first + step, entries), begin, entries, s.width, s.begin, *s.rest)
                 for first in firsts
             ]
             scales += [s.scale] * len(firsts)
@@ -160,7 +200,7 @@ class _Table:
 
 
 class FlatWeights:
-    """The weights of a chain's convolutions, all in one flat vector, as its kernels read them and write gradients.
+    """The weights of a chain's convolutions, one flat vector, as its kernels read them and write gradients.
 
     First every convolution is added, then :meth:`finish` makes what the moves need.
 
@@ -186,13 +226,13 @@ class FlatWeights:
         self._packed_size = self._partials_size = 0
         self._shape = {"PARTS": _PARTS, "BLOCK": _BLOCK}
         if interpreted():
-            self._shape = {"PARTS": 1, "BLOCK": _INTERPRETER_BLOCK}
+            self._shape["BLOCK"] = _INTERPRETER_BLOCK
 
     def add_packed(self, index: np.ndarray, scale: float) -> int:
         """Add lists of taps that are read.
 
         Args:
-            index: flat weights that a value is the sum of, -1 for none, int64 [taps, group, weights of a value].
+            index: flat weights that a value is the sum of, -1 for none, int64 [taps, group, weights].
             scale: factor of the sum.
 
         Returns:
@@ -218,11 +258,12 @@ class FlatWeights:
             chunks: partial sums of each.
 
         Returns:
-            Where the partial sums [chunks, taps, group] begin in a network's part of ``partials``, in elements.
+            Where the partial sums [chunks, taps, group] begin in a network's part of ``partials``.
         """
         taps, group, _ = index.shape
         begin, planes = self._partials_size, _gradient_planes(index)
-        self._unpacks.append(_Segment(planes, len(planes) - 1, scale, begin, (chunks, taps * group)))
+        rest = (chunks, taps * group)
+        self._unpacks.append(_Segment(planes, len(planes) - 1, scale, begin, rest, chunks > MANY.value))
         self._partials_size += _aligned(chunks * taps * group)
         return begin
 
@@ -235,7 +276,7 @@ class FlatWeights:
         kept = np.concatenate(weights) if weights else np.zeros(0, np.int32)
         # (programs, the first of them) of each launch.
         programs = self._unpack.programs
-        if len(np.unique(kept)) == len(kept):
+        if np.bincount(kept, minlength=1).max() <= 1:  # no weight in two of them
             programs = [sum(programs)]
         self._launches = [(n, sum(programs[:i])) for i, n in enumerate(programs) if n > 0]
         self._packs, self._unpacks = [], []
@@ -267,7 +308,7 @@ class FlatWeights:
     def unpack(self, grad_weights: Tensor) -> None:
         """Add the gradients that ``partials`` has to those of the weights, [networks, weights], contiguous.
 
-        One launch; where two convolutions share a weight one for each, so that all are added in the same order.
+        One launch; where two convolutions share a weight one for each, which always add in the same order.
         """
         table = self._unpack
         for programs, first in self._launches:
@@ -293,7 +334,7 @@ def _aligned(size: int) -> int:
 
 def _gradient_planes(index: np.ndarray) -> np.ndarray:
     """The kept weights of a convolution and their places in a chunk of partials, int32 [1 + places, kept]."""
-    taps, group, width = index.shape
+    _, group, width = index.shape
     places, flat = np.divmod(np.flatnonzero(index >= 0), width)[0], index[index >= 0]
     order = np.argsort(flat, kind="stable")
     places, flat = places[order], flat[order]

@@ -7,16 +7,16 @@ lies on the border is added to what it is a copy of as it is read.
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 from oes_fast.kernels.chain.activation import activate, activate_grad, output_activate, output_grad
 from oes_fast.kernels.chain.finalise import finalise, is_last
+from oes_fast.kernels.chain.fold import Fold, folded
 from oes_fast.kernels.chain.kinds import (
     FINALISE_NONE,
     GRAD_NUMBERS,
-    PAD_REFLECT,
     PARTIAL_NUMBERS,
     PROLOGUE_NUMBERS,
     SHIFT_BACKWARD,
@@ -64,61 +64,6 @@ def _derived(y, grad, numbers, of_second, SLOPE: tl.constexpr, KIND: tl.constexp
         seen_mean, a, b, c = of_second
         grad = a * grad + (b * (activate(normalised, SLOPE, ACT) - seen_mean) + c)
     return grad * activate_grad(normalised, SLOPE, ACT), y - mean
-
-
-@triton.jit
-def _across(line, there, column, left, right, columns, PAD: tl.constexpr):
-    """Pixels of rows of a continued image, and what lies on the border beside them that is a copy of them.
-
-    Args:
-        line: where the rows begin, [ROWS, 1].
-        there: which pixels are wanted, [ROWS, COLUMNS].
-        column: of the image, [1, COLUMNS].
-    """
-    last = columns - 1
-    total = tl.load(line + (left + column), mask=there, other=0.0)
-    if PAD == PAD_REFLECT:
-        seen = there & (column > 0) & (column <= left)
-        total += tl.load(line + (left - column), mask=seen, other=0.0)
-        seen = there & (column < last) & (column >= last - right)
-        total += tl.load(line + (left + 2 * last - column), mask=seen, other=0.0)
-    else:
-        for k in range(0, left):
-            total += tl.load(line + k + column, mask=there & (column == 0), other=0.0)
-        for k in range(0, right):
-            total += tl.load(line + (left + 1 + k) + column, mask=there & (column == last), other=0.0)
-    return total
-
-
-@triton.jit
-def _folded(grad, there, row, column, top, left, bottom, right, rows, columns, near, PAD: tl.constexpr):
-    """A tile [ROWS, COLUMNS] of the gradient ``grad`` of a continued image, with what its border adds.
-
-    Args:
-        grad: of this channel.
-        there: which pixels are of the image.
-        row: [ROWS, 1].
-        column: [1, COLUMNS].
-        near: whether any of the rows has a copy on the border.
-    """
-    width = left + columns + right
-    last = rows - 1
-    total = _across(grad + (top + row) * width, there, column, left, right, columns, PAD)
-    if near:
-        if PAD == PAD_REFLECT:
-            seen = there & (row > 0) & (row <= top)
-            total += _across(grad + (top - row) * width, seen, column, left, right, columns, PAD)
-            seen = there & (row < last) & (row >= last - bottom)
-            line = grad + (top + 2 * last - row) * width
-            total += _across(line, seen, column, left, right, columns, PAD)
-        else:
-            for k in range(0, top):
-                line = grad + (k + row) * width
-                total += _across(line, there & (row == 0), column, left, right, columns, PAD)
-            for k in range(0, bottom):
-                line = grad + (top + 1 + k + row) * width
-                total += _across(line, there & (row == last), column, left, right, columns, PAD)
-    return total
 
 
 @triton.jit
@@ -227,9 +172,13 @@ def fold_pass_kernel(
     y_ptr, grad_ptr, out_ptr, numbers_ptr, grad_numbers_ptr, finish, tickets_ptr,
     channels, chunks, chunk_rows, rows, columns, top, left, bottom, right,
     SLOPE: tl.constexpr, KIND: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, FINALISE: tl.constexpr,
-    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    """``chunk_rows`` rows of a channel, in tiles [ROWS, COLUMNS]; the gradient is folded as it is read."""
+    """``chunk_rows`` rows of a channel, in tiles of ROWS x COLUMNS; the gradient is folded as it is read.
+
+    A tile is a vector: in two dimensions the compiler would take pixels that are read backwards in another
+    order than the rest, and turn them around in shared memory.
+    """
     channel = tl.program_id(0) // chunks
     chunk = tl.program_id(0) % chunks
     network = tl.program_id(2)
@@ -237,8 +186,9 @@ def fold_pass_kernel(
     plane = of * rows * columns
     dtype: tl.constexpr = grad_ptr.dtype.element_ty
     grad_plane = grad_ptr + of * ((top + rows + bottom) * (left + columns + right))
-    first = tl.zeros((ROWS, COLUMNS), dtype)
-    second = tl.zeros((ROWS, COLUMNS), dtype)
+    first = tl.zeros((ROWS * COLUMNS,), dtype)
+    second = tl.zeros((ROWS * COLUMNS,), dtype)
+    of_tile = tl.arange(0, ROWS * COLUMNS)
     of_second = None
     if KIND != PASS_FOLD:
         numbers = _numbers(numbers_ptr, of, KIND == PASS_SECOND_SUMS)
@@ -248,41 +198,40 @@ def fold_pass_kernel(
     begin = chunk * chunk_rows
     end = tl.minimum(begin + chunk_rows, rows)
     for first_column in range(0, columns, COLUMNS):
-        column = first_column + tl.arange(0, COLUMNS)[None, :]
+        column = first_column + of_tile % COLUMNS
         for first_row in range(begin, end, ROWS):
-            row = first_row + tl.arange(0, ROWS)[:, None]
+            row = first_row + of_tile // COLUMNS
             there = (row < end) & (column < columns)
             near = (first_row <= top) | (first_row + ROWS > rows - 1 - bottom)
-            grad = _folded(grad_plane, there, row, column, top, left, bottom, right, rows, columns, near, PAD)
-            at = plane + row * columns + column
+            pixel = plane + row * columns + column
             if KIND != PASS_FOLD:
-                y = tl.load(y_ptr + at, mask=there, other=0.0)
+                y = tl.load(y_ptr + pixel, mask=there, other=0.0)
+            grad = folded(
+                grad_plane, there, row, column, near, top, left, bottom, right, rows, columns, PAD, COPIES
+            )
+            if KIND != PASS_FOLD:
                 grad, b = _derived(y, grad, numbers, of_second, SLOPE, KIND, ACT)
-                first += tl.where(there, grad, 0.0)
-                second += tl.where(there, grad * b, 0.0)
-            tl.store(out_ptr + at, grad, mask=there)
+                if of_second is not None:  # elsewhere nothing comes of no gradient
+                    grad = tl.where(there, grad, 0.0)
+                first += grad
+                second += grad * b
+            tl.store(out_ptr + pixel, grad, mask=there)
     if FINALISE != FINALISE_NONE:
-        first = tl.sum(tl.sum(first, axis=1), axis=0)
-        second = tl.sum(tl.sum(second, axis=1), axis=0)
         _finish(
-            finish, tickets_ptr, first, second, of, channel, chunk, network, channels, chunks, end, 0,
-            KIND, COUNT, FINALISE, 0,
+            finish, tickets_ptr, tl.sum(first, axis=0), tl.sum(second, axis=0), of, channel, chunk, network,
+            channels, chunks, end, 0, KIND, COUNT, FINALISE, 0,
         )  # fmt: skip
-
-
-class Fold(NamedTuple):
-    """A border that a gradient has: its rows and columns, and PAD_REFLECT or PAD_REPLICATE."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-    padding: int
 
 
 def pass_chunks(pixels: int) -> int:
     """Partial sums that a pass over so many pixels leaves of a channel."""
     return min(MOST_CHUNKS, triton.cdiv(pixels, BLOCK))
+
+
+def _together(finalise: int) -> bool:
+    """Whether one program finishes all channels, where else each channel's last does: sooner, in parallel."""
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"  # it pays by the operation
+    return interpreted or finalise == SHIFT_BACKWARD.value
 
 
 def norm_pass(
@@ -338,14 +287,12 @@ def norm_pass(
     networks, channels, rows, columns = image.shape
     pixels = rows * columns
     chunks = pass_chunks(pixels)
-    together = finalise == SHIFT_BACKWARD.value or os.environ.get("TRITON_INTERPRET", "0") == "1"
     constants = {
         "SLOPE": float(getattr(slope, "value", slope)),
         "KIND": kind.value,
         "ACT": act,
         "FINALISE": finalise,
-        # The interpreter pays by the operation: one finishes all.
-        "COUNT": triton.next_power_of_2(channels) if together else 1,
+        "COUNT": triton.next_power_of_2(channels) if _together(finalise) else 1,
         "num_warps": 4,
         "enable_fp_fusion": True,
     }
@@ -374,7 +321,8 @@ def norm_pass(
             )
             return
         across = min(_WIDEST, triton.next_power_of_2(columns))
-        down = min(BLOCK // across, triton.next_power_of_2(rows))
+        # Of half a block: the copies take registers.
+        down = min(BLOCK // 2 // across, triton.next_power_of_2(rows))
         fold_pass_kernel[grid](
             y,
             grad,
@@ -395,5 +343,6 @@ def norm_pass(
             PAD=fold.padding,
             ROWS=down,
             COLUMNS=across,
+            COPIES=fold.copies(rows, columns),
             **constants,
         )

@@ -1,6 +1,7 @@
-"""The program of a chain, which :mod:`oes_fast.rewrite.run.chain_program` writes: as csrc/common/chain_specs.h.
+"""The program of a chain, which :mod:`oes_fast.rewrite.run.chain_program` writes.
 
-A weight is named by its index in the flat vector of weights; -1 stands for a weight that is not there.
+It is that of csrc/common/chain_specs.h. A weight is named by its index in the flat vector of weights; -1
+stands for a weight that is not there.
 """
 
 from __future__ import annotations

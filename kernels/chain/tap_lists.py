@@ -26,7 +26,7 @@ class TapLists:
         groups: how many.
         phases: how many.
         begins: of each list, and the end, int32 [groups * phases + 1].
-        taps: (channel, row * ROW + column) of each, int32 [count, 2]; runs of ``multiple`` have one place.
+        taps: (channel, row * ROW + column) of each, int32 [count, 2]; a run of some has one place.
         longest: taps of the longest list.
         index: flat weights that the tap's weight for an output is the sum of, -1 for none, int64
             [count, group, m].
@@ -48,10 +48,21 @@ class TapLists:
 
 def _grouped(taps: Taps, group: int) -> tuple[np.ndarray, np.ndarray]:
     """(distinct taps of the groups: list's group, phase, place, channel; which of them each tap is)."""
-    place = taps.row * ROW + taps.column
-    keys = np.stack([taps.output // group, taps.phase, place, taps.channel], axis=1).reshape(-1, 4)
-    distinct, which = np.unique(keys, axis=0, return_inverse=True)
-    return distinct, which.reshape(-1)
+    # Numbered without gaps, so that a table of all places there may be is small: sorting would take minutes
+    # for the dense network.
+    sizes = [int(column.max(initial=0)) + 1 for column in (taps.phase, taps.row, taps.column, taps.channel)]
+    key = taps.output // group
+    for size, column in zip(sizes, (taps.phase, taps.row, taps.column, taps.channel), strict=True):
+        key = key * size + column
+    there = np.zeros(int(key.max(initial=-1)) + 1, bool)
+    there[key] = True
+    which = (np.cumsum(there) - 1)[key]
+    distinct, parts = np.flatnonzero(there), []
+    for size in reversed(sizes):
+        distinct, part = np.divmod(distinct, size)
+        parts.append(part)
+    channel, column, row, phase = parts
+    return np.stack([distinct, phase, row * ROW + column, channel], axis=1), which
 
 
 def _blocks(distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
-from oes_fast.rewrite.module import candidates
+from oes_fast.rewrite.module import BACKENDS
 from oes_fast.rewrite.run.context import FusedLoss
 
 Rewritten = TypeVar("Rewritten")
@@ -236,7 +236,7 @@ def rewritten(
     if backend == "reference":
         return None, backend
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
-    chosen = resolve(auto if backend == "auto" else backend, z.device, candidates(z.dtype))
+    chosen = resolve(auto if backend == "auto" else backend, z.device, _candidates(z.dtype))
     try:
         if z.ndim != 4:
             raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
@@ -246,6 +246,11 @@ def rewritten(
             raise
         warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
         return None, "reference"
+
+
+def _candidates(dtype: torch.dtype) -> tuple[str, ...]:
+    """What a run in this dtype can take: Triton's kernels of Adam and of masks are float32 only."""
+    return tuple(name for name in BACKENDS if name != "triton" or dtype == torch.float32)
 
 
 def run_network(net: nn.Module, z: Tensor) -> Any:

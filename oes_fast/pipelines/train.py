@@ -90,7 +90,7 @@ def train_sparse(
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
         precision: of float32 products: "float32"; "tf32", whose operands a GPU may round to 11 bits; or
-            "tf32x3", three such products for one on backend "cuda"; see :func:`oes_fast.precision`.
+            "tf32x3", three such products for one on a GPU's kernels; see :func:`oes_fast.precision`.
         record_every: steps from one record of the history to the next.
         callback: called with a :class:`StepInfo` after every evaluation; returning anything true (True, a
             NumPy or tensor boolean, a number other than 0) ends the run.

@@ -117,8 +117,6 @@ def _kernel(node: ir.Node, plan: Plan, chains: dict[ir.Node, str]) -> str:
     if node in chains:
         return chains[node]
     stage = node.stage
-    if node in plan.kernel_names:
-        return plan.kernel_names[node]
     if isinstance(stage, ir.UpConv):
         return "torch conv_transpose2d: dense over live channels"
     if node in plan.sparse:

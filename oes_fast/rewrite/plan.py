@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast import _cuda_extension
+from oes_fast.backends import triton_interprets
 from oes_fast.flat import FlatLayout
-from oes_fast.ops.running_stats import running_stats_of_layers
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
 from oes_fast.rewrite.run.chain_autograd import ChainFunction
@@ -18,10 +18,10 @@ from oes_fast.rewrite.run.chain_cpu import CpuChain
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
 from oes_fast.rewrite.run.chain_program import NativeChain
+from oes_fast.rewrite.run.chain_triton import TritonChain
 from oes_fast.rewrite.run.context import Context, FusedLoss, StageFunction, Value, activate
 from oes_fast.rewrite.run.norm_ops import count_batches
 from oes_fast.rewrite.run.torch_ops import Builder
-from oes_fast.rewrite.run.triton_ops import TritonBuilder
 from oes_fast.rewrite.weights import CompactWeights
 
 
@@ -53,7 +53,6 @@ class Plan:
         kernels: as asked for; "torch" where a network has been moved away from its kernels' device.
         sparse: convolutions that run on their kept weights alone, outside chains.
         chained: nodes that chains run.
-        kernel_names: what runs a stage and why, by node, where that is a Triton kernel.
     """
 
     def __init__(
@@ -74,13 +73,12 @@ class Plan:
         self.input_only = self._input_only_nodes(fixed_input=fixed_input)
         self._device = device
         engine = _engine(kernels, device)
-        kernels = "torch" if engine is None and kernels in ("cpu", "cuda") else kernels
+        kernels = "torch" if engine is None else kernels
         self.kernels = kernels
         chains = [] if engine is None else find_chains(graph, self.alive, self.input_only, engine.takes)
         self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
-        make = TritonBuilder if kernels == "triton" else Builder
-        builder = make(
+        builder = Builder(
             graph,
             net,
             self.alive,
@@ -101,7 +99,6 @@ class Plan:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
         self.sparse = builder.sparse
-        self.kernel_names = builder.kernel_names if isinstance(builder, TritonBuilder) else {}
         self.weights.finish(device)
         self._last = self._last_readers()
 
@@ -154,7 +151,6 @@ class Plan:
             for key in self._last[step.node]:
                 del values[key]
         count_batches(context.counted, buffers)
-        running_stats_of_layers(context.moved)
         output = self._finish(context, [values[self.graph.output]]).x
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
@@ -227,6 +223,8 @@ def _engine(kernels: str, device: torch.device) -> type[NativeChain] | None:
         return CpuChain
     if kernels == "cuda" and device.type == _cuda_extension.device_type():
         return CudaChain
+    if kernels == "triton" and (device.type == "cuda" or (device.type == "cpu" and triton_interprets())):
+        return TritonChain
     return None
 
 

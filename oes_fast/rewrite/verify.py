@@ -125,7 +125,10 @@ def verify(generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: T
 
 
 def _exact_kernels(kernels: str, dtype: torch.dtype) -> str:
-    """The kernels that stand for ``kernels`` in the dtype of the comparison: Triton's take no float64."""
+    """The kernels that stand for ``kernels`` in the dtype of the comparison.
+
+    Triton's would be compiled once more for float64, which takes longer than all the rest of it.
+    """
     return "torch" if kernels == "triton" and dtype == torch.float64 else kernels
 
 

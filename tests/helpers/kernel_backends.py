@@ -17,9 +17,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 if INTERPRETED:
     from checked_launches import check_launches
-    from quick_interpreter import hurry
+    from quick_interpreter import quicken
 
-    hurry()
+    quicken()
     check_launches()
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -149,7 +149,6 @@ def all_cases() -> list[Case]:
     cases += _cases(
         "running_stats", running_stats.move_kernel, (Config(128),), HAS_CHANNELS=True, HAS_OFFSET=True
     )
-    cases += _cases("running_stats_layers", running_stats.move_layers_kernel, (Config(128),))
     head = {"OUTPUTS": 4, "SIGMOID": True}
     cases += _cases("head", output_head.forward_kernel, output_head.CONFIGS, HAS_BIAS=True, **head)
     needs = {"HAS_OUTPUT": True, "HAS_LOSS": True, "NEEDS_X": True, "NEEDS_WEIGHT": True}

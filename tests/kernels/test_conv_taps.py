@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -145,19 +145,17 @@ def test_taps_are_the_convolution(spec, density):
     found = weights_grad(conv.forward, image, grad, len(flat))[5:].view(shape)
     torch.testing.assert_close(found, wanted_weight * keep, rtol=0, atol=1e-12)
     for total in (conv.forward, conv.input_grad):
-        order = numpy.lexsort(total.taps[4::-1])
-        assert (order == numpy.arange(len(order))).all()
-        places = numpy.stack(total.taps[:5])  # none twice
-        assert numpy.unique(places, axis=1).shape == places.shape
+        order = np.lexsort(total.taps[4::-1])
+        assert (order == np.arange(len(order))).all()
+        places = np.stack(total.taps[:5])  # none twice
+        assert np.unique(places, axis=1).shape == places.shape
 
 
 def test_merged_taps_are_few():
-    """16 taps for a box before 3 x 3, forward and, as 4 phases of 4, backward; 4 x 4 both ways of an up-sampling."""
+    """16 for a box before 3 x 3, backward 4 for each phase; 16 for an up-sampling, forward 4 for each."""
     for box, kind in ((True, ConvKind.DIRECT), (False, ConvKind.UPSAMPLE)):
-        spec = ConvSpec(
-            kind, Padding.REPLICATE, box=box, stride=2 if box else 1, kernel_rows=3, kernel_columns=3, outputs=1,
-            first_weight=0,
-        )  # fmt: skip
+        spec = ConvSpec(kind, Padding.REPLICATE, box=box, stride=2 if box else 1, outputs=1, first_weight=0)
+        spec.kernel_rows = spec.kernel_columns = 3
         conv = conv_taps(spec, 1, ROWS, COLUMNS)
         for total in (conv.forward, conv.input_grad):
             assert total.taps.weights.shape == (16, 4)

@@ -56,7 +56,6 @@ BUDGET = {
     "norm_act3": (40, 64),
     "norm_sums_act3": (104, 64),
     "running_stats": (32, 0),
-    "running_stats_layers": (32, 0),
     "head": (72, 128),
     "head_backward": (88, 128),
     "dense_float32": (200, 24576),

@@ -12,7 +12,7 @@ def test_triton_kernels_on_cpu_tensors():
     pytest.importorskip("triton", reason="Triton is not installed")
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         pytest.skip("this process interprets already")
-    chosen = ("-m", "device or interpreted", "-k", "triton or interpreted", "ops", "rewrite", "kernels")
+    chosen = ("-m", "device or interpreted", "-k", "triton or interpreted", "kernels", "ops", "rewrite")
     done = run_python(
         "-m", "pytest", "-x", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, TRITON_INTERPRET="1"
     )

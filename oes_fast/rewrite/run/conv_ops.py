@@ -27,8 +27,8 @@ class ConvBuilder:
         device: of the weights.
         input_only: nodes that depend on the input alone.
         chained: nodes that run as part of a chain.
-        kernels: "torch", or "cpu" for the C++ kernels where they are the better choice (for "triton" there is
-            :class:`oes_fast.rewrite.run.triton_ops.TritonBuilder`).
+        kernels: "cpu" for the C++ kernels where they are the better choice; with others, outside chains all
+            is PyTorch's.
 
     Attributes:
         sparse: convolutions that run on their kept weights alone, once they are built.

@@ -1,0 +1,63 @@
+"""Chains on the Triton kernels (kernels/chain/), on a GPU or, under Triton's interpreter, on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oes_fast.rewrite.run.chain_gpu import GpuChain
+
+
+class TritonChain(GpuChain):
+    """See :class:`GpuChain`."""
+
+    name = "Triton chain"
+    backend = "triton"
+    group: int | None = None  # of outputs that a program has, None for any: tests reach every one
+
+    def _extension(self) -> Any:
+        return importlib.import_module("oes_fast.kernels.chain.specs")
+
+    def _made(self, image: tuple[int, int, int]) -> Any:
+        self._check_networks()
+        program = importlib.import_module("oes_fast.kernels.chain.program")
+        return program.Chain(
+            self._networks,
+            *image,
+            constant_input=self._constant_input,
+            weights=self._kept,
+            products=self._products,
+            dtype=self._dtype,
+            device=self._device,
+            group=self.group,
+        )
+
+    def _bound(self, image: tuple[int, int, int]) -> Any:
+        kernels = super()._bound(image)
+        if self._device.type == "cuda":  # where its buffers and tables are filled
+            self._stream = torch.cuda.current_stream(self._device)
+        return kernels
+
+    def _forward(
+        self,
+        weights: Tensor,
+        source: Tensor,
+        output: Tensor,
+        running: list[Tensor | None],
+        target: Tensor | None,
+        loss: Tensor | None,
+    ) -> None:
+        self.kernels.forward(weights, source, self._is_shared(source), output, running, target, loss)
+
+    def _backward(
+        self,
+        weights: Tensor,
+        source: Tensor,
+        grad: Tensor | None,
+        grad_weights: Tensor,
+        grad_source: Tensor | None,
+    ) -> None:
+        self.kernels.backward(weights, source, self._is_shared(source), grad, grad_weights, grad_source)
