@@ -96,7 +96,8 @@ class ChainBuilder:
         partials = weights.add_grads(forward.lists.index, spec.scale, of_weights.chunks)
         of_input, packed_grad = None, 0
         if before is not None or not self._constant_input:
-            of_input = plan_tap_sum(taps.input_grad, **options, device=device, group=self._group)
+            sums = before is not None and not taps.folds
+            of_input = plan_tap_sum(taps.input_grad, **options, device=device, group=self._group, sums=sums)
             packed_grad = weights.add_packed(of_input.lists.index, spec.scale)
         spec = dataclasses.replace(spec, taps=[], weights=[])  # in the lists now
         self._blocks.append(
