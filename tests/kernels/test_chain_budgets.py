@@ -49,8 +49,7 @@ class Budget(NamedTuple):
 
 
 # By kernel and tile: outputs, taps and cells of a sum; outputs, places and taps of a weight's gradient.
-BUDGET: dict[str, Budget] = {
-}
+BUDGET: dict[str, Budget] = {}
 
 
 def cases() -> tuple[str, ...]:
