@@ -150,8 +150,8 @@ def all_parts(mask: str | None, file: str) -> list[Part]:
         return module("gpu_tools", name, "--seconds", str(seconds))
 
     # The ratios come before all else but what they would wait for, of both engines; then the CUDA engine's
-    # tests, and each launch. torch.compile, the slowest, comes last. The limits are for a machine with an H100
-    # and 16 cores.
+    # tests, and each launch. torch.compile, the slowest, comes last. The limits are for a machine with an
+    # H100 and 16 cores.
     cuda, triton = ("-k", "cuda and not triton"), ("-k", "triton or recorded", "-m", "device or cuda_graph")
     limits = {"float32": 45, "tf32": 45, "tf32x3": 15}
     return [

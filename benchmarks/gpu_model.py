@@ -325,7 +325,7 @@ def precisions_of(backend: str) -> tuple[str, ...]:
 
 
 def held_to(file: str, mask: oes.Mask, backends: Sequence[str]) -> dict[str, Any]:
-    """The model of one network's steps beside what was measured on this device, said once a backend is done."""
+    """The model of one network's steps beside what was measured here, said once a backend is done."""
     measured, reason = measured_in(file)
     result: dict[str, Any] = {"left out": reason} if reason else {}
     for backend in backends:

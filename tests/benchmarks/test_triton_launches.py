@@ -1,4 +1,4 @@
-"""Launches of Triton kernels as they are recorded, what Triton compiles for them, and the model of their time."""
+"""Launches of Triton kernels as they are recorded, what Triton compiles for them, and their modelled time."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ class Kernel:
 
 
 MEMORY = torch.zeros(64)
+ONE = Pair(MEMORY, None)
 
 
-def launch(x=MEMORY, y=MEMORY, pair=Pair(MEMORY, None), count=3, general=3, block=64, **options):
+def launch(x=MEMORY, y=MEMORY, pair=ONE, count=3, general=3, block=64, **options):
     return triton_launches.bound(
         Kernel(), (x, y, pair, count), {"general": general, "BLOCK": block, **options}, (5,)
     )
@@ -113,15 +114,8 @@ def loop(**given):
 
 
 LOOP = (
-    "instructions",
-    "macs",
-    "shared_loads",
-    "shared_bytes",
-    "global_loads",
-    "copies",
-    "barriers",
-    "special",
-)
+    "instructions", "macs", "shared_loads", "shared_bytes", "global_loads", "copies", "barriers", "special",
+)  # fmt: skip
 ASSUMED = gpu_model.ASSUMED | triton_model.ASSUMED
 
 

@@ -45,7 +45,7 @@ def _weight(launch: Launch) -> tuple[int, ...]:
 
 
 def inner_loop(launch: Launch, kernel: Kernel) -> tuple[Loop | None, float]:
-    """(the loop that most of the time goes to, multiply-accumulates or else pixels of a thread in a round)."""
+    """(where most of the time goes, multiply-accumulates or else pixels of a thread in a round of it)."""
     a, threads = launch.arguments, 32 * launch.options["num_warps"]
     if launch.name == "tap_sum_kernel":
         return kernel.inner, a["GROUP"] * a["TAPS"] * a["BLOCK"] / threads

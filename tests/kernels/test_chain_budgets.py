@@ -34,8 +34,8 @@ class Budget(NamedTuple):
         registers: a thread. An SM has 65,536: 128 threads of 128 leave room for 4 programs, of 255 for 2.
         stack: bytes a thread, outside of the inner loop.
         shared: bytes a program.
-        instructions: of the inner loop for an H100, a multiply-accumulate of the sum, of which "float32" takes
-            three on tensor cores; of a pass a pixel. None where there is no loop.
+        instructions: of the inner loop for an H100, a multiply-accumulate of the sum, for which "float32"
+            takes three on tensor cores; of a pass a pixel. None where there is no loop.
         loads: from shared and global memory likewise.
         barriers: in the inner loop.
     """
