@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from benchmarks import gpu_model, sass, triton_launches, triton_model, triton_sass
+from benchmarks import gpu_model, sass, table_text, tables, triton_launches, triton_model, triton_sass
 from benchmarks.triton_launches import Launch, Operator
 
 
@@ -203,3 +204,57 @@ def test_variants_are_compiled_and_read_once(tmp_path):
     before = file.stat().st_mtime_ns
     assert triton_sass.kernels(variants, cache=tmp_path) == {sass.DETAILED: {key: kernel}}
     assert file.stat().st_mtime_ns == before
+
+
+CODE = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   MOV R2, R1 ;
+.L_x_1:
+        /*0020*/                   STL [R1], R4 ;
+        /*0030*/                   STS.64 [R2], R4 ;
+.L_x_0:
+        /*0040*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR4][R6.64] ;
+        /*0050*/                   LDSM.16.M88.4 R4, [R2] ;
+        /*0060*/                   LDG.E.64 R4, [R2] ;
+        /*0070*/                   HGMMA.64x128x8.F32.TF32 R24, R4, gdesc[UR8], R24 ;
+        /*0080*/                   HMMA.1688.F32.TF32 R4, R8, R10, R4 ;
+        /*0090*/                   STSM.16.M88.2 [R2], R4 ;
+        /*00a0*/              @!P0 BRA `(.L_x_0) ;
+        /*00b0*/                   LDL.LU R4, [R1] ;
+        /*00c0*/              @!P1 BRA `(.L_x_1) ;
+        /*00d0*/                   EXIT ;
+"""
+
+
+def test_machine_code_of_triton_is_read():
+    kernel = sass.kernel_of((128, 8, 0, 4096), CODE)
+    assert (kernel.registers, kernel.stack, kernel.shared) == (128, 8, 4096)
+    assert (kernel.instructions, kernel.before) == (14, 2)
+    outer, inner = kernel.loops
+    assert (outer.spilled, outer.stored_bytes, outer.around) == (2, 8, -1)
+    assert (inner.instructions, inner.spilled, inner.around) == (7, 0, 0)
+    assert inner.macs == 64 * 128 * 8 // 128 + 32  # a thread of four warps, and of one
+    assert inner.wide_macs == 512
+    assert (inner.copies, inner.global_loads, inner.shared_loads) == (1, 1, 1)
+    assert (inner.global_bytes, inner.shared_bytes, inner.stored_bytes) == (16 + 8, 16, 8)
+    assert kernel.inner == inner
+    plain = sass.kernel_of((8, 0, 0, 0), "        /*0000*/                   EXIT ;\n")
+    assert (plain.instructions, plain.before, plain.loops) == (1, 1, ())
+
+
+def test_the_model_of_triton_has_the_path_before_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_text, "RESULTS", tmp_path)
+    assert "Not computed yet" in tables.triton_model()
+    row = {"networks": 1, "precision": "tf32", "ms": 1.0, "ms a network": 1.0, "nodes": 92}
+    row["ms by limit"] = {"instructions": 0.8, "start": 0.1}
+    result = {
+        "date": "2026-01-01", "command": "python -m benchmarks.gpu_model", "mask": "drawn",
+        "target, ms a network at N = 1": {"training": 0.3, "search": 0.6}, "before": gpu_model.BEFORE,
+        "training": [row], "search": [row],
+    }  # fmt: skip
+    (tmp_path / f"{tables.TRITON_MODEL}.json").write_text(json.dumps(result))
+    lines = tables.triton_model().splitlines()
+    assert "not measured" in lines[0]
+    assert "| training | tf32 | 1.00 | 0.3 | 92 | instructions |" in lines
+    assert lines[-2:] == ["| training | 258 | 92 | 1.32 | 1.00 |", "| search | 165 | 92 | 2.04 | 1.00 |"]
+    assert tables.measured_gpus() == []
