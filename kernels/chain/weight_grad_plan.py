@@ -12,7 +12,7 @@ import torch
 import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.tap_lists import ROW, TapLists
-from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PRECISION, PROCESSORS
+from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PROCESSORS, precision_of
 from oes_fast.kernels.tuning import interpreted
 from torch import Tensor
 
@@ -238,8 +238,7 @@ def plan_weight_grad(
         processors: of the device.
         shape: of the launch, None for any.
     """
-    exact = dtype == torch.float64
-    precision = "ieee" if exact else PRECISION[products]
+    precision = precision_of(products, dtype)
     runs, partials = _runs(lists), lists.count * lists.group
     most_chunks = max(1, min(MOST_CHUNKS, MOST_PARTIALS // max(partials, 1)))
     shapes = [shape] if shape is not None else list(_shapes(lists.group, precision))
