@@ -156,6 +156,13 @@ class TapSumPlan:
         return f"{self.precision} products of {s.group} outputs and {s.block} pixels{parts}"
 
 
+def precision_of(products: str, dtype: torch.dtype) -> str:
+    """How Triton's dot computes products: float32 in three parts of TF32, float64 without rounding."""
+    precision = "ieee" if dtype == torch.float64 else PRECISION[products]
+    # AMD's processors have no products in parts.
+    return "ieee" if torch.version.hip is not None and precision == "tf32x3" else precision
+
+
 def _tiles(spec: TapSum, shape: Shape) -> int:
     return -(-spec.cell_rows * spec.cell_columns // shape.block)
 
@@ -225,7 +232,7 @@ def plan_tap_sum(
         group: outputs of a program, None for any.
         sums: the epilogue adds up something of each output, all but STORE.
     """
-    precision = "ieee" if dtype == torch.float64 else PRECISION[products]
+    precision = precision_of(products, dtype)
     count = functools.cache(functools.partial(count_grouped_taps, spec.taps))
 
     def cost(shape: Shape) -> float:
