@@ -11,12 +11,13 @@ import torch
 import triton.language as tl
 from oes_fast.kernels.chain import kinds
 from oes_fast.kernels.chain.blocks import Block, Norm, Place
-from oes_fast.kernels.chain.conv_taps import conv_taps
+from oes_fast.kernels.chain.conv_taps import TapSum, conv_taps
 from oes_fast.kernels.chain.flat_weights import FlatWeights
 from oes_fast.kernels.chain.norm_pass import pass_chunks
 from oes_fast.kernels.chain.specs import ConvKind, ConvSpec, NormSpec, OutputAct, Padding
-from oes_fast.kernels.chain.tap_sum_plan import TapSumPlan, plan_tap_sum
-from oes_fast.kernels.chain.weight_grad import plan_weight_grad
+from oes_fast.kernels.chain.tap_sum_plan import PROCESSORS, TapSumPlan, plan_tap_sum, shape_for_interpreter
+from oes_fast.kernels.chain.weight_grad import WeightGradPlan, plan_weight_grad
+from oes_fast.kernels.tuning import interpreted
 from torch import Tensor
 
 
@@ -106,26 +107,39 @@ class ChainBuilder:
         _expect(
             min(taps.out_rows, taps.out_columns) > 0, "convolution: expected an image as large as the kernel"
         )
-        options = {
-            "networks": self._place.networks,
-            "products": self._products,
-            "dtype": self._place.dtype,
-            "processors": self._processors,
-        }
-        device, weights = self._place.device, self._flat
-        forward = plan_tap_sum(taps.forward, **options, device=device, group=self._group)
-        of_weights = plan_weight_grad(taps.forward, forward.lists, **options)
+        weights = self._flat
+        forward = self._planned(taps.forward)
+        of_weights = plan_weight_grad(
+            taps.forward,
+            forward.lists,
+            networks=self._place.networks,
+            products=self._products,
+            dtype=self._place.dtype,
+            processors=self._processors,
+        )
         packed = weights.add_packed(forward.lists.index, spec.scale)
         partials = weights.add_grads(forward.lists.index, spec.scale, of_weights.chunks)
         of_input, packed_grad = None, 0
         if before is not None or not self._constant_input:
-            of_input = plan_tap_sum(taps.input_grad, **options, device=device, group=self._group)
+            of_input = self._planned(taps.input_grad)
             packed_grad = weights.add_packed(of_input.lists.index, spec.scale)
         spec = dataclasses.replace(spec, taps=[], weights=[])  # in the lists now
         self._blocks.append(
             Block(
                 spec, taps, self._place, before, forward, of_weights, of_input, packed, packed_grad, partials
             )
+        )
+
+    def _planned(self, spec: TapSum) -> TapSumPlan:
+        return plan_tap_sum(
+            spec,
+            networks=self._place.networks,
+            products=self._products,
+            dtype=self._place.dtype,
+            processors=self._processors,
+            device=self._place.device,
+            group=self._group,
+            shape=shape_for_interpreter(spec, self._group) if interpreted() else None,
         )
 
     def add_norm(self, spec: NormSpec) -> None:
@@ -195,7 +209,7 @@ class ChainBuilder:
                 found.append(self._pass_launch(last, 2, 0))
         found.append(self._pass_launch(last, 2, 1))
         for block in reversed(self._blocks):
-            found.append(block.weight_grad.launch(self._place.networks))
+            found.append(self._weights_launch(block.weight_grad))
             if block.input_grad is None or block is first:
                 break
             found.append(self._sum_launch(block.input_grad))
@@ -217,6 +231,20 @@ class ChainBuilder:
         pixels = programs * block.pixels
         chunks = pass_chunks(block.pixels)
         return Launch("norm_pass_kernel", programs * chunks, 4, read * pixels, 0, written * pixels, 1)
+
+    def _weights_launch(self, plan: WeightGradPlan) -> Launch:
+        networks, shape, blocks = self._place.networks, plan.shape, len(plan.blocks)
+        read = blocks * plan.tiles * shape.cells * networks
+        taps = shape.places * shape.taps
+        return Launch(
+            "weight_grad_kernel",
+            blocks * plan.chunks * networks,
+            shape.warps,
+            read * shape.pixels,
+            read * taps * shape.outputs,
+            plan.chunks * plan.lists.count * plan.lists.group * networks,
+            plan.program_tiles,
+        )
 
     def _sum_launch(self, plan: TapSumPlan) -> Launch:
         networks, spec, lists, shape = self._place.networks, plan.spec, plan.lists, plan.shape
@@ -249,7 +277,7 @@ def _expect(holds: object, what: str) -> None:
 
 
 def _processors(device: torch.device) -> int:
-    """Of the device; of the interpreter, which pays by the program, so few that nothing is split for them."""
+    """Of the device, or of the one that plans are for where there is none."""
     if device.type != "cuda":
-        return 1
+        return PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.kinds import PAD_NONE
 from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_lists
@@ -157,6 +158,14 @@ def _shapes(outputs: int, group: int | None, precision: str) -> Iterator[Shape]:
             yield Shape(kernel.group, kernel.taps, kernel.block, splits, 1, kernel.warps, read)
 
 
+def shape_for_interpreter(spec: TapSum, group: int | None) -> Shape:
+    """Few programs, tiles and rounds, which Triton's interpreter pays by, not by the element."""
+    block = min(1024, triton.next_power_of_2(spec.cell_rows * spec.cell_columns))
+    taps = 16 if spec.channels <= 16 else 64
+    group = KERNELS[0].group if group is None else group
+    return Shape(group, taps, max(block, 16), 1, 1, 4, 1.0)
+
+
 def _cost(spec: TapSum, shape: Shape, taps: int, networks: int, processors: int) -> float:
     """Cycles of a device with that many processors."""
     lists = -(-spec.outputs // shape.group) * spec.side**2
@@ -179,6 +188,7 @@ def plan_tap_sum(
     processors: int = PROCESSORS,
     device: torch.device | str,
     group: int | None = None,
+    shape: Shape | None = None,
 ) -> TapSumPlan:
     """The layout that a model of the cost takes for the fastest.
 
@@ -190,6 +200,7 @@ def plan_tap_sum(
         processors: of the device.
         device: of the lists.
         group: outputs of a program, None for any.
+        shape: of the launch, None for any.
     """
     precision = "ieee" if dtype == torch.float64 else PRECISION[products]
     count = functools.cache(functools.partial(count_grouped_taps, spec.taps))
@@ -197,7 +208,7 @@ def plan_tap_sum(
     def cost(shape: Shape) -> float:
         return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min(_shapes(spec.outputs, group, precision), key=cost)
+    best = min(_shapes(spec.outputs, group, precision), key=cost) if shape is None else shape
     if best.splits == 1:
         tiles, phases = _tiles(spec, best), spec.side**2
         best = replace(best, program_tiles=-(-tiles * phases // MOST_PARTIALS))
