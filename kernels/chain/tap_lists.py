@@ -47,7 +47,7 @@ class TapLists:
 
 
 def _grouped(taps: Taps, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(distinct taps of the groups: list's group, phase, place, channel; which of them each tap is)."""
+    """(distinct taps of the groups: group, phase, place, channel; which of them each tap is)."""
     # Numbered without gaps, so that a table of all places there may be is small: sorting would take minutes for
     # the dense network.
     sizes = [int(column.max(initial=0)) + 1 for column in (taps.phase, taps.row, taps.column, taps.channel)]
