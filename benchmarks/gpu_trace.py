@@ -1,9 +1,9 @@
-"""What the CUDA engine launches in a step of a training and of a search, and how long each launch takes.
+"""What the engines on a GPU launch in a step of a training and of a search, and how long each launch takes.
 
     python -m benchmarks.gpu_trace                       # durations by torch.profiler, recorded steps
     python -m benchmarks.gpu_trace --once training       # a plain step between the profiler's marks, for ncu
 
-The last line printed is the result as JSON: for each case the launches in order with grid, block,
+The last line printed is the result as JSON: for each backend and case the launches in order with grid, block,
 microseconds and the gap before each.
 """
 
@@ -20,14 +20,21 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.gpu_parts import SIZE, problem
+from benchmarks.gpu_parts import FAST, SIZE, available, problem
 from benchmarks.sass import without_namespaces
 from benchmarks.steps import search_steps, training_steps
 from oes_fast.precision import PRECISIONS
 
 Row = dict[str, Any]
 
-CASES = tuple((case, precision) for case in ("training", "search") for precision in PRECISIONS)
+# Triton computes the same with "float32" and "tf32x3".
+CASES = tuple(
+    (backend, case, precision)
+    for backend in ("cuda", "triton")
+    for case in ("training", "search")
+    for precision in PRECISIONS
+    if (backend, precision) != ("triton", "tf32x3")
+)
 ON_DEVICE = ("kernel", "gpu_memset", "gpu_memcpy")  # categories of a trace
 ROUNDS = 3
 
@@ -95,12 +102,12 @@ def step_of(
     return search_steps(net, z, noisy, [backend], recorded=recorded)[backend]
 
 
-def profiled(case: str, precision: str, mask: str | None) -> dict[str, Any]:
+def profiled(backend: str, case: str, precision: str, mask: str | None) -> dict[str, Any]:
     """One recorded step under torch.profiler."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     rounds = []
     with oes.precision(precision), tempfile.TemporaryDirectory() as folder:
-        step = step_of(case, mask)
+        step = step_of(case, mask, backend=backend)
         for _ in range(3):
             step()
         torch.cuda.synchronize()
@@ -112,12 +119,12 @@ def profiled(case: str, precision: str, mask: str | None) -> dict[str, Any]:
                 file = Path(folder, f"{number}.json")
                 profile.export_chrome_trace(str(file))
                 rounds.append(launched(json.loads(file.read_text(encoding="utf-8"))))
-    return {"case": case, "precision": precision, **shortest(rounds)}
+    return {"backend": backend, "case": case, "precision": precision, **shortest(rounds)}
 
 
-def once(case: str, mask: str | None) -> None:
+def once(backend: str, case: str, mask: str | None) -> None:
     """One plain step, alone between the marks where a profiler starts and stops."""
-    step = step_of(case, mask, recorded=False)
+    step = step_of(case, mask, recorded=False, backend=backend)
     step()
     torch.cuda.synchronize()
     torch.cuda.profiler.start()
@@ -139,14 +146,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mask", help="mask file, see benchmarks.gpu")
     parser.add_argument("--once", choices=["training", "search"], help="one step for another profiler")
+    parser.add_argument("--backend", choices=FAST, help="by default all that can run here, for --once cuda's")
     options = parser.parse_args()
-    status = oes.backends()["cuda"]
-    if not status:
-        print(json.dumps({"left out": f"backend cuda is {status}"}))
+    found, left_out = available(FAST if options.backend is None else [options.backend])
+    if not found:
+        reason = "; ".join(f"backend {name} is {status}" for name, status in left_out.items())
+        print(json.dumps({"left out": reason}))
     elif options.once is not None:
-        once(options.once, options.mask)
+        once(found[-1], options.once, options.mask)
     else:
-        print(json.dumps([profiled(case, precision, options.mask) for case, precision in CASES]))
+        rows = [profiled(*case, options.mask) for case in CASES if case[0] in found]
+        rows += [{"backend": name, "left out": status} for name, status in left_out.items()]
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import NamedTuple
 
 import torch
 import triton.language as tl
+from oes_fast.kernels import tuning
 from oes_fast.kernels.chain import kinds
 from oes_fast.kernels.chain.blocks import Block, Norm, Place
 from oes_fast.kernels.chain.conv_taps import TapSum, conv_taps
@@ -16,31 +16,8 @@ from oes_fast.kernels.chain.flat_weights import FlatWeights
 from oes_fast.kernels.chain.norm_pass import pass_chunks
 from oes_fast.kernels.chain.specs import ConvKind, ConvSpec, NormSpec, OutputAct, Padding
 from oes_fast.kernels.chain.tap_sum_plan import PROCESSORS, TapSumPlan, plan_tap_sum, shape_for_interpreter
-from oes_fast.kernels.chain.weight_grad import WeightGradPlan, plan_weight_grad
-from oes_fast.kernels.tuning import interpreted
+from oes_fast.kernels.chain.weight_grad import plan_weight_grad
 from torch import Tensor
-
-
-class Launch(NamedTuple):
-    """What a launch does, for the model of a step: of all networks together.
-
-    Attributes:
-        kernel: its name.
-        programs: of the grid.
-        warps: of a program.
-        read: pixels that are read, each as often as a tap reads it.
-        products: multiply-accumulates, those of padded lists and tiles included.
-        written: pixels or weights.
-        rounds: that a program makes one after the other.
-    """
-
-    kernel: str
-    programs: int
-    warps: int
-    read: int
-    products: int
-    written: int
-    rounds: int
 
 
 class ChainBuilder:
@@ -139,7 +116,7 @@ class ChainBuilder:
             processors=self._processors,
             device=self._place.device,
             group=self._group,
-            shape=shape_for_interpreter(spec, self._group) if interpreted() else None,
+            shape=shape_for_interpreter(spec, self._group) if tuning.interpreted() else None,
         )
 
     def add_norm(self, spec: NormSpec) -> None:
@@ -179,6 +156,8 @@ class ChainBuilder:
                     tickets, workspace = max(tickets, plan.tickets), max(workspace, plan.workspace)
                     largest = max(largest, plan.spec.outputs * plan.spec.rows * plan.spec.columns)
         self._grads = [place.new(largest) for _ in range(2)]
+        read = [b.outputs * b.pixels for b in self._blocks if b.norms and b.input_grad is not None]
+        self._read_grad = place.new(max(read)) if read else None  # of a result, as its reader takes it
         self._partials = place.new(partials, dtype=torch.float64)
         self._workspace = place.new(workspace) if workspace else None
         self._tickets = torch.zeros(place.networks, tickets, dtype=torch.int32, device=place.device)
@@ -194,70 +173,6 @@ class ChainBuilder:
                 parts.append(f"input gradient: {block.input_grad.describe()}")
             lines.append("; ".join([*parts, f"weights' gradient: {block.weight_grad.describe()}"]))
         return lines
-
-    def launches(self) -> list[Launch]:
-        """What a forward with a target and a backward launch, in order."""
-        first, last = self._blocks[0], self._blocks[-1]
-        found = [self._flat_launch("pack_weights_kernel", self._flat.packed.shape[1])]
-        for block in self._blocks:
-            found.append(self._sum_launch(block.forward))
-            if block.two:
-                found.append(self._pass_launch(block, 1, 0))
-        if last.norms:
-            found.append(self._pass_launch(last, 1, 1))
-            if last.two:
-                found.append(self._pass_launch(last, 2, 0))
-        found.append(self._pass_launch(last, 2, 1))
-        for block in reversed(self._blocks):
-            found.append(self._weights_launch(block.weight_grad))
-            if block.input_grad is None or block is first:
-                break
-            found.append(self._sum_launch(block.input_grad))
-            before = block.before
-            assert before is not None
-            if block.taps.folds and before.two:
-                found.append(self._pass_launch(before, 2, 1))
-            if block.taps.folds or before.two:
-                found.append(self._pass_launch(before, 2, 1))
-        found.append(self._flat_launch("unpack_weight_grads_kernel", self._flat.partials.shape[1]))
-        return found
-
-    def _flat_launch(self, kernel: str, size: int) -> Launch:
-        networks = self._place.networks
-        return Launch(kernel, -(-size // 1024) * networks, 4, size * networks, 0, size * networks, 1)
-
-    def _pass_launch(self, block: Block, read: int, written: int) -> Launch:
-        programs = block.outputs * self._place.networks
-        pixels = programs * block.pixels
-        chunks = pass_chunks(block.pixels)
-        return Launch("norm_pass_kernel", programs * chunks, 4, read * pixels, 0, written * pixels, 1)
-
-    def _weights_launch(self, plan: WeightGradPlan) -> Launch:
-        networks, shape, blocks = self._place.networks, plan.shape, len(plan.blocks)
-        read = blocks * plan.tiles * shape.cells * networks
-        taps = shape.places * shape.taps
-        return Launch(
-            "weight_grad_kernel",
-            blocks * plan.chunks * networks,
-            shape.warps,
-            read * shape.pixels,
-            read * taps * shape.outputs,
-            plan.chunks * plan.lists.count * plan.lists.group * networks,
-            plan.program_tiles,
-        )
-
-    def _sum_launch(self, plan: TapSumPlan) -> Launch:
-        networks, spec, lists, shape = self._place.networks, plan.spec, plan.lists, plan.shape
-        read = lists.count * plan.tiles * shape.block * networks
-        return Launch(
-            "tap_sum_kernel",
-            plan.programs * lists.groups * lists.phases * shape.splits * networks,
-            shape.warps,
-            read,
-            read * shape.group,
-            spec.outputs * spec.rows * spec.columns * networks,
-            -(-lists.longest // (shape.taps * shape.splits)) * shape.program_tiles,
-        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -134,9 +134,14 @@ class Chain(ChainBuilder):
             image = self._image_before(number, source, shared)
             numbers = block.norms[0].grads if block.norms else None
             gradient = gradient_image(block.y, of_y, numbers)
-            weight_grad(block.weight_grad, image, gradient, self._flat.partials, block.partials)
-            if block.input_grad is None or (number == 0 and grad_source is None):
+            last = block.input_grad is None or (number == 0 and grad_source is None)
+            # Every tap of the input gradient would take it through the norm again.
+            written = None if last or numbers is None else self._read_grad
+            weight_grad(block.weight_grad, image, gradient, self._flat.partials, block.partials, written)
+            if last:
                 break
+            if written is not None:
+                gradient = plain_image(written)
             if block.before is not None:
                 of_y, spare = self._input_grad(block, gradient, of_y, spare, weights, grad_weights)
             elif block.taps.folds:

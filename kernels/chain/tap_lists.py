@@ -26,7 +26,7 @@ class TapLists:
         groups: how many.
         phases: how many.
         begins: of each list, and the end, int32 [groups * phases + 1].
-        taps: (channel, row * ROW + column) of each, int32 [count, 2]; runs of ``multiple`` have one place.
+        taps: (channel, row * ROW + column) of each, int32 [count, 2]; a run of some has one place.
         longest: taps of the longest list.
         index: flat weights that the tap's weight for an output is the sum of, -1 for none, int64
             [count, group, m].
@@ -47,9 +47,9 @@ class TapLists:
 
 
 def _grouped(taps: Taps, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(distinct taps of the groups: group, phase, place, channel; which of them each tap is)."""
-    # Numbered without gaps, so that a table of all places there may be is small: sorting would take minutes for
-    # the dense network.
+    """(distinct taps of the groups: list's group, phase, place, channel; which of them each tap is)."""
+    # Numbered without gaps, so that a table of all places there may be is small: sorting would take minutes
+    # for the dense network.
     sizes = [int(column.max(initial=0)) + 1 for column in (taps.phase, taps.row, taps.column, taps.channel)]
     key = taps.output // group
     for size, column in zip(sizes, (taps.phase, taps.row, taps.column, taps.channel), strict=True):

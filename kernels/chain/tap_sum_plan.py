@@ -14,12 +14,20 @@ from oes_fast.kernels.chain.kinds import PAD_NONE
 from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_lists
 
 MOST_PARTIALS = 256  # of an output, which one program adds up
-SPLITS = (1, 2, 4, 8)
+SPLITS = (1, 2, 4, 8, 16)
 PROCESSORS = 132  # where there is no device: an H100's
-# What the choice follows from, of a processor (SM) of an H100. No device has corrected the guesses.
-INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6
-ROUND = 900.0  # guess: cycles of a round of taps, of a program alone
-PROGRAM = 2500.0  # guess: cycles beside its rounds
+INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6  # of the threads of a processor; a guess
+# Guesses that no device has corrected, of a program: cycles of an instruction of a warp that waits for the
+# one before, and of a round that does not hide all its loads; instructions beside the rounds, of a warp and
+# of an output's pixel; cycles in which the parts of split taps are added.
+ALONE, ROUND = 2.0, 400.0
+PROGRAM, WRITTEN = 500.0, 25.0
+ADDED = 1700.0
+BYTES_OF_A_READ = (
+    14.0  # through the load units, of a pixel that a tap reads: into shared memory and out of it
+)
+BYTES_A_CYCLE = 128.0  # of a load unit
+REGISTERS = 65536  # of a processor
 
 
 class _Kernel(NamedTuple):
@@ -30,30 +38,32 @@ class _Kernel(NamedTuple):
         taps: of a round.
         block: cells.
         warps: of a program.
-        tf32, tf32x3: instructions of a pixel that a tap reads, counted in machine code for sm_90: its address,
-            its normalisation, and its products with the weights of all outputs.
+        registers: of a thread, about.
+        tf32, tf32x3: instructions of a pixel that a tap reads, counted in machine code for sm_90: its
+            address, its normalisation, and its products with the weights of all outputs.
     """
 
     group: int
     taps: int
     block: int
     warps: int
+    registers: int
     tf32: float
     tf32x3: float
 
 
 # Of 16 outputs at least, the rows of a product on tensor cores.
 KERNELS = (
-    _Kernel(16, 32, 32, 4, 28, 47),
-    _Kernel(16, 16, 64, 4, 26, 41),
-    _Kernel(16, 16, 128, 4, 17, 29),
-    _Kernel(16, 16, 256, 4, 16, 27),
-    _Kernel(32, 16, 64, 4, 30, 55),
-    _Kernel(32, 16, 128, 4, 19, 37),
-    _Kernel(64, 16, 128, 8, 34, 75),
-    _Kernel(64, 16, 256, 8, 19, 54),
-    _Kernel(128, 16, 64, 8, 59, 99),
-    _Kernel(128, 32, 128, 8, 32, 55),
+    _Kernel(16, 32, 32, 4, 128, 28, 47),
+    _Kernel(16, 16, 64, 4, 160, 26, 41),
+    _Kernel(16, 16, 128, 4, 168, 17, 29),
+    _Kernel(16, 16, 256, 4, 240, 16, 27),
+    _Kernel(32, 16, 64, 4, 248, 30, 55),
+    _Kernel(32, 16, 128, 4, 248, 19, 37),
+    _Kernel(64, 16, 128, 8, 255, 34, 75),
+    _Kernel(64, 16, 256, 8, 255, 19, 54),
+    _Kernel(128, 16, 64, 8, 208, 59, 99),
+    _Kernel(128, 32, 128, 8, 255, 32, 55),
 )
 STAGES = 3  # rounds whose loads are under way
 
@@ -71,6 +81,7 @@ class Shape:
         splits: programs that share the taps of a tile.
         program_tiles: tiles of a program.
         warps: of a program.
+        registers: of a thread, about.
         read: instructions of a pixel that a tap reads.
     """
 
@@ -80,6 +91,7 @@ class Shape:
     splits: int
     program_tiles: int
     warps: int
+    registers: int
     read: float
 
 
@@ -148,35 +160,60 @@ def _tiles(spec: TapSum, shape: Shape) -> int:
     return -(-spec.cell_rows * spec.cell_columns // shape.block)
 
 
-def _shapes(outputs: int, group: int | None, precision: str) -> Iterator[Shape]:
-    whole = -(-outputs // KERNELS[0].group) * KERNELS[0].group
+def _shapes(spec: TapSum, group: int | None, precision: str) -> Iterator[Shape]:
+    whole = -(-spec.outputs // KERNELS[0].group) * KERNELS[0].group
     for kernel in KERNELS:
         if kernel.group != group and (group is not None or kernel.group >= 2 * whole):
             continue
         read = kernel.tf32 if precision == "tf32" else kernel.tf32x3
         for splits in SPLITS:
-            yield Shape(kernel.group, kernel.taps, kernel.block, splits, 1, kernel.warps, read)
+            shape = Shape(
+                kernel.group, kernel.taps, kernel.block, splits, 1, kernel.warps, kernel.registers, read
+            )
+            of_output = _tiles(spec, shape) * spec.side**2
+            if splits == 1:
+                shape = replace(shape, program_tiles=-(-of_output // MOST_PARTIALS))
+            if splits == 1 or of_output <= MOST_PARTIALS:
+                yield shape
 
 
 def shape_for_interpreter(spec: TapSum, group: int | None) -> Shape:
     """Few programs, tiles and rounds, which Triton's interpreter pays by, not by the element."""
-    block = min(1024, triton.next_power_of_2(spec.cell_rows * spec.cell_columns))
-    taps = 16 if spec.channels <= 16 else 64
-    group = KERNELS[0].group if group is None else group
-    return Shape(group, taps, max(block, 16), 1, 1, 4, 1.0)
+    block = max(16, min(1024, triton.next_power_of_2(spec.cell_rows * spec.cell_columns)))
+    shape = Shape(
+        group=KERNELS[0].group if group is None else group,
+        taps=16 if spec.channels <= 16 else 64,
+        block=block,
+        splits=1,
+        program_tiles=1,
+        warps=4,
+        registers=0,
+        read=0,
+    )
+    return replace(shape, program_tiles=-(-_tiles(spec, shape) * spec.side**2 // MOST_PARTIALS))
 
 
 def _cost(spec: TapSum, shape: Shape, taps: int, networks: int, processors: int) -> float:
-    """Cycles of a device with that many processors."""
+    """Cycles of a device with that many processors: the longest of three times, see ``limits``."""
     lists = -(-spec.outputs // shape.group) * spec.side**2
     tiles = _tiles(spec, shape)
-    programs = lists * tiles * shape.splits * networks
+    programs = -(-tiles // shape.program_tiles) * lists * shape.splits * networks
+    # Of a tile, and of all: rounds, and instructions of a warp.
     rounds = -(-taps // (lists * shape.taps * shape.splits))
-    instructions = programs * rounds * shape.taps * shape.block * shape.read
-    work = instructions / (INSTRUCTIONS_A_CYCLE * processors)
-    waves = max(1.0, programs / (processors * 8 / shape.warps))
-    alone = rounds * ROUND + PROGRAM * (1 if shape.splits == 1 else 2)
-    return max(work, waves * alone)
+    threads = 32 * shape.warps
+    of_round = shape.read * shape.taps * shape.block / threads
+    of_tile = rounds * of_round + WRITTEN * shape.group * shape.block / threads
+    instructions = PROGRAM + shape.program_tiles * of_tile
+    reads = tiles * lists * shape.splits * networks * rounds * shape.taps * shape.block
+    uneven = -(-programs // processors) * processors / programs  # some processors have one more
+    resident = max(1, REGISTERS // (shape.registers * threads))
+    waves = -(-programs // (processors * resident))
+    limits = (
+        uneven * programs * instructions * threads / (INSTRUCTIONS_A_CYCLE * processors),
+        uneven * reads * BYTES_OF_A_READ / (BYTES_A_CYCLE * processors),
+        waves * (instructions * max(ALONE, threads / INSTRUCTIONS_A_CYCLE) + rounds * ROUND),
+    )
+    return max(limits) + (ADDED if shape.splits > 1 else 0)
 
 
 def plan_tap_sum(
@@ -208,9 +245,6 @@ def plan_tap_sum(
     def cost(shape: Shape) -> float:
         return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min(_shapes(spec.outputs, group, precision), key=cost) if shape is None else shape
-    if best.splits == 1:
-        tiles, phases = _tiles(spec, best), spec.side**2
-        best = replace(best, program_tiles=-(-tiles * phases // MOST_PARTIALS))
+    best = min(_shapes(spec, group, precision), key=cost) if shape is None else shape
     lists = tap_lists(spec.taps, spec.outputs, spec.side**2, best.group, best.taps, device)
     return TapSumPlan(spec, lists, best, precision)

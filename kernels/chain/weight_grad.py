@@ -38,7 +38,7 @@ def _written(cell, cells, side, cut, size, WHOLE: tl.constexpr):
 
 @triton.jit(do_not_specialize=_GENERAL)
 def weight_grad_kernel(
-    partials_ptr, image, grad, blocks_ptr, taps_ptr,
+    partials_ptr, written_ptr, image, grad, blocks_ptr, taps_ptr,
     outputs, channels, image_rows, image_columns, image_pixels, image_stride, partials_stride, step, top,
     left, side, crop_top, crop_left, cell_rows, cell_columns, rows, columns, pixels, column_tiles, tiles,
     program_tiles, blocks, taps,
@@ -50,6 +50,7 @@ def weight_grad_kernel(
 
     Args:
         partials_ptr: of this convolution, [networks, chunks, taps, GROUP], ``partials_stride`` a network.
+        written_ptr: what ``grad`` is read as, or None.
         image: the image read; ``image_pixels`` a channel, ``image_stride`` a network, 0 where all have one.
         grad: the gradient of the result, ``pixels`` a channel.
         blocks_ptr: see WeightGradPlan.blocks.
@@ -63,20 +64,22 @@ def weight_grad_kernel(
     CELLS: tl.constexpr = ROWS * COLUMNS
     MASK: tl.constexpr = PAD_NONE if WHOLE else PAD_ZEROS
     dtype = image.y.dtype.element_ty
-    block = blocks_ptr + tl.program_id(0) % blocks * (2 + 4 * PLACES)
+    block = blocks_ptr + tl.program_id(0) % blocks * (3 + 4 * PLACES)
     chunk = tl.program_id(0) // blocks
     network = tl.program_id(2)
-    first_output, phase = tl.load(block), tl.load(block + 1)
+    first_output, phase, writes = tl.load(block), tl.load(block + 1), tl.load(block + 2) != 0
     cut_rows, cut_columns = crop_top - phase // side, crop_left - phase % side
 
     # What does not depend on the cells.
-    block += 2 + 4 * tl.arange(0, PLACES)
+    block += 3 + 4 * tl.arange(0, PLACES)
     begin, end = tl.load(block)[:, None], tl.load(block + 1)[:, None]
     tap_row, tap_column = tl.load(block + 2) - top, tl.load(block + 3) - left
     tap = begin + tl.arange(0, TAPS)[None, :]
     channel = tl.load(taps_ptr + tl.where(tap < end, tap, begin) * 2)
     numbers = channel_numbers(image, (network * channels + channel)[None, :, :, None], READ)
-    output = network * outputs + tl.minimum(first_output + tl.arange(0, OUTPUTS), outputs - 1)
+    output = first_output + tl.arange(0, OUTPUTS)
+    known = output < outputs
+    output = network * outputs + tl.minimum(output, outputs - 1)
     grad_numbers = channel_numbers(grad, output[None, :, None], GRAD_READ)
     of_network = network * image_stride
     if WIDE:
@@ -98,6 +101,8 @@ def weight_grad_kernel(
         at = (row * columns)[:, None] + column[None, :]
         there = row_there[:, None, None] & column_there[None, None, :]
         g = read_pixels(grad, grad_numbers, grad_plane + at[:, None, :], there, GRAD_READ, 0, MASK)
+        if written_ptr is not None and writes:
+            tl.store(written_ptr + grad_plane + at[:, None, :], g, mask=there & known[None, :, None])
         if not WHOLE:  # cells behind the last read what that one does
             i = tl.minimum(i, cell_rows - 1)
             j = tl.minimum(j, cell_columns - 1)
@@ -117,7 +122,14 @@ def weight_grad_kernel(
     tl.store(to, tl.reshape(acc, (PLACES, TAPS, OUTPUTS)), mask=(tap < end)[:, :, None])
 
 
-def weight_grad(plan: WeightGradPlan, image: Image, grad: Image, partials: Tensor, begin: int) -> None:
+def weight_grad(
+    plan: WeightGradPlan,
+    image: Image,
+    grad: Image,
+    partials: Tensor,
+    begin: int,
+    written: Tensor | None = None,
+) -> None:
     """One launch: the partial sums of a convolution.
 
     Args:
@@ -127,6 +139,8 @@ def weight_grad(plan: WeightGradPlan, image: Image, grad: Image, partials: Tenso
         partials: of the chain, [networks, size], written; those of this convolution, [plan.chunks, taps,
             group], begin at ``begin``. Taps without weights, which fill the lists, are left as they are.
         begin: see ``partials``.
+        written: gets the gradient as it is read, of outputs of groups that have a weight: who reads it next
+            needs neither its norm's numbers nor the result. None where nobody does.
     """
     spec, lists, shape = plan.spec, plan.lists, plan.shape
     networks = partials.shape[0]
@@ -138,6 +152,7 @@ def weight_grad(plan: WeightGradPlan, image: Image, grad: Image, partials: Tenso
     with on_device_of(partials):
         weight_grad_kernel[(blocks * plan.chunks, 1, networks)](
             partials[:, begin:],
+            written,
             image.reader,
             grad.reader,
             plan.blocks,

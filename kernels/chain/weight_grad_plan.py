@@ -12,13 +12,14 @@ import torch
 import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.tap_lists import ROW, TapLists
-from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PRECISION, PROCESSORS, PROGRAM
+from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PRECISION, PROCESSORS
 from oes_fast.kernels.tuning import interpreted
 from torch import Tensor
 
 MOST_CHUNKS = 512
 MOST_PARTIALS = 1 << 20  # of a convolution, where it is cut into chunks; 4 MB in float32
 # Of a device: guesses that no device has corrected.
+PROGRAM = 2500.0  # cycles beside its tiles
 ROUND = 1100.0  # cycles of a tile beside its instructions: loads, two barriers
 BYTES_A_CYCLE = 3000.0  # that an H100 takes from its second cache
 CHUNK = 40.0  # cycles in which a thread adds one more
@@ -87,8 +88,8 @@ class WeightGradPlan:
         shape: of the launch.
         precision: of products, as Triton's dot takes it.
         program_tiles: tiles of a chunk.
-        blocks: of taps and outputs, int32 [blocks, 2 + 4 * places]: first output and phase, then of each
-            place the first tap, the end, row and column.
+        blocks: of taps and outputs, int32 [blocks, 3 + 4 * places]: first output, phase, whether it is the
+            first of these outputs and this phase, then of each place the first tap, the end, row and column.
     """
 
     spec: TapSum
@@ -173,8 +174,8 @@ def _blocks(runs: np.ndarray, spec: TapSum, lists: TapLists, shape: Shape) -> np
             begin, _, row, column = taken[0]
             taken += [(begin, begin, row, column)] * (shape.places - len(taken))
             firsts = range(group * lists.group, min((group + 1) * lists.group, spec.outputs), shape.outputs)
-            blocks += [(first, phase, *itertools.chain(*taken)) for first in firsts]
-    return np.array(blocks, np.int32).reshape(-1, 2 + 4 * shape.places)
+            blocks += [(first, phase, int(k == 0), *itertools.chain(*taken)) for first in firsts]
+    return np.array(blocks, np.int32).reshape(-1, 3 + 4 * shape.places)
 
 
 def _shapes(group: int, precision: str) -> Iterator[Shape]:

@@ -121,6 +121,13 @@ class Problem:
             )
         return image, gradient_image(self.result, self.grad, numbers)
 
+    def read_grad(self) -> Tensor:
+        """The gradient of the result."""
+        grad, c = self.grad, self.grad_numbers[..., None, None]
+        if not self.conv.norm:
+            return grad
+        return c[:, :, 1] * grad + c[:, :, 2] * (self.result - c[:, :, 0]) + c[:, :, 3]
+
     def expected(self) -> Tensor:
         """Gradients of the kept weights, [networks, kept]."""
         conv, x = self.conv, self.y.expand(self.conv.networks, -1, -1, -1)
@@ -135,11 +142,8 @@ class Problem:
             x = F.pad(x, border, mode="constant" if mode == "zeros" else mode)
         if conv.box:
             x = 4 * F.avg_pool2d(x, 2, 1)
-        grad, c = self.grad, self.grad_numbers[..., None, None]
-        if conv.norm:
-            grad = c[:, :, 1] * grad + c[:, :, 2] * (self.result - c[:, :, 0]) + c[:, :, 3]
         found = []
-        for image, of_result in zip(x.split(1), grad.split(1), strict=True):
+        for image, of_result in zip(x.split(1), self.read_grad().split(1), strict=True):
             dense = torch.zeros(self.keep.shape, dtype=self.dtype, device=self.device, requires_grad=True)
             F.conv2d(image, dense, stride=conv.stride).backward(of_result)
             found.append(SCALE * dense.grad[self.keep.to(self.device)])
@@ -162,7 +166,8 @@ class Problem:
         flat.finish()
         flat.partials.fill_(torch.nan)
         flat.partials[:, other : other + 2] = 0
-        weight_grad(plan, *self.images(), flat.partials, begin)
+        self.written = torch.full_like(self.grad, torch.nan) if self.conv.norm else None
+        weight_grad(plan, *self.images(), flat.partials, begin, self.written)
         before = self.random(self.conv.networks, self.first + self.kept + 2)
         after = before.clone()
         flat.unpack(after)
@@ -178,6 +183,8 @@ def test_triton_weight_grads(conv):
     problem = Problem(conv)
     plan = problem.plan()
     torch.testing.assert_close(problem.gradients(plan), problem.expected(), rtol=1e-10, atol=1e-10)
+    if problem.written is not None and problem.kept > 0:
+        torch.testing.assert_close(problem.written, problem.read_grad(), rtol=1e-12, atol=1e-12)
 
 
 @device
@@ -212,7 +219,7 @@ def test_plans_fill_the_device_with_few_partials(channels, size, networks, produ
     assert str(plan.chunks) in plan.describe()
     # Each kept tap is in one block of its outputs.
     taps = torch.zeros(lists.count, lists.groups, dtype=torch.int64)
-    for first, _, *places in plan.blocks.tolist():
+    for first, _, _, *places in plan.blocks.tolist():
         for begin, end, row, column in zip(*(places[i::4] for i in range(4)), strict=True):
             taps[begin:end, first // 16] += 1
             assert {place for _, place in lists.taps[begin:end].tolist()} <= {256 * row + column}
