@@ -51,9 +51,10 @@ emulate: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(KERNELS) cpu_kernel; \
 		status=$$?; $(REBUILD) && exit $$status
 
-# Where there is nvcc: the CUDA kernels compile for all GPUs within their budget, which `make test` checks for one.
+# The Triton kernels and, where there is nvcc, the CUDA kernels compile for all GPUs within their budget, in all
+# configurations, of which `make test` checks some.
 aot: setup
-	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/cuda_kernels/test_cuda_aot.py
+	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/kernels/test_kernels_aot.py tests/cuda_kernels/test_cuda_aot.py
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched. The CUDA kernels are
 # compiled for this GPU alone; the time limit begins with that.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from kernel_backends import INTERPRETED
 from torch import Tensor, nn
 
 from oes_fast import autotune_cache
@@ -61,6 +62,15 @@ def whole_products() -> Iterator[None]:
     """On a GPU PyTorch's convolutions, which kernels are held to, would round their operands to TF32."""
     with oes.precision("float32") if torch.cuda.is_available() else nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True)
+def new_memory_is_nan() -> Iterator[None]:
+    """Under Triton's interpreter, so that it shows where kernels leave it as it is."""
+    if INTERPRETED:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -85,7 +85,7 @@ class ChainBuilder:
             min(taps.out_rows, taps.out_columns) > 0, "convolution: expected an image as large as the kernel"
         )
         weights = self._flat
-        forward = self._planned(taps.forward)
+        forward = self._planned(taps.forward, sums=True)
         of_weights = plan_weight_grad(
             taps.forward,
             forward.lists,
@@ -98,7 +98,7 @@ class ChainBuilder:
         partials = weights.add_grads(forward.lists.index, spec.scale, of_weights.chunks)
         of_input, packed_grad = None, 0
         if before is not None or not self._constant_input:
-            of_input = self._planned(taps.input_grad)
+            of_input = self._planned(taps.input_grad, sums=before is not None and not taps.folds)
             packed_grad = weights.add_packed(of_input.lists.index, spec.scale)
         spec = dataclasses.replace(spec, taps=[], weights=[])  # in the lists now
         self._blocks.append(
@@ -107,7 +107,7 @@ class ChainBuilder:
             )
         )
 
-    def _planned(self, spec: TapSum) -> TapSumPlan:
+    def _planned(self, spec: TapSum, *, sums: bool) -> TapSumPlan:
         return plan_tap_sum(
             spec,
             networks=self._place.networks,
@@ -116,6 +116,7 @@ class ChainBuilder:
             processors=self._processors,
             device=self._place.device,
             group=self._group,
+            sums=sums,
             shape=shape_for_interpreter(spec, self._group) if tuning.interpreted() else None,
         )
 
@@ -143,7 +144,7 @@ class ChainBuilder:
         for block, after in itertools.zip_longest(self._blocks, self._blocks[1:]):
             block.make_buffers()
             chunks = {block.forward.chunks, pass_chunks(block.pixels)}
-            if after is not None:
+            if after is not None and not after.taps.folds:
                 chunks.add(after.input_grad.chunks)
             for which in range(len(block.norms)) if block.norms else (-1,):
                 for count in chunks:

@@ -14,6 +14,7 @@ from oes_fast.kernels.chain.kinds import PAD_NONE
 from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_lists
 
 MOST_PARTIALS = 256  # of an output, which one program adds up
+MORE_TILES = 4
 SPLITS = (1, 2, 4, 8, 16)
 PROCESSORS = 132  # where there is no device: an H100's
 INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6  # of the threads of a processor; a guess
@@ -160,7 +161,7 @@ def _tiles(spec: TapSum, shape: Shape) -> int:
     return -(-spec.cell_rows * spec.cell_columns // shape.block)
 
 
-def _shapes(spec: TapSum, group: int | None, precision: str) -> Iterator[Shape]:
+def _shapes(spec: TapSum, group: int | None, precision: str, *, sums: bool) -> Iterator[Shape]:
     whole = -(-spec.outputs // KERNELS[0].group) * KERNELS[0].group
     for kernel in KERNELS:
         if kernel.group != group and (group is not None or kernel.group >= 2 * whole):
@@ -171,9 +172,11 @@ def _shapes(spec: TapSum, group: int | None, precision: str) -> Iterator[Shape]:
                 kernel.group, kernel.taps, kernel.block, splits, 1, kernel.warps, kernel.registers, read
             )
             of_output = _tiles(spec, shape) * spec.side**2
+            fewest = -(-of_output // MOST_PARTIALS) if sums else 1
             if splits == 1:
-                shape = replace(shape, program_tiles=-(-of_output // MOST_PARTIALS))
-            if splits == 1 or of_output <= MOST_PARTIALS:
+                for more in range(MORE_TILES):  # with which programs are dealt out more evenly
+                    yield replace(shape, program_tiles=fewest + more)
+            elif fewest == 1:
                 yield shape
 
 
@@ -226,6 +229,7 @@ def plan_tap_sum(
     device: torch.device | str,
     group: int | None = None,
     shape: Shape | None = None,
+    sums: bool = True,
 ) -> TapSumPlan:
     """The layout that a model of the cost takes for the fastest.
 
@@ -238,6 +242,7 @@ def plan_tap_sum(
         device: of the lists.
         group: outputs of a program, None for any.
         shape: of the launch, None for any.
+        sums: the epilogue adds up something of each output, all but STORE.
     """
     precision = "ieee" if dtype == torch.float64 else PRECISION[products]
     count = functools.cache(functools.partial(count_grouped_taps, spec.taps))
@@ -245,6 +250,6 @@ def plan_tap_sum(
     def cost(shape: Shape) -> float:
         return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min(_shapes(spec, group, precision), key=cost) if shape is None else shape
+    best = min(_shapes(spec, group, precision, sums=sums), key=cost) if shape is None else shape
     lists = tap_lists(spec.taps, spec.outputs, spec.side**2, best.group, best.taps, device)
     return TapSumPlan(spec, lists, best, precision)

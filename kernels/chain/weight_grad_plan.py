@@ -58,8 +58,8 @@ class Shape(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Read for a cell: those of the taps, of the gradient and of the result that its norm's goes by."""
-        return self.places * self.taps + 2 * self.outputs
+        """Read for a cell from the second cache: places are neighbours; gradient, and result for the norm."""
+        return self.taps + 2 * self.outputs
 
 
 # Rows of sixteen cells: a thread meets few taps and outputs, whose numbers it keeps in registers.

@@ -16,9 +16,11 @@ from oes_fast import _cuda_extension
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 if INTERPRETED:
+    from checked_launches import check_launches
     from quick_interpreter import quicken
 
     quicken()
+    check_launches()
 
 TESTS = Path(__file__).resolve().parents[1]
 KERNELS = ("cpu", "triton")  # of every operation

@@ -25,6 +25,11 @@ def quicken() -> None:
 
     interpreter._patch_lang = patch_once
 
+    # It has a table that is made anew for every value.
+    dtype_of = interpreter._get_np_dtype
+    scalar = functools.cache(dtype_of)
+    interpreter._get_np_dtype = lambda kind: scalar(kind) if type(kind) is tl.dtype else dtype_of(kind)
+
 
 @functools.cache
 def _languages(fn: Callable[..., Any]) -> list[ModuleType]:

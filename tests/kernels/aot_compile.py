@@ -1,11 +1,13 @@
 """Compiles every Triton kernel for GPUs that need not be there; prints what each needs as JSON.
 
+python aot_compile.py some|all
+
 A program of its own, since one process either interprets or compiles.
 """
 
 from __future__ import annotations
 
-import inspect
+import functools
 import json
 import re
 import subprocess
@@ -13,45 +15,94 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import triton
-from aot_kernels import all_cases
+from aot_kernels import Case, all_cases
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
-INT32 = (
-    "places_ptr",
-    "offsets_ptr",
-    "order_ptr",
-    "starts_ptr",
-    "group_segments_ptr",
-    "group_starts_ptr",
-)
-POINTERS = {
-    "words_ptr": "*i64", "bits_ptr": "*i64", "kl_ptr": "*fp64", "mask_ptr": "*i1", "keep_ptr": "*i1",
-    "channels_ptr": "*i64", "ticks_ptr": "*i64", **dict.fromkeys(INT32, "*i32"),
-}  # fmt: skip
-FLOATS = {
-    "scale", "kl", "kl_offset", "log_density", "log_rest", "beta1", "beta1_rest", "beta2", "beta2_rest",
-    "step_size", "second_scale", "eps", "slope", "momentum", "correction", "loss_scale",
-}  # fmt: skip
+MEASURED = ("sm_80", "sm_90", "sm_100")  # held to a budget
+DETAILED = "sm_90"
+COMPILED = ("sm_75", "sm_86", "sm_89", "sm_120", "gfx942")  # only that
+WITH_ONES = "sm_86"
 
 
-def signature(case):
-    """Type of every argument by its name."""
-    types = {}
-    for name in inspect.signature(case.kernel.fn).parameters:
-        kind = re.sub(r"_\d(?=_ptr$|$)", "", name)  # the same of several layers
-        if name in case.constants:
-            types[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            types[name] = (POINTERS | (case.pointers or {})).get(kind, "*fp32")
-        else:
-            types[name] = "fp32" if kind in FLOATS else "i64" if name == "numel" else "i32"
-    return types
+class Device:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, target: str) -> None:
+        self._name = target
+        cuda = target.startswith("sm_")
+        self._target = GPUTarget("cuda", int(target[3:]), 32) if cuda else GPUTarget("hip", target, 64)
+
+    def get_current_target(self) -> GPUTarget:
+        """The one that is wanted."""
+        return self._target
+
+    def get_current_device(self) -> str:
+        """By which Triton keeps what it has compiled."""
+        return self._name
+
+    def get_current_stream(self, device: str) -> int:
+        """Nothing runs."""
+        return 0
 
 
-def resources(cubin):
+class Job(NamedTuple):
+    """A case to compile for a target, in general or with 1 for every integer."""
+
+    place: int
+    target: str
+    ones: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its result."""
+        return f"{cases()[self.place].name} {self.target}{' ones' if self.ones else ''}"
+
+
+@functools.cache
+def cases() -> list[Case]:
+    """All of them, always in the same order."""
+    return all_cases()
+
+
+def jobs(everything: bool) -> list[Job]:
+    """All configurations for sm_90, the first of each variant for the others that have a budget.
+
+    For the targets that have none, one variant of each kernel, on sm_86 with integers that are 1. With
+    ``everything`` all configurations for those that have a budget, all variants, both ways, for the others.
+    """
+    found: list[Job] = []
+    variants: set[str] = set()
+    kernels: set[Any] = set()
+    for place, case in enumerate(cases()):
+        first, alone = case.variant not in variants, case.kernel not in kernels
+        variants.add(case.variant)
+        kernels.add(case.kernel)
+        found += [Job(place, target) for target in MEASURED if everything or first or target == DETAILED]
+        if everything and first:
+            found += [Job(place, target, ones) for target in COMPILED for ones in (False, True)]
+        elif alone:
+            found += [Job(place, target, target == WITH_ONES) for target in COMPILED]
+    return found
+
+
+def with_ones(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with 1 for every integer that is no constant of the kernel."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, tuple):
+            parts = [changed(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return 1 if isinstance(value, int) and not isinstance(value, bool) else value
+
+    constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    return {name: value if name in constants else changed(value) for name, value in arguments.items()}
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
     """(registers a thread, bytes of stack a thread) as the compiler reports them."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -61,17 +112,18 @@ def resources(cubin):
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert found is not None, report
     return int(found[1]), int(found[2])
 
 
-def compiled(place, capability):
-    """What one case needs on one architecture."""
-    case = all_cases()[place]
-    types = signature(case)
-    pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
-    source = ASTSource(case.kernel, types, case.constants, attributes)
-    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=case.options)
+def compiled(job: Job) -> dict[str, int]:
+    """What the machine code needs, or how long it is where there is no budget."""
+    case = cases()[job.place]
+    arguments = with_ones(case.kernel, case.arguments) if job.ones else case.arguments
+    driver.set_active(Device(job.target))
+    done = case.kernel.warmup(*arguments.values(), **case.options, grid=(1,))
+    if job.target not in MEASURED:
+        return {"bytes": len(done.asm["cubin" if job.target.startswith("sm_") else "hsaco"])}
     ptx = done.asm["ptx"]
     registers, stack = resources(done.asm["cubin"])
     return {
@@ -85,18 +137,13 @@ def compiled(place, capability):
     }
 
 
-def main(capabilities):
-    """Compile all kernels for all compute capabilities, two at a time."""
-    cases = all_cases()
-    jobs = [(place, capability) for place in range(len(cases)) for capability in capabilities]
+def main(everything: bool) -> None:
+    """Compile, two at a time."""
+    wanted = jobs(everything)
     with ProcessPoolExecutor(2) as pool:
-        found = pool.map(compiled, *zip(*jobs, strict=True))
-        report = {
-            f"{cases[place].name} sm_{capability}": result
-            for (place, capability), result in zip(jobs, found, strict=True)
-        }
-    print(json.dumps(report))
+        found = pool.map(compiled, wanted)
+        print(json.dumps({job.name: result for job, result in zip(wanted, found, strict=True)}))
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]])
+    main({"some": False, "all": True}[sys.argv[1]])

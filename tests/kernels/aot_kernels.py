@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
+import torch
 from oes_fast.kernels import (
     batch_norm_act,
     batch_norm_act_whole,
@@ -23,30 +25,89 @@ from oes_fast.kernels.tuning import Config
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}  # arithmetic of the mask step, that of the CPU
 
 
+INT32 = (
+    "places_ptr",
+    "offsets_ptr",
+    "order_ptr",
+    "starts_ptr",
+    "group_segments_ptr",
+    "group_starts_ptr",
+)
+POINTERS = {
+    "words_ptr": torch.int64, "bits_ptr": torch.int64, "kl_ptr": torch.float64, "mask_ptr": torch.bool,
+    "keep_ptr": torch.bool, "channels_ptr": torch.int64, "ticks_ptr": torch.int64,
+    **dict.fromkeys(INT32, torch.int32),
+}  # fmt: skip
+FLOATS = {
+    "scale", "kl", "kl_offset", "log_density", "log_rest", "beta1", "beta1_rest", "beta2", "beta2_rest",
+    "step_size", "second_scale", "eps", "slope", "momentum", "correction", "loss_scale",
+}  # fmt: skip
+# Neither 1 nor a multiple of 16, to which Triton would specialise.
+INTEGER, LONG_INTEGER = 17, 2**40 + 1
+
+
 class Case(NamedTuple):
-    """One kernel in one configuration; ``pointers`` are the types that a name's ending does not tell."""
+    """One kernel in one configuration.
+
+    Attributes:
+        name: of the kernel with its constants, and of the configuration in brackets.
+        kernel: decorated with triton.jit.
+        arguments: all, in the order of the kernel, as at a launch; dtype and alignment matter of tensors.
+        options: of the compiler.
+    """
 
     name: str
     kernel: Any
-    constants: dict[str, Any]
+    arguments: dict[str, Any]
     options: dict[str, Any]
-    pointers: dict[str, str] | None = None
+
+    @property
+    def variant(self) -> str:
+        """The name without the configuration."""
+        return self.name.split("[")[0]
+
+
+def _case(
+    name: str,
+    kernel: Any,
+    constants: dict[str, Any],
+    options: dict[str, Any],
+    pointers: dict[str, torch.dtype] | None = None,
+) -> Case:
+    """With arguments of the types that their names tell, or else ``pointers``."""
+    arguments = {}
+    for argument in kernel.arg_names:
+        kind = re.sub(r"_\d(?=_ptr$|$)", "", argument)  # the same of several layers
+        if argument in constants:
+            arguments[argument] = constants[argument]
+        elif argument.endswith("_ptr"):
+            dtype = (POINTERS | (pointers or {})).get(kind, torch.float32)
+            arguments[argument] = torch.empty(1, dtype=dtype)
+        else:
+            whole = LONG_INTEGER if argument == "numel" else INTEGER
+            arguments[argument] = 0.5 if kind in FLOATS else whole
+    return Case(name, kernel, arguments, options)
 
 
 def _cases(
-    name: str, kernel: Any, configs: tuple[Config, ...], inner: str = "", **constants: Any
+    name: str,
+    kernel: Any,
+    configs: tuple[Config, ...],
+    inner: str = "",
+    pointers: dict[str, torch.dtype] | None = None,
+    **constants: Any,
 ) -> list[Case]:
     """``kernel`` in each of its configurations."""
     found = []
     for config in configs:
         values = {**constants, "BLOCK": config.block} | ({inner: config.inner} if inner else {})
         label = f"{name}[{config.block}x{config.inner}w{config.warps}]"
-        found.append(Case(label, kernel, values, dict(config.options)))
+        found.append(_case(label, kernel, values, dict(config.options), pointers))
     return found
 
 
 def _exact(name: str, kernel: Any, **constants: Any) -> Case:
-    return Case(name, kernel, {**constants, "BLOCK": 512}, EXACT)
+    return _case(name, kernel, {**constants, "BLOCK": 512}, EXACT)
 
 
 def all_cases() -> list[Case]:
@@ -75,8 +136,8 @@ def all_cases() -> list[Case]:
     ]
     tap_sum, weight_grad = sparse_taps.tap_sum_kernel, sparse_taps.weight_grad_kernel
     cases += _cases("tap_sum", tap_sum, sparse_taps.TAP_SUM_CONFIGS, "TAPS", ORDERED=True)
-    wide = _cases("tap_sum_64_bit", tap_sum, sparse_taps.TAP_SUM_CONFIGS[:1], "TAPS", ORDERED=False)
-    cases += [case._replace(pointers={"offsets_ptr": "*i64"}) for case in wide]
+    wide = {"offsets_ptr": torch.int64}
+    cases += _cases("tap_sum_64_bit", tap_sum, sparse_taps.TAP_SUM_CONFIGS[:1], "TAPS", wide, ORDERED=False)
     cases += _cases("weight_grad", weight_grad, sparse_taps.WEIGHT_GRAD_CONFIGS, "TAPS", ORDERED=True)
     for name in ("frame", "split", "merge"):
         cases += _cases(name, getattr(sparse_conv2d, f"{name}_kernel"), sparse_conv2d.COPY_CONFIGS)
@@ -111,7 +172,7 @@ def _dense_cases() -> list[Case]:
                 }  # fmt: skip
                 label = f"{name}_{precision}[{config.outer}x{config.inner}x{config.block}w{config.warps}]"
                 options = {**config.options, "num_stages": config.stages}
-                cases.append(Case(label, kernel, values, options))
+                cases.append(_case(label, kernel, values, options))
     return cases
 
 
