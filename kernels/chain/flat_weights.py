@@ -8,7 +8,7 @@ threads take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, neighbours 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -292,7 +292,7 @@ class FlatWeights:
         self._launches = [(n, sum(programs[:i])) for i, n in enumerate(programs) if n > 0]
         self._packs, self._unpacks = [], []
 
-        options = {"dtype": self._dtype, "device": self._device}
+        options: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         # Taps that an output lacks stay zero.
         self.packed = torch.zeros(self._networks, self._packed_size, **options)
         self.partials = torch.empty(self._networks, self._partials_size, **options)

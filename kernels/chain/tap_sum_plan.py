@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.kinds import PAD_NONE
 from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_lists
@@ -185,6 +186,22 @@ def _shapes(spec: TapSum, group: int | None, precision: str, *, sums: bool) -> I
                 yield shape
 
 
+def shape_for_interpreter(spec: TapSum, group: int | None) -> Shape:
+    """Few programs, tiles and rounds, which Triton's interpreter pays by, not by the element."""
+    block = max(16, min(1024, triton.next_power_of_2(spec.cell_rows * spec.cell_columns)))
+    shape = Shape(
+        group=KERNELS[0].group if group is None else group,
+        taps=16 if spec.channels <= 16 else 64,
+        block=block,
+        splits=1,
+        program_tiles=1,
+        warps=4,
+        registers=0,
+        read=0,
+    )
+    return replace(shape, program_tiles=-(-_tiles(spec, shape) * spec.side**2 // MOST_PARTIALS))
+
+
 def _cost(spec: TapSum, shape: Shape, taps: int, networks: int, processors: int) -> float:
     """Cycles of a device with that many processors: the longest of three times, see ``limits``."""
     lists = -(-spec.outputs // shape.group) * spec.side**2
@@ -217,6 +234,7 @@ def plan_tap_sum(
     processors: int = PROCESSORS,
     device: torch.device | str,
     group: int | None = None,
+    shape: Shape | None = None,
     sums: bool = True,
 ) -> TapSumPlan:
     """The layout that a model of the cost takes for the fastest.
@@ -229,6 +247,7 @@ def plan_tap_sum(
         processors: of the device.
         device: of the lists.
         group: outputs of a program, None for any.
+        shape: of the launch, None for any.
         sums: the epilogue adds up something of each output, all but STORE.
     """
     precision = precision_of(products, dtype)
@@ -237,6 +256,6 @@ def plan_tap_sum(
     def cost(shape: Shape) -> float:
         return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min(_shapes(spec, group, precision, sums=sums), key=cost)
+    best = min(_shapes(spec, group, precision, sums=sums), key=cost) if shape is None else shape
     lists = tap_lists(spec.taps, spec.outputs, spec.side**2, best.group, best.taps, device)
     return TapSumPlan(spec, lists, best, precision)
