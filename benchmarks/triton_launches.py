@@ -36,7 +36,6 @@ from oes_fast.rewrite.run.chain_find import find_chains
 from oes_fast.rewrite.run.chain_triton import TritonChain
 
 CASES = ("training", "search")
-PROCESSORS = 132  # of an H100: how many there are decides how the work is cut
 SEARCH: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
 # Modules of the operators that a step may call; each operation is in the first that has its name.
 OPERATIONS = ("mask_update", "masked_adam", "gumbel_mask")
@@ -196,14 +195,12 @@ def launches(seen: Callable[[Launch], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_on_an_h100() -> Iterator[None]:
-    """Inside, backend "triton" takes tensors of the CPU, and cuts its work as for an H100."""
-    build = importlib.import_module("oes_fast.kernels.chain.build")
+    """Inside, backend "triton" takes tensors of the CPU, for which it cuts its work as for an H100."""
     backends = importlib.import_module("oes_fast.backends")  # not the package's function of that name
     with (
         mock.patch.object(backends, "triton_interprets", return_value=True),
         mock.patch.object(plan, "triton_interprets", return_value=True),
         mock.patch.object(backends, "_probe", backends._probe.__wrapped__),  # without what it found before
-        mock.patch.object(build, "_processors", return_value=PROCESSORS),
     ):
         yield
 
