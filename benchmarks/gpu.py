@@ -34,7 +34,7 @@ from oes_fast.precision import PRECISIONS
 REPO = Path(__file__).resolve().parents[1]
 SECONDS = 478.0  # for all parts together
 MOST_WORKERS = 12  # of the tests: most of their time is compilation
-TESTS = ("tests/ops", "tests/rewrite", "tests/pipelines")
+TESTS = ("tests/ops", "tests/kernels", "tests/rewrite", "tests/pipelines")
 EACH_TOOL = 25  # seconds of each of the sanitizer's tools, which run at the same time
 NCU = 15
 
@@ -149,27 +149,28 @@ def all_parts(mask: str | None, file: str) -> list[Part]:
     def tool(name: str, seconds: int) -> tuple[str, ...]:
         return module("gpu_tools", name, "--seconds", str(seconds))
 
-    # The CUDA engine's tests and launches and the ratios come before all else but what they would wait for;
-    # torch.compile, the slowest, comes last. The limits are for a machine with an H100 and 16 cores.
+    # The ratios come before all else but what they would wait for, of both engines; then the CUDA engine's
+    # tests, and each launch. torch.compile, the slowest, comes last. The limits are for a machine with an
+    # H100 and 16 cores.
     cuda, triton = ("-k", "cuda and not triton"), ("-k", "triton or recorded", "-m", "device or cuda_graph")
-    limits = {"float32": 45, "tf32": 45, "tf32x3": 20}
+    limits = {"float32": 45, "tf32": 45, "tf32x3": 15}
     return [
         Part("build", (sys.executable, "-m", "benchmarks.gpu_build"), 50, longer=True),
-        Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 40, longer=True),
-        Part("launches", module("gpu_trace"), 25, longer=True),
-        Part("compile ahead", module("gpu_compile"), 45, longer=True),
+        Part("compile ahead", module("gpu_compile"), 50, longer=True),
         *(
             Part(f"steps {name}", measure("steps", "--precision", name), limits[name], longer=True)
             for name in PRECISIONS
         ),
-        Part("model", module("gpu_model", "--beside", file), 30, longer=True),
+        Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 40, longer=True),
+        Part("launches", module("gpu_trace"), 40, longer=True),
+        Part("model", module("gpu_model", "--beside", file), 35, longer=True),
         Part("sanitizer", tool("sanitizer", EACH_TOOL), EACH_TOOL + 5),
         Part("ncu", tool("ncu", NCU), NCU + 5),
         Part("training", measure("training"), 20, longer=True),
         Part("memory", measure("memory"), 20, longer=True),
-        Part("tests", (*pytest, *workers, *triton, *TESTS), 35, longer=True),
-        Part("kernels", measure("kernels"), 20, longer=True),
-        Part("steps compiled", measure("compiled"), 30, longer=True),
+        Part("tests", (*pytest, *workers, *triton, *TESTS), 30, longer=True),
+        Part("kernels", measure("kernels"), 10, longer=True),
+        Part("steps compiled", measure("compiled"), 25, longer=True),
     ]
 
 

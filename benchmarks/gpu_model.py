@@ -23,6 +23,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -313,7 +314,7 @@ def cases(mask: oes.Mask, networks: Sequence[int], backend: str = "cuda") -> dic
                 print(
                     f"{backend}, {case}, {products}, {count} networks: {row['ms']} ms, {row['ms a network']} "
                     f"each, {row['nodes']} nodes; {row['ms by limit']}",
-                    flush=True,
+                    file=sys.stderr,
                 )
     return found
 
@@ -324,7 +325,7 @@ def precisions_of(backend: str) -> tuple[str, ...]:
 
 
 def held_to(file: str, mask: oes.Mask, backends: Sequence[str]) -> dict[str, Any]:
-    """The model of one network's steps beside what was measured on this device."""
+    """The model of one network's steps beside what was measured here, said once a backend is done."""
     measured, reason = measured_in(file)
     result: dict[str, Any] = {"left out": reason} if reason else {}
     for backend in backends:
@@ -337,6 +338,7 @@ def held_to(file: str, mask: oes.Mask, backends: Sequence[str]) -> dict[str, Any
                 else:
                     entry |= {"model ms": row["ms"]}
                 result.setdefault("steps", []).append(entry)
+        print(json.dumps(result), flush=True)  # what is there, should the next one take too long
     return result
 
 
@@ -371,12 +373,10 @@ def main() -> None:
     net = oes.models.skip(seed=0)
     mask = drawn_mask(net) if options.mask is None else oes.Mask.load(options.mask, net)
     if options.beside is not None:
-        found = (
+        if backends:
             held_to(options.beside, mask, backends)
-            if backends
-            else {"left out": "; ".join(left_out.values())}
-        )
-        print(json.dumps(found))
+        else:
+            print(json.dumps({"left out": "; ".join(left_out.values())}))
         return
     if not backends:
         parser.error("; ".join(left_out.values()))

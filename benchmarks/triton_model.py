@@ -26,8 +26,9 @@ ASSUMED: dict[str, float] = {
     "cycles of an instruction of a warp alone": 2.0,  # guess: half of them wait for the one before
     "cycles of a round that has its loads under way": 400,  # guess: barriers, and what is not hidden
     "cycles of a round that waits for its loads": 1000,  # guess: the L2 cache, and two barriers
-    "bytes a cycle of a load unit": 128,  # a processor's, of shared memory and of its L1 cache
+    "bytes a cycle of a load unit": 128,  # a processor's; what threads load together counts for each
     "multiply-accumulates a cycle of wgmma": 1024,  # of a processor, TF32
+    "share of a move's instructions that a program runs": 0.5,  # they are written twice, for whole blocks
     "instructions behind the loops": 60,  # guess: partial sums and a ticket
     "sums of split taps, us": 1.0,  # guess: where the last program of a tile adds the parts
 }
@@ -104,7 +105,7 @@ def modelled(
     flat = node.name in FLAT or node.name in WORDS
     cycles = {
         "instructions": uneven * work.instructions / 4 / busy / processors,
-        "loads": uneven * work.loaded / a["bytes a cycle of a load unit"] / busy / processors,
+        "loads": uneven * work.loaded / a["bytes a cycle of a load unit"] / processors,
         "tensor cores": uneven * work.products / macs / processors,
         "bytes": work.moved / a["bytes a cycle of memory" if flat else "bytes a cycle of the L2 cache"],
         "programs one by one": waves * alone,
@@ -279,15 +280,12 @@ def _pass(launch: Launch, kernel: sass.Kernel, assumed: dict[str, float]) -> Wor
 def _flat(launch: Launch, kernel: sass.Kernel, assumed: dict[str, float], networks: int) -> Work:
     """One pass over memory: of weights that are packed, of gradients, of the mask."""
     a, warps, programs = launch.arguments, launch.options["num_warps"], math.prod(launch.grid) * networks
-    loop = next((loop for loop in kernel.loops if loop.global_loads), None)
-    of_program = float(kernel.instructions)
+    of_program = kernel.instructions * assumed["share of a move's instructions that a program runs"]
     if launch.name in WORDS:
         words = WORDS[launch.name] - (launch.name == "update_kernel" and "w0_ptr" not in a)  # Adam has 7
         moved = 4 * words * a["numel"] * networks
     else:
         moved = sum(_elements(a[name]) for name in a if name.endswith("_ptr"))
-        if loop is not None:  # over the chunks of partial sums
-            of_program += loop.instructions * 3
     return Work(
         instructions=warps * programs * of_program,
         longest=of_program,

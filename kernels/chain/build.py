@@ -8,13 +8,14 @@ import math
 
 import torch
 import triton.language as tl
+from oes_fast.kernels import tuning
 from oes_fast.kernels.chain import kinds
 from oes_fast.kernels.chain.blocks import Block, Norm, Place
-from oes_fast.kernels.chain.conv_taps import conv_taps
+from oes_fast.kernels.chain.conv_taps import TapSum, conv_taps
 from oes_fast.kernels.chain.flat_weights import FlatWeights
 from oes_fast.kernels.chain.norm_pass import pass_chunks
 from oes_fast.kernels.chain.specs import ConvKind, ConvSpec, NormSpec, OutputAct, Padding
-from oes_fast.kernels.chain.tap_sum_plan import plan_tap_sum
+from oes_fast.kernels.chain.tap_sum_plan import PROCESSORS, TapSumPlan, plan_tap_sum, shape_for_interpreter
 from oes_fast.kernels.chain.weight_grad import plan_weight_grad
 from torch import Tensor
 
@@ -83,26 +84,40 @@ class ChainBuilder:
         _expect(
             min(taps.out_rows, taps.out_columns) > 0, "convolution: expected an image as large as the kernel"
         )
-        options = {
-            "networks": self._place.networks,
-            "products": self._products,
-            "dtype": self._place.dtype,
-            "processors": self._processors,
-        }
-        device, weights = self._place.device, self._flat
-        forward = plan_tap_sum(taps.forward, **options, device=device, group=self._group)
-        of_weights = plan_weight_grad(taps.forward, forward.lists, **options)
+        weights = self._flat
+        forward = self._planned(taps.forward, sums=True)
+        of_weights = plan_weight_grad(
+            taps.forward,
+            forward.lists,
+            networks=self._place.networks,
+            products=self._products,
+            dtype=self._place.dtype,
+            processors=self._processors,
+        )
         packed = weights.add_packed(forward.lists.index, spec.scale)
         partials = weights.add_grads(forward.lists.index, spec.scale, of_weights.chunks)
         of_input, packed_grad = None, 0
         if before is not None or not self._constant_input:
-            of_input = plan_tap_sum(taps.input_grad, **options, device=device, group=self._group)
+            of_input = self._planned(taps.input_grad, sums=before is not None and not taps.folds)
             packed_grad = weights.add_packed(of_input.lists.index, spec.scale)
         spec = dataclasses.replace(spec, taps=[], weights=[])  # in the lists now
         self._blocks.append(
             Block(
                 spec, taps, self._place, before, forward, of_weights, of_input, packed, packed_grad, partials
             )
+        )
+
+    def _planned(self, spec: TapSum, *, sums: bool) -> TapSumPlan:
+        return plan_tap_sum(
+            spec,
+            networks=self._place.networks,
+            products=self._products,
+            dtype=self._place.dtype,
+            processors=self._processors,
+            device=self._place.device,
+            group=self._group,
+            sums=sums,
+            shape=shape_for_interpreter(spec, self._group) if tuning.interpreted() else None,
         )
 
     def add_norm(self, spec: NormSpec) -> None:
@@ -129,7 +144,7 @@ class ChainBuilder:
         for block, after in itertools.zip_longest(self._blocks, self._blocks[1:]):
             block.make_buffers()
             chunks = {block.forward.chunks, pass_chunks(block.pixels)}
-            if after is not None:
+            if after is not None and not after.taps.folds:
                 chunks.add(after.input_grad.chunks)
             for which in range(len(block.norms)) if block.norms else (-1,):
                 for count in chunks:
@@ -178,7 +193,7 @@ def _expect(holds: object, what: str) -> None:
 
 
 def _processors(device: torch.device) -> int:
-    """Of the device; of the interpreter, which pays by the program, so few that nothing is split for them."""
+    """Of the device, or of the one that plans are for where there is none."""
     if device.type != "cuda":
-        return 1
+        return PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

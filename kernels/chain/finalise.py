@@ -15,7 +15,15 @@ import triton
 import triton.language as tl
 from oes_fast.kernels.chain.finalise_norm import norm_backward, norm_forward
 from oes_fast.kernels.chain.finalise_shift import shift_backward
-from oes_fast.kernels.chain.finalise_sums import CHANNELS, CHUNKS, PIXELS, channel_sums, partials_at, size_of
+from oes_fast.kernels.chain.finalise_sums import (
+    CHANNELS,
+    CHUNKS,
+    PIXELS,
+    at_once,
+    channel_sums,
+    partials_at,
+    size_of,
+)
 from oes_fast.kernels.chain.kinds import LOSS, NORM_BACKWARD, NORM_FORWARD, SHIFT_BACKWARD
 from torch import Tensor
 
@@ -192,13 +200,14 @@ def is_last(ticket_ptr, count):
 
 @triton.jit
 def mean_loss(f, network, COUNT: tl.constexpr):
-    """Mean squared error of all channels, COUNT at a time; ``f`` is a Loss."""
+    """Mean squared error of all channels; ``f`` is a Loss, COUNT how many to take at once if not too many."""
+    AT_ONCE: tl.constexpr = at_once(COUNT)
     channels, chunks = size_of(f, CHANNELS), size_of(f, CHUNKS)
-    total = tl.zeros((COUNT,), tl.float64)
-    for begin in range(0, channels, COUNT):
-        channel = begin + tl.arange(0, COUNT)
+    total = tl.zeros((AT_ONCE,), tl.float64)
+    for begin in range(0, channels, AT_ONCE):
+        channel = begin + tl.arange(0, AT_ONCE)
         at = partials_at(network, channel, channels, chunks)
-        total += channel_sums(f, at, chunks, channel < channels, 0)
+        total += channel_sums(f, at, chunks, channel < channels)
     elements = channels.to(tl.float64) * size_of(f, PIXELS).to(tl.float64)
     tl.store(f.loss + network, (tl.sum(total) / elements).to(f.loss.dtype.element_ty))
 
@@ -216,7 +225,7 @@ def finalise(
     """What KIND of :mod:`kinds` says, for COUNT channels from ``first_channel`` on.
 
     Called where :func:`is_last` holds: of all programs that add to these channels for a norm; of all programs
-    of the network for the loss and the shift, which take all channels, the shift in one COUNT.
+    of the network for the loss and the shift, which take all channels.
 
     Args:
         f: the arguments above that belong to KIND.

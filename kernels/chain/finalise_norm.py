@@ -1,4 +1,7 @@
-"""What batch norms make of their sums, forward and backward."""
+"""What batch norms make of their sums, forward and backward.
+
+What is loaded anyway is loaded ahead of the sums, so that all of it is waited for at once.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from oes_fast.kernels.chain.finalise_sums import (
     ROUND,
     SLOPE,
     TRACKED,
-    add_to,
-    channel_sums,
+    at_once,
+    both_sums,
     partial,
     partials_at,
     setting_of,
@@ -27,8 +30,6 @@ from oes_fast.kernels.chain.finalise_sums import (
     weights_before,
 )
 from oes_fast.kernels.chain.kinds import GRAD_NUMBERS, PROLOGUE_NUMBERS
-
-_MOST = tl.constexpr(32)  # channels that are taken at once: more would not fit the registers
 
 
 @triton.jit
@@ -67,12 +68,9 @@ def _weight(weights, index_ptr, channel, there, absent: tl.constexpr):
 
 
 @triton.jit
-def _move(pointer, at, momentum, value, there):
-    """Running statistics move towards ``value``, float64."""
-    old = tl.load(pointer + at, mask=there, other=0.0)
-    tl.debug_barrier()  # several threads may hold an element: all have loaded it before one stores it
-    new = (1 - momentum) * old.to(tl.float64) + momentum * value
-    tl.store(pointer + at, new.to(old.dtype), mask=there)
+def _moved(old, momentum, value):
+    """A running statistic on its way to ``value``, float64."""
+    return ((1 - momentum) * old.to(tl.float64) + momentum * value).to(old.dtype)
 
 
 @triton.jit
@@ -91,7 +89,7 @@ def norm_forward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.cons
         ACT: activation behind this norm, of the constants.
     """
     T: tl.constexpr = f.weights.dtype.element_ty
-    AT_ONCE: tl.constexpr = COUNT if COUNT < _MOST else _MOST
+    AT_ONCE: tl.constexpr = at_once(COUNT)
     channels, chunks = size_of(f, CHANNELS), size_of(f, CHUNKS)
     weights = f.weights + weights_before(f, network)
     running = network.to(tl.int64) * f.running_stride
@@ -100,8 +98,16 @@ def norm_forward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.cons
         there = channel < channels
         gamma = _weight(weights, f.gamma, channel, there, 1.0).to(tl.float64)
         beta = _weight(weights, f.beta, channel, there, 0.0)
+        eps = setting_of(f, EPS)
+        if f.running_mean is not None:
+            momentum, copies = setting_of(f, MOMENTUM), setting_of(f, COPIES)
+            place = running + tl.load(f.stats_index + channel, mask=there, other=0)
+            old_mean = tl.load(f.running_mean + place, mask=there, other=0.0)
+            old_var = tl.load(f.running_var + place, mask=there, other=0.0)
+            if not SECOND:
+                shift = shift_of(f, network, tl.where(there, channel, -1)).to(tl.float64)
         count, mean, variance = _moments(f, partials_at(network, channel, channels, chunks), chunks, there)
-        rstd = 1 / tl.sqrt(variance + setting_of(f, EPS))
+        rstd = 1 / tl.sqrt(variance + eps)
         at = network.to(tl.int64) * channels + channel
         numbers = f.prologue + at * PROLOGUE_NUMBERS + (3 if SECOND else 0)
         tl.store(f.rstd + at, rstd, mask=there)
@@ -109,13 +115,13 @@ def norm_forward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.cons
         tl.store(numbers + 1, (gamma * rstd).to(T), mask=there)
         tl.store(numbers + 2, beta, mask=there)
         if f.running_mean is not None:
-            momentum = setting_of(f, MOMENTUM)
-            count *= setting_of(f, COPIES)
-            place = running + tl.load(f.stats_index + channel, mask=there, other=0)
+            count *= copies
             if not SECOND:
-                mean += shift_of(f, network, tl.where(there, channel, -1)).to(tl.float64)
-            _move(f.running_mean, place, momentum, mean, there)
-            _move(f.running_var, place, momentum, variance * count / (count - 1), there)
+                mean += shift
+            tl.debug_barrier()  # several threads may hold a channel: all have loaded it before one stores it
+            tl.store(f.running_mean + place, _moved(old_mean, momentum, mean), mask=there)
+            variance *= count / (count - 1)
+            tl.store(f.running_var + place, _moved(old_var, momentum, variance), mask=there)
     if first_channel == 0:
         _constants(f, network, channels, SECOND, ACT)
 
@@ -137,9 +143,11 @@ def _constants(f, network, channels, SECOND: tl.constexpr, ACT: tl.constexpr):
                 value = shift_of(f, network, tl.where(tracked >= 0, channels + tracked, -1))
             place = network.to(tl.int64) * f.running_stride
             place += tl.load(f.tracked_stats_index + i, mask=there, other=0)
-            value = value.to(tl.float64)
-            _move(f.running_mean, place, momentum, value, there)
-            _move(f.running_var, place, momentum, tl.zeros_like(value), there)
+            old_mean = tl.load(f.running_mean + place, mask=there, other=0.0)
+            old_var = tl.load(f.running_var + place, mask=there, other=0.0)
+            tl.debug_barrier()
+            tl.store(f.running_mean + place, _moved(old_mean, momentum, value.to(tl.float64)), mask=there)
+            tl.store(f.running_var + place, _moved(old_var, momentum, 0.0), mask=there)
     constants_count = size_of(f, CONSTANTS)
     for first in range(0, constants_count, ROUND):
         i = first + tl.arange(0, ROUND)
@@ -162,7 +170,7 @@ def norm_backward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.con
         SECOND: of the second norm behind a convolution.
     """
     T: tl.constexpr = f.prologue.dtype.element_ty
-    AT_ONCE: tl.constexpr = COUNT if COUNT < _MOST else _MOST
+    AT_ONCE: tl.constexpr = at_once(COUNT)
     channels, chunks = size_of(f, CHANNELS), size_of(f, CHUNKS)
     pixels = size_of(f, PIXELS).to(tl.float64)
     grad_weights = f.grad_weights + weights_before(f, network)
@@ -176,14 +184,16 @@ def norm_backward(f, network, first_channel, COUNT: tl.constexpr, SECOND: tl.con
         mean = tl.load(numbers, mask=there, other=0.0)
         scale = tl.load(numbers + 1, mask=there, other=0.0)
         rstd = tl.load(f.rstd + at, mask=there, other=0.0)
+        old_gamma = tl.load(grad_weights + gamma, mask=gamma >= 0, other=0.0)
+        old_beta = tl.load(grad_weights + beta, mask=beta >= 0, other=0.0)
         places = partials_at(network, channel, channels, chunks)
-        of_grad = channel_sums(f, places, chunks, there, 0)
-        of_product = channel_sums(f, places, chunks, there, 1)
+        of_grad, of_product = both_sums(f, places, chunks, there)
         part = -scale.to(tl.float64) / pixels
         grads = f.grads + at * GRAD_NUMBERS
         tl.store(grads, mean, mask=there)
         tl.store(grads + 1, scale, mask=there)
         tl.store(grads + 2, (part * rstd * rstd * of_product).to(T), mask=there)
         tl.store(grads + 3, (part * of_grad).to(T), mask=there)
-        add_to(grad_weights, gamma, of_product * rstd, there)
-        add_to(grad_weights, beta, of_grad, there)
+        tl.debug_barrier()  # several threads may hold a channel: all have loaded it before one stores it
+        tl.store(grad_weights + gamma, old_gamma + (of_product * rstd).to(T), mask=gamma >= 0)
+        tl.store(grad_weights + beta, old_beta + of_grad.to(T), mask=beta >= 0)

@@ -28,6 +28,15 @@ SLOPE = tl.constexpr(4)
 ROUND = tl.constexpr(32)  # chunks, taps or constants that are taken at once
 
 
+@triton.constexpr_function
+def at_once(count):
+    """How many of ``count`` channels, a power of two, are taken at once: more would cost a kernel registers.
+
+    Kernels of many outputs have them.
+    """
+    return min(count, 16 if count <= 32 else 32)
+
+
 @triton.jit
 def size_of(f, which: tl.constexpr):
     """A number of ``f.sizes``."""
@@ -61,12 +70,23 @@ def partial(f, at, chunk, chunks, there, which: tl.constexpr):
 
 
 @triton.jit
-def channel_sums(f, at, chunks, there, which: tl.constexpr):
-    """Sum of the numbers ``which`` of every channel's partials."""
-    total = partial(f, at, tl.arange(0, ROUND), chunks, there, which)
-    for first in range(ROUND, chunks, ROUND):
-        total += partial(f, at, first + tl.arange(0, ROUND), chunks, there, which)
+def channel_sums(f, at, chunks, there):
+    """Sum of the first numbers of every channel's partials."""
+    total = partial(f, at, tl.arange(0, ROUND), chunks, there, 0)
+    for begin in range(ROUND, chunks, ROUND):
+        total += partial(f, at, begin + tl.arange(0, ROUND), chunks, there, 0)
     return tl.sum(total, axis=1)
+
+
+@triton.jit
+def both_sums(f, at, chunks, there):
+    """Sums of the first and of the second numbers of every channel's partials."""
+    first = partial(f, at, tl.arange(0, ROUND), chunks, there, 0)
+    second = partial(f, at, tl.arange(0, ROUND), chunks, there, 1)
+    for begin in range(ROUND, chunks, ROUND):
+        first += partial(f, at, begin + tl.arange(0, ROUND), chunks, there, 0)
+        second += partial(f, at, begin + tl.arange(0, ROUND), chunks, there, 1)
+    return tl.sum(first, axis=1), tl.sum(second, axis=1)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ threads take tiles of :data:`TAPS` taps and :data:`OUTPUTS` outputs, neighbours 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ OUTPUTS: Final = tl.constexpr(8)
 ROW: Final = tl.constexpr(8)  # numbers of a program
 MANY: Final = tl.constexpr(8)  # chunks that a thread adds one after the other at most
 
+MOST_KEPT = 0.6  # share of a list's values with a weight, up to which those alone are written
 _ALIGNED = 32  # elements: where a convolution's weights and partials begin
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 _PARTS, _BLOCK = 4, 128  # of a program: elements of a thread, threads
@@ -66,13 +67,16 @@ def pack_weights_kernel(
     table_ptr += table
     at = _entries(entry, PARTS, BLOCK)
     there = at < end
+    place = at
+    if group < 0:  # the first plane has the places
+        place = tl.load(table_ptr + at, mask=there, other=0)
+        table_ptr += plane
     index = tl.load(table_ptr + at, mask=there, other=-1)
     value = tl.load(weights_ptr + index, mask=index >= 0, other=0.0)
     if width > 1:
         for k in tl.static_range(1, WIDTH):
             index = tl.load(table_ptr + k * plane + at, mask=at < tl.where(width > k, end, 0), other=-1)
             value += tl.load(weights_ptr + index, mask=index >= 0, other=0.0)
-    place = at
     if group > 0:  # the entries are in tiles
         whole = at & (TAPS * group - 1)
         tap = whole // OUTPUTS % TAPS
@@ -240,12 +244,19 @@ class FlatWeights:
         """
         taps, group, width = index.shape
         begin, planes = self._packed_size, index.reshape(taps * group, width)
+        places = np.arange(len(planes))
         tiled = taps % TAPS.value == 0 and group % OUTPUTS.value == 0 and group & (group - 1) == 0
         if tiled:
-            tiles = (taps // TAPS.value, TAPS.value, group // OUTPUTS.value, OUTPUTS.value, width)
-            planes = planes.reshape(tiles).transpose(0, 2, 1, 3, 4).reshape(-1, width)
+            tiles = (taps // TAPS.value, TAPS.value, group // OUTPUTS.value, OUTPUTS.value)
+            planes = planes.reshape(*tiles, width).transpose(0, 2, 1, 3, 4).reshape(-1, width)
+            places = places.reshape(tiles).transpose(0, 2, 1, 3).reshape(-1)
+        kept = (planes >= 0).any(axis=1)
+        if len(kept) and kept.mean() < MOST_KEPT:
+            planes, rest = np.column_stack([places[kept], planes[kept]]), -1
+        else:
+            rest = group if tiled else 0
         planes = np.ascontiguousarray(planes.T.astype(np.int32))
-        self._packs.append(_Segment(planes, width, scale, begin, (group if tiled else 0, 0)))
+        self._packs.append(_Segment(planes, width, scale, begin, (rest, 0)))
         self._packed_size += _aligned(taps * group)
         return begin
 
@@ -281,10 +292,10 @@ class FlatWeights:
         self._launches = [(n, sum(programs[:i])) for i, n in enumerate(programs) if n > 0]
         self._packs, self._unpacks = [], []
 
-        def new(size: int) -> Tensor:
-            return torch.empty(self._networks, size, dtype=self._dtype, device=self._device)
-
-        self.packed, self.partials = new(self._packed_size), new(self._partials_size)
+        options: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
+        # Taps that an output lacks stay zero.
+        self.packed = torch.zeros(self._networks, self._packed_size, **options)
+        self.partials = torch.empty(self._networks, self._partials_size, **options)
 
     def pack(self, weights: Tensor) -> None:
         """Set ``packed`` from the weights, [networks, weights], contiguous."""

@@ -110,8 +110,8 @@ def norm_pass_kernel(
         WHOLE: there are no blocks but whole ones.
         COUNT: channels that share a ticket.
     """
-    channel = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) % chunks
+    chunk = tl.program_id(0)
+    channel = tl.program_id(1)
     network = tl.program_id(2)
     of = network.to(tl.int64) * channels + channel
     plane = of * pixels
@@ -149,7 +149,6 @@ def norm_pass_kernel(
                 a = error * factor * output_grad(y, SLOPE, ACT)
             else:
                 a = load(grad_ptr + plane, i, pixels, WHOLE) * output_grad(y, SLOPE, ACT)
-            b = tl.zeros_like(a)
             store(out_ptr + plane, i, a, pixels, WHOLE)
         else:
             grad = load(grad_ptr + plane, i, pixels, WHOLE)
@@ -159,7 +158,8 @@ def norm_pass_kernel(
                 store(out_ptr + plane, i, a, pixels, WHOLE)
         if FINALISE != FINALISE_NONE:
             first += a if WHOLE else tl.where(inside, a, 0.0)
-            second += b if WHOLE else tl.where(inside, b, 0.0)
+            if KIND != PASS_IMAGE_GRAD:
+                second += b if WHOLE else tl.where(inside, b, 0.0)
     if FINALISE != FINALISE_NONE:
         _finish(
             finish, tickets_ptr, tl.sum(first, axis=0), tl.sum(second, axis=0), of, channel, chunk, network,
@@ -179,8 +179,8 @@ def fold_pass_kernel(
     A tile is a vector: in two dimensions the compiler would take pixels that are read backwards in another
     order than the rest, and turn them around in shared memory.
     """
-    channel = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) % chunks
+    chunk = tl.program_id(0)
+    channel = tl.program_id(1)
     network = tl.program_id(2)
     of = network.to(tl.int64) * channels + channel
     plane = of * rows * columns
@@ -252,7 +252,9 @@ def norm_pass(
     act_behind: int = 0,
     tickets: Tensor | None = None,
 ) -> None:
-    """One launch over an image [N, C, H, W]: N networks, contiguous tensors of T, float32 or float64.
+    """One launch over an image [N, C, H, W]: N networks, up to 65535 of them and of channels.
+
+    Tensors are contiguous and of T, float32 or float64.
 
     ============== ==================================================== ===============
     kind           takes, and writes                                    finalise
@@ -296,7 +298,7 @@ def norm_pass(
         "num_warps": 4,
         "enable_fp_fusion": True,
     }
-    grid = (channels * chunks, 1, networks)
+    grid = (chunks, channels, networks)
     with on_device_of(image):
         if fold is None:
             block = min(BLOCK, max(_SMALLEST, triton.next_power_of_2(pixels)))

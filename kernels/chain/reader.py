@@ -118,7 +118,11 @@ def read_pixels(reader, numbers, at, inside, READ: tl.constexpr, ACT: tl.constex
     if READ == READ_GRAD:
         x = numbers[1] * tl.load(reader.grad + at) + (numbers[2] * (x - numbers[0]) + numbers[3])
     elif READ != READ_PLAIN:
-        x = activate(numbers[1] * (x - numbers[0]) + numbers[2], reader.slope, ACT)
+        x = numbers[1] * (x - numbers[0]) + numbers[2]
+        if ACT == ACT_LEAKY and reader.slope > 0 and reader.slope <= 1:  # Triton takes no chain of them
+            x = tl.maximum(x, x * reader.slope)  # an instruction fewer than a choice
+        else:
+            x = activate(x, reader.slope, ACT)
         if READ == READ_SECOND:
             x = numbers[4] * (x - numbers[3]) + numbers[5]
     if PAD == PAD_ZEROS:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.kinds import PAD_NONE
 from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_lists
 
 MOST_PARTIALS = 256  # of an output, which one program adds up
+MORE_TILES = 4
 SPLITS = (1, 2, 4, 8, 16)
 PROCESSORS = 132  # where there is no device: an H100's
 INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6  # of the threads of a processor; a guess
@@ -155,11 +157,18 @@ class TapSumPlan:
         return f"{self.precision} products of {s.group} outputs and {s.block} pixels{parts}"
 
 
+def precision_of(products: str, dtype: torch.dtype) -> str:
+    """How Triton's dot computes products: float32 in three parts of TF32, float64 without rounding."""
+    precision = "ieee" if dtype == torch.float64 else PRECISION[products]
+    # AMD's processors have no products in parts.
+    return "ieee" if torch.version.hip is not None and precision == "tf32x3" else precision
+
+
 def _tiles(spec: TapSum, shape: Shape) -> int:
     return -(-spec.cell_rows * spec.cell_columns // shape.block)
 
 
-def _shapes(spec: TapSum, group: int | None, precision: str) -> Iterator[Shape]:
+def _shapes(spec: TapSum, group: int | None, precision: str, *, sums: bool) -> Iterator[Shape]:
     whole = -(-spec.outputs // KERNELS[0].group) * KERNELS[0].group
     for kernel in KERNELS:
         if kernel.group != group and (group is not None or kernel.group >= 2 * whole):
@@ -170,10 +179,28 @@ def _shapes(spec: TapSum, group: int | None, precision: str) -> Iterator[Shape]:
                 kernel.group, kernel.taps, kernel.block, splits, 1, kernel.warps, kernel.registers, read
             )
             of_output = _tiles(spec, shape) * spec.side**2
+            fewest = -(-of_output // MOST_PARTIALS) if sums else 1
             if splits == 1:
-                shape = replace(shape, program_tiles=-(-of_output // MOST_PARTIALS))
-            if splits == 1 or of_output <= MOST_PARTIALS:
+                for more in range(MORE_TILES):  # with which programs are dealt out more evenly
+                    yield replace(shape, program_tiles=fewest + more)
+            elif fewest == 1:
                 yield shape
+
+
+def shape_for_interpreter(spec: TapSum, group: int | None) -> Shape:
+    """Few programs, tiles and rounds, which Triton's interpreter pays by, not by the element."""
+    block = max(16, min(1024, triton.next_power_of_2(spec.cell_rows * spec.cell_columns)))
+    shape = Shape(
+        group=KERNELS[0].group if group is None else group,
+        taps=16 if spec.channels <= 16 else 64,
+        block=block,
+        splits=1,
+        program_tiles=1,
+        warps=4,
+        registers=0,
+        read=0,
+    )
+    return replace(shape, program_tiles=-(-_tiles(spec, shape) * spec.side**2 // MOST_PARTIALS))
 
 
 def _cost(spec: TapSum, shape: Shape, taps: int, networks: int, processors: int) -> float:
@@ -208,6 +235,8 @@ def plan_tap_sum(
     processors: int = PROCESSORS,
     device: torch.device | str,
     group: int | None = None,
+    shape: Shape | None = None,
+    sums: bool = True,
 ) -> TapSumPlan:
     """The layout that a model of the cost takes for the fastest.
 
@@ -219,13 +248,15 @@ def plan_tap_sum(
         processors: of the device.
         device: of the lists.
         group: outputs of a program, None for any.
+        shape: of the launch, None for any.
+        sums: the epilogue adds up something of each output, all but STORE.
     """
-    precision = "ieee" if dtype == torch.float64 else PRECISION[products]
+    precision = precision_of(products, dtype)
     count = functools.cache(functools.partial(count_grouped_taps, spec.taps))
 
     def cost(shape: Shape) -> float:
         return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min(_shapes(spec, group, precision), key=cost)
+    best = min(_shapes(spec, group, precision, sums=sums), key=cost) if shape is None else shape
     lists = tap_lists(spec.taps, spec.outputs, spec.side**2, best.group, best.taps, device)
     return TapSumPlan(spec, lists, best, precision)

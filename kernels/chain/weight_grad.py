@@ -96,6 +96,16 @@ def weight_grad_kernel(
     for _ in range(first, tl.minimum(first + program_tiles, tiles)):
         i = tile_row * ROWS + tl.arange(0, ROWS)
         j = tile_column * COLUMNS + tl.arange(0, COLUMNS)
+        # The image first, which takes fewer registers. Cells behind the last read what that one does.
+        row, column = i, j
+        if not WHOLE:
+            row = tl.minimum(i, cell_rows - 1)
+            column = tl.minimum(j, cell_columns - 1)
+        row, row_inside = continued((row * step)[:, None] + tap_row[None, :], image_rows, PAD)
+        column, column_inside = continued((column * step)[None, :] + tap_column[:, None], image_columns, PAD)
+        at = (row * image_columns)[:, :, None] + column[None, :, :]
+        inside = row_inside[:, :, None, None] & column_inside[None, :, None, :]
+        x = read_pixels(image, numbers, plane + at[:, :, None, :], inside, READ, ACT, PAD)
         row, row_there = _written(i, cell_rows, side, cut_rows, rows, WHOLE)
         column, column_there = _written(j, cell_columns, side, cut_columns, columns, WHOLE)
         at = (row * columns)[:, None] + column[None, :]
@@ -103,14 +113,6 @@ def weight_grad_kernel(
         g = read_pixels(grad, grad_numbers, grad_plane + at[:, None, :], there, GRAD_READ, 0, MASK)
         if written_ptr is not None and writes:
             tl.store(written_ptr + grad_plane + at[:, None, :], g, mask=there & known[None, :, None])
-        if not WHOLE:  # cells behind the last read what that one does
-            i = tl.minimum(i, cell_rows - 1)
-            j = tl.minimum(j, cell_columns - 1)
-        row, row_inside = continued((i * step)[:, None] + tap_row[None, :], image_rows, PAD)
-        column, column_inside = continued((j * step)[None, :] + tap_column[:, None], image_columns, PAD)
-        at = (row * image_columns)[:, :, None] + column[None, :, :]
-        inside = row_inside[:, :, None, None] & column_inside[None, :, None, :]
-        x = read_pixels(image, numbers, plane + at[:, :, None, :], inside, READ, ACT, PAD)
         x = tl.reshape(tl.permute(x, (1, 2, 0, 3)), (PLACES * TAPS, CELLS))
         g = tl.reshape(tl.permute(g, (0, 2, 1)), (CELLS, OUTPUTS))
         acc = tl.dot(x, g, acc, input_precision=PRECISION, out_dtype=dtype)

@@ -12,7 +12,7 @@ import torch
 import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.tap_lists import ROW, TapLists
-from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PRECISION, PROCESSORS
+from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PROCESSORS, precision_of
 from oes_fast.kernels.tuning import interpreted
 from torch import Tensor
 
@@ -36,8 +36,7 @@ class Shape(NamedTuple):
         columns: of a tile.
         warps: of a program.
         tf32, tf32x3: instructions of a thread for a tile, counted in machine code for sm_90: what the taps
-            read and the gradients, with addresses and normalisation, and the products; None where the
-            registers do not do.
+            read and the gradients, with addresses and normalisation, and the products.
         resident: programs that a processor has registers for.
     """
 
@@ -48,7 +47,7 @@ class Shape(NamedTuple):
     columns: int
     warps: int
     tf32: int
-    tf32x3: int | None
+    tf32x3: int
     resident: int
 
     @property
@@ -58,22 +57,21 @@ class Shape(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Read for a cell: those of the taps, of the gradient and of the result that its norm's goes by."""
-        return self.places * self.taps + 2 * self.outputs
+        """Read for a cell from the second cache: places are neighbours; gradient, and result for the norm."""
+        return self.taps + 2 * self.outputs
 
 
 # Rows of sixteen cells: a thread meets few taps and outputs, whose numbers it keeps in registers.
 KERNELS = (
-    Shape(16, 1, 64, 2, 16, 4, 231, 371, 4),
-    Shape(16, 2, 32, 2, 16, 4, 255, 395, 5),
+    Shape(16, 1, 64, 2, 16, 4, 244, 371, 5),
+    Shape(16, 2, 32, 2, 16, 4, 259, 394, 5),
     Shape(16, 4, 16, 2, 16, 4, 309, 443, 5),
-    Shape(32, 1, 64, 2, 16, 4, 264, 453, 4),
-    Shape(32, 2, 32, 2, 16, 4, 287, 476, 4),
-    Shape(32, 4, 16, 2, 16, 4, 332, 521, 4),
-    Shape(64, 1, 64, 2, 16, 4, 330, 606, 3),
-    Shape(64, 2, 32, 2, 16, 4, 356, 628, 3),
-    Shape(64, 4, 16, 2, 16, 4, 401, 674, 3),
-    Shape(64, 1, 128, 2, 16, 4, 531, None, 2),
+    Shape(32, 1, 64, 2, 16, 4, 264, 454, 4),
+    Shape(32, 2, 32, 2, 16, 4, 287, 477, 4),
+    Shape(32, 4, 16, 2, 16, 4, 335, 521, 4),
+    Shape(64, 1, 64, 2, 16, 4, 330, 605, 3),
+    Shape(64, 2, 32, 2, 16, 4, 353, 628, 3),
+    Shape(64, 4, 16, 2, 16, 4, 399, 674, 3),
 )
 EXACT_KERNELS = (Shape(16, 1, 16, 2, 16, 4, 192, 192, 5), Shape(32, 1, 32, 2, 16, 4, 367, 367, 3))  # float64
 
@@ -182,11 +180,11 @@ def _shapes(group: int, precision: str) -> Iterator[Shape]:
     kernels = EXACT_KERNELS if precision == "ieee" else KERNELS
     outputs = min(group, max(kernel.outputs for kernel in kernels))
     for kernel in kernels:
-        if kernel.outputs == outputs and _instructions(kernel, precision) is not None:
+        if kernel.outputs == outputs:
             yield kernel
 
 
-def _instructions(shape: Shape, precision: str) -> int | None:
+def _instructions(shape: Shape, precision: str) -> int:
     return shape.tf32 if precision == "tf32" else shape.tf32x3
 
 
@@ -202,7 +200,7 @@ def _cost(
     """Cycles of a device with that many processors, for blocks and partials of all networks."""
     tiles = _tiles(spec, shape)
     chunks = -(-tiles // program_tiles)
-    programs, instructions = blocks * chunks, _instructions(shape, precision) or 0
+    programs, instructions = blocks * chunks, _instructions(shape, precision)
     bandwidth = BYTES_A_CYCLE * processors / PROCESSORS
     work = blocks * tiles * instructions * 32 * shape.warps / (INSTRUCTIONS_A_CYCLE * processors)
     read = blocks * tiles * shape.cells * shape.pixels * 4 / bandwidth
@@ -240,8 +238,7 @@ def plan_weight_grad(
         processors: of the device.
         shape: of the launch, None for any.
     """
-    exact = dtype == torch.float64
-    precision = "ieee" if exact else PRECISION[products]
+    precision = precision_of(products, dtype)
     runs, partials = _runs(lists), lists.count * lists.group
     most_chunks = max(1, min(MOST_CHUNKS, MOST_PARTIALS // max(partials, 1)))
     shapes = [shape] if shape is not None else list(_shapes(lists.group, precision))

@@ -173,22 +173,29 @@ def chain_of(
     return function, plan.prepare(z)[chain.source].x
 
 
-def three_networks_are_three_times_one(
-    backend: str, engine: type[NativeChain], case: Case, *, shared: bool, with_loss: bool, rounding: float = 0
+def networks_are_each_alone(
+    backend: str,
+    engine: type[NativeChain],
+    case: Case,
+    *,
+    count: int,
+    shared: bool,
+    with_loss: bool,
+    rounding: float = 0,
 ) -> None:
-    """Three networks of one mask at once against one after the other, which may have another rounding."""
+    """Networks of one mask at once against one after the other, which may have another rounding."""
     _, fast, z = networks(case, torch.float64, backend=backend)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(z.device)
 
-    together, source = chain_of(fast, z, engine, 3)
-    sources = source if shared else source + drawn(3, *source.shape[1:])
-    weights = fast.weights.detach() + 0.1 * drawn(3, fast.weights.numel())
+    together, source = chain_of(fast, z, engine, count)
+    sources = source if shared else source + drawn(count, *source.shape[1:])
+    weights = fast.weights.detach() + 0.1 * drawn(count, fast.weights.numel())
     shape = together.chain.end.shape
-    targets, directions = drawn(3, *shape[1:]), drawn(3, *shape[1:])
-    factors = torch.tensor([1.0, 2.0, -0.5], dtype=torch.float64, device=z.device)
+    targets, directions = drawn(count, *shape[1:]), drawn(count, *shape[1:])
+    factors = torch.tensor([1.0, 2.0, -0.5][:count], dtype=torch.float64, device=z.device)
 
     def run(
         function: ChainFunction,
@@ -212,7 +219,7 @@ def three_networks_are_three_times_one(
         value = (image * direction).sum() if loss is None else (loss * factor).sum()
         return [image.detach(), *torch.autograd.grad(value, (weights, source))]
 
-    single = [{name: b.clone() for name, b in fast.dense_buffers()} for _ in range(3)]
+    single = [{name: b.clone() for name, b in fast.dense_buffers()} for _ in range(count)]
     many = {
         name: torch.stack([buffers[name] for buffers in single]) for name in single[0] if "num" not in name
     }
@@ -228,7 +235,7 @@ def three_networks_are_three_times_one(
             factors[i],
             single[i],
         )
-        for i in range(3)
+        for i in range(count)
     ]
     same = functools.partial(torch.testing.assert_close, rtol=rounding, atol=rounding)
     same(ours[0], torch.cat([each[0] for each in found]))

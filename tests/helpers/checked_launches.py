@@ -84,7 +84,7 @@ def _load(
     original: Callable[..., Any], builder: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any
 ) -> Any:
     there = _launch.accesses.access(LOAD, pointers.data, mask.data)
-    if other is None and pointers.data.size > 1:  # of one, an ``other`` of 0 counts as none
+    if other is None and pointers.data.size > 1:  # of one element the interpreter takes a zero for none
         kind = pointers.get_element_ty()
         dtype = interpreter._get_np_dtype(kind)
         undefined = np.nan if dtype.kind == "f" else np.iinfo(dtype).max if dtype.kind in "iu" else True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chain_networks import CASES, chain_of, three_networks_are_three_times_one, torch_operations_of_a_step
+from chain_networks import CASES, chain_of, networks_are_each_alone, torch_operations_of_a_step
 from chains import differentiate, kept, networks, one_conv
 from kernel_backends import device_of, require
 from torch import nn
@@ -26,7 +26,7 @@ BACKEND = "cuda"
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
 def test_three_networks_are_three_times_one(case, shared, with_loss):
     require(BACKEND)
-    three_networks_are_three_times_one(BACKEND, CudaChain, case, shared=shared, with_loss=with_loss)
+    networks_are_each_alone(BACKEND, CudaChain, case, count=3, shared=shared, with_loss=with_loss)
 
 
 # products, repetition, recordings

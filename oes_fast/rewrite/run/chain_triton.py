@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oes_fast.rewrite import ir
+from oes_fast.rewrite.run.chain_find import ConvBlock
 from oes_fast.rewrite.run.chain_gpu import GpuChain
+
+MOST_KERNEL = 254  # rows and columns of a convolution: a tap's place is two bytes
+MOST_COPIED = 15  # pixels around an image that are copies of those on its edge, which are added one by one
 
 
 class TritonChain(GpuChain):
@@ -17,6 +22,20 @@ class TritonChain(GpuChain):
     name = "Triton chain"
     backend = "triton"
     group: int | None = None  # of outputs that a program has, None for any: tests reach every one
+
+    @staticmethod
+    def takes(block: ConvBlock) -> bool:
+        """What :class:`GpuChain` takes, with no border of more copies of an edge, and no wider kernel."""
+        conv = block.conv.stage
+        if isinstance(conv, ir.UpConv):
+            conv = conv.conv
+        assert isinstance(conv, ir.Conv)
+        if max(conv.kernel) > MOST_KERNEL or not GpuChain.takes(block):
+            return False
+        if block.pad is None:
+            return True
+        assert isinstance(block.pad.stage, ir.Pad)
+        return block.pad.stage.mode != "replicate" or max(block.pad.stage.amount) <= MOST_COPIED
 
     def _extension(self) -> Any:
         return importlib.import_module("oes_fast.kernels.chain.specs")
