@@ -37,7 +37,7 @@ from oes_fast.rewrite.run.chain_triton import TritonChain
 
 CASES = ("training", "search")
 PROCESSORS = 132  # of an H100: how many there are decides how the work is cut
-SEARCH = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
+SEARCH: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
 # Modules of the operators that a step may call; each operation is in the first that has its name.
 OPERATIONS = ("mask_update", "masked_adam", "gumbel_mask")
 NO_NODE = {
