@@ -32,21 +32,28 @@ def is_mine(which: str, share: int, shares: int) -> bool:
     return zlib.crc32(which.encode()) % shares == share
 
 
-def make_steps(mask: str | None) -> None:
-    """One step of everything that benchmarks.gpu times or checks."""
+def make_steps(
+    mask: str | None,
+    device: str = "cuda",
+    *,
+    sizes: tuple[int, int] | None = None,
+    channels: tuple[int, ...] | None = None,
+) -> None:
+    """One step of everything that benchmarks.gpu times or checks, of images of its two sizes or others."""
     from benchmarks.gpu_parts import SIZE, problem
     from oes_fast.pipelines.functions import make_function
     from oes_fast.pipelines.objective import SquaredError
     from oes_fast.pipelines.search import SearchRun
     from oes_fast.pipelines.train import TrainRun
 
-    for size, precision in ((SIZE, "float32"), (SIZE, "tf32"), (128, "float32")):
+    large, small = sizes or (SIZE, 128)
+    for size, precision in ((large, "float32"), (large, "tf32"), (small, "float32")):
         with oes.precision(precision):
-            net, kept, z, noisy = problem(mask, size, "cuda")
+            net, kept, z, noisy = problem(mask, size, device, channels)
             objective = SquaredError(noisy)
             function, chosen = make_function(net, z, kept, "triton", verify=False)
             runs: list[Any] = [TrainRun(function, objective, 1e-2, None, chosen)]
-            if size == SIZE:
+            if size == large:
                 function, chosen = make_function(net, z, None, "triton", verify=False)
                 runs.append(SearchRun(function, objective, chosen, **SEARCH))
             for run in runs:
@@ -57,8 +64,8 @@ def make_steps(mask: str | None) -> None:
                     run.update(step)
 
 
-def work(mask: str | None, share: int, shares: int) -> int:
-    """Compile one worker's variants; how many."""
+def work(mask: str | None, share: int, shares: int, **options: Any) -> int:
+    """Compile one worker's variants; how many. ``options``: of :func:`make_steps`."""
     compile_it = importlib.import_module("triton.runtime.jit").JITFunction.run
     done: set[str] = set()
 
@@ -69,7 +76,7 @@ def work(mask: str | None, share: int, shares: int) -> int:
             done.add(which)
 
     with launches(seen):
-        make_steps(mask)
+        make_steps(mask, **options)
     return len(done)
 
 

@@ -380,6 +380,7 @@ def main() -> None:
         return
     if not backends:
         parser.error("; ".join(left_out.values()))
+    Path(options.out).mkdir(parents=True, exist_ok=True)
     for backend in backends:
         about = {"before": BEFORE} if backend == "triton" else {}
         write_result(

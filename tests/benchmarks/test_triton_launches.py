@@ -9,8 +9,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks import gpu_model, sass, table_text, tables, triton_launches, triton_model, triton_sass
+from benchmarks import (
+    gpu_compile,
+    gpu_model,
+    sass,
+    table_text,
+    tables,
+    triton_launches,
+    triton_model,
+    triton_sass,
+)
 from benchmarks.triton_launches import Launch, Operator
+from oes_fast.backends import triton_interprets
 
 
 class Pair(NamedTuple):
@@ -204,6 +214,27 @@ def test_variants_are_compiled_and_read_once(tmp_path):
     before = file.stat().st_mtime_ns
     assert triton_sass.kernels(variants, cache=tmp_path) == {sass.DETAILED: {key: kernel}}
     assert file.stat().st_mtime_ns == before
+
+
+def test_workers_compile_every_variant_between_them(monkeypatch):
+    jit = pytest.importorskip("triton.runtime.jit", reason="Triton is not installed")
+    if triton_interprets():
+        pytest.skip("Triton interprets its kernels here")
+    compiled = []
+
+    def run(self, *, grid, warmup, **arguments):
+        assert warmup
+        compiled.append(triton_launches.variant(triton_launches.bound(self, (), arguments, grid)).key)
+
+    monkeypatch.setattr(jit.JITFunction, "run", run)
+    small = {"device": "cpu", "sizes": (64, 32), "channels": (4, 6)}
+    with triton_launches.as_on_an_h100():
+        counts = [gpu_compile.work(None, share, 2, **small) for share in (0, 1)]
+    assert len(compiled) == len(set(compiled)) == sum(counts)
+    assert min(counts) > 10
+    assert {"tap_sum_kernel", "weight_grad_kernel"} <= {key.split("'")[1] for key in compiled}
+    assert any("'tf32'" in key for key in compiled)
+    assert any("'tf32x3'" in key for key in compiled)
 
 
 CODE = """
