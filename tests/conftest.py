@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from kernel_backends import INTERPRETED
 from torch import Tensor, nn
 
 from oes_fast import autotune_cache
@@ -67,6 +66,8 @@ def whole_products() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def new_memory_is_nan() -> Iterator[None]:
     """Under Triton's interpreter, so that it shows where kernels leave it as it is."""
+    from kernel_backends import INTERPRETED  # which looks for the emulation, decided on above
+
     if INTERPRETED:
         torch.use_deterministic_algorithms(True, warn_only=True)
     yield

@@ -250,8 +250,8 @@ class FlatWeights:
             tiles = (taps // TAPS.value, TAPS.value, group // OUTPUTS.value, OUTPUTS.value)
             planes = planes.reshape(*tiles, width).transpose(0, 2, 1, 3, 4).reshape(-1, width)
             places = places.reshape(tiles).transpose(0, 2, 1, 3).reshape(-1)
-        kept = (planes >= 0).any(axis=1)
-        if len(planes) and kept.mean() < MOST_KEPT:
+        kept: np.ndarray = np.asarray((planes >= 0).any(axis=1))
+        if len(kept) and kept.mean() < MOST_KEPT:
             planes, rest = np.column_stack([places[kept], planes[kept]]), -1
         else:
             rest = group if tiled else 0

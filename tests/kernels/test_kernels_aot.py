@@ -113,13 +113,15 @@ def test_kernel_fits(report, kernel, target):
 
 
 def test_every_kernel_has_a_budget(report):
-    assert {name.split(" ")[0].split("[")[0] for name in report} == set(BUDGET)
+    found = {name.split(" ")[0].split("[")[0] for name in report}
+    assert {name for name in found if not name.startswith("chain_")} == set(BUDGET)
 
 
 @pytest.mark.parametrize("target", COMPILED)
 def test_kernels_compile(report, target):
     found = {name.split(" ")[0]: used for name, used in report.items() if target in name.split(" ")}
-    assert len(found) >= 26
+    assert len(found) >= 32
+    assert {"chain_tap_sum", "chain_weight_grad"} <= {name.split(":")[0] for name in found}
     assert found.keys() == {name.split(" ")[0] for name in report if COMPILED[0] in name.split(" ")}
     assert all(used["bytes"] > 0 for used in found.values())
 
