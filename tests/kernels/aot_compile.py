@@ -27,7 +27,7 @@ from triton.runtime import driver
 MEASURED = ("sm_80", "sm_90", "sm_100")  # held to a budget
 DETAILED = "sm_90"
 COMPILED = ("sm_75", "sm_86", "sm_89", "sm_120", "gfx942")  # only that
-WITH_ONES = "sm_86"
+FEW, WITH_ONES = ("sm_75", "gfx942"), "sm_86"
 
 
 class Device:
@@ -71,10 +71,11 @@ def cases() -> list[Case]:
 
 
 def jobs(everything: bool) -> list[Job]:
-    """All configurations for sm_90, the first of each variant for the others that have a budget.
+    """The first configuration of each variant for sm_90.
 
-    For the targets that have none, one variant of each kernel, on sm_86 with integers that are 1. With
-    ``everything`` all configurations for those that have a budget, all variants, both ways, for the others.
+    For the targets that have no budget, one variant of each kernel: for the oldest of NVIDIA's, for AMD's, and
+    with integers that are 1. With ``everything`` all configurations for all that have a budget, and all
+    variants for the others, both ways.
     """
     found: list[Job] = []
     variants: set[str] = set()
@@ -83,12 +84,14 @@ def jobs(everything: bool) -> list[Job]:
         first, alone = case.variant not in variants, case.kernel not in kernels
         variants.add(case.variant)
         kernels.add(case.kernel)
-        if case.measured:
-            found += [Job(place, target) for target in MEASURED if everything or first or target == DETAILED]
+        if case.measured and everything:
+            found += [Job(place, target) for target in MEASURED]
+        elif case.measured and first:
+            found.append(Job(place, DETAILED))
         if everything and first:
             found += [Job(place, target, ones) for target in COMPILED for ones in (False, True)]
         elif alone:
-            found += [Job(place, target, target == WITH_ONES) for target in COMPILED]
+            found += [Job(place, target, target == WITH_ONES) for target in (*FEW, WITH_ONES)]
     return found
 
 
