@@ -111,6 +111,7 @@ class Block:
         self.read_act = 0 if before is None else int(before.spec.act)
         self._sizes: dict[tuple[int, int], Tensor] = {}
         self._settings: dict[int, Tensor] = {}
+        self._unmoved: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def outputs(self) -> int:
@@ -177,14 +178,23 @@ class Block:
                 shift_taps=len(self.spec.constant_taps) // 3,
             )
         if which not in self._settings:
-            self._settings[which] = finalise_settings(
-                device=self.place.device,
-                eps=0.0 if spec is None else spec.eps,
-                momentum=0.0 if spec is None else spec.momentum,
-                copies=1.0 if spec is None else float(spec.copies),
-                factor=self.spec.scale * (4 if self.spec.box else 1),
-                slope=self._read_slope if spec is None else spec.slope,
-            )
+            self._settings[which] = self._settings_of(spec, 0.0 if spec is None else spec.momentum)
+            if spec is not None and spec.tracks:
+                channels = 1 + max([*spec.stats_index, *spec.tracked_stats_index], default=0)
+                mean, var = (self.place.new(channels).zero_() for _ in range(2))
+                if self.place.networks == 1:
+                    mean, var = mean[0], var[0]
+                self._unmoved[which] = mean, var, self._settings_of(spec, 0.0)
+
+    def _settings_of(self, spec: NormSpec | None, momentum: float) -> Tensor:
+        return finalise_settings(
+            device=self.place.device,
+            eps=0.0 if spec is None else spec.eps,
+            momentum=momentum,
+            copies=1.0 if spec is None else float(spec.copies),
+            factor=self.spec.scale * (4 if self.spec.box else 1),
+            slope=self._read_slope if spec is None else spec.slope,
+        )
 
     def norm_forward(
         self,
@@ -197,10 +207,14 @@ class Block:
         """Statistics of a norm from its moments; ``running``: mean and variance, updated, or None."""
         norm = self.norms[which]
         mean, var = running if norm.spec.tracks else (None, None)
+        settings = self._settings[which]
+        if mean is None and norm.spec.tracks:
+            # Of nobody, by nothing: without statistics another kernel would be compiled, at a run's very end.
+            mean, var, settings = self._unmoved[which]
         return NormForward(
             partials=partials,
             sizes=self._sizes[which, chunks],
-            settings=self._settings[which],
+            settings=settings,
             weights=weights,
             gamma=norm.gamma,
             beta=norm.beta,

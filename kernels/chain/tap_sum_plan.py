@@ -15,6 +15,7 @@ from oes_fast.kernels.chain.tap_lists import TapLists, count_grouped_taps, tap_l
 
 MOST_PARTIALS = 256  # of an output, which one program adds up
 MORE_TILES = 4
+MOST_SUMS = 128 * 64  # of a program, see multiplies_shared_memory
 SPLITS = (1, 2, 4, 8, 16)
 PROCESSORS = 132  # where there is no device: an H100's
 INSTRUCTIONS_A_CYCLE = 4 * 32 * 0.6  # of the threads of a processor; a guess
@@ -167,10 +168,26 @@ def _tiles(spec: TapSum, shape: Shape) -> int:
     return -(-spec.cell_rows * spec.cell_columns // shape.block)
 
 
-def _shapes(spec: TapSum, group: int | None, precision: str, *, sums: bool) -> Iterator[Shape]:
+def multiplies_shared_memory(device: torch.device | str) -> bool:
+    """Whether products take operands from shared memory, as on Hopper and Blackwell in data centres.
+
+    Elsewhere they pass through registers, which the largest tiles have too few of for products in three
+    parts.
+    """
+    device = torch.device(device)
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def _shapes(
+    spec: TapSum, group: int | None, precision: str, device: torch.device | str, *, sums: bool
+) -> Iterator[Shape]:
+    # In float64 it is the shared memory that would not do.
+    large = precision == "tf32" or (precision == "tf32x3" and multiplies_shared_memory(device))
     whole = -(-spec.outputs // KERNELS[0].group) * KERNELS[0].group
     for kernel in KERNELS:
         if kernel.group != group and (group is not None or kernel.group >= 2 * whole):
+            continue
+        if kernel.group * kernel.block > MOST_SUMS and not large:
             continue
         read = kernel.tf32 if precision == "tf32" else kernel.tf32x3
         for splits in SPLITS:
@@ -256,6 +273,6 @@ def plan_tap_sum(
     def cost(shape: Shape) -> float:
         return _cost(spec, shape, count(shape.group, shape.taps), networks, processors)
 
-    best = min(_shapes(spec, group, precision, sums=sums), key=cost) if shape is None else shape
+    best = min(_shapes(spec, group, precision, device, sums=sums), key=cost) if shape is None else shape
     lists = tap_lists(spec.taps, spec.outputs, spec.side**2, best.group, best.taps, device)
     return TapSumPlan(spec, lists, best, precision)

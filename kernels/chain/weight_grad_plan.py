@@ -12,11 +12,17 @@ import torch
 import triton
 from oes_fast.kernels.chain.conv_taps import TapSum
 from oes_fast.kernels.chain.tap_lists import ROW, TapLists
-from oes_fast.kernels.chain.tap_sum_plan import INSTRUCTIONS_A_CYCLE, PROCESSORS, precision_of
+from oes_fast.kernels.chain.tap_sum_plan import (
+    INSTRUCTIONS_A_CYCLE,
+    PROCESSORS,
+    multiplies_shared_memory,
+    precision_of,
+)
 from oes_fast.kernels.tuning import interpreted
 from torch import Tensor
 
 MOST_CHUNKS = 512
+MOST_OUTPUTS = 32  # of a program, see multiplies_shared_memory
 MOST_PARTIALS = 1 << 20  # of a convolution, where it is cut into chunks; 4 MB in float32
 # Of a device: guesses that no device has corrected.
 PROGRAM = 2500.0  # cycles beside its tiles
@@ -176,9 +182,10 @@ def _blocks(runs: np.ndarray, spec: TapSum, lists: TapLists, shape: Shape) -> np
     return np.array(blocks, np.int32).reshape(-1, 3 + 4 * shape.places)
 
 
-def _shapes(group: int, precision: str) -> Iterator[Shape]:
+def _shapes(group: int, precision: str, device: torch.device) -> Iterator[Shape]:
     kernels = EXACT_KERNELS if precision == "ieee" else KERNELS
-    outputs = min(group, max(kernel.outputs for kernel in kernels))
+    most = MOST_OUTPUTS if precision == "tf32x3" and not multiplies_shared_memory(device) else group
+    outputs = min(group, most, max(kernel.outputs for kernel in kernels))
     for kernel in kernels:
         if kernel.outputs == outputs:
             yield kernel
@@ -241,7 +248,7 @@ def plan_weight_grad(
     precision = precision_of(products, dtype)
     runs, partials = _runs(lists), lists.count * lists.group
     most_chunks = max(1, min(MOST_CHUNKS, MOST_PARTIALS // max(partials, 1)))
-    shapes = [shape] if shape is not None else list(_shapes(lists.group, precision))
+    shapes = [shape] if shape is not None else list(_shapes(lists.group, precision, lists.taps.device))
     if interpreted() and shape is None:
         shapes, most_chunks = [_for_interpreter(forward, lists, runs)], min(most_chunks, 2)
     found: list[tuple[float, Shape, int]] = []

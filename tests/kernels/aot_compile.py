@@ -73,8 +73,8 @@ def cases() -> list[Case]:
 def jobs(everything: bool) -> list[Job]:
     """The first configuration of each variant for sm_90.
 
-    For the targets that have no budget, one variant of each kernel: for the oldest of NVIDIA's, for AMD's, and
-    with integers that are 1. With ``everything`` all configurations for all that have a budget, and all
+    For the targets that have no budget, one variant of each kernel: for the oldest of NVIDIA's, for AMD's,
+    and with integers that are 1. With ``everything`` all configurations for all that have a budget, and all
     variants for the others, both ways.
     """
     found: list[Job] = []

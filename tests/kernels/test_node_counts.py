@@ -60,3 +60,19 @@ def test_weights_move_at_once(step):
 def test_a_first_step_compiles_few_variants(step):
     launches = [node for node in nodes_of(step[0]) if isinstance(node, triton_launches.Launch)]
     assert len({triton_launches.variant(launch).key for launch in launches}) <= VARIANTS[step[0]]
+
+
+def test_the_last_evaluation_needs_no_kernel_of_its_own():
+    """It would be compiled at the very end of a run, one kernel after the other."""
+    nodes = []
+    with triton_launches.as_on_an_h100(), triton_launches.launches(lambda launch: None):
+        run = triton_launches.run_of("training", "drawn", 192)
+        run.evaluate(0, final=False)
+        with triton_launches.recorded(nodes):
+            run.evaluate(0, final=True)
+    last, usual = (
+        {triton_launches.variant(node).key for node in of if isinstance(node, triton_launches.Launch)}
+        for of in (nodes, nodes_of("training"))
+    )
+    assert last
+    assert last <= usual

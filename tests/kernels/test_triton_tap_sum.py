@@ -14,7 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton.language as tl
-from oes_fast.kernels.chain import kinds, tap_sum
+from oes_fast.kernels.chain import kinds, tap_sum, tap_sum_plan, weight_grad_plan
 from oes_fast.kernels.chain.conv_taps import ConvTaps, TapSum, conv_taps
 from oes_fast.kernels.chain.finalise import Loss, NormBackward, NormForward, finalise_settings, finalise_sizes
 from oes_fast.kernels.chain.reader import Image, Reader, gradient_image, plain_image
@@ -22,6 +22,7 @@ from oes_fast.kernels.chain.specs import ConvKind, ConvSpec, Padding
 from oes_fast.kernels.chain.tap_lists import tap_lists
 from oes_fast.kernels.chain.tap_sum import Epilogue
 from oes_fast.kernels.chain.tap_sum_plan import TapSumPlan, plan_tap_sum
+from oes_fast.kernels.chain.weight_grad_plan import plan_weight_grad
 
 pytestmark = pytest.mark.device
 
@@ -345,3 +346,15 @@ def test_the_layout_follows_the_size_of_the_work():
     assert large.shape.splits == 1
     assert (large.shape.group, large.workspace) == (128, 0)
     assert 128 <= large.chunks <= 256
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_are_smaller_where_products_pass_through_registers(dtype, monkeypatch):
+    for module in (tap_sum_plan, weight_grad_plan):
+        monkeypatch.setattr(module, "multiplies_shared_memory", lambda device: False)
+    spec = ConvSpec(border=[1] * 4, kernel_rows=3, kernel_columns=3, outputs=128, first_weight=0)
+    forward = conv_taps(spec, 128, 128, 128).forward
+    options = {"networks": 1, "products": "float32", "dtype": dtype}
+    plan = plan_tap_sum(forward, device="cpu", **options)
+    assert plan.shape.group * plan.shape.block <= 128 * 64
+    assert plan_weight_grad(forward, plan.lists, **options).shape.outputs <= 32

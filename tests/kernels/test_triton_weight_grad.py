@@ -56,7 +56,7 @@ class Conv(NamedTuple):
 
 VALUE, SECOND = kinds.READ_VALUE.value, kinds.READ_SECOND.value
 # Tiles with cells behind the image's, several of them in a chunk and beside each other.
-SMALL = Shape(16, 2, 8, 2, 4, 4, 1, 1, 1)
+SMALL = Shape(16, 2, 8, 4, 4, 4, 1, 1, 1)  # products along 16 cells, the fewest that Triton 3.6 takes
 CONVS = (
     Conv(padding="reflect", channels=(5, 18), networks=2, read=SECOND),
     Conv(

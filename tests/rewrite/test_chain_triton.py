@@ -272,3 +272,19 @@ def test_a_module_moved_elsewhere_runs_on_pytorch():
     net = one_conv(nn.ReLU()).to(device_of(BACKEND))
     fast = oes.sparsify(net, kept(net), backend=BACKEND, verify=False).to("meta")
     assert fast(torch.zeros(1, 4, 8, 8, dtype=DOUBLE, device="meta")).device.type == "meta"
+
+
+def test_a_kernel_that_does_not_fit_is_said_in_words(monkeypatch):
+    require(BACKEND)
+    _, fast, z = networks(SMALL, torch.float32, backend=BACKEND)
+
+    def launch(*_, **__):
+        raise importlib.import_module("triton.runtime.errors").OutOfResources(
+            200_000, 100_000, "shared memory"
+        )
+
+    monkeypatch.setattr(importlib.import_module("oes_fast.kernels.chain.program"), "tap_sum", launch)
+    with pytest.raises(
+        oes.BackendError, match=r'backend "triton": .* \(out of resource: shared memory.*torch'
+    ):
+        fast(z)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from oes_fast.errors import BackendError
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.run.chain_find import ConvBlock
 from oes_fast.rewrite.run.chain_gpu import GpuChain
@@ -69,7 +72,8 @@ class TritonChain(GpuChain):
         target: Tensor | None,
         loss: Tensor | None,
     ) -> None:
-        self.kernels.forward(weights, source, self._is_shared(source), output, running, target, loss)
+        with _compiling():
+            self.kernels.forward(weights, source, self._is_shared(source), output, running, target, loss)
 
     def _backward(
         self,
@@ -79,4 +83,18 @@ class TritonChain(GpuChain):
         grad_weights: Tensor,
         grad_source: Tensor | None,
     ) -> None:
-        self.kernels.backward(weights, source, self._is_shared(source), grad, grad_weights, grad_source)
+        with _compiling():
+            self.kernels.backward(weights, source, self._is_shared(source), grad, grad_weights, grad_source)
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Inside, a kernel that is not compiled at its first launch, or does not fit, is said in words."""
+    try:
+        yield
+    except importlib.import_module("triton.errors").TritonError as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f'backend "triton": a kernel cannot be compiled for this GPU, or does not fit it ({first}); '
+            'backend="torch" needs none'
+        ) from error
