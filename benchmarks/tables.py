@@ -397,6 +397,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu model": gpu_model,
     "gpu model triton": triton_model,
     "comparison": functools.partial(comparison_at, 256),
+    "comparison large": functools.partial(comparison_at, 512),
     "comparison cells": comparison_cells,
 }
 
