@@ -352,6 +352,7 @@ def test_the_layout_follows_the_size_of_the_work():
 def test_tiles_are_smaller_where_products_pass_through_registers(dtype, monkeypatch):
     for module in (tap_sum_plan, weight_grad_plan):
         monkeypatch.setattr(module, "multiplies_shared_memory", lambda device: False)
+    monkeypatch.setattr(weight_grad_plan, "interpreted", lambda: False)
     spec = ConvSpec(border=[1] * 4, kernel_rows=3, kernel_columns=3, outputs=128, first_weight=0)
     forward = conv_taps(spec, 128, 128, 128).forward
     options = {"networks": 1, "products": "float32", "dtype": dtype}
