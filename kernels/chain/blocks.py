@@ -21,7 +21,7 @@ from oes_fast.kernels.chain.kinds import GRAD_NUMBERS, PROLOGUE_NUMBERS, READ_SE
 from oes_fast.kernels.chain.reader import Image, Reader
 from oes_fast.kernels.chain.specs import ConvSpec, NormSpec
 from oes_fast.kernels.chain.tap_sum_plan import TapSumPlan
-from oes_fast.kernels.chain.weight_grad import WeightGradPlan
+from oes_fast.kernels.chain.weight_grad_plan import WeightGradPlan
 from torch import Tensor
 
 
@@ -235,15 +235,12 @@ class Block:
             shift_constants=self._read,
         )
 
-    def norm_backward(
-        self, which: int, chunks: int, partials: Tensor, weights: Tensor, grad_weights: Tensor
-    ) -> NormBackward:
+    def norm_backward(self, which: int, chunks: int, partials: Tensor, grad_weights: Tensor) -> NormBackward:
         """Gradient of a norm from its two sums."""
         norm = self.norms[which]
         return NormBackward(
             partials=partials,
             sizes=self._sizes[which, chunks],
-            weights=weights,
             gamma=norm.gamma,
             beta=norm.beta,
             prologue=self.prologue,

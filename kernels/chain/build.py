@@ -16,7 +16,7 @@ from oes_fast.kernels.chain.flat_weights import FlatWeights
 from oes_fast.kernels.chain.norm_pass import pass_chunks
 from oes_fast.kernels.chain.specs import ConvKind, ConvSpec, NormSpec, OutputAct, Padding
 from oes_fast.kernels.chain.tap_sum_plan import PROCESSORS, TapSumPlan, plan_tap_sum, shape_for_interpreter
-from oes_fast.kernels.chain.weight_grad import plan_weight_grad
+from oes_fast.kernels.chain.weight_grad_plan import plan_weight_grad
 from torch import Tensor
 
 

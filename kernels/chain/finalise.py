@@ -64,7 +64,6 @@ class NormBackward(NamedTuple):
         Tensor  # float64 [N, channels, chunks, 3]: sums of v and of v * (x - mean); the third is not used
     )
     sizes: Tensor
-    weights: Tensor  # T [N, weights]
     gamma: Tensor
     beta: Tensor
     prologue: Tensor  # as norm_forward has left it

@@ -143,7 +143,7 @@ class Chain(ChainBuilder):
             if written is not None:
                 gradient = plain_image(written)
             if block.before is not None:
-                of_y, spare = self._input_grad(block, gradient, of_y, spare, weights, grad_weights)
+                of_y, spare = self._input_grad(block, gradient, of_y, spare, grad_weights)
             elif block.taps.folds:
                 self._sum(block.input_grad, gradient, spare, block.packed_grad)
                 norm_pass(PASS_FOLD, grad=spare, out=grad_source, fold=_fold(block))
@@ -223,8 +223,8 @@ class Chain(ChainBuilder):
         if last.norms:
             assert grad is not None
             if last.two:
-                self._second_sums(last, grad, None, None, weights, grad_weights)
-            self._activation_grad(last, grad, of_y, None, weights, grad_weights)
+                self._second_sums(last, grad, None, None, grad_weights)
+            self._activation_grad(last, grad, of_y, None, grad_weights)
             return
         norm_pass(
             PASS_IMAGE_GRAD,
@@ -246,7 +246,6 @@ class Chain(ChainBuilder):
         gradient: Image,
         of_y: Tensor,
         spare: Tensor,
-        weights: Tensor,
         grad_weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The gradient of the result of the block before, and a buffer that nobody reads any more."""
@@ -258,9 +257,9 @@ class Chain(ChainBuilder):
             self._sum(plan, gradient, spare, block.packed_grad)
             grad, fold = spare, _fold(block)
             if before.two:
-                self._second_sums(before, grad, of_y, fold, weights, grad_weights)
+                self._second_sums(before, grad, of_y, fold, grad_weights)
                 grad, fold = of_y, None
-            self._activation_grad(before, grad, of_y, fold, weights, grad_weights)
+            self._activation_grad(before, grad, of_y, fold, grad_weights)
             return of_y, spare
         self._sum(
             plan,
@@ -270,11 +269,11 @@ class Chain(ChainBuilder):
             epilogue=SECOND_SUMS if before.two else ACT_GRAD,
             of=Epilogue(before.y, before.prologue, before.slope, tl.constexpr(before.act), None, None),
             finalise=kinds.NORM_BACKWARD,
-            finish=before.norm_backward(int(before.two), plan.chunks, self._partials, weights, grad_weights),
+            finish=before.norm_backward(int(before.two), plan.chunks, self._partials, grad_weights),
             second=before.two,
         )
         if before.two:
-            self._activation_grad(before, spare, spare, None, weights, grad_weights)
+            self._activation_grad(before, spare, spare, None, grad_weights)
         return spare, of_y
 
     def _second_sums(
@@ -283,7 +282,6 @@ class Chain(ChainBuilder):
         grad: Tensor,
         out: Tensor | None,
         fold: Fold | None,
-        weights: Tensor,
         grad_weights: Tensor,
     ) -> None:
         norm_pass(
@@ -296,7 +294,7 @@ class Chain(ChainBuilder):
             act=block.act,
             fold=fold,
             finalise=kinds.NORM_BACKWARD.value,
-            finish=block.norm_backward(1, pass_chunks(block.pixels), self._partials, weights, grad_weights),
+            finish=block.norm_backward(1, pass_chunks(block.pixels), self._partials, grad_weights),
             tickets=self._tickets,
         )
 
@@ -306,7 +304,6 @@ class Chain(ChainBuilder):
         grad: Tensor,
         out: Tensor,
         fold: Fold | None,
-        weights: Tensor,
         grad_weights: Tensor,
     ) -> None:
         """From the gradient of what the block gives that of what its first norm's activation takes."""
@@ -321,7 +318,7 @@ class Chain(ChainBuilder):
             act=block.act,
             fold=fold,
             finalise=kinds.NORM_BACKWARD.value,
-            finish=block.norm_backward(0, pass_chunks(block.pixels), self._partials, weights, grad_weights),
+            finish=block.norm_backward(0, pass_chunks(block.pixels), self._partials, grad_weights),
             tickets=self._tickets,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -19,6 +19,9 @@ from oes_fast.kernels.chain.kinds import (
     READ_SECOND,
 )
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from oes_fast.kernels.chain.conv_taps import TapSum
 
 
 class Reader(NamedTuple):
@@ -69,6 +72,33 @@ def gradient_image(y: Tensor, grad: Tensor, numbers: Tensor | None) -> Image:
     if numbers is None:
         return plain_image(grad)
     return Image(Reader(y, grad, numbers, tl.constexpr(1.0)), READ_GRAD.value, ACT_LEAKY.value)
+
+
+def arguments_of(spec: TapSum, image: Image, networks: int) -> dict[str, Any]:
+    """What every kernel that reads an image by taps is told of both, by the names of its arguments."""
+    image_elements = spec.channels * spec.image_rows * spec.image_columns
+    elements = networks * max(image_elements, spec.outputs * spec.rows * spec.columns)
+    return {
+        "outputs": spec.outputs,
+        "channels": spec.channels,
+        "image_rows": spec.image_rows,
+        "image_columns": spec.image_columns,
+        "image_pixels": spec.image_rows * spec.image_columns,
+        "image_stride": 0 if image.shared else image_elements,
+        "step": spec.step,
+        "top": spec.top,
+        "left": spec.left,
+        "side": spec.side,
+        "crop_top": spec.crop_top,
+        "crop_left": spec.crop_left,
+        "cell_columns": spec.cell_columns,
+        "rows": spec.rows,
+        "columns": spec.columns,
+        "READ": image.read,
+        "ACT": image.act,
+        "PAD": spec.padding,
+        "WIDE": elements >= 2**31,
+    }
 
 
 @triton.jit

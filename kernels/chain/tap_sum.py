@@ -15,7 +15,7 @@ from oes_fast.kernels.chain.activation import activate, activate_grad, output_ac
 from oes_fast.kernels.chain.finalise import finalise, is_last
 from oes_fast.kernels.chain.finalise_shift import shift_of
 from oes_fast.kernels.chain.kinds import FINALISE_NONE, LOSS, PARTIAL_NUMBERS, PROLOGUE_NUMBERS
-from oes_fast.kernels.chain.reader import Image, channel_numbers, continued, read_pixels
+from oes_fast.kernels.chain.reader import Image, arguments_of, channel_numbers, continued, read_pixels
 from oes_fast.kernels.chain.tap_lists import ROW
 from oes_fast.kernels.chain.tap_sum_plan import STAGES, TapSumPlan
 from oes_fast.kernels.philox import on_device_of
@@ -318,9 +318,6 @@ def tap_sum(
     """
     spec, lists, shape = plan.spec, plan.lists, plan.shape
     networks = packed.shape[0]
-    image_pixels = spec.image_rows * spec.image_columns
-    elements = networks * max(spec.channels * image_pixels, spec.outputs * spec.rows * spec.columns)
-    cells = spec.cell_rows * spec.cell_columns
     grid = (plan.programs, lists.groups * lists.phases * shape.splits, networks)
     with on_device_of(out):
         tap_sum_kernel[grid](
@@ -333,24 +330,10 @@ def tap_sum(
             lists.taps,
             tickets,
             workspace,
-            outputs=spec.outputs,
-            channels=spec.channels,
-            image_rows=spec.image_rows,
-            image_columns=spec.image_columns,
-            image_pixels=image_pixels,
-            image_stride=0 if image.shared else spec.channels * image_pixels,
+            **arguments_of(spec, image, networks),
             packed_stride=packed.shape[1],
             tickets_stride=tickets.shape[-1],
-            step=spec.step,
-            top=spec.top,
-            left=spec.left,
-            side=spec.side,
-            crop_top=spec.crop_top,
-            crop_left=spec.crop_left,
-            cell_columns=spec.cell_columns,
-            cells=cells,
-            rows=spec.rows,
-            columns=spec.columns,
+            cells=spec.cell_rows * spec.cell_columns,
             tiles=plan.tiles,
             program_tiles=shape.program_tiles,
             chunks=plan.chunks,
@@ -358,11 +341,7 @@ def tap_sum(
             TAPS=shape.taps,
             BLOCK=shape.block,
             SPLITS=shape.splits,
-            READ=image.read,
-            ACT=image.act,
-            PAD=spec.padding,
             POINTWISE=plan.pointwise,
-            WIDE=elements >= 2**31,
             PRECISION=plan.precision,
             EPILOGUE=epilogue.value,
             FINALISE=finalise,

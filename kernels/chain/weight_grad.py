@@ -11,12 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from oes_fast.kernels.chain.kinds import PAD_NONE, PAD_ZEROS
-from oes_fast.kernels.chain.reader import Image, channel_numbers, continued, read_pixels
-from oes_fast.kernels.chain.weight_grad_plan import WeightGradPlan, plan_weight_grad
+from oes_fast.kernels.chain.reader import Image, arguments_of, channel_numbers, continued, read_pixels
+from oes_fast.kernels.chain.weight_grad_plan import WeightGradPlan
 from oes_fast.kernels.philox import on_device_of
 from torch import Tensor
-
-__all__ = ["WeightGradPlan", "plan_weight_grad", "weight_grad", "weight_grad_kernel"]
 
 _GENERAL = (
     "outputs", "channels", "image_rows", "image_columns", "image_pixels", "image_stride", "partials_stride",
@@ -149,8 +147,6 @@ def weight_grad(
     blocks = len(plan.blocks)
     if blocks == 0:
         return
-    image_pixels, pixels = spec.image_rows * spec.image_columns, spec.rows * spec.columns
-    elements = networks * max(spec.channels * image_pixels, spec.outputs * pixels)
     with on_device_of(partials):
         weight_grad_kernel[(blocks * plan.chunks, 1, networks)](
             partials[:, begin:],
@@ -159,24 +155,10 @@ def weight_grad(
             grad.reader,
             plan.blocks,
             lists.taps,
-            outputs=spec.outputs,
-            channels=spec.channels,
-            image_rows=spec.image_rows,
-            image_columns=spec.image_columns,
-            image_pixels=image_pixels,
-            image_stride=0 if image.shared else spec.channels * image_pixels,
+            **arguments_of(spec, image, networks),
             partials_stride=partials.shape[1],
-            step=spec.step,
-            top=spec.top,
-            left=spec.left,
-            side=spec.side,
-            crop_top=spec.crop_top,
-            crop_left=spec.crop_left,
             cell_rows=spec.cell_rows,
-            cell_columns=spec.cell_columns,
-            rows=spec.rows,
-            columns=spec.columns,
-            pixels=pixels,
+            pixels=spec.rows * spec.columns,
             column_tiles=plan.column_tiles,
             tiles=plan.tiles,
             program_tiles=plan.program_tiles,
@@ -188,12 +170,8 @@ def weight_grad(
             OUTPUTS=shape.outputs,
             ROWS=shape.rows,
             COLUMNS=shape.columns,
-            READ=image.read,
-            ACT=image.act,
-            PAD=spec.padding,
             GRAD_READ=grad.read,
             WHOLE=plan.whole,
-            WIDE=elements >= 2**31,
             PRECISION=plan.precision,
             num_warps=shape.warps,
             num_stages=1,

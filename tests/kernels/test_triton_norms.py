@@ -272,7 +272,7 @@ class Norms:
     def backward_arguments(self, which):
         f = self.forward
         return tables.NormBackward(
-            self.partials, f.sizes, f.weights, f.gamma, f.beta, f.prologue, self.grads[which],
+            self.partials, f.sizes, f.gamma, f.beta, f.prologue, self.grads[which],
             self.rstds[which], self.grad_weights,
         )  # fmt: skip
 

@@ -248,7 +248,6 @@ def test_input_gradient(conv):
         finish = NormBackward(
             partials=problem.empty(n, inputs, plan.chunks, 3),
             sizes=problem.sizes(plan),
-            weights=problem.empty(n, 2),
             gamma=none,
             beta=none,
             prologue=problem.numbers,

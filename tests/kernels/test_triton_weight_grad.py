@@ -20,8 +20,8 @@ from oes_fast.kernels.chain.flat_weights import FlatWeights
 from oes_fast.kernels.chain.reader import Image, Reader, gradient_image, plain_image
 from oes_fast.kernels.chain.specs import ConvKind, ConvSpec, Padding
 from oes_fast.kernels.chain.tap_lists import tap_lists
-from oes_fast.kernels.chain.weight_grad import plan_weight_grad, weight_grad
-from oes_fast.kernels.chain.weight_grad_plan import MOST_PARTIALS, Shape, WeightGradPlan
+from oes_fast.kernels.chain.weight_grad import weight_grad
+from oes_fast.kernels.chain.weight_grad_plan import MOST_PARTIALS, Shape, WeightGradPlan, plan_weight_grad
 
 BACKEND, SLOPE, SCALE = "triton", 0.2, 0.5
 ACTIVATIONS = (
