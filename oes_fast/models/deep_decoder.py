@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_choice, check_flag, check_integer
 from oes_fast.errors import InputError
-from oes_fast.models.generator import NumberedLayers, append
+from oes_fast.models.base import NumberedLayers, append
 from oes_fast.models.layers import Layers
 from oes_fast.noise import noise_input
 

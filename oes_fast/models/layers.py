@@ -11,7 +11,7 @@ from torch import nn
 from oes_fast._checks import FLOAT_DTYPES, check_integer
 from oes_fast.errors import InputError
 from oes_fast.models.drawn import drawn_conv2d
-from oes_fast.models.generator import append
+from oes_fast.models.base import append
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ReLU": nn.ReLU,

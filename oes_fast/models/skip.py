@@ -9,7 +9,7 @@ from torch import nn
 
 from oes_fast._checks import check_choice, check_integer
 from oes_fast.errors import InputError
-from oes_fast.models.generator import Concat, Generator, append
+from oes_fast.models.base import Concat, Generator, append
 from oes_fast.models.layers import Layers
 
 PUBLISHED_CHANNELS = (16, 32, 64, 128, 128, 128)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oes_fast as oes
-from oes_fast.models.generator import Concat, Generator, center_crop, extend
+from oes_fast.models.base import Concat, Generator, center_crop, extend
 
 SMALL = {"num_channels_down": (3, 4), "filter_size_down": 3}
 OPTIONS = {
@@ -157,7 +157,7 @@ def test_sizes_that_fit_are_not_extended(options, smallest, monkeypatch):
         raise AssertionError("extended an image that fits")
 
     before = net.inner_size(smallest - 1)
-    monkeypatch.setattr("oes_fast.models.generator.extend", refuse)
+    monkeypatch.setattr("oes_fast.models.base.extend", refuse)
     for size in (smallest, smallest + 4, smallest + 8):
         assert net(oes.noise_input(2, (size, size + 4))).shape[-2:] == (size, size + 4)
     assert before == smallest
