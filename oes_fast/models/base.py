@@ -3,10 +3,97 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a network was made from: its name in :data:`oes_fast.models.MODELS`, and the options given.
+
+    Attributes:
+        name: of the model.
+        options: JSON values by argument.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """ "unet", or "unet with feature_scale=8, pad=zero"."""
+        words = ", ".join(f"{name}={_words(value)}" for name, value in self.options.items())
+        return f"{self.name} with {words}" if words else self.name
+
+
+def _words(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+class ImageGenerator(nn.Module):
+    """What all generators here have: they say what image they give for an input.
+
+    Attributes:
+        dims: dimensions of the image: 1, 2 or 3.
+        recipe: what :func:`oes_fast.models.generator` made the network from, None where it was made
+            otherwise.
+    """
+
+    dims: int = 2
+    recipe: Recipe | None = None
+
+    def image_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the image for an input of that size, without batch and channels."""
+        raise NotImplementedError
+
+    def input_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the input for an image of that size."""
+        raise NotImplementedError
+
+    def input_channels(self) -> int | None:
+        """Channels of the input, None without a convolution."""
+        first = next((module for module in self.modules() if isinstance(module, _ConvNd)), None)
+        return None if first is None else first.in_channels
+
+
+class AnySize(ImageGenerator):
+    """A generator of images of the input's size that takes any size.
+
+    Encoder-decoders halve the image a number of times, so inside they need sizes that are a multiple of
+    ``multiple`` and at least ``minimum``. The input is extended to such a size at the bottom and right by
+    reflection, and the output is cropped back; both are skipped where the size fits.
+
+    Attributes:
+        multiple: sizes inside are multiples of this.
+        minimum: and not smaller than this.
+    """
+
+    multiple: int = 1
+    minimum: int = 1
+
+    def image_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the image for an input of that size: the same."""
+        return size
+
+    def input_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the input for an image of that size: the same."""
+        return size
+
+    def inner_size(self, size: int) -> int:
+        """The size inside the network for an image side of ``size`` pixels."""
+        return max(-(-size // self.multiple), -(-self.minimum // self.multiple)) * self.multiple
+
+    def at_inner_size(self, run: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """``run(z)``, on the extended input where its size does not fit, and cropped then."""
+        size = tuple(z.shape[2:])
+        inner = tuple(self.inner_size(side) for side in size)
+        if inner == size:
+            return run(z)
+        return cropped(run(extend(z, inner)), [0] * len(size), size)
 
 
 class NumberedLayers(nn.Sequential):
@@ -28,26 +115,24 @@ class NumberedLayers(nn.Sequential):
         return super().__getitem__(index)
 
 
-class Generator(NumberedLayers):
-    """A sequence of layers that takes any image size.
-
-    Encoder-decoders halve the image a number of times, so inside they need sizes that are a multiple of
-    ``multiple`` and at least ``minimum``. The input is extended to such a size at the bottom and right by
-    reflection, and the output is cropped back; both are skipped where the size fits.
+class Generator(NumberedLayers, AnySize):
+    """A sequence of layers that takes any image size, see :class:`AnySize`.
 
     Args:
         *layers: modules.
         multiple: sizes inside are multiples of this.
         minimum: and not smaller than this.
+        dims: dimensions of the image.
     """
 
-    def __init__(self, *layers: nn.Module, multiple: int = 1, minimum: int = 1) -> None:
+    def __init__(self, *layers: nn.Module, multiple: int = 1, minimum: int = 1, dims: int = 2) -> None:
         super().__init__(*layers)
         self.multiple = multiple
         self.minimum = minimum
+        self.dims = dims
 
     def forward(self, z: Tensor) -> Tensor:
-        """Image of the input's height and width.
+        """Image of the input's size.
 
         Args:
             z: input, shape [N, C, H, W].
@@ -55,19 +140,7 @@ class Generator(NumberedLayers):
         Returns:
             Tensor of shape [N, C', H, W].
         """
-        height, width = z.shape[-2:]
-        size = self.inner_size(height), self.inner_size(width)
-        if size == (height, width):
-            return super().forward(z)
-        return super().forward(extend(z, size))[..., :height, :width]
-
-    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of the image for an input of that (H, W): the same."""
-        return size
-
-    def inner_size(self, size: int) -> int:
-        """The size inside the network for an image side of ``size`` pixels."""
-        return max(-(-size // self.multiple), -(-self.minimum // self.multiple)) * self.multiple
+        return self.at_inner_size(super().forward, z)
 
 
 class Concat(nn.Module):
@@ -89,22 +162,30 @@ class Concat(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Concatenated outputs, shape [N, sum of channels, min H, min W]."""
         outputs = [branch(x) for branch in self.children()]
-        height = min(y.shape[2] for y in outputs)
-        width = min(y.shape[3] for y in outputs)
-        return torch.cat([center_crop(y, height, width) for y in outputs], dim=self.dim)
+        size = [min(sides) for sides in zip(*(y.shape[2:] for y in outputs), strict=True)]
+        return torch.cat([center_crop(y, *size) for y in outputs], dim=self.dim)
 
 
-def center_crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The middle ``height`` x ``width`` of ``x`` [N, C, H, W]; ``x`` itself where it has that size."""
-    if x.shape[2] == height and x.shape[3] == width:
+def center_crop(x: Tensor, *size: int) -> Tensor:
+    """The middle of ``x`` [N, C, ...] of that size; ``x`` itself where it has it."""
+    sides = tuple(x.shape[2:])
+    if sides == size:
         return x
-    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
-    return x[:, :, top : top + height, left : left + width]
+    return cropped(x, [(side - wanted) // 2 for side, wanted in zip(sides, size, strict=True)], size)
 
 
-def extend(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Extend ``x`` [N, C, H, W] at the bottom and right by mirroring, as often as ``size`` asks."""
-    for dim, target in zip((-2, -1), size, strict=True):
+def cropped(x: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
+    """``size`` of ``x`` [N, C, ...] from ``starts`` on."""
+    index: tuple[Any, ...] = (
+        Ellipsis,
+        *(slice(start, start + side) for start, side in zip(starts, size, strict=True)),
+    )
+    return x[index]
+
+
+def extend(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Extend ``x`` [N, C, ...] at the bottom and right by mirroring, as often as ``size`` asks."""
+    for dim, target in zip(range(-len(size), 0), size, strict=True):
         length = x.shape[dim]
         # 0 1 2 2 1 0 0 1 2 ...: the mirror repeats the edge, so a side of one pixel works too.
         position = torch.arange(target, device=x.device) % (2 * length)
