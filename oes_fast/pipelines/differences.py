@@ -78,13 +78,14 @@ def compare(
         wanted_words: what this run says of them.
     """
     words = found_words if isinstance(found_words, dict) else {}
-    different = [key for key, value in wanted.items() if found.get(key) != value]
+    # An option that is off may be without a setting, in either.
+    different = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if "phase" in different:
         different = ["phase"]
     if "network" in different:
         different = [key for key in different if key not in _FOLLOW_FROM_NETWORK]
     return tuple(
-        Difference(key, found.get(key), wanted[key], words.get(key), wanted_words.get(key))
+        Difference(key, found.get(key), wanted.get(key), words.get(key), wanted_words.get(key))
         for key in different
     )
 
@@ -94,7 +95,8 @@ def describe_image(image: Tensor) -> str:
     if image.ndim < 3:
         return f"shape {tuple(image.shape)}"
     channels, height, width = image.shape[-3:]
-    return f"{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
+    number = f"{image.shape[0]} of " if image.ndim > 3 and image.shape[0] > 1 else ""
+    return f"{number}{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
 
 
 def describe_mask(flat: Tensor) -> str:
