@@ -66,18 +66,20 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def detect_collapse(spread: Tensor, expected: Tensor, phase: str) -> bool:
+def detect_collapse(spread: Tensor, expected: Tensor, phase: str, *, forward: bool = False) -> bool:
     """Whether the output is flat, beside the target; warns with :class:`CollapsedRunWarning` if so.
 
     Args:
         spread: of what is measured of the output, see :meth:`oes_fast.pipelines.objective.Objective.spreads`.
         expected: of the target.
         phase: "search" or "train".
+        forward: they are spreads of measurements.
     """
     collapsed = bool(spread < FLAT * expected)
     if collapsed:
+        of, what = (" of its measurement", "one") if forward else ("", "image")
         warn_caller(
-            f"{phase}: the output is flat (standard deviation {float(spread):.4f}, the noisy image has "
+            f"{phase}: the output is flat (standard deviation {float(spread):.4f}{of}, the noisy {what} has "
             f"{float(expected):.4f}); the sparse network has collapsed or was given too few steps. "
             "With fewer than about 4 % of the weights this is to be expected on single images.",
             CollapsedRunWarning,
