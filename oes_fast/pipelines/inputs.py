@@ -83,7 +83,7 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def detect_collapse(spreads: Tensor, expecteds: Tensor, phase: str) -> bool:
+def detect_collapse(spreads: Tensor, expecteds: Tensor, phase: str, *, forward: bool = False) -> bool:
     """Whether an output is flat, beside its target; warns with :class:`CollapsedRunWarning` if so.
 
     Args:
@@ -91,15 +91,17 @@ def detect_collapse(spreads: Tensor, expecteds: Tensor, phase: str) -> bool:
             :meth:`oes_fast.pipelines.objective.Objective.spreads`.
         expecteds: of the targets [N].
         phase: "search" or "train".
+        forward: they are spreads of measurements.
     """
     flat = torch.nonzero(spreads < FLAT * expecteds).flatten().tolist()
     collapsed = len(flat) > 0
     if collapsed:
         spread, expected = spreads[flat[0]], expecteds[flat[0]]
         which = "" if len(spreads) == 1 else f" {', '.join(map(str, flat))} of {len(spreads)}"
+        of, what = (" of its measurement", "one") if forward else ("", "image")
         warn_caller(
-            f"{phase}: the output{which} is flat (standard deviation {float(spread):.4f}, the noisy image "
-            f"has {float(expected):.4f}); the sparse network has collapsed or was given too few steps. "
+            f"{phase}: the output{which} is flat (standard deviation {float(spread):.4f}{of}, the noisy "
+            f"{what} has {float(expected):.4f}); the sparse network has collapsed or was given too few steps. "
             "With fewer than about 4 % of the weights this is to be expected on single images.",
             CollapsedRunWarning,
         )

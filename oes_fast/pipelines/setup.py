@@ -190,12 +190,15 @@ class Setup:
             output: images [N, C, H, W] of the result.
             phase: "search" or "train".
         """
+        options = self._options
         return {
             "output": output,
             "history": finished.history,
             "steps": finished.steps,
             "interrupted": finished.interrupted,
-            "collapsed": detect_collapse(*self.objective.spreads(output), phase),
+            "collapsed": detect_collapse(
+                *self.objective.spreads(output), phase, forward=options.forward is not None
+            ),
             "diverged": finished.fell_back or detect_divergence(finished.history, finished.steps, phase),
             "seconds": finished.seconds,
             "backend": self._backend,
