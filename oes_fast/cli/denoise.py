@@ -36,7 +36,10 @@ def denoise(
     mask_option: o.MaskOption = "topk",
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,
+    weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -88,6 +91,8 @@ def denoise(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        schedule=schedule,
+        input_noise=input_noise,
         prefix="--search-",
     )
     return restore(
@@ -98,7 +103,14 @@ def denoise(
             bits=bits,
             run=run,
             train=TrainSettings.of(
-                preset, steps=train_steps, lr=train_lr, average=average, prefix="--train-"
+                preset,
+                steps=train_steps,
+                lr=train_lr,
+                average=average,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                input_noise=input_noise,
+                prefix="--train-",
             ),
             search=search if mask is None else None,
             mask=mask,

@@ -9,6 +9,7 @@ import typer
 
 from oes_fast.backends import AUTO, NAMES
 from oes_fast.pipelines.presets import PRESETS
+from oes_fast.pipelines.schedule import SCHEDULES
 
 IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
 PRUNING = "Ways to a mask other than the search"
@@ -199,6 +200,35 @@ TrainRate = Annotated[
         metavar="LR",
         rich_help_panel=TRAIN,
         help=f"Adam's learning rate of the training.  [default: {by_preset('train_lr')}]",
+    ),
+]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help=f"Let the learning rates fall to 0 over the steps: {', '.join(SCHEDULES)}.  "
+        "[default: they stay]",
+    ),
+]
+InputNoise = Annotated[
+    float,
+    typer.Option(
+        "--input-noise",
+        metavar="S",
+        rich_help_panel=RUN,
+        help="Standard deviation of noise on the network's input, drawn anew in each step (0.03 in the "
+        "deep-image-prior code).",
+    ),
+]
+WeightDecay = Annotated[
+    float,
+    typer.Option(
+        "--weight-decay",
+        metavar="W",
+        rich_help_panel=TRAIN,
+        help="Times the weights is added to the gradient, as in torch.optim.Adam.",
     ),
 ]
 Average = Annotated[

@@ -234,7 +234,8 @@ def _compute(
         mask = found.mask
     if mask is None:
         raise InputError("mask: expected a mask file or settings of a search, got neither")
-    cut, settings = mask, {"checkpoint": kept.paths["train"], **plain(request.train), **common}
+    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **plain(request.train), **common}
+    cut = mask
     work.fit = kept.run(
         "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
     )

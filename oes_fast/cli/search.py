@@ -39,6 +39,8 @@ def search(
     kl: o.KL = None,
     temperature: o.Temperature = 0.2,
     mask_option: o.MaskOption = "topk",
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
     preset: o.PresetName = "paper",
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
@@ -72,6 +74,8 @@ def search(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        schedule=schedule,
+        input_noise=input_noise,
     )
     run = RunSettings.of(
         device=device,
