@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings
@@ -37,6 +38,8 @@ def denoise(
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,
     average: o.Average = o.DEFAULT_AVERAGE,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -104,5 +107,6 @@ def denoise(
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
         )
     )

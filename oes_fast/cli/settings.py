@@ -156,12 +156,13 @@ class RunSettings:
 def search_options(prefix: str) -> dict[str, str]:
     """The option for each setting in a search's checkpoint; ``prefix`` as in :meth:`SearchSettings.of`."""
     names = {name: f"--{name}" for name in ("density", "kl", "temperature", "seed", "backend")}
-    return names | {"lr": f"{prefix}lr", "weights": "--seed"}
+    return names | {"lr": f"{prefix}lr", "weights": "--seed", "network": "--model"}
 
 
 def train_options(prefix: str) -> dict[str, str]:
     """As :func:`search_options`, of a training."""
-    return {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr", "weights": "--seed"}
+    names = {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr"}
+    return names | {"weights": "--seed", "network": "--model"}
 
 
 def find_preset(name: str) -> Preset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, TrainSettings
@@ -19,6 +20,8 @@ def transfer(
     steps: o.TrainSteps = None,
     lr: o.TrainRate = None,
     average: o.Average = o.DEFAULT_AVERAGE,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.TransferSeed = None,
     device: o.Device = "auto",
@@ -63,6 +66,7 @@ def transfer(
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
             fresh=True,
         )
     )

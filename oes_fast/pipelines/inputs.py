@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError, warn_caller
 from oes_fast.flat import check_network
-from oes_fast.models import DeepDecoder, Generator
+from oes_fast.models import ImageGenerator
 from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
@@ -27,21 +27,19 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
 
     Args:
         net: generator.
-        z: input, shape [1, C, ...]; of our own generators [1, C, H, W].
+        z: input, shape [1, C, ...]; of our own generators [1, C, H, W], or of other dimensions as they have.
         noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
         clean: None or an image of the shape of ``noisy``.
     """
     check_input(net, z)
     weights = next(net.parameters()).detach()
     size: tuple[int | None, ...] = (None, None)
-    if isinstance(net, Generator | DeepDecoder):
-        check_tensor("z", z, ndim=4)
-        first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-        if first is not None and z.shape[1] != first.in_channels:
-            raise InputError(
-                f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}"
-            )
-        size = net.image_size((z.shape[-2], z.shape[-1]))  # other networks give what they like
+    if isinstance(net, ImageGenerator):
+        check_tensor("z", z, ndim=2 + net.dims)
+        channels = net.input_channels()
+        if channels is not None and z.shape[1] != channels:
+            raise InputError(f"z: expected {channels} channels as the network takes, got {z.shape[1]}")
+        size = net.image_size(tuple(z.shape[2:]))  # other networks give what they like
     check_tensor("noisy", noisy, shape=(1, None, *size), like=weights, finite=True)
     if clean is not None:
         check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)
@@ -54,8 +52,10 @@ def ordinary(tensor: Tensor) -> Tensor:
 
 def detect_collapse(measured: Tensor, target: Tensor, phase: str) -> bool:
     """Whether the output is flat, beside the target; warns with :class:`CollapsedRunWarning` if so."""
-    spread = measured.detach().std(dim=(-2, -1), correction=0).mean()  # 0, not NaN, for a single pixel
-    expected = target.detach().std(dim=(-2, -1), correction=0).mean()
+    # Over the pixels of each channel, however many dimensions they have; 0, not NaN, for a single pixel.
+    pixels = tuple(range(min(2, target.ndim - 1), target.ndim))
+    spread = measured.detach().std(dim=pixels, correction=0).mean()
+    expected = target.detach().std(dim=pixels, correction=0).mean()
     collapsed = bool(spread < FLAT * expected)
     if collapsed:
         warn_caller(
