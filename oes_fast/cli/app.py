@@ -104,10 +104,10 @@ def options(
     """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
 
     `denoise` does it all; `inpaint`, `superres`, `deblur` and `mri` do the same for missing pixels, small
-    images, blurred ones and k-space. `search` finds the mask, `train` restores with it, `transfer` restores another
-    image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare` holds
-    OES against other ways to prune, other networks and classical denoisers. `info` says what this machine
-    has.
+    images, blurred ones and k-space. `search` finds the mask, `train` restores with it, `transfer` restores
+    another image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare`
+    holds OES against other ways to prune, other networks and classical denoisers. `info` says what this
+    machine has.
     """
 
 

@@ -85,8 +85,9 @@ def deblur(
         typer.Option(
             metavar="NAME",
             rich_help_panel=o.IMAGE,
-            help="What is taken to lie beyond the border: reflect, replicate, circular; or valid: the network "
-            "gives a larger image, of which OUT is the part that was measured, and nothing is assumed.",
+            help="What is taken to lie beyond the border: reflect, replicate, circular; or valid: the "
+            "network gives a larger image, of which OUT is the part that was measured, and nothing is "
+            "assumed.",
         ),
     ] = "reflect",
 ) -> DeblurOptions:

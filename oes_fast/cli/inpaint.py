@@ -56,8 +56,8 @@ def inpaint(
         typer.Option(
             metavar="FILE",
             rich_help_panel=o.IMAGE,
-            help="Which pixels are known: an image of the size of IN (after --size), white where they are and "
-            "black where they are missing, or a .npy of 1 and 0. Values above half of white are known.",
+            help="Which pixels are known: an image of the size of IN (after --size), white where they are "
+            "and black where they are missing, or a .npy of 1 and 0. Values above half of white are known.",
         ),
     ] = None,
     missing: Annotated[

@@ -82,7 +82,8 @@ class MriOptions(TaskOptions):
                 raise InputError("--size: expected it with a clean image alone, got it with k-space")
         elif self.sigma is None:
             raise InputError(
-                f"{self.image}: expected k-space ({', '.join(KSPACE_SUFFIXES)}), or a clean image with --sigma"
+                f"{self.image}: expected k-space ({', '.join(KSPACE_SUFFIXES)}), or a clean image with "
+                "--sigma"
             )
 
     def load(self, *, noise_seed: int, device: torch.device) -> Problem:
@@ -157,8 +158,9 @@ def mri(
         typer.Argument(
             metavar="KSPACE",
             show_default=False,
-            help="Raw data: .h5 in fastMRI's layout (kspace [slices, H, W] or [slices, coils, H, W]), or .npy, "
-            "complex, [H, W] or [coils, H, W], with the centre in the middle. Or, with --sigma, a clean image.",
+            help="Raw data: .h5 in fastMRI's layout (kspace [slices, H, W] or [slices, coils, H, W]), or "
+            ".npy, complex, [H, W] or [coils, H, W], with the centre in the middle. Or, with --sigma, a "
+            "clean image.",
         ),
     ],
     size: o.Size = None,
@@ -167,9 +169,9 @@ def mri(
         typer.Option(
             metavar="S",
             rich_help_panel=o.IMAGE,
-            help="KSPACE was measured whole, or is a clean image: measure what --mask or --acceleration says, "
-            "with Gaussian noise of standard deviation S (0 for none) in real and imaginary part, where the "
-            "clean magnitude's maximum is 1, and report the PSNR against the magnitude of all of it.  "
+            help="KSPACE was measured whole, or is a clean image: measure what --mask or --acceleration "
+            "says, with Gaussian noise of standard deviation S (0 for none) in real and imaginary part, "
+            "where the clean magnitude's maximum is 1, and report the PSNR against the magnitude of all of it.  "
             "[default: KSPACE is what was measured]",
         ),
     ] = None,
@@ -178,8 +180,9 @@ def mri(
         typer.Option(
             metavar="FILE",
             rich_help_panel=o.IMAGE,
-            help="Clean magnitude, a .npy [h, w] of the middle of the image in the units of KSPACE, to measure "
-            "the PSNR against.  [default: reconstruction_rss or reconstruction_esc of the .h5, if it has one]",
+            help="Clean magnitude, a .npy [h, w] of the middle of the image in the units of KSPACE, to "
+            "measure the PSNR against.  [default: reconstruction_rss or reconstruction_esc of the .h5, if it "
+            "has one]",
         ),
     ] = None,
     mask: Annotated[

@@ -101,9 +101,9 @@ def measure(problem: Problem, found: SearchResult | None, fit: TrainResult | Non
     """Every PSNR in dB, None without a clean image.
 
     Returns:
-        noisy (what the measurement shows), masked (initial weights under the mask), restored (the image written), last (output of the
-        last step), average (of the outputs), and for outputs and average the peak and its step; None for
-        what was not computed.
+        noisy (what the measurement shows), masked (initial weights under the mask), restored (the image
+        written), last (output of the last step), average (of the outputs), and for outputs and average the
+        peak and its step; None for what was not computed.
     """
     clean = problem.clean
     if clean is None:

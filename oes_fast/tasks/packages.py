@@ -28,8 +28,8 @@ def package(name: str) -> ModuleType:
     except (RuntimeError, OSError) as error:
         if "torchvision" in str(error):
             raise OESError(
-                f"{root}: needs a torchvision built for PyTorch {torch.__version__}, but the one here does not "
-                f"load ({_line(error)}); install both from one index"
+                f"{root}: needs a torchvision built for PyTorch {torch.__version__}, but the one here does "
+                f"not load ({_line(error)}); install both from one index"
             ) from error
         raise OESError(f"{root}: expected a package that can be imported, got: {_line(error)}") from error
 

@@ -92,7 +92,7 @@ def check_seed(seed: int) -> int:
 
 
 def simulated(forward: Any, clean: Tensor, sigma: float, seed: int, known: Tensor | None = None) -> Tensor:
-    """What ``forward`` measures of a clean image, with Gaussian noise; not clipped, so that it stays Gaussian.
+    """What ``forward`` measures of a clean image, with Gaussian noise, which is not clipped.
 
     Args:
         forward: deepinv's operator.
