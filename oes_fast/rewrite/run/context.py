@@ -34,10 +34,12 @@ class FusedLoss:
 
     Attributes:
         target: image to compare the output with.
-        loss: mean squared error, where the last layer took it along; else None.
+        weight: of each squared error, of the target's shape and contiguous; None for 1.
+        loss: mean (weighted) squared error, where the last layer took it along; else None.
     """
 
     target: Tensor
+    weight: Tensor | None = None
     loss: Tensor | None = None
 
 
