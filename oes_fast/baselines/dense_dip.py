@@ -7,6 +7,7 @@ import os
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Forward, Loss
@@ -29,7 +30,7 @@ def dense_dip(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     input_noise: float = 0.0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,

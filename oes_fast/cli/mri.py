@@ -171,8 +171,8 @@ def mri(
             rich_help_panel=o.IMAGE,
             help="KSPACE was measured whole, or is a clean image: measure what --mask or --acceleration "
             "says, with Gaussian noise of standard deviation S (0 for none) in real and imaginary part, "
-            "where the clean magnitude's maximum is 1, and report the PSNR against the magnitude of all of it.  "
-            "[default: KSPACE is what was measured]",
+            "where the clean magnitude's maximum is 1, and report the PSNR against the magnitude of all of "
+            "it.  [default: KSPACE is what was measured]",
         ),
     ] = None,
     clean: Annotated[

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from oes_fast.errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class CleanView:
@@ -24,8 +26,20 @@ class CleanView:
 
 
 def compared(output: Tensor, clean: Tensor | CleanView) -> tuple[Tensor, Tensor]:
-    """(what of ``output`` is measured, what it is measured against)."""
-    return (clean.view(output), clean.image) if isinstance(clean, CleanView) else (output, clean)
+    """(what of ``output`` is measured, what it is measured against).
+
+    Raises:
+        InputError: the view has another shape than the clean picture.
+    """
+    if not isinstance(clean, CleanView):
+        return output, clean
+    seen = clean.view(output)
+    if seen.shape != clean.image.shape:
+        raise InputError(
+            f"clean: expected a picture of the shape {tuple(seen.shape)} that its view gives, got "
+            f"{tuple(clean.image.shape)}"
+        )
+    return seen, clean.image
 
 
 def clean_pixels(clean: Tensor | CleanView) -> Tensor:

@@ -8,6 +8,7 @@ from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError, warn_caller
 from oes_fast.flat import check_network
 from oes_fast.models import DeepDecoder, Generator
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
@@ -23,7 +24,12 @@ def check_input(net: nn.Module, z: Tensor) -> None:
 
 
 def check_run_inputs(
-    net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | None = None, *, forward: object = None
+    net: nn.Module,
+    z: Tensor,
+    noisy: Tensor,
+    clean: Tensor | CleanView | None = None,
+    *,
+    forward: object = None,
 ) -> None:
     """Raise :class:`InputError` unless the network, its input and the image fit together.
 
@@ -32,7 +38,8 @@ def check_run_inputs(
         z: input, shape [1, C, ...]; of our own generators [1, C, H, W].
         noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
             With a forward operator a measurement of any shape, real or complex, of the network's precision.
-        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image.
+        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image;
+            or what is held against a view of that.
         forward: the operator, or None.
     """
     check_input(net, z)
@@ -46,6 +53,9 @@ def check_run_inputs(
                 f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}"
             )
         size = net.image_size((z.shape[-2], z.shape[-1]))  # other networks give what they like
+    if isinstance(clean, CleanView):  # its shape is checked when there is an image
+        check_tensor("clean", clean.image, device=weights.device, finite=True)
+        clean = None
     if forward is None:
         check_tensor("noisy", noisy, shape=(1, None, *size), like=weights, finite=True)
         if clean is not None:

@@ -17,6 +17,7 @@ from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.input_noise import InputNoise
@@ -64,7 +65,7 @@ def train_sparse(
     tv: float = 0.0,
     steps: int = 40_000,
     lr: float = 1e-2,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,

@@ -10,6 +10,7 @@ degrades. The operators are deepinv's (``pip install "oes_fast[physics]"``).
     oes.save_image("restored.png", task.shown(fit.output))
 """
 
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.tasks.deblurring import deblurring
 from oes_fast.tasks.inpainting import inpainting
 from oes_fast.tasks.kspace import KSpace, load_kspace
@@ -17,4 +18,13 @@ from oes_fast.tasks.mri import mri
 from oes_fast.tasks.superresolution import superresolution
 from oes_fast.tasks.task import Task
 
-__all__ = ["KSpace", "Task", "deblurring", "inpainting", "load_kspace", "mri", "superresolution"]
+__all__ = [
+    "CleanView",
+    "KSpace",
+    "Task",
+    "deblurring",
+    "inpainting",
+    "load_kspace",
+    "mri",
+    "superresolution",
+]

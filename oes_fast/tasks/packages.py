@@ -20,6 +20,7 @@ def package(name: str) -> ModuleType:
     """
     root = name.partition(".")[0]
     try:
+        importlib.import_module(root)
         return importlib.import_module(name)
     except ImportError as error:
         if error.name == root:
