@@ -69,6 +69,15 @@ Sigma = Annotated[
         "255), clipped to 0..1, and measure the PSNR against IN.  [default: no noise, IN is noisy]",
     ),
 ]
+TaskSigma = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        rich_help_panel=IMAGE,
+        help="IN is clean: measure it, with Gaussian noise of standard deviation S (0 for none; pixel values "
+        "in 0..1), not clipped, and report the PSNR against IN.  [default: IN is what was measured]",
+    ),
+]
 Clean = Annotated[
     str | None,
     typer.Option(
@@ -126,6 +135,15 @@ Density = Annotated[
         rich_help_panel=SEARCH,
         help="Share of the weights to keep, between 0 and 1. Below 0.04 a run on one image may collapse.  "
         f"[default: {by_preset('density')}]",
+    ),
+]
+WeightsMask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Skip the search and keep these weights of the network: .safetensors, or a published .npz or "
+        ".pkl (never run).",
     ),
 ]
 SearchSteps = Annotated[
@@ -232,6 +250,16 @@ WeightDecay = Annotated[
         metavar="W",
         rich_help_panel=TRAIN,
         help="Times the weights is added to the gradient, as in torch.optim.Adam.",
+    ),
+]
+TotalVariation = Annotated[
+    float,
+    typer.Option(
+        "--tv",
+        metavar="W",
+        rich_help_panel=TRAIN,
+        help="Weight of the image's total variation (mean absolute difference of neighbouring pixels), which "
+        "is added to the squared error of search and training.",
     ),
 ]
 Average = Annotated[

@@ -28,6 +28,7 @@ from oes_fast.io.image import psnr
 from oes_fast.io.plots import layer_density
 from oes_fast.mask import Mask
 from oes_fast.models.base import Recipe
+from oes_fast.pipelines.clean import compared
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.masked_output import masked_output
 from oes_fast.pipelines.progress import duration
@@ -404,7 +405,8 @@ def _write(outputs: Outputs, asked: _Request, problem: Problem, found: _Found) -
 def _figures(problem: Problem, found: _Found) -> dict[str, float] | None:
     if problem.clean is None:
         return None
-    return {"noisy": psnr(problem.noisy, problem.clean), "masked": psnr(found.output, problem.clean)}
+    images = {"noisy": problem.measured, "masked": found.output}
+    return {name: psnr(*compared(image, problem.clean)) for name, image in images.items()}
 
 
 def _rows(problem: Problem, found: _Found) -> list[tuple[str, str]]:

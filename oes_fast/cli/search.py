@@ -124,7 +124,7 @@ def _search(
                     z,
                     problem.noisy,
                     seed=seed,
-                    clean=problem.clean,
+                    **problem.arguments(),
                     backend=run.backend,
                     precision=run.precision,
                     verify=run.verify,

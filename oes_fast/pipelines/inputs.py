@@ -9,6 +9,7 @@ from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError, warn_caller
 from oes_fast.flat import check_network
 from oes_fast.models import ImageGenerator
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
@@ -34,7 +35,7 @@ def check_run_inputs(
     net: nn.Module,
     z: Tensor,
     noisy: Tensor,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     *,
     forward: object = None,
     batch: bool = False,
@@ -46,7 +47,8 @@ def check_run_inputs(
         z: input, shape [1, C, ...]; of our own generators [1, C, H, W], or of other dimensions as they have.
         noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
             With a forward operator a measurement of any shape, real or complex, of the network's precision.
-        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image.
+        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image;
+            or what is held against a view of that.
         forward: the operator, or None.
         batch: there may be N inputs and as many images, [N, C, ...] and [N, C', H', W'].
     """
@@ -59,6 +61,9 @@ def check_run_inputs(
         if channels is not None and z.shape[1] != channels:
             raise InputError(f"z: expected {channels} channels as the network takes, got {z.shape[1]}")
         size = net.image_size(tuple(z.shape[2:]))  # other networks give what they like
+    if isinstance(clean, CleanView):  # its shape is checked when there is an image
+        check_tensor("clean", clean.image, device=weights.device, finite=True)
+        clean = None
     if forward is None:
         check_tensor("noisy", noisy, ndim=2 + len(size))
         if batch and z.shape[0] != noisy.shape[0]:
