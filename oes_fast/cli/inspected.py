@@ -68,7 +68,8 @@ class Inspected:
     @classmethod
     def _of(cls, label: str, path: Path | None, mask: Mask | None, net: ImageGenerator | None) -> Inspected:
         layers = [] if net is None else layer_densities(net, mask)
-        return cls(label, path, mask, net, layers, [] if net is None else dead_channels(net, mask))
+        channels = [] if net is None or net.dims != 2 else dead_channels(net, mask)
+        return cls(label, path, mask, net, layers, channels)
 
     @property
     def kept(self) -> int:
