@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.parametrize("case", ["skip_1d", "skip_3d"]),
 ]
 COMMON = {"backend": "reference", "record_every": 1}
+SAMPLED = COMMON | {"sample_every": 1}
 
 
 def mask_of(net):
@@ -105,8 +106,8 @@ def test_the_baselines_take_them(case):
     net, z, noisy = tiny(case)
     fit = oes.baselines.dense_dip(net, z, noisy, steps=2, input_noise=0.05, **COMMON)
     assert fit.output.shape == noisy.shape
-    sampled = oes.baselines.sgld(net, z, noisy, steps=3, lr=1e-2, burn_in=1, param_noise=0.5, **COMMON)
-    still = oes.baselines.sgld(net, z, noisy, steps=3, lr=1e-2, burn_in=1, param_noise=0.0, **COMMON)
+    sampled = oes.baselines.sgld(net, z, noisy, steps=3, lr=1e-2, burn_in=1, param_noise=0.5, **SAMPLED)
+    still = oes.baselines.sgld(net, z, noisy, steps=3, lr=1e-2, burn_in=1, param_noise=0.0, **SAMPLED)
     assert not torch.equal(sampled.output, still.output)
     assert sampled.posterior_mean.shape == noisy.shape
 
