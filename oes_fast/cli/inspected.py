@@ -21,7 +21,8 @@ from oes_fast.cli.report import describe_mask, plain
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import Mask
-from oes_fast.models.base import ImageGenerator, Recipe
+from oes_fast.models.base import ImageGenerator
+from oes_fast.recipe import Recipe
 
 DENSE = "dense"
 

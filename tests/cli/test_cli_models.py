@@ -12,6 +12,7 @@ from cli_runs import NOISE, STEPS, fails, interrupt_at, result_of, run
 
 import oes_fast as oes
 from oes_fast.cli.progress import ProgressReport
+from oes_fast.recipe import Recipe
 from oes_fast.weights_file import save_weights
 
 pytest_plugins = ("cli_fixtures",)
@@ -160,7 +161,7 @@ def test_prune(cli_images: Path, tmp_path: Path) -> None:
     common = [cli_images / "rgb.png", "-o", out, *NOISE, "--density", "0.6", *MODEL, *QUICK]
     assert run("prune", *common, "--method", "snip") == 0
     found = oes.Mask.load(out)
-    assert found.recipe == oes.models.base.Recipe("resnet", OPTIONS)
+    assert found.recipe == Recipe("resnet", OPTIONS)
     assert found.settings["network_seed"] == 3
     assert result_of(out)["settings"]["model"] == "resnet"
     imp = ["--method", "imp", "--steps", "4", "--rounds", "1", "--rewind-step", "1"]

@@ -12,8 +12,8 @@ from tiny_models import SHAPES, TINY, tiny
 
 import oes_fast as oes
 from oes_fast.models import MODELS, generator
-from oes_fast.models.base import Recipe
 from oes_fast.models.registry import network, parsed_options
+from oes_fast.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
