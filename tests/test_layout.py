@@ -25,11 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_startup": {"_openmp", "requirements"},
     "cli": {
         *CHECKS, "analysis", "backends", "comparison", "flat", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "tasks", "version", "weights_file",
+        "precision", "pruning", "recipe", "tasks", "version", "weights_file",
     },
     "comparison": {
-        *CHECKS, "analysis", "backends", "baselines", "io", "mask", "noise", "pipelines", "precision",
-        "pruning", "version", "weights_file",
+        *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",
+        "precision", "pruning", "version", "weights_file",
     },
     "analysis": {
         *CHECKS, "copies", "flat", "mask", "pipelines", "reference", "rewrite.ir", "rewrite.liveness",
@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": {*CHECKS, "models", "pipelines", "precision"},
     "pipelines": {
         *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
-        "precision", "reference", "rewrite", "rewrite.run", "version",
+        "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",
     },
     "tasks": {*CHECKS, "io", "models", "noise", "pipelines", "reference"},
     "rewrite": {
@@ -64,9 +64,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"autotune_cache"},
     "cuda_kernels": {*CHECKS, "_cuda_extension"},
     "reference": set(),
-    "models": {*CHECKS, "noise"},
+    "models": {*CHECKS, "noise", "recipe"},
     "io": CHECKS,
-    "mask": {*CHECKS, "flat", "io", "named_masks", "reference"},
+    "mask": {*CHECKS, "flat", "io", "named_masks", "recipe", "reference"},
     "named_masks": {"errors", "flat"},
     "weights_file": {"errors", "flat", "io"},
     "noise": {*CHECKS, "reference"},
@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_openmp": set(),
     "autotune_cache": set(),
     "errors": set(),
+    "recipe": set(),
     "requirements": set(),
     "timing": set(),
     "version": set(),
