@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_choice, check_number, check_tensor
 from oes_fast.errors import InputError
-from oes_fast.models.generator import center_crop
+from oes_fast.models.base import center_crop
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.tasks.packages import package
 from oes_fast.tasks.task import Task, check_clean, check_image, check_seed, check_sigma, simulated

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_choice, check_integer, check_number, check_tensor
 from oes_fast.errors import InputError
-from oes_fast.models.generator import center_crop
+from oes_fast.models.base import center_crop
 from oes_fast.noise import add_noise
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.reference.philox import SAMPLING, seeded_generator
