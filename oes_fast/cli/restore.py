@@ -180,9 +180,11 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
         outputs.write("comparison", lambda p: side_by_side(p, _panels(problem, image, figures)))
     if fit is not None and figures is not None:
         outputs.write("psnr_curve", lambda p: psnr_curve(p, _curves(fit), figures["noisy"]))
-    settings = {"train": plain(request.train)}
+    settings: dict[str, Any] = {"train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)
+    if request.tv:
+        settings["tv"] = request.tv
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
     if request.weights is not None:
         result["weights"] = request.weights
@@ -198,7 +200,7 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
     seed = find_seed("--seed", request.seed, known)
     noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
-    net, z = fresh_generator(problem.noisy, shape=problem.shape, options=problem.model_options, seed=seed)
+    net, z = fresh_generator(problem.noisy, **problem.network(), seed=seed)
     mask = None if request.mask is None else load_mask(request.mask, net)
     if request.weights is not None:
         load_weights(request.weights, net)
