@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
-from oes_fast.backends import AUTO, NAMES
+from oes_fast.backends import AUTO
+from oes_fast.backends import NAMES as BACKENDS
+from oes_fast.cli.model import DEFAULT, NAMES
 from oes_fast.pipelines.presets import PRESETS
+from oes_fast.pipelines.schedule import SCHEDULES
 
 IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
+NETWORK = "Network"
 PRUNING = "Ways to a mask other than the search"
 
 DEFAULT_AVERAGE = "0.99"
@@ -219,6 +223,35 @@ TrainRate = Annotated[
         help=f"Adam's learning rate of the training.  [default: {by_preset('train_lr')}]",
     ),
 ]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help=f"Let the learning rates fall to 0 over the steps: {', '.join(SCHEDULES)}.  "
+        "[default: they stay]",
+    ),
+]
+InputNoise = Annotated[
+    float,
+    typer.Option(
+        "--input-noise",
+        metavar="S",
+        rich_help_panel=RUN,
+        help="Standard deviation of noise on the network's input, drawn anew in each step (0.03 in the "
+        "deep-image-prior code).",
+    ),
+]
+WeightDecay = Annotated[
+    float,
+    typer.Option(
+        "--weight-decay",
+        metavar="W",
+        rich_help_panel=TRAIN,
+        help="Times the weights is added to the gradient, as in torch.optim.Adam.",
+    ),
+]
 TotalVariation = Annotated[
     float,
     typer.Option(
@@ -238,6 +271,25 @@ Average = Annotated[
         "as published.",
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+        help=f"Untrained network: {', '.join(NAMES)}.  [default: {DEFAULT}; with a mask, the one it is for]",
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-option",
+        metavar="KEY=VALUE",
+        rich_help_panel=NETWORK,
+        help="Option of the network, such as num_channels_skip=4 or num_channels_down=16,32,64; may be given "
+        "several times. `oes-fast info` lists them.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -251,7 +303,7 @@ Backend = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=RUN,
-        help=f"How to compute: {', '.join((AUTO, *NAMES))}; `oes-fast info` says which are here.",
+        help=f"How to compute: {', '.join((AUTO, *BACKENDS))}; `oes-fast info` says which are here.",
     ),
 ]
 Verify = Annotated[

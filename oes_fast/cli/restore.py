@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import load_mask, mask_seed, with_network_seed
+from oes_fast.cli.masks import load_mask, mask_seed, with_network
+from oes_fast.cli.model import ModelChoice, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -30,6 +31,7 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
+from oes_fast.models.base import Recipe
 from oes_fast.pipelines.clean import clean_pixels
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
@@ -55,6 +57,7 @@ class Request:
         noise_seed: of the noise to add, None for ``seed``.
         fresh: draw other weights than those the mask was found on.
         weights: file of the weights to start from, None for those of ``seed``.
+        model: the network to take.
         tv: weight of the image's total variation.
     """
 
@@ -70,6 +73,7 @@ class Request:
     noise_seed: int | None = None
     fresh: bool = False
     weights: Path | None = None
+    model: ModelChoice = field(default_factory=ModelChoice)
     tv: float = 0.0
 
 
@@ -81,6 +85,7 @@ class Restoration:
         problem: what is restored.
         seed: of network and search.
         train_steps: steps of training asked for.
+        recipe: of the network.
         found: the mask search, None where a mask was given.
         fit: the training, None where the search was interrupted.
     """
@@ -88,6 +93,7 @@ class Restoration:
     problem: Problem
     seed: int
     train_steps: int
+    recipe: Recipe
     found: SearchResult | None = None
     fit: TrainResult | None = None
 
@@ -175,12 +181,12 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     if restored is not None:
         outputs.write("complex", lambda p: save_numbers(p, problem.complex_image(restored)))
     if found is not None:
-        outputs.write("mask", with_network_seed(found.mask, work.seed).save)
+        outputs.write("mask", with_network(found.mask, work.recipe, work.seed).save)
     if image is not None:
         outputs.write("comparison", lambda p: side_by_side(p, _panels(problem, image, figures)))
     if fit is not None and figures is not None:
         outputs.write("psnr_curve", lambda p: psnr_curve(p, _curves(fit), figures["noisy"]))
-    settings: dict[str, Any] = {"train": plain(request.train)}
+    settings = {**describe(work.recipe), "train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)
     if request.tv:
@@ -194,13 +200,17 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
 
 
 def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | None]:
+    recipe = request.model.resolve(request.mask)
     known = None if request.mask is None else mask_seed(request.mask)
     if known is not None and request.fresh:
         known += 1
     seed = find_seed("--seed", request.seed, known)
     noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
-    net, z = fresh_generator(problem.noisy, **problem.network(), seed=seed)
+    recipe = Recipe(recipe.name, {**problem.model_options, **recipe.options})
+    net, z = fresh_generator(
+        problem.noisy, shape=problem.shape, model=recipe.name, options=recipe.options, seed=seed
+    )
     mask = None if request.mask is None else load_mask(request.mask, net)
     if request.weights is not None:
         load_weights(request.weights, net)
@@ -209,7 +219,7 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
             f"{request.mask}: the mask was found for the weights of step {step}, and is trained from those "
             "of step 0; --weights takes their file, which prune wrote as MASK_weights.safetensors"
         )
-    return Restoration(problem, seed, request.train.steps), net, z, mask
+    return Restoration(problem, seed, request.train.steps, recipe), net, z, mask
 
 
 def _compute(
@@ -245,7 +255,8 @@ def _compute(
         mask = found.mask
     if mask is None:
         raise InputError("mask: expected a mask file or settings of a search, got neither")
-    cut, settings = mask, {"checkpoint": kept.paths["train"], **plain(request.train), **common}
+    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **plain(request.train), **common}
+    cut = mask
     work.fit = kept.run(
         "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
     )

@@ -36,7 +36,7 @@ def test_of_a_clean_image(padding: str, cli_images: Path, tmp_path: Path) -> Non
     assert result["image"]["task"] == {"name": "deblurring", **task.settings}
     assert result["psnr"]["noisy"] == pytest.approx(oes.psnr(task.first, clean))
     assert result["psnr"]["restored"] == pytest.approx(oes.psnr(restored, clean), abs=0.05)
-    assert result["psnr"]["peak"] >= result["psnr"]["last"]
+    assert result["psnr"]["peak"] >= result["psnr"]["last"] - 1e-9
     assert result["psnr"]["masked"] is not None
 
 

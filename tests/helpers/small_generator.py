@@ -15,9 +15,10 @@ import oes_fast as oes
 def small_generator(
     noisy: Tensor,
     *,
+    seed: int,
     shape: Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
-    seed: int,
+    **model: object,
 ) -> tuple[nn.Module, Tensor]:
     """In the place of :func:`oes_fast.fresh_generator`: few channels, RGB without a shape."""
     channels, *size = (3, *noisy.shape[-2:]) if shape is None else shape
