@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
+import optional_packages
 import pytest
 import torch
+from cli_processes import start, wait_for
 from cli_runs import SIDE, assert_same_run, fails, files_of, interrupt_at, result_of, run
 from PIL import Image as PillowImage
 from small_generator import small_generator
 from task_runs import RESULTS, RUN, STEPS, save
 
 import oes_fast as oes
-from oes_fast.cli import main
+from oes_fast.cli import main, restore
 from oes_fast.cli.progress import ProgressReport
 
 pytest_plugins = ("cli_fixtures",)
@@ -118,6 +122,37 @@ def test_stopped_then_resumed_is_an_undisturbed_run(
     error = fails(capsys, *args, "-o", out, "--resume", "--missing", "0.6")
     assert "the checkpoint was made" in error
     assert run(*args, "-o", out, "--resume") == 0
+    assert_same_run(out, tmp_path / "whole.png")
+    assert files_of(out) == RESULTS
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_process_that_is_killed_goes_on(
+    cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not optional_packages.torchvision_loads():
+        pytest.skip("torchvision does not load in a process of its own")
+    monkeypatch.setattr(restore, "fresh_generator", oes.fresh_generator)  # that of the other process
+    args = [
+        "inpaint",
+        cli_images / "rgb.png",
+        "--missing",
+        "0.5",
+        "--sigma",
+        "0.1",
+        "--checkpoint-seconds",
+        "0",
+    ]
+    args += [*STEPS, "--train-steps", "9", "--model-option", "num_channels_down=8,8"]
+    out = tmp_path / "out.png"
+    killed = start(*args, "-o", out)
+    wait_for(tmp_path / "out.train.ckpt", killed)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert run(*args, "-o", out, "--resume") == 0
+    assert run(*args, "-o", tmp_path / "whole.png") == 0
     assert_same_run(out, tmp_path / "whole.png")
     assert files_of(out) == RESULTS
 

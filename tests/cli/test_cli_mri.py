@@ -122,7 +122,13 @@ def test_of_a_clean_image(cli_images: Path, tmp_path: Path) -> None:
     assert run(*args, "-o", out, *RUN) == 0
     assert oes.load_image(out).pixels.shape == (1, 1, 16, 16)
     assert np.load(tmp_path / "out.npy").dtype == np.complex64
-    assert result_of(out)["image"]["task"]["scale"] == 1.0
+    result = result_of(out)
+    assert result["image"]["task"]["scale"] == 1.0
+    assert result["settings"]["model_options"] == {"need_sigmoid": False}
+    assert oes.Mask.load(tmp_path / "out_mask.safetensors").recipe.options == {"need_sigmoid": False}
+    assert run(*args, "-o", out, *RUN, "--model-option", "need_sigmoid=true") == 0
+    assert result_of(out)["settings"]["model_options"] == {"need_sigmoid": True}
+    assert bool((np.load(tmp_path / "out.npy").imag >= 0).all())
 
 
 def test_refusals(scan: Path, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
