@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_choice, check_integer
 from oes_fast.errors import InputError
-from oes_fast.tasks.packages import package
+from oes_fast.tasks.packages import make_filter, package
 from oes_fast.tasks.task import Task, check_clean, check_image, check_seed, check_sigma, simulated
 
 FILTERS = ("bicubic", "gaussian", "bilinear")
@@ -87,11 +87,10 @@ def _operator(shape: tuple[int, int, int], factor: int, filter: str, like: Tenso
     physics = package("deepinv.physics")
     if filter == "bicubic":
         return physics.DownsamplingMatlab(factor=factor, device=like.device)
-    functional = package("deepinv.physics.functional")
     if filter == "gaussian":
-        taps = functional.gaussian_blur(sigma=(float(factor), float(factor)), device=like.device)
+        taps = make_filter("gaussian_blur")(sigma=(float(factor), float(factor)))
     else:
-        taps = functional.bilinear_filter(factor, device=like.device)
+        taps = make_filter("bilinear_filter")(factor)
     reach = (max(taps.shape[-2:]) + 1) // 2
     if reach > min(shape[1:]):
         raise InputError(
