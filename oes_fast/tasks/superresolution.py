@@ -91,8 +91,7 @@ def _operator(shape: tuple[int, int, int], factor: int, filter: str, like: Tenso
         taps = make_filter("gaussian_blur")(sigma=(float(factor), float(factor)))
     else:
         taps = make_filter("bilinear_filter")(factor)
-    reach = (max(taps.shape[-2:]) + 1) // 2
-    if reach > min(shape[1:]):
+    if max(taps.shape[-2:]) > min(shape[1:]):
         raise InputError(
             f"factor: expected one whose filter fits the image of {shape[2]} x {shape[1]} pixels, got "
             f"{factor}, with a filter of {taps.shape[-1]}"

@@ -120,7 +120,10 @@ def test_stopped_then_resumed_is_an_undisturbed_run(
         assert run(*args, "-o", out) == 130
     assert result_of(out)["interrupted"]
     error = fails(capsys, *args, "-o", out, "--resume", "--missing", "0.6")
-    assert "the checkpoint was made" in error
+    assert "the checkpoint was made for another noisy image" in error
+    error = fails(capsys, *args, "-o", out, "--resume", "--tv", "0.1")
+    assert "--tv" in error
+    assert "this run has 0.1" in error
     assert run(*args, "-o", out, "--resume") == 0
     assert_same_run(out, tmp_path / "whole.png")
     assert files_of(out) == RESULTS
