@@ -101,7 +101,8 @@ def describe_image(image: Tensor) -> str:
     if image.ndim < 3:
         return f"shape {tuple(image.shape)}"
     channels, height, width = image.shape[-3:]
-    return f"{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
+    number = f"{image.shape[0]} of " if image.ndim > 3 and image.shape[0] > 1 else ""
+    return f"{number}{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
 
 
 def describe_mask(flat: Tensor) -> str:

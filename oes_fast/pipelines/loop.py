@@ -25,6 +25,7 @@ from oes_fast.errors import (
 from oes_fast.pipelines.checkpoint import Checkpoint
 from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
+from oes_fast.pipelines.optimizer_state import STATE
 
 
 class RunState(Protocol):
@@ -43,6 +44,9 @@ class RunState(Protocol):
 
     def update(self, step: int) -> None:
         """Update number ``step``, from 0."""
+
+    def first_gradient(self) -> Tensor:
+        """After the first update, what is finite if its gradient was: Adam's first moment, a share of it."""
 
     def finish(self, step: int) -> None:
         """What comes after update number ``step`` and is never recorded with it."""
@@ -191,7 +195,7 @@ def run_steps(
                 break
             run.update(step)
             if step == 0:
-                check_first_gradient(run.phase, run.state()["exp_avg"])
+                check_first_gradient(run.phase, run.first_gradient())
             run.finish(step)
             step += 1
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
@@ -217,6 +221,8 @@ def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
 
 def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     for name, tensor in like.items():
+        if name.startswith(STATE):
+            continue  # of an optimiser that begins without: it says itself what it takes
         if name not in state:
             raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}", path=checkpoint.path)
         found = state[name]

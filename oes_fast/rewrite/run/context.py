@@ -98,6 +98,8 @@ def activate(x: Tensor, act: ir.Act, *, fresh: bool = False) -> Tensor:
         return F.elu(x, act.value)
     if act.kind == "silu":
         return F.silu(x)
+    if act.kind in ("gelu", "gelu_tanh"):
+        return F.gelu(x, approximate="none" if act.kind == "gelu" else "tanh")
     if act.kind == "sigmoid":
         return torch.sigmoid(x)
     if act.kind == "tanh":
