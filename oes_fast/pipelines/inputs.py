@@ -101,8 +101,8 @@ def detect_collapse(spreads: Tensor, expecteds: Tensor, phase: str, *, forward: 
         which = "" if len(spreads) == 1 else f" {', '.join(map(str, flat))} of {len(spreads)}"
         warn_caller(
             f"{phase}: the output{which} is flat (standard deviation {float(spread):.4f}{of}, the noisy "
-            f"{what} has {float(expected):.4f}); the sparse network has collapsed or was given too few steps. "
-            "With fewer than about 4 % of the weights this is to be expected on single images.",
+            f"{what} has {float(expected):.4f}); the sparse network has collapsed or was given too few "
+            "steps. With fewer than about 4 % of the weights this is to be expected on single images.",
             CollapsedRunWarning,
         )
     return collapsed
