@@ -99,7 +99,7 @@ def __getattr__(name: str) -> Any:
     if (
         name == "SparseDIP"
     ):  # it is one of deepinv's models, which takes seconds to import, and need not be there
-        from oes_fast.pipelines.reconstructor import SparseDIP
+        from oes_fast.reconstructor import SparseDIP
 
         return SparseDIP
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
