@@ -7,6 +7,7 @@ import os
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.optimizers import OptimizerFactory, check_optimizer
@@ -34,7 +35,7 @@ def dense_dip(
     weight_decay: float = 0.0,
     optimizer: OptimizerFactory | None = None,
     input_noise: float = 0.0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,

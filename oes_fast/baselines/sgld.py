@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback, psnr_tensor
 from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.posterior import Posterior
@@ -72,7 +73,7 @@ def sgld(
     param_noise: float = 2.0,
     burn_in: int = 7_000,
     sample_every: int = 50,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,

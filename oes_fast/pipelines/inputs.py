@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from oes_fast._checks import check_tensor
 from oes_fast.errors import CollapsedRunWarning, InputError, warn_caller
 from oes_fast.flat import check_network
-from oes_fast.models import DeepDecoder, Generator
+from oes_fast.models import ImageGenerator
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.divergence import check_finite_network
 
 FLAT = 0.1  # an output whose spread over the image is below this share of the target's has collapsed
@@ -34,7 +35,7 @@ def check_run_inputs(
     net: nn.Module,
     z: Tensor,
     noisy: Tensor,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     *,
     forward: object = None,
     batch: bool = False,
@@ -43,26 +44,28 @@ def check_run_inputs(
 
     Args:
         net: generator.
-        z: input, shape [1, C, ...]; of our own generators [1, C, H, W].
+        z: input, shape [1, C, ...]; of our own generators [1, C, H, W], or of other dimensions as they have.
         noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
             With a forward operator a measurement of any shape, real or complex, of the network's precision.
-        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image.
+        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image;
+            or what is held against a view of that.
         forward: the operator, or None.
         batch: there may be N inputs and as many images, [N, C, ...] and [N, C', H', W'].
     """
     check_input(net, z, batch=batch)
     weights = next(net.parameters()).detach()
     size: tuple[int | None, ...] = (None, None)
-    if isinstance(net, Generator | DeepDecoder):
-        check_tensor("z", z, ndim=4)
-        first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-        if first is not None and z.shape[1] != first.in_channels:
-            raise InputError(
-                f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}"
-            )
-        size = net.image_size((z.shape[-2], z.shape[-1]))  # other networks give what they like
+    if isinstance(net, ImageGenerator):
+        check_tensor("z", z, ndim=2 + net.dims)
+        channels = net.input_channels()
+        if channels is not None and z.shape[1] != channels:
+            raise InputError(f"z: expected {channels} channels as the network takes, got {z.shape[1]}")
+        size = net.image_size(tuple(z.shape[2:]))  # other networks give what they like
+    if isinstance(clean, CleanView):  # its shape is checked when there is an image
+        check_tensor("clean", clean.image, device=weights.device, finite=True)
+        clean = None
     if forward is None:
-        check_tensor("noisy", noisy, ndim=4)
+        check_tensor("noisy", noisy, ndim=2 + len(size))
         if batch and z.shape[0] != noisy.shape[0]:
             raise InputError(f"z: expected an input for each of {noisy.shape[0]} images, got {z.shape[0]}")
         check_tensor("noisy", noisy, shape=(z.shape[0], None, *size), like=weights, finite=True)

@@ -125,14 +125,16 @@ class SquaredError:
         first, second = (self._deviation(each.detach()) for each in (image, self.target))
         return first, second
 
-    def _deviation(self, image: Tensor) -> Tensor:
+    def _deviation(self, images: Tensor) -> Tensor:
+        images = images.flatten(2)  # the pixels, however many dimensions they have
         if self.weight is None:
-            return image.std(dim=(-2, -1), correction=0).mean(dim=1)  # 0, not NaN, for a single pixel
-        total = self.weight.sum(dim=(-2, -1))
+            return images.std(dim=2, correction=0).mean(dim=1)  # 0, not NaN, for a single pixel
+        weight = self.weight.flatten(2)
+        total = weight.sum(dim=2)
         seen = total > 0
         total = total.clamp_min(torch.finfo(total.dtype).tiny)
-        mean = (self.weight * image).sum(dim=(-2, -1)) / total
-        squares = (self.weight * (image - mean[..., None, None]).square()).sum(dim=(-2, -1)) / total
+        mean = (weight * images).sum(dim=2) / total
+        squares = (weight * (images - mean[..., None]).square()).sum(dim=2) / total
         return (squares.sqrt() * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)
 
 

@@ -72,12 +72,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Tens
 
 
 def _keep_dtypes(optimizer: torch.optim.Optimizer, made: dict[int, Any]) -> None:
-    """Undo that PyTorch rounds state of another dtype to that of the weights."""
+    """Undo that PyTorch rounds state of another dtype to that of the weights, and takes text apart."""
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, entries in made.items():
         loaded = optimizer.state[weights[number]]
         for name, value in entries.items():
-            if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+            if isinstance(value, str):
+                loaded[name] = value
+            elif isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
                 loaded[name] = value.to(loaded[name].device)
 
 

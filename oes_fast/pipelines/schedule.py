@@ -71,9 +71,10 @@ class Schedule:
         assert not isinstance(self._schedule, str)
         value = self._schedule(step)
         try:
-            return check_number(f"schedule({step})", float(value), minimum=0.0)
+            number = float(value)
         except (TypeError, ValueError) as error:
             raise InputError(f"schedule({step}): expected a number, got {type(value).__name__}") from error
+        return check_number(f"schedule({step})", number, minimum=0.0)
 
     def __call__(self, step: int) -> float:
         """Learning rate of update number ``step``, > 0."""

@@ -23,6 +23,7 @@ from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.divergence import finite_logits
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS, extract_mask
 from oes_fast.pipelines.functions import GeneratorFunction
@@ -86,7 +87,7 @@ def search_mask(
     mask_option: str = "topk",
     draws: int = 10,
     seed: int = 0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     backend: str = "auto",
     verify: bool = True,
     precision: str = DEFAULT,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
+from oes_fast.pipelines.clean import CleanView, clean_pixels
 from oes_fast.pipelines.cuda_graphs import Recordable, graphed
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
 from oes_fast.pipelines.divergence import detect_divergence
@@ -31,7 +32,7 @@ class RunOptions:
 
     steps: int
     lr: float
-    clean: Tensor | None
+    clean: Tensor | CleanView | None
     backend: str
     verify: bool
     precision: str
@@ -96,7 +97,7 @@ class Setup:
             loss=options.loss,
             weight=options.weight,
             tv=options.tv,
-            clean=options.clean,
+            clean=options.clean if isinstance(options.clean, Tensor) else None,
         )
         std = check_number("input_noise", options.input_noise, minimum=0.0)
         seed = check_integer("seed", options.seed, minimum=0, below=2**64)
@@ -167,7 +168,7 @@ class Setup:
                     **({} if mask is None else {"mask": digest(mask.flat)}),
                     "z": digest(self.z),
                     **self.objective.settings(),
-                    "clean": None if clean is None else digest(clean),
+                    "clean": None if clean is None else digest(clean_pixels(clean)),
                 },
                 every_seconds=options.checkpoint_seconds,
                 resume=options.resume,
@@ -176,7 +177,7 @@ class Setup:
                     **({} if mask is None else {"mask": describe_mask(mask.flat)}),
                     "z": describe_image(self.z),
                     **self.objective.words(),
-                    **({} if clean is None else {"clean": describe_image(clean)}),
+                    **({} if clean is None else {"clean": describe_image(clean_pixels(clean))}),
                 },
                 device=self.z.device,
             ),

@@ -16,6 +16,7 @@ from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.loop import Callback
@@ -76,7 +77,7 @@ def train_sparse(
     weight_decay: float = 0.0,
     optimizer: OptimizerFactory | None = None,
     input_noise: float = 0.0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,

@@ -24,7 +24,9 @@ def pair_by_pair(image):
     return total
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 7), (2, 3, 4, 5), (1, 1, 3, 2, 4), (1, 1, 1, 6), (1, 2, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 7), (2, 3, 4, 5), (1, 1, 3, 2, 4), (1, 1, 1, 6), (1, 2, 1, 1)], ids=str
+)
 def test_the_definition(shape):
     image = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert float(total_variation(image)) == pytest.approx(pair_by_pair(image), rel=1e-12)
@@ -49,7 +51,10 @@ def test_the_derivative():
     ("image", "message"),
     [
         ([1.0], r"^image: expected a torch.Tensor, got list$"),
-        (torch.zeros(1, 1, 2, 2, dtype=torch.complex64), r"^image: expected dtype float32 or float64, got complex64$"),
+        (
+            torch.zeros(1, 1, 2, 2, dtype=torch.complex64),
+            r"^image: expected dtype float32 or float64, got complex64$",
+        ),
         (torch.zeros(2, 2), r"^image: expected shape \(N, C, H, W\), .*got \(2, 2\)$"),
         (torch.zeros(1, 0, 2, 2), r"^image: expected shape .*got \(1, 0, 2, 2\)$"),
     ],
