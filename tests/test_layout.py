@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *CHECKS, "backends", "copies", "flat", "mask", "pipelines", "precision", "reference", "rewrite",
     },
     "baselines": {*CHECKS, "models", "pipelines", "precision"},
+    "reconstructor": {*CHECKS, "mask", "models", "noise", "pipelines", "tasks"},
     "pipelines": {
         *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
         "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",

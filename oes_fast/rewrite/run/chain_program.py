@@ -105,7 +105,8 @@ class NativeChain(ABC):
             weight: of each squared error to it, of its shape, or None.
 
         Returns:
-            (result, mean (weighted) squared error to the target, a scalar where the other tensors lie, or None).
+            (result, mean (weighted) squared error to the target, a scalar where the other tensors lie, or
+            None).
 
         Raises:
             InputError, TypeError, ValueError: a tensor is not on the chain's device, not of its dtype, or of
