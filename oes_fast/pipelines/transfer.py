@@ -43,7 +43,7 @@ def transfer_mask(mask: Mask, noisy: Tensor, *, seed: int = 0, **train: Any) -> 
     Args:
         mask: found on any image with the published generator and as many channels.
         noisy: image to restore, shape [1, C, H, W].
-        seed: of the fresh weights and the input.
+        seed: of the fresh weights, the input and the noise on it.
         **train: arguments of :func:`oes_fast.train_sparse`.
 
     Returns:
@@ -59,4 +59,4 @@ def transfer_mask(mask: Mask, noisy: Tensor, *, seed: int = 0, **train: Any) -> 
         >>> oes.save_image("restored.png", oes.transfer_mask(mask, other).output)  # doctest: +SKIP
     """
     net, z = fresh_generator(noisy, seed=seed)
-    return train_sparse(net, mask, z, noisy, **train)
+    return train_sparse(net, mask, z, noisy, seed=seed, **train)
