@@ -7,7 +7,9 @@ import os
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.optimizers import OptimizerFactory, check_optimizer
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
@@ -23,13 +25,17 @@ def dense_dip(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     steps: int = 40_000,
     lr: float = LR,
     schedule: str | Factor | None = None,
     weight_decay: float = 0.0,
     optimizer: OptimizerFactory | None = None,
     input_noise: float = 0.0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
@@ -54,7 +60,12 @@ def dense_dip(
             :func:`oes_fast.models.skip`'s may take one of another size than the image's. Or N of them for N
             images, see :func:`oes_fast.train_sparse`.
         noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network;
-            N for N inputs.
+            N for N inputs. With ``forward`` what was measured instead.
+        forward: from an image to its measurement, as for :func:`oes_fast.train_sparse`, and so are ``loss``,
+            ``weight`` and ``tv``.
+        loss: of (measured, noisy), in the place of the mean squared error.
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
         schedule: factor on it in each update, see :func:`oes_fast.train_sparse`.
@@ -115,6 +126,10 @@ def dense_dip(
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
+            forward=forward,
+            loss=loss,
+            weight=weight,
+            tv=tv,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

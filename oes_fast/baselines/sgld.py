@@ -21,7 +21,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback, psnr_tensor
+from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.posterior import Posterior
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
@@ -59,6 +61,10 @@ def sgld(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     steps: int = 40_000,
     lr: float = 1e-2,
     schedule: str | Factor | None = None,
@@ -67,7 +73,7 @@ def sgld(
     param_noise: float = 2.0,
     burn_in: int = 7_000,
     sample_every: int = 50,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
@@ -93,6 +99,12 @@ def sgld(
         z: fixed input, shape [1, C, h, w], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's.
         noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network.
+            With ``forward`` what was measured instead.
+        forward: from an image to its measurement, as for :func:`oes_fast.train_sparse`, and so are ``loss``,
+            ``weight`` and ``tv``.
+        loss: of (measured, noisy), in the place of the mean squared error.
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
         schedule: factor in each update on it, and so on the weights' noise; see
@@ -152,6 +164,10 @@ def sgld(
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
+            forward=forward,
+            loss=loss,
+            weight=weight,
+            tv=tv,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from oes_fast.backends import AUTO, NAMES
+from oes_fast.backends import AUTO
+from oes_fast.backends import NAMES as BACKENDS
+from oes_fast.cli.model import DEFAULT, NAMES
 from oes_fast.pipelines.presets import PRESETS
 from oes_fast.pipelines.schedule import SCHEDULES
 
 IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
+NETWORK = "Network"
 PRUNING = "Ways to a mask other than the search"
 
 DEFAULT_AVERAGE = "0.99"
@@ -64,6 +67,15 @@ Sigma = Annotated[
         rich_help_panel=IMAGE,
         help="IN is clean: add Gaussian noise of standard deviation S (pixel values in 0..1; 0.1 is 25.5 of "
         "255), clipped to 0..1, and measure the PSNR against IN.  [default: no noise, IN is noisy]",
+    ),
+]
+TaskSigma = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        rich_help_panel=IMAGE,
+        help="IN is clean: measure it, with Gaussian noise of standard deviation S (0 for none; pixel values "
+        "in 0..1), not clipped, and report the PSNR against IN.  [default: IN is what was measured]",
     ),
 ]
 Clean = Annotated[
@@ -123,6 +135,15 @@ Density = Annotated[
         rich_help_panel=SEARCH,
         help="Share of the weights to keep, between 0 and 1. Below 0.04 a run on one image may collapse.  "
         f"[default: {by_preset('density')}]",
+    ),
+]
+WeightsMask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Skip the search and keep these weights of the network: .safetensors, or a published .npz or "
+        ".pkl (never run).",
     ),
 ]
 SearchSteps = Annotated[
@@ -231,6 +252,16 @@ WeightDecay = Annotated[
         help="Times the weights is added to the gradient, as in torch.optim.Adam.",
     ),
 ]
+TotalVariation = Annotated[
+    float,
+    typer.Option(
+        "--tv",
+        metavar="W",
+        rich_help_panel=TRAIN,
+        help="Weight of the image's total variation (mean absolute difference of neighbouring pixels), which "
+        "is added to the squared error of search and training.",
+    ),
+]
 Average = Annotated[
     str,
     typer.Option(
@@ -238,6 +269,25 @@ Average = Annotated[
         rich_help_panel=TRAIN,
         help="Write the running average of the outputs with this decay; off (or 0) writes the last output, "
         "as published.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+        help=f"Untrained network: {', '.join(NAMES)}.  [default: {DEFAULT}; with a mask, the one it is for]",
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-option",
+        metavar="KEY=VALUE",
+        rich_help_panel=NETWORK,
+        help="Option of the network, such as num_channels_skip=4 or num_channels_down=16,32,64; may be given "
+        "several times. `oes-fast info` lists them.",
     ),
 ]
 Device = Annotated[
@@ -253,7 +303,7 @@ Backend = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=RUN,
-        help=f"How to compute: {', '.join((AUTO, *NAMES))}; `oes-fast info` says which are here.",
+        help=f"How to compute: {', '.join((AUTO, *BACKENDS))}; `oes-fast info` says which are here.",
     ),
 ]
 Verify = Annotated[

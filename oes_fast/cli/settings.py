@@ -183,13 +183,14 @@ _STEP_OPTIONS = {"schedule": "--schedule", "input_noise": "--input-noise"}
 def search_options(prefix: str) -> dict[str, str]:
     """The option for each setting in a search's checkpoint; ``prefix`` as in :meth:`SearchSettings.of`."""
     names = {name: f"--{name}" for name in ("density", "kl", "temperature", "seed", "backend")}
-    return names | {"lr": f"{prefix}lr", "weights": "--seed", **_STEP_OPTIONS}
+    return names | {"lr": f"{prefix}lr", "weights": "--seed", "network": "--model", **_STEP_OPTIONS}
 
 
 def train_options(prefix: str) -> dict[str, str]:
     """As :func:`search_options`, of a training."""
     names = {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr", "weights": "--seed"}
-    return names | {"seed": "--seed", "weight_decay": "--weight-decay", **_STEP_OPTIONS}
+    names |= {"seed": "--seed", "weight_decay": "--weight-decay", "network": "--model"}
+    return names | _STEP_OPTIONS
 
 
 def find_preset(name: str) -> Preset:

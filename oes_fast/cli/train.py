@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, TrainSettings
@@ -36,6 +37,8 @@ def train(
     ] = None,
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -89,6 +92,7 @@ def train(
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
             weights=weights,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, TrainSettings
@@ -22,6 +23,8 @@ def transfer(
     average: o.Average = o.DEFAULT_AVERAGE,
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.TransferSeed = None,
     device: o.Device = "auto",
@@ -74,6 +77,7 @@ def transfer(
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
             fresh=True,
         )
     )

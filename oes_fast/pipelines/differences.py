@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from oes_fast.models.base import Recipe
+from oes_fast.pipelines.fingerprints import same
+
 # The settings that are kept as hashes, and what a message calls them.
 _NOUNS = {
     "noisy": "noisy image",
@@ -17,6 +20,9 @@ _NOUNS = {
     "mask": "mask",
     "network": "network",
     "weights": "initial weights",
+    "forward": "forward operator",
+    "loss": "loss function",
+    "weight": "weight of the measurement",
 }
 # What follows from another difference is not worth a word of its own.
 _FOLLOW_FROM_NETWORK = ("weights", "mask")
@@ -78,8 +84,9 @@ def compare(
         wanted_words: what this run says of them.
     """
     words = found_words if isinstance(found_words, dict) else {}
-    # An option that is off may be without a setting, in either.
-    different = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    # What a checkpoint has and this run has not is something that was not asked for, such as an operator.
+    keys = [*wanted, *(key for key in found if key not in wanted)]
+    different = [key for key in keys if not same(found.get(key), wanted.get(key))]
     if "phase" in different:
         different = ["phase"]
     if "network" in different:
@@ -91,12 +98,14 @@ def compare(
 
 
 def describe_image(image: Tensor) -> str:
-    """ "512 x 512 pixels of 3 channels" for [1, C, H, W]; the shape of what is no image."""
-    if image.ndim < 3:
+    """ "512 x 512 pixels of 3 channels" for [1, C, H, W], alike for signals and volumes; else the shape."""
+    names = {3: "samples", 4: "pixels", 5: "voxels"}
+    if image.ndim not in names:
         return f"shape {tuple(image.shape)}"
-    channels, height, width = image.shape[-3:]
-    number = f"{image.shape[0]} of " if image.ndim > 3 and image.shape[0] > 1 else ""
-    return f"{number}{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
+    channels, *size = image.shape[1:]
+    number = f"{image.shape[0]} of " if image.shape[0] > 1 else ""
+    sides = " x ".join(str(side) for side in reversed(size))
+    return f"{number}{sides} {names[image.ndim]} of {channels} channel{'' if channels == 1 else 's'}"
 
 
 def describe_mask(flat: Tensor) -> str:
@@ -105,7 +114,9 @@ def describe_mask(flat: Tensor) -> str:
 
 
 def describe_network(net: nn.Module) -> str:
-    """Number of parameters, and the layers by kind."""
+    """What it was made from where that is known, the number of parameters, and the layers by kind."""
     kinds = Counter(type(m).__name__ for m in net.modules() if not list(m.children()))
     layers = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{sum(p.numel() for p in net.parameters())} parameters in {layers}"
+    recipe = getattr(net, "recipe", None)
+    made = f"{recipe}: " if isinstance(recipe, Recipe) else ""
+    return f"{made}{sum(p.numel() for p in net.parameters())} parameters in {layers}"

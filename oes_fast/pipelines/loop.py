@@ -23,6 +23,7 @@ from oes_fast.errors import (
     warn_caller,
 )
 from oes_fast.pipelines.checkpoint import Checkpoint
+from oes_fast.pipelines.clean import CleanView, compared
 from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.optimizer_state import STATE
@@ -86,7 +87,7 @@ class StepInfo:
     steps: int
     output: Tensor
     _run: RunState
-    _clean: Tensor | None
+    _clean: Tensor | CleanView | None
 
     def __repr__(self) -> str:
         return f"StepInfo({self.phase}, step {self.step} of {self.steps}, output {list(self.output.shape)})"
@@ -135,7 +136,7 @@ def run_steps(
     *,
     steps: int,
     record_every: int,
-    clean: Tensor | None,
+    clean: Tensor | CleanView | None,
     callback: Callback | None,
     progress: bool,
     checkpoint: Checkpoint,
@@ -214,9 +215,10 @@ def _display(progress: bool) -> AbstractContextManager[Callback | None]:
     return ProgressDisplay()
 
 
-def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
+def psnr_tensor(output: Tensor, clean: Tensor | CleanView) -> Tensor:
     """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
-    return -10 * torch.log10(torch.mean((output.detach().double() - clean.detach().double()) ** 2))
+    seen, reference = compared(output.detach(), clean)
+    return -10 * torch.log10(torch.mean((seen.double() - reference.detach().double()) ** 2))
 
 
 def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
@@ -243,7 +245,13 @@ def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) ->
 
 
 def _record(
-    history: History, step: int, run: RunState, output: Tensor, clean: Tensor | None, *, final: bool
+    history: History,
+    step: int,
+    run: RunState,
+    output: Tensor,
+    clean: Tensor | CleanView | None,
+    *,
+    final: bool,
 ) -> bool:
     """Add a record; whether the run is no longer finite at its end and fell back to the last record."""
     nan = float("nan")

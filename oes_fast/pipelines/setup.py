@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
+from oes_fast.pipelines.clean import CleanView, clean_pixels
 from oes_fast.pipelines.cuda_graphs import Recordable, graphed
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
 from oes_fast.pipelines.divergence import detect_divergence
@@ -20,7 +21,7 @@ from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
 from oes_fast.pipelines.loop import Callback, Finished, run_steps
-from oes_fast.pipelines.objective import Objective, SquaredError
+from oes_fast.pipelines.objective import Forward, Loss, Objective, make_objective, prepare
 from oes_fast.pipelines.schedule import Factor, Schedule
 from oes_fast.reference.philox import STEP_INPUT_NOISE
 
@@ -31,7 +32,7 @@ class RunOptions:
 
     steps: int
     lr: float
-    clean: Tensor | None
+    clean: Tensor | CleanView | None
     backend: str
     verify: bool
     precision: str
@@ -41,6 +42,10 @@ class RunOptions:
     checkpoint: str | os.PathLike[str] | None
     checkpoint_seconds: float
     resume: bool
+    forward: Forward | None = None
+    loss: Loss | None = None
+    weight: Tensor | None = None
+    tv: float = 0.0
     schedule: str | Factor | None = None
     input_noise: float = 0.0
     seed: int = 0  # of that noise
@@ -77,7 +82,7 @@ class Setup:
         *,
         stream: int = STEP_INPUT_NOISE,
     ) -> None:
-        check_run_inputs(net, z, noisy, options.clean, batch=True)
+        check_run_inputs(net, z, noisy, options.clean, forward=options.forward, batch=True)
         check_integer("steps", options.steps, minimum=0)
         check_integer("record_every", options.record_every, minimum=1)
         check_flag("verify", options.verify)
@@ -86,7 +91,14 @@ class Setup:
         self.rate = Schedule(self.lr, options.schedule, options.steps)
         self.net = net
         self.z = ordinary(z)
-        self.objective: Objective = SquaredError(ordinary(noisy))
+        self.objective: Objective = make_objective(
+            ordinary(noisy),
+            forward=options.forward,
+            loss=options.loss,
+            weight=options.weight,
+            tv=options.tv,
+            clean=options.clean if isinstance(options.clean, Tensor) else None,
+        )
         std = check_number("input_noise", options.input_noise, minimum=0.0)
         seed = check_integer("seed", options.seed, minimum=0, below=2**64)
         if std:
@@ -119,6 +131,12 @@ class Setup:
         if self._std:
             self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
         self._mask, self._backend = mask, backend
+        if options.checkpoint is not None:
+            prepare(
+                self.objective,
+                lambda: function(function.initial_weights(), update_stats=False),
+                self.z.device,
+            )
         return function, backend
 
     def run(self, run: Recordable, settings: Mapping[str, Any], weights: str) -> Finished:
@@ -152,7 +170,7 @@ class Setup:
                     **({} if mask is None else {"mask": digest(mask.flat)}),
                     "z": digest(self.z),
                     **self.objective.settings(),
-                    "clean": None if clean is None else digest(clean),
+                    "clean": None if clean is None else digest(clean_pixels(clean)),
                 },
                 every_seconds=options.checkpoint_seconds,
                 resume=options.resume,
@@ -161,7 +179,7 @@ class Setup:
                     **({} if mask is None else {"mask": describe_mask(mask.flat)}),
                     "z": describe_image(self.z),
                     **self.objective.words(),
-                    **({} if clean is None else {"clean": describe_image(clean)}),
+                    **({} if clean is None else {"clean": describe_image(clean_pixels(clean))}),
                 },
                 device=self.z.device,
             ),
@@ -175,13 +193,15 @@ class Setup:
             output: images [N, C, H, W] of the result.
             phase: "search" or "train".
         """
-        measured = self.objective.measured(output)
+        options = self._options
         return {
             "output": output,
             "history": finished.history,
             "steps": finished.steps,
             "interrupted": finished.interrupted,
-            "collapsed": detect_collapse(measured, self.objective.target, phase),
+            "collapsed": detect_collapse(
+                *self.objective.spreads(output), phase, forward=options.forward is not None
+            ),
             "diverged": finished.fell_back or detect_divergence(finished.history, finished.steps, phase),
             "seconds": finished.seconds,
             "backend": self._backend,

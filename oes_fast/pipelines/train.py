@@ -16,10 +16,11 @@ from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.loop import Callback
-from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
+from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
 from oes_fast.pipelines.optimizers import (
     Adam,
     FlatOptimizer,
@@ -66,13 +67,17 @@ def train_sparse(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     steps: int = 40_000,
     lr: float = LR,
     schedule: str | Factor | None = None,
     weight_decay: float = 0.0,
     optimizer: OptimizerFactory | None = None,
     input_noise: float = 0.0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
@@ -96,7 +101,18 @@ def train_sparse(
             give: the loss is the mean over all, batch norms take their statistics over all, and so does the
             PSNR. Rows of kernels take one image only: N run on PyTorch's operations.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network;
-            N for N inputs.
+            N for N inputs. With ``forward`` what was measured instead: of any shape, real or complex, in the
+            same precision.
+        forward: what leads from an image to its measurement, None for nothing: a function of the network's
+            image whose result has the shape and dtype of ``noisy``, or an object with such a method ``A``, as
+            deepinv's physics are. Autograd differentiates it; it is to do the same each time, and on a GPU
+            without waiting for it. deepinv.physics.Inpainting becomes ``weight``.
+        loss: function of (measured, noisy) that gives a scalar, such as torch.nn.L1Loss(); None for the mean
+            squared error, of complex numbers that of their differences' absolute values.
+        weight: of each squared error, real and >= 0 or bool, of a shape that expands to that of ``noisy``:
+            the loss is mean(weight * |measured - noisy|^2) over all numbers of ``noisy``. Not with ``loss``.
+        tv: weight, >= 0, of the image's total variation, which is added to the loss; see
+            :func:`oes_fast.functional.total_variation`.
         steps: updates to make.
         lr: Adam's learning rate.
         schedule: factor on the learning rate in update t of T, from t = 0: "cosine", (1 + cos(pi t / T)) / 2;
@@ -116,7 +132,7 @@ def train_sparse(
             (seed, step) alone, the same on every backend. The images of the history, of callbacks and of the
             running average are those under that noise; the last one, the result's ``output``, is that of
             ``z`` itself.
-        clean: image to report the PSNR against; it does not enter the training.
+        clean: image, as the network gives, to report the PSNR against; it does not enter the training.
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
@@ -171,6 +187,10 @@ def train_sparse(
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
+            forward=forward,
+            loss=loss,
+            weight=weight,
+            tv=tv,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

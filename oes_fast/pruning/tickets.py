@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from oes_fast.copies import copy_network
 from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OutputError, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
-from oes_fast.mask import Mask
+from oes_fast.mask import Mask, made_for
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.differences import describe_image, describe_network
+from oes_fast.pipelines.functions import run_network
 from oes_fast.pipelines.history import History
+from oes_fast.pipelines.inputs import ordinary
 from oes_fast.pipelines.loop import Callback, StepInfo
+from oes_fast.pipelines.objective import make_objective, prepare
 from oes_fast.pipelines.train import train_sparse
 from oes_fast.pruning.select import choose, highest, warn_of_empty_layers
 
@@ -139,7 +142,7 @@ class Tickets:
         self._rewound = copy_network(net) if plan.rewind_step == 0 else None
         weights = flatten(net)
         kept = weights != 0 if plan.published else torch.ones_like(weights, dtype=torch.bool)
-        self._start = Mask(kept.cpu(), self._layout.fingerprint, self._settings(0))
+        self._start = made_for(net, kept.cpu(), self._settings(0))
         self._rounds: list[ImpRound] = []
         self._stopped = False
         self._folder = None if folder is None else _made(folder)
@@ -219,7 +222,7 @@ class Tickets:
                 among=before,
             )
         warn_of_empty_layers(self._net, flat)
-        mask = Mask(flat, self._layout.fingerprint, self._settings(number))
+        mask = made_for(self._net, flat, self._settings(number))
         self._rounds.append(ImpRound(density, mask, history))
 
     def _told(self, callback: Callback | None, number: int) -> Callback:
@@ -257,7 +260,12 @@ class Tickets:
 
     def _checkpoint(self) -> Checkpoint:
         clean = self._options["clean"]
-        images = {"z": self._z, "noisy": self._noisy} | ({} if clean is None else {"clean": clean})
+        images = {"z": self._z} | ({} if clean is None else {"clean": clean})
+        compared = {name: self._options[name] for name in ("forward", "loss", "weight", "tv")}
+        objective = make_objective(ordinary(self._noisy), clean=clean, **compared)
+        if self._folder is not None:
+            net = copy_network(self._net).train()
+            prepare(objective, lambda: run_network(net, self._z), self._z.device)
         plan = asdict(self._plan)
         return Checkpoint(
             None if self._folder is None else self._folder / "rounds.safetensors",
@@ -271,11 +279,13 @@ class Tickets:
                 "weights": digest(flatten(self._net), *self._net.buffers()),
                 "clean": None,
                 **{name: digest(image) for name, image in images.items()},
+                **objective.settings(),
             },
             every_seconds=self._options["checkpoint_seconds"],
             resume=self._resume,
             words={"network": describe_network(self._net)}
-            | {name: describe_image(image) for name, image in images.items()},
+            | {name: describe_image(image) for name, image in images.items()}
+            | objective.words(),
             device=self._z.device,
         )
 
@@ -312,7 +322,7 @@ class Tickets:
         rows = state["history"]
         for number, flat in enumerate(state["masks"][1 : done + 1]):
             history = History(rows[rows[:, 0] == number][:, 1:])
-            mask = Mask(flat.clone(), self._layout.fingerprint, self._settings(number + 1))
+            mask = made_for(self._net, flat.clone(), self._settings(number + 1))
             self._rounds.append(ImpRound(self._plan.densities[number], mask, history))
 
 

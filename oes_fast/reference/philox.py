@@ -29,6 +29,7 @@ DRAW_LEVEL = 7  # streams 7 + 256 k: the same of drawn masks
 STEP_INPUT_NOISE = 8  # stream: noise added to the generator's input in each step
 STEP_WEIGHT_NOISE = 9  # stream: noise added to the weights after each step
 SEARCH_INPUT_NOISE = 10  # stream: as STEP_INPUT_NOISE, of a mask search
+SAMPLING = 11  # stream: seed of what a simulated operator draws, such as missing pixels
 RANDOM_SCORES = 12  # stream: scores of random pruning
 PROBE = 16  # stream: signs that traces, norms and spectra are estimated with; the step is the probe
 LEVEL_STRIDE = 256

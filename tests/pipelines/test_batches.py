@@ -14,6 +14,7 @@ import oes_fast as oes
 from oes_fast import reference
 from oes_fast.flat import flatten, unflatten_
 from oes_fast.pipelines.inputs import detect_collapse
+from oes_fast.pipelines.objective import SquaredError
 from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
@@ -112,8 +113,8 @@ def test_interrupted_it_goes_on_bit_for_bit(run, backend, tmp_path):
 def test_a_flat_image_among_others_is_said(two):
     measured = torch.cat([two.noisy[:1], torch.full_like(two.noisy[1:], 0.5)])
     with pytest.warns(oes.CollapsedRunWarning, match="train: the output 1 of 2 is flat"):
-        assert detect_collapse(measured, two.noisy, "train")
-    assert not detect_collapse(two.noisy, two.noisy, "train")
+        assert detect_collapse(*SquaredError(two.noisy).spreads(measured), "train")
+    assert not detect_collapse(*SquaredError(two.noisy).spreads(two.noisy), "train")
 
 
 @BOTH
