@@ -115,6 +115,32 @@ class _Chain:
     @property
     def source_row_major(self) -> bool: ...
 
+class SourceLayout:
+    def __init__(
+        self,
+        image_channels: int,
+        rows: int,
+        columns: int,
+        channels: Sequence[int],
+        padding: Padding,
+        border: Sequence[int],
+        box: bool,
+        phases: bool,
+        row_major: bool,
+    ) -> None: ...
+    def write(
+        self, image: NDArray[np.float32 | np.float64], planes: NDArray[np.float32 | np.float64]
+    ) -> None: ...
+    def write_noisy(
+        self,
+        image: NDArray[np.float32],
+        planes: NDArray[np.float32],
+        std: float,
+        seed: int,
+        step: int,
+        stream: int,
+    ) -> None: ...
+
 class ChainFloat(_Chain):
     def forward(
         self,

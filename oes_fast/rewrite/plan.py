@@ -13,7 +13,7 @@ from oes_fast.backends import triton_interprets
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
-from oes_fast.rewrite.run.chain_autograd import ChainFunction
+from oes_fast.rewrite.run.chain_autograd import ChainFunction, ConstantRead
 from oes_fast.rewrite.run.chain_cpu import CpuChain
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
@@ -155,6 +155,18 @@ class Plan:
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
+
+    def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
+        """How chains read what :meth:`prepare` gave, laid out now if need be."""
+        return [read for chain in self._chains for read in chain.constant_reads(values)]
+
+    def only_chains_read(self, node: ir.Node) -> bool:
+        """Whether nothing else does, of what is made in each run."""
+        ends = {chain.chain.end for chain in self._chains}
+        readers = [step.node for step in self._steps if node in step.inputs]
+        return node is not self.graph.output and ends.issuperset(
+            n for n in readers if n not in self.input_only
+        )
 
     def explain_chains(self, dtype: torch.dtype) -> dict[ir.Node, str]:
         """What runs the stages of chains in this dtype, by node."""

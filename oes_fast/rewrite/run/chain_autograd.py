@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,23 @@ from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.run.chain_find import Chain
 from oes_fast.rewrite.run.chain_program import NativeChain
-from oes_fast.rewrite.run.context import is_unit_gradient
+from oes_fast.rewrite.run.context import Value, is_unit_gradient
 from oes_fast.rewrite.weights import CompactWeights
+
+
+@dataclass(frozen=True)
+class ConstantRead:
+    """A constant source as a chain reads it.
+
+    Attributes:
+        source: node.
+        planes: its memory; who writes to it has the chain read that.
+        take: make the chain read these planes for the source, whatever it has read since.
+    """
+
+    source: ir.Node
+    planes: Tensor
+    take: Callable[[], None]
 
 
 class ChainFunction:
@@ -113,6 +129,18 @@ class ChainFunction:
         target = target.detach().contiguous()
         weight = None if weight is None else weight.detach().contiguous()
         return _EvaluateLoss.apply(weights, source, target, weight, native, running)
+
+    def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
+        """Of the sources among ``values`` that depend on the input alone, laid out now if need be."""
+        if not self._constant_input:
+            return []
+        source = values[self.chain.source].x
+        planes = self._read(source, self._native(source.dtype, source.device, constant_input=True))
+
+        def take() -> None:
+            self._planes = (source, planes)
+
+        return [ConstantRead(self.chain.source, planes, take)]
 
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""
