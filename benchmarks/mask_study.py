@@ -22,7 +22,7 @@ from torch import Tensor
 
 import oes_fast as oes
 from benchmarks.report import environment, write_result
-from oes_fast.models import Generator
+from oes_fast.models import ImageGenerator
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 
 FOUND, RANDOM = "searched", "random"
@@ -67,7 +67,7 @@ def study(options: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _trainer(
-    options: argparse.Namespace, net: Generator, z: Tensor, noisy: Tensor, clean: Tensor
+    options: argparse.Namespace, net: ImageGenerator, z: Tensor, noisy: Tensor, clean: Tensor
 ) -> Callable[[oes.Mask], dict[str, Any]]:
     def train(mask: oes.Mask) -> dict[str, Any]:
         # The first record is the output of the masked initial weights.

@@ -60,12 +60,12 @@ def check_tensor(
     return value
 
 
-def described(value: object) -> str:
-    """What a network returned in the place of one tensor, for a message, with how to get at the tensor."""
+def described(value: object, *, of_network: bool = True) -> str:
+    """What was returned in the place of one tensor, for a message; of a network, with how to get at one."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    advice = "; wrap the network in a module whose forward takes the image out of it"
+    advice = "; wrap the network in a module whose forward takes the image out of it" if of_network else ""
     if isinstance(value, Mapping):
         return f"a {kind} with {', '.join(map(repr, value)) or 'nothing'}{advice}"
     if isinstance(value, tuple | list):

@@ -10,6 +10,7 @@ from oes_fast.ops.output_head import output_head
 from oes_fast.ops.running_stats import running_stats
 from oes_fast.ops.sparse_conv2d import PhaseSplit, SparsePattern, phase_split, sparse_conv2d
 from oes_fast.ops.sparse_up_conv2d import sparse_up_conv2d
+from oes_fast.ops.total_variation import total_variation
 
 __all__ = [
     "PhaseSplit",
@@ -25,4 +26,5 @@ __all__ = [
     "running_stats",
     "sparse_conv2d",
     "sparse_up_conv2d",
+    "total_variation",
 ]

@@ -44,11 +44,23 @@ def noise_input(
     """
     if not hasattr(size, "__len__") or len(size) != 2:
         raise InputError(f"size: expected (height, width), got {size!r}")
-    height, width = (check_integer("size", side, minimum=1) for side in size)
+    return draw_input(channels, size, seed=seed, dtype=dtype, device=device)
+
+
+def draw_input(
+    channels: int,
+    size: Sequence[int],
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> Tensor:
+    """:func:`noise_input` in any number of dimensions: shape [1, channels, *size]."""
+    sides = [check_integer("size", side, minimum=1) for side in size]
     if dtype not in FLOAT_DTYPES:
         raise InputError(f"dtype: expected float32 or float64, got {dtype}")
     generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), INPUT_NOISE)
-    shape = (1, check_integer("channels", channels, minimum=1), height, width)
+    shape = (1, check_integer("channels", channels, minimum=1), *sides)
     drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
     return drawn.mul_(INPUT_SCALE).to("cpu" if device is None else device, dtype)
 

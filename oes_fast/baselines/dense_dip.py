@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_integer, check_number
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.pipelines.train import TrainResult, fit
 from oes_fast.precision import DEFAULT, in_precision
@@ -20,6 +21,10 @@ def dense_dip(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     steps: int = 40_000,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
@@ -48,6 +53,12 @@ def dense_dip(
         z: fixed input, shape [1, C, h, w], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's.
         noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network.
+            With ``forward`` what was measured instead.
+        forward: from an image to its measurement, as for :func:`oes_fast.train_sparse`, and so are ``loss``,
+            ``weight`` and ``tv``.
+        loss: of (measured, noisy), in the place of the mean squared error.
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
         weight_decay: >= 0, coupled as in torch.optim.Adam: its multiple of the weights is added to the
@@ -105,6 +116,10 @@ def dense_dip(
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
+            forward=forward,
+            loss=loss,
+            weight=weight,
+            tv=tv,
         ),
     )
     decay = check_number("weight_decay", weight_decay, minimum=0.0)

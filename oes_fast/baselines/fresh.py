@@ -1,11 +1,11 @@
-"""Fresh networks of the baselines for an image; the published generator is oes_fast.fresh_generator's."""
+"""The Deep Decoder for an image; oes_fast.fresh_generator makes it and all other networks."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from oes_fast._checks import check_integer, check_tensor
-from oes_fast.models import DeepDecoder, deep_decoder, deep_decoder_input
+from oes_fast.models import DeepDecoder
+from oes_fast.pipelines.transfer import fresh_generator
 
 
 def fresh_deep_decoder(noisy: Tensor, k: int = 5, *, seed: int = 0) -> tuple[DeepDecoder, Tensor]:
@@ -28,17 +28,6 @@ def fresh_deep_decoder(noisy: Tensor, k: int = 5, *, seed: int = 0) -> tuple[Dee
         >>> z.shape, net(z).shape
         (torch.Size([1, 128, 4, 2]), torch.Size([1, 3, 100, 64]))
     """
-    check_tensor("noisy", noisy, ndim=4)
-    channels, height, width = noisy.shape[1:]
-    check_integer("k", k, minimum=1)
-    size = (height, width)
-    fits = height % 2**k == 0 and width % 2**k == 0
-    net = deep_decoder(
-        k,
-        channels,
-        size=None if fits else size,
-        seed=seed,
-        dtype=noisy.dtype,
-        device=noisy.device,
-    )
-    return net, deep_decoder_input(net, size, seed=seed)
+    net, z = fresh_generator(noisy, model="deep_decoder", options={"k": k}, seed=seed)
+    assert isinstance(net, DeepDecoder)
+    return net, z

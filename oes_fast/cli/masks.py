@@ -13,7 +13,6 @@ from oes_fast.flat import fingerprint
 from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
 from oes_fast.models import skip
-from oes_fast.pipelines.transfer import INPUT_CHANNELS
 
 OURS = ".safetensors"
 PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey
@@ -76,7 +75,7 @@ def find_masks(paths: Sequence[Path], channels: int | None) -> list[FoundMask]:
             is for none that is published.
     """
     choices = PUBLISHED_CHANNELS if channels is None else (channels,)
-    nets = {count: skip(INPUT_CHANNELS, count, device="meta") for count in choices}
+    nets = {count: skip(num_output_channels=count, device="meta") for count in choices}
     return [_find(path, nets, told=channels is not None) for path in paths]
 
 

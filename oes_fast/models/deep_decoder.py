@@ -5,21 +5,19 @@ Heckel and Hand, ICLR 2019.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_choice, check_flag, check_integer
 from oes_fast.errors import InputError
-from oes_fast.models.generator import NumberedLayers, append
-from oes_fast.models.layers import Layers
+from oes_fast.models.base import ImageGenerator, NumberedLayers, append
+from oes_fast.models.layers import PADS, Layers, check_activation
 from oes_fast.noise import noise_input
 
-ACTIVATIONS = ("ReLU", "LeakyReLU", "ELU", "SiLU", "Swish", "none")
 
-
-class DeepDecoder(NumberedLayers):
+class DeepDecoder(NumberedLayers, ImageGenerator):
     """A sequence of layers that doubles the size of its input ``doublings`` times.
 
     Args:
@@ -51,12 +49,12 @@ class DeepDecoder(NumberedLayers):
             return image
         return image[..., : self.size[0], : self.size[1]]
 
-    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def image_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """(H, W) of the image for an input of that (h, w)."""
         rows, columns = (side << self.doublings for side in size)
         return (rows, columns) if self.size is None else (min(rows, self.size[0]), min(columns, self.size[1]))
 
-    def input_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    def input_size(self, size: tuple[int, ...] | None = None) -> tuple[int, int]:
         """(h, w) of the input for an image of that (H, W).
 
         Args:
@@ -97,7 +95,7 @@ def deep_decoder(
     filter_size: int | Sequence[int] = 1,
     upsample_mode: str = "bilinear",
     upsample_first: bool = True,
-    act_fun: str = "ReLU",
+    act_fun: str | Callable[[], nn.Module] = "ReLU",
     bn_before_act: bool = False,
     bn_affine: bool = True,
     need_sigmoid: bool = True,
@@ -125,7 +123,8 @@ def deep_decoder(
         upsample_mode: "bilinear" or "nearest".
         upsample_first: up-sample between convolution and activation, as the published code's default of this
             name does. Otherwise before the convolution, in all layers but the first.
-        act_fun: "ReLU", "LeakyReLU" (slope 0.2), "ELU", "SiLU" (alias "Swish") or "none".
+        act_fun: "ReLU", "LeakyReLU" (slope 0.2), "ELU", "SiLU" (alias "Swish") or "none"; or a callable that
+            gives a module.
         bn_before_act: batch norm before the activation, not after it.
         bn_affine: batch norm has a scale and a shift.
         need_sigmoid: end with a sigmoid.
@@ -156,8 +155,8 @@ def deep_decoder(
             raise InputError(f"filter_size: expected an odd kernel size, got {kernel}")
     check_integer("num_output_channels", num_output_channels, minimum=1)
     check_choice("upsample_mode", upsample_mode, ("bilinear", "nearest"))
-    check_choice("act_fun", act_fun, ACTIVATIONS)
-    check_choice("pad", pad, ("reflection", "zero"))
+    check_activation(act_fun)
+    check_choice("pad", pad, PADS)
     for name, flag in {
         "upsample_first": upsample_first,
         "bn_before_act": bn_before_act,
@@ -213,11 +212,11 @@ def deep_decoder_input(net: DeepDecoder, size: Sequence[int] | None = None, *, s
     return noise_input(net.channels, inner, seed=seed, dtype=weight.dtype, device=weight.device)
 
 
-def checked_size(size: object) -> tuple[int, int]:
+def checked_size(size: object, name: str = "size") -> tuple[int, int]:
     """``size`` as (height, width), both positive."""
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
-        raise InputError(f"size: expected (height, width), got {size!r}")
-    height, width = (check_integer("size", side, minimum=1) for side in size)
+        raise InputError(f"{name}: expected (height, width), got {size!r}")
+    height, width = (check_integer(name, side, minimum=1) for side in size)
     return height, width
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.nn import init
+from torch.nn.modules.conv import _ConvNd
+
+Conv = TypeVar("Conv", bound=_ConvNd)
 
 
-def drawn_conv2d(
+def drawn_conv(
+    kind: type[Conv],
     inputs: int,
     outputs: int,
     kernel: int,
@@ -19,29 +22,33 @@ def drawn_conv2d(
     dtype: torch.dtype,
     device: torch.device,
     **options: Any,
-) -> nn.Conv2d:
-    """torch.nn.Conv2d in PyTorch's default initialisation.
+) -> Conv:
+    """A convolution in PyTorch's default initialisation.
 
     Args:
+        kind: torch.nn.Conv2d, another dimension's, or a transposed one.
         inputs: channels of the input.
         outputs: channels of the output.
-        kernel: rows and columns of the kernel.
+        kernel: size of the kernel in each dimension.
         generator: on the CPU, draws weights and biases in float32, which are then converted. None for
             PyTorch's own way: the global generator, in the dtype and on the device of the weights.
         dtype: of the weights.
         device: of the weights.
-        **options: of torch.nn.Conv2d.
+        **options: of the class.
     """
+    # The classes share these arguments; their common base has others.
+    make: Any = kind
     if generator is None:
-        return nn.Conv2d(inputs, outputs, kernel, dtype=dtype, device=device, **options)
+        made: Conv = make(inputs, outputs, kernel, dtype=dtype, device=device, **options)
+        return made
     # Nothing is drawn on "meta".
-    conv = nn.Conv2d(inputs, outputs, kernel, dtype=dtype, device="meta", **options).to_empty(device=device)
+    conv: Conv = make(inputs, outputs, kernel, dtype=dtype, device="meta", **options).to_empty(device=device)
     drawn = torch.empty(conv.weight.shape, dtype=torch.float32, device="cpu")
-    init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)  # as Conv2d.reset_parameters
+    init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)  # as reset_parameters of the class
     with torch.no_grad():
         conv.weight.copy_(drawn)
         if conv.bias is not None:
-            bound = 1 / math.sqrt(drawn[0].numel())  # fan in
+            bound = 1 / math.sqrt(drawn[0].numel())  # fan in, as PyTorch takes it
             drawn = torch.empty(conv.bias.shape, dtype=torch.float32, device="cpu")
             conv.bias.copy_(init.uniform_(drawn, -bound, bound, generator=generator))
     return conv

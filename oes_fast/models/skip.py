@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from oes_fast._checks import check_choice, check_integer
 from oes_fast.errors import InputError
-from oes_fast.models.generator import Concat, Generator, append
-from oes_fast.models.layers import Layers
+from oes_fast.models.base import Concat, Generator, append
+from oes_fast.models.layers import DOWNSAMPLE_MODES, PADS, Layers, check_activation, upsample_modes
 
 PUBLISHED_CHANNELS = (16, 32, 64, 128, 128, 128)
-ACTIVATIONS = ("LeakyReLU", "ELU", "SiLU", "Swish", "none")
 
 
 def skip(
@@ -31,7 +30,7 @@ def skip(
     pad: str = "reflection",
     upsample_mode: str | Sequence[str] = "nearest",
     downsample_mode: str | Sequence[str] = "avg",
-    act_fun: str = "LeakyReLU",
+    act_fun: str | Callable[[], nn.Module] = "LeakyReLU",
     need1x1_up: bool = False,
     seed: int | None = None,
     dtype: torch.dtype | None = None,
@@ -55,8 +54,11 @@ def skip(
         need_bias: convolutions have a bias.
         pad: "reflection" or "zero".
         upsample_mode: "nearest" or "bilinear", one or one for each scale.
-        downsample_mode: "stride", "avg" or "max", one or one for each scale.
-        act_fun: "LeakyReLU" (slope 0.2), "ELU", "SiLU" (alias "Swish") or "none".
+        downsample_mode: "stride", "avg", "max", "lanczos2" or "lanczos3", one or one for each scale. A
+            Lanczos filter is kept in a convolution of all channels to all channels, whose weights are
+            parameters as all others are: see :class:`oes_fast.models.downsampler.Downsampler`.
+        act_fun: "ReLU", "LeakyReLU" (slope 0.2), "ELU", "SiLU" (alias "Swish") or "none"; or a callable that
+            gives a module, such as torch.nn.PReLU.
         need1x1_up: a 1 x 1 convolution after every convolution going up.
         seed: of the initial weights (PyTorch's default initialisation), in [0, 2^64). They are drawn in
             float32 on the CPU by a generator of their own and then converted: the same in every dtype, on
@@ -78,6 +80,52 @@ def skip(
         3008867
         >>> small = oes.models.skip(4, 1, num_channels_down=(8, 16), seed=0)  # grey images, two scales
     """
+    return make_skip(
+        2,
+        num_input_channels,
+        num_output_channels,
+        num_channels_down=num_channels_down,
+        num_channels_up=num_channels_up,
+        num_channels_skip=num_channels_skip,
+        filter_size_down=filter_size_down,
+        filter_size_up=filter_size_up,
+        filter_skip_size=filter_skip_size,
+        need_sigmoid=need_sigmoid,
+        need_bias=need_bias,
+        pad=pad,
+        upsample_mode=upsample_mode,
+        downsample_mode=downsample_mode,
+        act_fun=act_fun,
+        need1x1_up=need1x1_up,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def make_skip(
+    dims: int,
+    num_input_channels: int,
+    num_output_channels: int,
+    *,
+    num_channels_down: Sequence[int],
+    num_channels_up: Sequence[int] | None,
+    num_channels_skip: int | Sequence[int],
+    filter_size_down: int | Sequence[int],
+    filter_size_up: int | Sequence[int],
+    filter_skip_size: int,
+    need_sigmoid: bool,
+    need_bias: bool,
+    pad: str,
+    upsample_mode: str | Sequence[str],
+    downsample_mode: str | Sequence[str],
+    act_fun: str | Callable[[], nn.Module],
+    need1x1_up: bool,
+    seed: int | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Generator:
+    """:func:`skip` of layers of so many dimensions."""
     if not isinstance(num_channels_down, Sequence) or not num_channels_down:
         raise InputError(f"num_channels_down: expected one number or more, got {num_channels_down!r}")
     depth = len(num_channels_down)
@@ -87,13 +135,13 @@ def skip(
     kernel_down = _kernels("filter_size_down", filter_size_down, depth)
     kernel_up = _kernels("filter_size_up", filter_size_up, depth)
     (kernel_skip,) = _kernels("filter_skip_size", filter_skip_size, 1)
-    upsample = _modes("upsample_mode", upsample_mode, depth, ("nearest", "bilinear"))
-    downsample = _modes("downsample_mode", downsample_mode, depth, ("stride", "avg", "max"))
-    check_choice("pad", pad, ("reflection", "zero"))
-    check_choice("act_fun", act_fun, ACTIVATIONS)
+    upsample = _modes("upsample_mode", upsample_mode, depth, upsample_modes(dims))
+    downsample = _modes("downsample_mode", downsample_mode, depth, DOWNSAMPLE_MODES)
+    check_choice("pad", pad, PADS)
+    check_activation(act_fun)
     check_integer("num_input_channels", num_input_channels, minimum=1)
     check_integer("num_output_channels", num_output_channels, minimum=1)
-    make = Layers.of(pad, need_bias, act_fun, seed=seed, dtype=dtype, device=device)
+    make = Layers.of(pad, need_bias, act_fun, seed=seed, dtype=dtype, device=device, dims=dims)
 
     # Batch statistics need more than one pixel at the coarsest scale, reflection by p more than p:
     # going up and across at the size before the down-sampling, going down (second convolution) after it.
@@ -103,7 +151,7 @@ def skip(
             kernels = (kernel_up[i], kernel_skip if skips[i] else 1)
             reach = max(2 * (kernel_down[i] // 2 + 1), *(k // 2 + 1 for k in kernels))
             minimum = max(minimum, reach * 2**i)
-    net = Generator(multiple=2**depth, minimum=minimum)
+    net = Generator(multiple=2**depth, minimum=minimum, dims=dims)
 
     sequence: nn.Sequential = net
     inputs = num_input_channels

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from oes_fast.pipelines.fingerprints import same
+
 # The settings that are kept as hashes, and what a message calls them.
 _NOUNS = {
     "noisy": "noisy image",
@@ -17,6 +19,9 @@ _NOUNS = {
     "mask": "mask",
     "network": "network",
     "weights": "initial weights",
+    "forward": "forward operator",
+    "loss": "loss function",
+    "weight": "weight of the measurement",
 }
 # What follows from another difference is not worth a word of its own.
 _FOLLOW_FROM_NETWORK = ("weights", "mask")
@@ -78,13 +83,15 @@ def compare(
         wanted_words: what this run says of them.
     """
     words = found_words if isinstance(found_words, dict) else {}
-    different = [key for key, value in wanted.items() if found.get(key) != value]
+    # What a checkpoint has and this run has not is something that was not asked for, such as an operator.
+    keys = [*wanted, *(key for key in found if key not in wanted)]
+    different = [key for key in keys if not same(found.get(key), wanted.get(key))]
     if "phase" in different:
         different = ["phase"]
     if "network" in different:
         different = [key for key in different if key not in _FOLLOW_FROM_NETWORK]
     return tuple(
-        Difference(key, found.get(key), wanted[key], words.get(key), wanted_words.get(key))
+        Difference(key, found.get(key), wanted.get(key), words.get(key), wanted_words.get(key))
         for key in different
     )
 

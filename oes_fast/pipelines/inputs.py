@@ -22,14 +22,18 @@ def check_input(net: nn.Module, z: Tensor) -> None:
         raise InputError(f"z: expected one input, shape (1, C, ...), got {tuple(z.shape)}")
 
 
-def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | None = None) -> None:
+def check_run_inputs(
+    net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | None = None, *, forward: object = None
+) -> None:
     """Raise :class:`InputError` unless the network, its input and the image fit together.
 
     Args:
         net: generator.
         z: input, shape [1, C, ...]; of our own generators [1, C, H, W].
         noisy: image, shape [1, C', H', W'], finite; of our own generators, of the size that they give for z.
-        clean: None or an image of the shape of ``noisy``.
+            With a forward operator a measurement of any shape, real or complex, of the network's precision.
+        clean: None or an image of the shape of ``noisy``, with a forward operator of the network's image.
+        forward: the operator, or None.
     """
     check_input(net, z)
     weights = next(net.parameters()).detach()
@@ -42,9 +46,19 @@ def check_run_inputs(net: nn.Module, z: Tensor, noisy: Tensor, clean: Tensor | N
                 f"z: expected {first.in_channels} channels as the network takes, got {z.shape[1]}"
             )
         size = net.image_size((z.shape[-2], z.shape[-1]))  # other networks give what they like
-    check_tensor("noisy", noisy, shape=(1, None, *size), like=weights, finite=True)
-    if clean is not None:
-        check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)
+    if forward is None:
+        check_tensor("noisy", noisy, shape=(1, None, *size), like=weights, finite=True)
+        if clean is not None:
+            check_tensor("clean", clean, shape=noisy.shape, like=weights, finite=True)
+        return
+    dtypes = (weights.dtype, weights.dtype.to_complex())
+    check_tensor("noisy", noisy, dtypes=dtypes, device=weights.device, finite=True)
+    if noisy.numel() == 0:
+        raise InputError(f"noisy: expected a number at least, got shape {tuple(noisy.shape)}")
+    if clean is not None:  # that of other networks' images is checked when there is one
+        check_tensor(
+            "clean", clean, shape=None if size[0] is None else (1, None, *size), like=weights, finite=True
+        )
 
 
 def ordinary(tensor: Tensor) -> Tensor:
@@ -52,10 +66,14 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def detect_collapse(measured: Tensor, target: Tensor, phase: str) -> bool:
-    """Whether the output is flat, beside the target; warns with :class:`CollapsedRunWarning` if so."""
-    spread = measured.detach().std(dim=(-2, -1), correction=0).mean()  # 0, not NaN, for a single pixel
-    expected = target.detach().std(dim=(-2, -1), correction=0).mean()
+def detect_collapse(spread: Tensor, expected: Tensor, phase: str) -> bool:
+    """Whether the output is flat, beside the target; warns with :class:`CollapsedRunWarning` if so.
+
+    Args:
+        spread: of what is measured of the output, see :meth:`oes_fast.pipelines.objective.Objective.spreads`.
+        expected: of the target.
+        phase: "search" or "train".
+    """
     collapsed = bool(spread < FLAT * expected)
     if collapsed:
         warn_caller(

@@ -26,7 +26,7 @@ from oes_fast.pipelines.divergence import finite_logits
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS, extract_mask
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.loop import Callback
-from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
+from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
@@ -67,6 +67,10 @@ def search_mask(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     density: float = 0.05,
     steps: int = 60_000,
     lr: float = 1e-2,
@@ -106,6 +110,12 @@ def search_mask(
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
             [1, C, L] on the reference.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
+            With ``forward`` what was measured instead.
+        forward: from an image to its measurement, as for :func:`oes_fast.train_sparse`, and so are ``loss``,
+            ``weight`` and ``tv``.
+        loss: of (measured, noisy), in the place of the mean squared error.
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         density: wanted share of kept weights, p0 and the k of the top-k, in (0, 1).
         steps: updates to make.
         lr: Adam's learning rate.
@@ -118,7 +128,7 @@ def search_mask(
             another.
         draws: how many masks "mean" takes.
         seed: of the noise, the tie-break and the draws, in [0, 2^64).
-        clean: image to report the PSNR against; it does not enter the search.
+        clean: image, as the network gives, to report the PSNR against; it does not enter the search.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
@@ -168,6 +178,10 @@ def search_mask(
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
+            forward=forward,
+            loss=loss,
+            weight=weight,
+            tv=tv,
         ),
     )
     numel = FlatLayout.of(net).numel

@@ -18,7 +18,7 @@ from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
 from oes_fast.pipelines.loop import Callback, Finished, run_steps
-from oes_fast.pipelines.objective import Objective, SquaredError
+from oes_fast.pipelines.objective import Forward, Loss, Objective, make_objective, prepare
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class RunOptions:
     checkpoint: str | os.PathLike[str] | None
     checkpoint_seconds: float
     resume: bool
+    forward: Forward | None = None
+    loss: Loss | None = None
+    weight: Tensor | None = None
+    tv: float = 0.0
 
 
 class Setup:
@@ -59,7 +63,7 @@ class Setup:
     """
 
     def __init__(self, net: nn.Module, z: Tensor, noisy: Tensor, options: RunOptions) -> None:
-        check_run_inputs(net, z, noisy, options.clean)
+        check_run_inputs(net, z, noisy, options.clean, forward=options.forward)
         check_integer("steps", options.steps, minimum=0)
         check_integer("record_every", options.record_every, minimum=1)
         check_flag("verify", options.verify)
@@ -67,7 +71,14 @@ class Setup:
         self.lr = check_number("lr", options.lr, above=0.0)
         self.net = net
         self.z = ordinary(z)
-        self.objective: Objective = SquaredError(ordinary(noisy))
+        self.objective: Objective = make_objective(
+            ordinary(noisy),
+            forward=options.forward,
+            loss=options.loss,
+            weight=options.weight,
+            tv=options.tv,
+            clean=options.clean,
+        )
         self._options = options
         self._mask: Mask | None = None
         self._backend = options.backend
@@ -94,6 +105,12 @@ class Setup:
             fixed_input=varying is None,
         )
         self._mask, self._backend = mask, backend
+        if options.checkpoint is not None:
+            prepare(
+                self.objective,
+                lambda: function(function.initial_weights(), update_stats=False),
+                self.z.device,
+            )
         return function, backend
 
     def run(self, run: Recordable, settings: Mapping[str, Any], weights: str) -> Finished:
@@ -148,13 +165,12 @@ class Setup:
             output: image [1, C, H, W] of the result.
             phase: "search" or "train".
         """
-        measured = self.objective.measured(output)
         return {
             "output": output,
             "history": finished.history,
             "steps": finished.steps,
             "interrupted": finished.interrupted,
-            "collapsed": detect_collapse(measured, self.objective.target, phase),
+            "collapsed": detect_collapse(*self.objective.spreads(output), phase),
             "diverged": finished.fell_back or detect_divergence(finished.history, finished.steps, phase),
             "seconds": finished.seconds,
             "backend": self._backend,

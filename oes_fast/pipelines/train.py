@@ -21,7 +21,7 @@ from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.loop import Callback
-from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
+from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
@@ -58,6 +58,10 @@ def train_sparse(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     steps: int = 40_000,
     lr: float = 1e-2,
     clean: Tensor | None = None,
@@ -81,9 +85,20 @@ def train_sparse(
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
             [1, C, L] on the reference.
         noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
+            With ``forward`` what was measured instead: of any shape, real or complex, in the same precision.
+        forward: what leads from an image to its measurement, None for nothing: a function of the network's
+            image whose result has the shape and dtype of ``noisy``, or an object with such a method ``A``, as
+            deepinv's physics are. Autograd differentiates it; it is to do the same each time, and on a GPU
+            without waiting for it. deepinv.physics.Inpainting becomes ``weight``.
+        loss: function of (measured, noisy) that gives a scalar, such as torch.nn.L1Loss(); None for the mean
+            squared error, of complex numbers that of their differences' absolute values.
+        weight: of each squared error, real and >= 0 or bool, of a shape that expands to that of ``noisy``:
+            the loss is mean(weight * |measured - noisy|^2) over all numbers of ``noisy``. Not with ``loss``.
+        tv: weight, >= 0, of the image's total variation, which is added to the loss; see
+            :func:`oes_fast.functional.total_variation`.
         steps: updates to make.
         lr: Adam's learning rate.
-        clean: image to report the PSNR against; it does not enter the training.
+        clean: image, as the network gives, to report the PSNR against; it does not enter the training.
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
@@ -137,6 +152,10 @@ def train_sparse(
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             resume=resume,
+            forward=forward,
+            loss=loss,
+            weight=weight,
+            tv=tv,
         ),
     )
     if not isinstance(mask, Mask):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,35 @@ from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout
 from oes_fast.pipelines.functions import make_function, rewritten
 from oes_fast.pipelines.inputs import check_run_inputs, ordinary
-from oes_fast.pipelines.objective import SquaredError, evaluate
+from oes_fast.pipelines.objective import Objective, evaluate, make_objective
 from oes_fast.rewrite import sparsify
 
 
+def checked_objective(net: nn.Module, z: Tensor, noisy: Tensor, options: Mapping[str, Any]) -> Objective:
+    """What a score is of, after the arguments that every score takes are checked.
+
+    Args:
+        net: generator.
+        z: input [1, C, ...].
+        noisy: image [1, C', ...], or a measurement.
+        options: forward, loss, weight and tv of :func:`oes_fast.train_sparse`.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+    """
+    check_run_inputs(net, z, noisy, forward=options["forward"])
+    return make_objective(ordinary(noisy), **options)
+
+
 def loss_gradient(
-    net: nn.Module, z: Tensor, noisy: Tensor, *, backend: str, verify: bool
+    net: nn.Module, z: Tensor, objective: Objective, *, backend: str, verify: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of mean((G(w, z) - noisy)^2) in training mode, on the kernels of a backend.
+    """The gradient of an objective in training mode, on the kernels of a backend.
 
     Args:
         net: generator; left alone.
         z: input [1, C, ...].
-        noisy: image [1, C', ...].
+        objective: of the image.
         backend: see :func:`oes_fast.pipelines.functions.make_function`.
         verify: compare the rewritten network with ``net`` first.
 
@@ -36,12 +53,11 @@ def loss_gradient(
     Raises:
         OESError: the gradient is not finite.
     """
-    check_run_inputs(net, z, noisy)
     check_flag("verify", verify)
     function, _ = make_function(net, ordinary(z), None, backend, verify=verify)
     weights = function.initial_weights().requires_grad_()
     with torch.enable_grad():
-        _, loss = evaluate(SquaredError(ordinary(noisy)), function, weights, update_stats=False)
+        _, loss = evaluate(objective, function, weights, update_stats=False)
         (gradient,) = torch.autograd.grad(loss, weights)
     return weights.detach(), finite_scores("gradient", gradient.detach())
 

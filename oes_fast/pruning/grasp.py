@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +12,10 @@ from oes_fast.copies import copy_network
 from oes_fast.errors import BackendError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
-from oes_fast.pipelines.inputs import check_run_inputs, ordinary
-from oes_fast.pipelines.objective import SquaredError
+from oes_fast.pipelines.inputs import ordinary
+from oes_fast.pipelines.objective import Forward, Loss, Objective
 from oes_fast.precision import DEFAULT, in_precision
-from oes_fast.pruning.gradients import differentiable, finite_scores
+from oes_fast.pruning.gradients import checked_objective, differentiable, finite_scores
 from oes_fast.pruning.published import drop_above, keep_above, published_mask, share_to_prune
 from oes_fast.pruning.select import check_options, select
 
@@ -26,6 +28,10 @@ def grasp_scores(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     backend: str = "auto",
     verify: bool = False,
     precision: str = DEFAULT,
@@ -40,7 +46,12 @@ def grasp_scores(
     Args:
         net: generator with its initial weights; left alone. It runs in training mode.
         z: fixed input, shape [1, C, H, W].
-        noisy: image, shape [1, C', H', W'].
+        noisy: image, shape [1, C', H', W'], or with ``forward`` a measurement.
+        forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``: what they
+            make of the image takes the place of the mean squared error.
+        loss: of (measured, noisy).
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         backend: "auto" or "torch" for the rewritten network on PyTorch operations, "reference" for the
             network as it is; the kernels have no second derivative.
         verify: compare the rewritten network with ``net`` first, which takes ten times as long as the score.
@@ -61,7 +72,9 @@ def grasp_scores(
         >>> scores = oes.pruning.grasp_scores(net, z, noisy)
         >>> mask = oes.pruning.select(net, -scores, 0.2)  # the largest are pruned
     """
-    weights, _, product = _hessian_product(net, z, noisy, backend, verify, by_weights=False)
+    options = {"forward": forward, "loss": loss, "weight": weight, "tv": tv}
+    objective = checked_objective(net, z, noisy, options)
+    weights, _, product = _hessian_product(net, z, objective, backend, verify, by_weights=False)
     return -weights * product
 
 
@@ -71,6 +84,10 @@ def grasp(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     density: float,
     scope: str = "global",
     small: str = "keep",
@@ -91,7 +108,12 @@ def grasp(
     Args:
         net: generator with its initial weights; left alone. It runs in training mode.
         z: fixed input, shape [1, C, H, W].
-        noisy: image, shape [1, C', H', W'].
+        noisy: image, shape [1, C', H', W'], or with ``forward`` a measurement.
+        forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``: what they
+            make of the image takes the place of the mean squared error.
+        loss: of (measured, noisy).
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         density: share of all parameters to keep, in (0, 1].
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
         small: "keep" or "score", see :func:`oes_fast.pruning.select`.
@@ -120,9 +142,11 @@ def grasp(
         >>> oes.pruning.grasp(net, z, noisy, density=0.2).kept
         674
     """
+    options: dict[str, Any] = {"forward": forward, "loss": loss, "weight": weight, "tv": tv}
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
-        _, gradient, product = _hessian_product(net, z, noisy, backend, verify, by_weights=True)
+        objective = checked_objective(net, z, noisy, options)
+        _, gradient, product = _hessian_product(net, z, objective, backend, verify, by_weights=True)
         score = gradient + product
         if scope == "global":
             flat = drop_above(score, share)
@@ -130,15 +154,14 @@ def grasp(
             flat = keep_above(net, gradient.abs() / (score.abs() + _EPS), share, scope=scope)
         return published_mask(net, flat, density, scope=scope, seed=seed, method="grasp")
     check_options(net, density, scope=scope, small=small, seed=seed)
-    scores = grasp_scores(net, z, noisy, backend=backend, verify=verify, precision=precision)
+    scores = grasp_scores(net, z, noisy, **options, backend=backend, verify=verify, precision=precision)
     return select(net, -scores, density, scope=scope, small=small, seed=seed, method="grasp")
 
 
 def _hessian_product(
-    net: nn.Module, z: Tensor, noisy: Tensor, backend: str, verify: bool, *, by_weights: bool
+    net: nn.Module, z: Tensor, objective: Objective, backend: str, verify: bool, *, by_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights w, gradient g, H w if ``by_weights`` else H g), each of shape [n]."""
-    check_run_inputs(net, z, noisy)
     check_flag("verify", verify)
     if backend not in ("auto", "torch", "reference"):
         raise BackendError(
@@ -148,7 +171,6 @@ def _hessian_product(
     z = ordinary(z)
     function = differentiable(net, z, backend, verify=verify, twice=True)
     weights = flatten(net).requires_grad_()
-    objective = SquaredError(ordinary(noisy))
     with torch.enable_grad():
         loss = objective.loss(objective.check(function(weights, z)))
         (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)

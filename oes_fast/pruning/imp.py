@@ -17,6 +17,7 @@ from oes_fast.flat import flatten
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import check_run_inputs
 from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.precision import DEFAULT
 from oes_fast.pruning.published import share_to_prune
 from oes_fast.pruning.select import check_options
@@ -30,6 +31,10 @@ def imp_rounds(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     densities: Sequence[float] | None = None,
     density: float | None = None,
     rounds: int | None = None,
@@ -70,7 +75,11 @@ def imp_rounds(
     Args:
         net: generator with its initial weights; copied, and left alone.
         z: fixed input, shape [1, C, H, W].
-        noisy: image to fit, shape [1, C', H', W'].
+        noisy: image to fit, shape [1, C', H', W'], or with ``forward`` a measurement.
+        forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``.
+        loss: of (measured, noisy).
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         densities: shares of all parameters to keep after each round, each less than the one before.
         density: the last of them; with ``densities`` to be left out.
         rounds: how many.
@@ -119,7 +128,7 @@ def imp_rounds(
         [1686, 674]
         >>> fit = oes.train_sparse(found.net, found.mask, z, noisy, steps=5)
     """
-    check_run_inputs(net, z, noisy, clean)
+    check_run_inputs(net, z, noisy, clean, forward=forward)
     check_integer("steps", steps, minimum=1)
     check_integer("rewind_step", rewind_step, minimum=0, below=steps)
     if callback is not None and not callable(callback):
@@ -135,6 +144,7 @@ def imp_rounds(
             check_options(net, cut, scope=scope, small=small, seed=seed)
     plan = Schedule(cuts, int(steps), float(lr), int(rewind_step), scope, small, int(seed), published)
     options: dict[str, Any] = {
+        **{"forward": forward, "loss": loss, "weight": weight, "tv": tv},
         **{"clean": clean, "backend": backend, "verify": verify, "precision": precision},
         **{"record_every": record_every, "progress": progress, "checkpoint_seconds": checkpoint_seconds},
     }

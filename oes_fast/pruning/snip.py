@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from oes_fast._checks import check_flag
 from oes_fast.mask import Mask
+from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.precision import DEFAULT, in_precision
-from oes_fast.pruning.gradients import loss_gradient
+from oes_fast.pruning.gradients import checked_objective, loss_gradient
 from oes_fast.pruning.published import keep_above, published_mask, share_to_prune
 from oes_fast.pruning.select import check_options, select
 
@@ -18,6 +21,10 @@ def snip_scores(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     backend: str = "auto",
     verify: bool = False,
     precision: str = DEFAULT,
@@ -29,7 +36,12 @@ def snip_scores(
     Args:
         net: generator with its initial weights; left alone. It runs in training mode.
         z: fixed input, shape [1, C, H, W].
-        noisy: image, shape [1, C', H', W'].
+        noisy: image, shape [1, C', H', W'], or with ``forward`` a measurement.
+        forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``: what they
+            make of the image takes the place of the mean squared error.
+        loss: of (measured, noisy).
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         backend: as for :func:`oes_fast.train_sparse`.
         verify: compare the rewritten network with ``net`` first, which takes ten times as long as the score.
         precision: as for :func:`oes_fast.train_sparse`.
@@ -49,7 +61,9 @@ def snip_scores(
         >>> oes.pruning.snip_scores(net, z, noisy).shape
         torch.Size([3371])
     """
-    weights, gradient = loss_gradient(net, z, noisy, backend=backend, verify=verify)
+    options = {"forward": forward, "loss": loss, "weight": weight, "tv": tv}
+    objective = checked_objective(net, z, noisy, options)
+    weights, gradient = loss_gradient(net, z, objective, backend=backend, verify=verify)
     return (weights * gradient).abs()
 
 
@@ -59,6 +73,10 @@ def snip(
     z: Tensor,
     noisy: Tensor,
     *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    weight: Tensor | None = None,
+    tv: float = 0.0,
     density: float,
     scope: str = "global",
     small: str = "keep",
@@ -77,7 +95,12 @@ def snip(
     Args:
         net: generator with its initial weights; left alone. It runs in training mode.
         z: fixed input, shape [1, C, H, W].
-        noisy: image, shape [1, C', H', W'].
+        noisy: image, shape [1, C', H', W'], or with ``forward`` a measurement.
+        forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``: what they
+            make of the image takes the place of the mean squared error.
+        loss: of (measured, noisy).
+        weight: of each squared error.
+        tv: weight of the image's total variation.
         density: share of all parameters to keep, in (0, 1].
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
         small: "keep" or "score", see :func:`oes_fast.pruning.select`.
@@ -104,11 +127,13 @@ def snip(
         >>> oes.pruning.snip(net, z, noisy, density=0.2).kept
         674
     """
+    options: dict[str, Any] = {"forward": forward, "loss": loss, "weight": weight, "tv": tv}
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
-        _, gradient = loss_gradient(net, z, noisy, backend=backend, verify=verify)
+        objective = checked_objective(net, z, noisy, options)
+        _, gradient = loss_gradient(net, z, objective, backend=backend, verify=verify)
         flat = keep_above(net, gradient.abs(), share, scope=scope)
         return published_mask(net, flat, density, scope=scope, seed=seed, method="snip")
     check_options(net, density, scope=scope, small=small, seed=seed)
-    scores = snip_scores(net, z, noisy, backend=backend, verify=verify, precision=precision)
+    scores = snip_scores(net, z, noisy, **options, backend=backend, verify=verify, precision=precision)
     return select(net, scores, density, scope=scope, small=small, seed=seed, method="snip")

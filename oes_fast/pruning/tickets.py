@@ -20,8 +20,11 @@ from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.differences import describe_image, describe_network
+from oes_fast.pipelines.functions import run_network
 from oes_fast.pipelines.history import History
+from oes_fast.pipelines.inputs import ordinary
 from oes_fast.pipelines.loop import Callback, StepInfo
+from oes_fast.pipelines.objective import make_objective, prepare
 from oes_fast.pipelines.train import train_sparse
 from oes_fast.pruning.select import choose, highest, warn_of_empty_layers
 
@@ -257,7 +260,12 @@ class Tickets:
 
     def _checkpoint(self) -> Checkpoint:
         clean = self._options["clean"]
-        images = {"z": self._z, "noisy": self._noisy} | ({} if clean is None else {"clean": clean})
+        images = {"z": self._z} | ({} if clean is None else {"clean": clean})
+        compared = {name: self._options[name] for name in ("forward", "loss", "weight", "tv")}
+        objective = make_objective(ordinary(self._noisy), clean=clean, **compared)
+        if self._folder is not None:
+            net = copy_network(self._net).train()
+            prepare(objective, lambda: run_network(net, self._z), self._z.device)
         plan = asdict(self._plan)
         return Checkpoint(
             None if self._folder is None else self._folder / "rounds.safetensors",
@@ -271,11 +279,13 @@ class Tickets:
                 "weights": digest(flatten(self._net), *self._net.buffers()),
                 "clean": None,
                 **{name: digest(image) for name, image in images.items()},
+                **objective.settings(),
             },
             every_seconds=self._options["checkpoint_seconds"],
             resume=self._resume,
             words={"network": describe_network(self._net)}
-            | {name: describe_image(image) for name, image in images.items()},
+            | {name: describe_image(image) for name, image in images.items()}
+            | objective.words(),
             device=self._z.device,
         )
 

@@ -56,7 +56,9 @@ def _row(
     if not isinstance(conv, ir.Conv):
         return (*cells, "", "", "", "", _kernel(node, plan, chains))
     source = plan.alive[node.inputs[0]]
-    nonzero = plan.weights.nonzeros(conv.weight, alive.varying, source.varying + conv.first)
+    nonzero = plan.weights.nonzeros(
+        conv.weight, alive.varying, source.varying + conv.first, transposed=conv.transposed
+    )
     block = len(alive.varying) * live_in * conv.kernel[0] * conv.kernel[1]
     after = _macs(node, live_in, len(alive.varying))
     density = nonzero / block if block else 0.0
@@ -87,12 +89,18 @@ def _macs(node: ir.Node, inputs: int, outputs: int) -> int:
 def _operation(stage: ir.Stage) -> str:
     if isinstance(stage, ir.Conv):
         stride = f" stride {stage.stride[0]}" if stage.stride != (1, 1) else ""
-        return f"conv {stage.kernel[0]}x{stage.kernel[1]}{stride}"
+        of = f" of transposed, stride {stage.transposed}" if stage.transposed else ""
+        return f"conv {stage.kernel[0]}x{stage.kernel[1]}{stride}{of}"
     if isinstance(stage, ir.UpConv):
         return f"conv {stage.conv.kernel[0]}x{stage.conv.kernel[1]} of up-sampled x{stage.factor}"
     if isinstance(stage, ir.Norm):
         act = "" if stage.act is None else f" + {stage.act.kind}"
         return f"batch norm{act}" + (" before up-sampling" if stage.copies > 1 else "")
+    if isinstance(stage, ir.GroupNorm):
+        act = "" if stage.act is None else f" + {stage.act.kind}"
+        return f"group norm, {stage.groups} groups{act}"
+    if isinstance(stage, ir.PixelShuffle):
+        return f"pixel shuffle x{stage.factor}"
     if isinstance(stage, ir.Act):
         return stage.kind
     if isinstance(stage, ir.Pad):
@@ -122,7 +130,7 @@ def _kernel(node: ir.Node, plan: Plan, chains: dict[ir.Node, str]) -> str:
     if node in plan.sparse:
         return f"C++ sparse_conv2d: density up to {100 * MOST_KEPT:.0f} %"
     if isinstance(stage, ir.Conv):
-        return "torch conv2d: dense over live channels"
+        return f"torch conv{'_transpose' if stage.transposed else ''}2d: dense over live channels"
     return "torch"
 
 

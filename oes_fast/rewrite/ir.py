@@ -63,6 +63,12 @@ class Conv(Stage):
         channels: (in, out) that this stage reads and writes.
         first: index of the weight's first input channel it reads: not 0 where a concatenation was split.
         scale: factor on the weight: 1 / s^2 after a box sum.
+        transposed: 0; or s > 0 for a transposed convolution of stride s, computed at the resolution of what
+            it reads. Its ``weight`` is [I, O, kH, kW], seen as that of a convolution of stride 1 with
+            s s O outputs, as :func:`oes_fast.rewrite.weights.phases` lays it out; ``channels``, ``kernel``
+            and ``stride`` are that convolution's. Output o s s + i s + j is pixel (i, j) of every s x s
+            pixels of output o, and has its bias. A :class:`Pad` of zeros stands before it,
+            :class:`PixelShuffle` and :class:`Crop` behind it.
     """
 
     weight: str
@@ -73,6 +79,11 @@ class Conv(Stage):
     channels: tuple[int, int]
     first: int = 0
     scale: float = 1.0
+    transposed: int = 0
+
+    def bias_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Index of the bias of each of these outputs, int64."""
+        return outputs // self.transposed**2 if self.transposed > 1 else outputs
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,11 @@ class UpConv(Stage):
 class Norm(Stage):
     """Batch normalisation of the channels ``first`` .. of a module, then an activation.
 
+    An instance norm without running statistics, of a single image, is one too.
+
     Attributes:
-        module: name of the torch.nn.BatchNorm2d.
+        module: name of the torch.nn.BatchNorm2d or torch.nn.InstanceNorm2d; of the function's call, where
+            the network's code normalises by a function.
         weight, bias: names of gamma and beta, or None.
         mean, var, count: names of the running statistics and num_batches_tracked, or None.
         eps, momentum: of the module.
@@ -134,16 +148,59 @@ class Norm(Stage):
 
 
 @dataclass(frozen=True)
+class GroupNorm(Stage):
+    """Normalisation by the statistics of each image's groups of channels, then an activation.
+
+    An instance norm of several images is one with as many groups as channels.
+
+    Attributes:
+        weight, bias: names of gamma and beta [channels], or None.
+        groups: of ``channels / groups`` neighbouring channels.
+        eps: of the module.
+        channels: how many.
+        act: activation that follows, or None.
+    """
+
+    weight: str | None
+    bias: str | None
+    groups: int
+    eps: float
+    channels: int
+    act: Act | None = None
+
+
+@dataclass(frozen=True)
 class Act(Stage):
     """An elementwise activation.
 
     Attributes:
-        kind: leaky_relu, relu, elu, silu, sigmoid, tanh or identity.
+        kind: leaky_relu, relu, elu, silu, gelu, gelu_tanh, sigmoid, tanh or identity.
         value: slope of leaky_relu, alpha of elu.
     """
 
     kind: str
     value: float = 0.0
+
+
+@dataclass(frozen=True)
+class PReLU(Stage):
+    """Leaky ReLU whose slope is a parameter.
+
+    Attributes:
+        weight: name of a parameter of one element, or of one for each channel.
+    """
+
+    weight: str
+
+
+@dataclass(frozen=True)
+class PixelShuffle(Stage):
+    """Every ``factor**2`` neighbouring channels become one of ``factor`` times as many rows and columns.
+
+    As :func:`torch.nn.functional.pixel_shuffle`.
+    """
+
+    factor: int
 
 
 @dataclass(frozen=True)

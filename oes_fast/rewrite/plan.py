@@ -174,6 +174,8 @@ class Plan:
         # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
             fused_loss = context.fused_loss if takes_loss else None
+            if fused_loss is not None and fused_loss.weight is not None:
+                fused_loss = None
             target = (
                 None
                 if fused_loss is None or fused_loss.target.shape != chain.end.shape

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oes_fast.flat import FlatLayout
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A block that was asked for.
+
+    Attributes:
+        name: of the parameter.
+        channels: indices into its leading dimensions.
+        size: of the block.
+        transposed: see :meth:`CompactWeights.request`.
+    """
+
+    name: str
+    channels: tuple[Tensor, ...]
+    size: tuple[int, ...]
+    transposed: int
 
 
 class CompactWeights:
@@ -26,7 +45,7 @@ class CompactWeights:
         self._layout = layout
         self._mask = None if mask is None else mask.cpu()
         self._masks = None if self._mask is None else layout.views(self._mask)
-        self._requests: list[tuple[str, tuple[Tensor, ...], tuple[int, ...]]] = []
+        self._requests: list[_Request] = []
         self._values: set[int] = set()
         self._shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._source = self._target = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -41,38 +60,50 @@ class CompactWeights:
         """Length of the flat vector of the kept weights."""
         return self._layout.numel if self._mask is None else int(self._mask.sum())
 
-    def request(self, name: str, *channels: Tensor) -> int:
+    def request(self, name: str, *channels: Tensor, transposed: int = 0) -> int:
         """Ask for a block: the given channels of the leading dimensions of a parameter, all of the others.
+
+        Args:
+            name: of the parameter.
+            channels: indices, int64.
+            transposed: stride of a transposed convolution whose weight is to be seen as that of a
+                convolution, see :func:`phases`; taps that it has not are zero.
 
         Returns:
             Its number in the list that :meth:`blocks` gives.
         """
-        shape = self._shapes[name]
+        shape = self.shape(name, transposed)
         size = (*(len(c) for c in channels), *shape[len(channels) :])
-        self._requests.append((name, channels, size))
+        self._requests.append(_Request(name, channels, size, transposed))
         return len(self._requests) - 1
 
     def request_values(self, name: str, *channels: Tensor) -> int:
         """Ask for the kept weights alone of such a block, in order, as a vector; there must be a mask."""
         kept = self.kept(name, *channels)
         assert kept is not None
-        number = self.request(name, *channels)
-        self._requests[number] = (name, channels, (int(kept.sum()),))
-        self._values.add(number)
-        return number
+        self._requests.append(_Request(name, channels, (int(kept.sum()),), 0))
+        self._values.add(len(self._requests) - 1)
+        return len(self._requests) - 1
 
-    def kept(self, name: str, *channels: Tensor) -> Tensor | None:
+    def kept(self, name: str, *channels: Tensor, transposed: int = 0) -> Tensor | None:
         """The mask of such a block, bool; None where there is no mask."""
-        return None if self._masks is None else _cut(self._masks[name], channels)
+        if self._masks is None:
+            return None
+        return _cut(phases(self._masks[name], transposed, absent=False), channels)
 
-    def nonzeros(self, name: str, *channels: Tensor) -> int:
+    def nonzeros(self, name: str, *channels: Tensor, transposed: int = 0) -> int:
         """How many weights of such a block the mask keeps."""
+        if transposed:
+            return int((self.index(name, *channels, transposed=transposed) >= 0).sum())
         if self._masks is None:
             return torch.Size([*(len(c) for c in channels), *self._shapes[name][len(channels) :]]).numel()
         return int(_cut(self._masks[name], channels).sum())
 
-    def index(self, name: str, *channels: Tensor) -> Tensor:
-        """Index of the weights of such a block into the flat vector, int64; -1 for those the mask drops."""
+    def index(self, name: str, *channels: Tensor, transposed: int = 0) -> Tensor:
+        """Index of the weights of such a block into the flat vector, int64.
+
+        -1 for those the mask drops, and for taps that a transposed convolution has not.
+        """
         if self._index is None:
             mask = (
                 torch.ones(self._layout.numel, dtype=torch.bool, device="cpu")
@@ -80,32 +111,39 @@ class CompactWeights:
                 else self._mask
             )
             self._index = self._layout.views(torch.where(mask, torch.cumsum(mask, 0) - 1, -1))
-        return _cut(self._index[name], channels)
+        return _cut(phases(self._index[name], transposed, absent=-1), channels)
+
+    def shape(self, name: str, transposed: int = 0) -> torch.Size:
+        """Of a whole parameter."""
+        shape = self._shapes[name]
+        return phases(torch.empty(shape, device="meta"), transposed).shape if transposed else shape
 
     def finish(self, device: torch.device) -> None:
         """Fix the blocks asked for; to be called once, before :meth:`blocks`."""
         if self._mask is None:
-            self._cuts = [_cuts(self._shapes[name], channels) for name, channels, _ in self._requests]
+            self._cuts = [_cuts(self.shape(r.name, r.transposed), r.channels) for r in self._requests]
             return
         offsets = dict(zip(self._layout.names, _offsets(self._layout.sizes), strict=True))
         pieces = []
-        for number, (name, channels, _) in enumerate(self._requests):
-            numbers = torch.arange(self._shapes[name].numel(), device="cpu").view(self._shapes[name])
-            piece = _cut(numbers, channels)
-            kept_here = self.kept(name, *channels)
-            if number in self._values and kept_here is not None:
+        for number, request in enumerate(self._requests):
+            shape = self._shapes[request.name]
+            numbers = torch.arange(shape.numel(), device="cpu").view(shape) + offsets[request.name]
+            piece = _cut(phases(numbers, request.transposed, absent=-1), request.channels)
+            if number in self._values:
+                kept_here = self.kept(request.name, *request.channels)
+                assert kept_here is not None
                 piece = piece[kept_here]
-            pieces.append(piece.flatten() + offsets[name])
+            pieces.append(piece.flatten())
         dense = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device="cpu")
         rank = torch.cumsum(self._mask, 0) - 1
-        kept = self._mask[dense]
+        kept = self._mask[dense] & (dense >= 0)
         target, source = torch.nonzero(kept).flatten(), rank[dense[kept]]
         self._target, self._source = target.to(device), source.to(device)
         self._numel = dense.numel() + 1  # the last is nobody's: what a weight that no block holds reads back
         if len(source.unique()) == len(source):
             back = torch.full((int(self._mask.sum()),), dense.numel(), device="cpu")
             self._back = back.index_copy(0, source, target).to(device)
-        self._split = _Pieces([*(torch.Size(size) for _, _, size in self._requests), torch.Size([1])])
+        self._split = _Pieces([*(torch.Size(request.size) for request in self._requests), torch.Size([1])])
 
     def blocks(self, weights: Tensor) -> list[Tensor]:
         """The blocks in the order they were asked for, differentiable in ``weights``."""
@@ -114,9 +152,32 @@ class CompactWeights:
         if self._mask is None:
             views = dict(zip(self._layout.names, self._split(weights), strict=True))
             cuts = zip(self._requests, self._cuts, strict=True)
-            return [_taken(views[name], of_block) for (name, _, _), of_block in cuts]
+            return [_taken(phases(views[r.name], r.transposed), of_block) for r, of_block in cuts]
         compact = _Scatter.apply(weights, self._source, self._target, self._back, self._numel)
         return list(self._split(compact)[:-1])
+
+
+def phases(weight: Tensor, stride: int, *, absent: float = 0.0) -> Tensor:
+    """The weight of a transposed convolution as that of the convolution that gives its pixels by phases.
+
+    Pixel q s + i of the transposed convolution of x is the sum over t of x[q - t] w[s t + i]: for each phase
+    i, a convolution of x, kernel from the last t to the first.
+
+    Args:
+        weight: [I, O, kH, kW]; or anything of that shape that belongs to it, such as a mask or indices.
+        stride: s of the transposed convolution; 0 for a weight that is left as it is.
+        absent: value of the taps of the last t that ``weight`` has not.
+
+    Returns:
+        [s s O, I, ceil(kH / s), ceil(kW / s)], phase (i, j) of output o at o s s + i s + j.
+    """
+    if not stride:
+        return weight
+    inputs, outputs, *kernel = weight.shape
+    rows, columns = (-(-k // stride) for k in kernel)
+    weight = F.pad(weight, (0, columns * stride - kernel[1], 0, rows * stride - kernel[0]), value=absent)
+    weight = weight.view(inputs, outputs, rows, stride, columns, stride).permute(1, 3, 5, 0, 2, 4)
+    return weight.flip(4, 5).reshape(outputs * stride**2, inputs, rows, columns)
 
 
 class _Pieces:

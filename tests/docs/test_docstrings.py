@@ -15,10 +15,13 @@ FINDER = doctest.DocTestFinder(recurse=False)
 # Exceptions and what the pipelines return need none.
 WITHOUT = {
     "Concat",
+    "ConvDecoder",
+    "DCGAN",
     "DeepDecoder",
     "Generator",
     "HessianEigenvalues",
     "HessianSpectrum",
+    "ImageGenerator",
     "ImpResult",
     "ImpRound",
     "JacobianNorm",
@@ -27,6 +30,7 @@ WITHOUT = {
     "LiveChannels",
     "Overlap",
     "PhaseSplit",
+    "ResNet",
     "SearchResult",
     "SgldResult",
     "Sharpness",
@@ -34,6 +38,7 @@ WITHOUT = {
     "SparsePattern",
     "StepInfo",
     "TrainResult",
+    "UNet",
 }
 
 

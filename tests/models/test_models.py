@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oes_fast as oes
-from oes_fast.models.generator import Concat, Generator, center_crop, extend
+from oes_fast.models.base import Concat, Generator, center_crop, extend
 
 SMALL = {"num_channels_down": (3, 4), "filter_size_down": 3}
 OPTIONS = {
@@ -25,6 +25,10 @@ OPTIONS = {
     "bilinear": {"upsample_mode": ("bilinear", "nearest")},
     "zero padding": {"pad": "zero"},
     "zero padding, strides": {"pad": "zero", "downsample_mode": "stride", "num_channels_skip": 1},
+    "lanczos": {"downsample_mode": ("lanczos2", "lanczos3")},
+    "lanczos, zero padding": {"downsample_mode": "lanczos3", "pad": "zero"},
+    "ReLU": {"act_fun": "ReLU"},
+    "callable": {"act_fun": torch.nn.PReLU},
     "ELU": {"act_fun": "ELU"},
     "SiLU": {"act_fun": "SiLU"},
     "Swish": {"act_fun": "Swish"},
@@ -157,7 +161,7 @@ def test_sizes_that_fit_are_not_extended(options, smallest, monkeypatch):
         raise AssertionError("extended an image that fits")
 
     before = net.inner_size(smallest - 1)
-    monkeypatch.setattr("oes_fast.models.generator.extend", refuse)
+    monkeypatch.setattr("oes_fast.models.base.extend", refuse)
     for size in (smallest, smallest + 4, smallest + 8):
         assert net(oes.noise_input(2, (size, size + 4))).shape[-2:] == (size, size + 4)
     assert before == smallest
@@ -235,9 +239,11 @@ BAD = [
     {"pad": "circular"},
     {"upsample_mode": "cubic"},
     {"upsample_mode": ("nearest",)},
-    {"downsample_mode": "lanczos2"},
+    {"downsample_mode": "lanczos4"},
     {"downsample_mode": None},
-    {"act_fun": "ReLU"},
+    {"act_fun": "relu"},
+    {"act_fun": 3},
+    {"act_fun": dict},
     {"seed": -1},
     {"seed": 2**64},
     {"seed": 1.0},

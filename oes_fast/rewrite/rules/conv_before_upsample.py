@@ -24,7 +24,7 @@ def apply(graph: Graph) -> int:
     count = 0
     for node in graph:
         conv = node.stage
-        if not isinstance(conv, Conv) or conv.stride != (1, 1) or conv.dilation != (1, 1):
+        if not isinstance(conv, Conv) or conv.transposed or conv.stride != (1, 1) or conv.dilation != (1, 1):
             continue
         source = node.inputs[0]
         pad: Node | None = None

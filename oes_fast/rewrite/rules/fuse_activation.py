@@ -1,6 +1,6 @@
-"""Rule: fuse an activation into the batch norm before it.
+"""Rule: fuse an activation into the batch norm or group norm before it.
 
-Condition: the activation is the batch norm's only reader.
+Condition: the activation is the norm's only reader.
 Proof: act(norm(x)) is the same expression, evaluated in one stage.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oes_fast.rewrite.ir import Act, Graph, Norm
+from oes_fast.rewrite.ir import Act, Graph, GroupNorm, Norm
 
 
 def apply(graph: Graph) -> int:
@@ -18,8 +18,11 @@ def apply(graph: Graph) -> int:
         if not isinstance(node.stage, Act) or node.stage.kind == "identity":
             continue
         (source,) = node.inputs
-        if isinstance(source.stage, Norm) and source.stage.act is None and graph.sole_user(source) is node:
-            node.stage = replace(source.stage, act=node.stage)
+        norm = source.stage
+        if not isinstance(norm, Norm | GroupNorm):
+            continue
+        if norm.act is None and graph.sole_user(source) is node:
+            node.stage = replace(norm, act=node.stage)
             node.inputs = source.inputs
             node.name = source.name
             graph.nodes.remove(source)

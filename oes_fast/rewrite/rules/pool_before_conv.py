@@ -25,7 +25,12 @@ def apply(graph: Graph) -> int:
         size, other = pool.kernel
         source = node.inputs[0]
         conv = source.stage
-        if not isinstance(conv, Conv) or conv.stride != (1, 1) or graph.sole_user(source) is not node:
+        if (
+            not isinstance(conv, Conv)
+            or conv.transposed
+            or conv.stride != (1, 1)
+            or graph.sole_user(source) is not node
+        ):
             continue
         if size != other or size == 1:
             continue

@@ -28,13 +28,18 @@ def apply(graph: Graph) -> int:
             count += 1
         if reader is not None and isinstance(reader.stage, Pad):
             conv = graph.sole_user(reader)
-            if conv is not None and isinstance(conv.stage, Conv):
+            if conv is not None and _splits(conv):
                 _split_conv(graph, node, conv, reader)
                 count += 1
-        elif reader is not None and isinstance(reader.stage, Conv):
+        elif reader is not None and _splits(reader):
             _split_conv(graph, node, reader, None)
             count += 1
     return count
+
+
+def _splits(node: Node) -> bool:
+    """A sum of two transposed convolutions would have its pixels shuffled once, which PyTorch does not."""
+    return isinstance(node.stage, Conv) and not node.stage.transposed
 
 
 def _upsampled(node: Node) -> bool:

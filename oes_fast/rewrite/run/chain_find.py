@@ -151,7 +151,7 @@ def _convolves(node: ir.Node, pad: ir.Node | None, box: ir.Node | None) -> bool:
         assert isinstance(pad.stage, ir.Pad)
         modes = ("replicate", "zeros")
         return stage.crop == (3, 3) and pad.stage.amount == (1, 1, 1, 1) and pad.stage.mode in modes
-    if not isinstance(stage, ir.Conv) or stage.dilation != (1, 1):
+    if not isinstance(stage, ir.Conv) or stage.dilation != (1, 1) or stage.transposed:
         return False
     return stage.stride in ((1, 1), (2, 2))
 

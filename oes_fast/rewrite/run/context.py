@@ -34,10 +34,12 @@ class FusedLoss:
 
     Attributes:
         target: image to compare the output with.
-        loss: mean squared error, where the last layer took it along; else None.
+        weight: of each squared error, of the target's shape and contiguous; None for 1.
+        loss: mean (weighted) squared error, where the last layer took it along; else None.
     """
 
     target: Tensor
+    weight: Tensor | None = None
     loss: Tensor | None = None
 
 
@@ -96,6 +98,8 @@ def activate(x: Tensor, act: ir.Act, *, fresh: bool = False) -> Tensor:
         return F.elu(x, act.value)
     if act.kind == "silu":
         return F.silu(x)
+    if act.kind in ("gelu", "gelu_tanh"):
+        return F.gelu(x, approximate="none" if act.kind == "gelu" else "tanh")
     if act.kind == "sigmoid":
         return torch.sigmoid(x)
     if act.kind == "tanh":

@@ -60,6 +60,9 @@ class ConvBuilder:
         conv = node.stage
         assert isinstance(conv, ir.Conv)
         (source,) = node.inputs
+        shuffle = self._shuffled(node)
+        if shuffle is not None:
+            return self._conv_transpose(node, shuffle)
         pattern = self._pattern(node)
         if pattern is not None:
             constant_input = source in self._input_only
@@ -78,6 +81,94 @@ class ConvBuilder:
             return y if y.shape[1] % 16 == 0 else y.contiguous()
 
         return self._convolution(node, conv, convolve)
+
+    def _conv_transpose(self, node: ir.Node, shuffle: ir.Node) -> StageFunction:
+        """All of padding, convolution, pixel shuffle and crop, by PyTorch's transposed convolution.
+
+        The value is that of the pixel shuffle, or of the crop behind it: they hand it on.
+        """
+        conv = node.stage
+        assert isinstance(conv, ir.Conv)
+        (source,) = node.inputs
+        stride, result = conv.transposed, shuffle
+        pixels = [0, 0]  # of the padding, at the resolution of the result, then of padding and crop
+        if self._folds_into_conv(source):
+            assert isinstance(source.stage, ir.Pad)
+            pixels = [source.stage.amount[2], source.stage.amount[0]]
+            source = source.inputs[0]
+        # The last tap reaches back so far: what a transposed convolution has, and this one needs padding for.
+        pixels = [(k - 1 - p) * stride for k, p in zip(conv.kernel, pixels, strict=True)]
+        crop = self._cropped(shuffle)
+        if crop is not None:
+            assert isinstance(crop.stage, ir.Crop)
+            result, pixels = crop, [pixels[0] + crop.stage.top, pixels[1] + crop.stage.left]
+        assert min(pixels) >= 0
+        size = result.shape[2:]
+        inputs, outputs = self._alive[source], self._alive[shuffle]
+        read = torch.cat([inputs.varying, inputs.constant]).sort().values
+        assemble = self._assembled(source, read)
+        weight = self._weights.request(conv.weight, read + conv.first, outputs.varying)
+        bias = constant = None
+        if conv.bias is not None:
+            if self._weights.nonzeros(conv.bias, outputs.varying):
+                bias = self._weights.request(conv.bias, outputs.varying)
+            if len(outputs.constant):
+                constant = self._weights.request(conv.bias, outputs.constant)
+
+        def run(context: Context, values: list[Value]) -> Value:
+            x, blocks = assemble(context, values).x, context.blocks
+            constants = None if constant is None else blocks[constant]
+            if len(outputs.varying) == 0:
+                return Value(x.new_zeros(x.shape[0], 0, *size), constants)
+            kernel = blocks[weight]
+            ends = [
+                (n - 1) * stride + k - before - wanted
+                for n, k, before, wanted in zip(x.shape[2:], kernel.shape[2:], pixels, size, strict=True)
+            ]
+            # Cut the same from both sides. What lacks at the end is added there; what is more is cut off.
+            both = [
+                before if before - end < stride else max(end, 0)
+                for before, end in zip(pixels, ends, strict=True)
+            ]
+            more = [max(0, cut - end) for cut, end in zip(both, ends, strict=True)]
+            if max(more) >= stride:  # more than PyTorch adds
+                x = F.pad(x, (0, more[1] // stride, 0, more[0] // stride))
+                more = [m % stride for m in more]
+            shift = None if bias is None else blocks[bias]
+            y = F.conv_transpose2d(x, kernel, shift, (stride, stride), both, more)
+            rows, columns = (before - cut for before, cut in zip(pixels, both, strict=True))
+            if rows or columns or y.shape[2:] != size:
+                y = y[..., rows : rows + size[0], columns : columns + size[1]]
+            return Value(y, constants)
+
+        return run
+
+    def _shuffled(self, node: ir.Node) -> ir.Node | None:
+        """The pixel shuffle that belongs to a transposed convolution, if PyTorch may do both in one.
+
+        With stride 1 there is none: then it is the convolution itself.
+        """
+        conv = node.stage
+        if not isinstance(conv, ir.Conv) or conv.transposed == 0 or node in self._chained:
+            return None
+        if conv.transposed == 1:
+            return None if len(self._alive[node.inputs[0]].constant) else node
+        reader = self._graph.sole_user(node)
+        fits = reader is not None and isinstance(reader.stage, ir.PixelShuffle)
+        return reader if fits and reader not in self._chained else None
+
+    def _cropped(self, shuffle: ir.Node) -> ir.Node | None:
+        """The crop that a transposed convolution does itself."""
+        reader = self._graph.sole_user(shuffle)
+        fits = reader is not None and isinstance(reader.stage, ir.Crop) and reader not in self._chained
+        return reader if fits else None
+
+    def _done_by_source(self, node: ir.Node) -> bool:
+        """Whether a pixel shuffle or a crop is done by the transposed convolution before it."""
+        shuffle = node.inputs[0] if isinstance(node.stage, ir.Crop) else node
+        if node is not shuffle and self._cropped(shuffle) is not node:
+            return False
+        return any(self._shuffled(conv) is shuffle for conv in (shuffle, *shuffle.inputs))
 
     def _up_conv(self, node: ir.Node) -> StageFunction:
         up = node.stage
@@ -101,8 +192,11 @@ class ConvBuilder:
     ) -> StageFunction:
         (source,) = node.inputs
         inputs, outputs = self._alive[source], self._alive[node]
-        request = self._weights.request if self._pattern(node) is None else self._weights.request_values
-        weight = request(conv.weight, outputs.varying, inputs.varying + conv.first)
+        read = inputs.varying + conv.first
+        if self._pattern(node) is None:
+            weight = self._weights.request(conv.weight, outputs.varying, read, transposed=conv.transposed)
+        else:
+            weight = self._weights.request_values(conv.weight, outputs.varying, read)
         shift_of = self._shift(conv, inputs, outputs.varying)
         constant_of = self._shift(conv, inputs, outputs.constant)
         defer = self._normalised(node)
@@ -124,18 +218,23 @@ class ConvBuilder:
 
         return run
 
+    def _assembled(self, source: ir.Node, wanted: Tensor) -> StageFunction:
+        """The given channels as one tensor [N, wanted, H, W]: computed, constant or zero."""
+        raise NotImplementedError
+
     def _shift(
         self, conv: ir.Conv, inputs: Alive, outputs: Tensor
     ) -> Callable[[Context, Tensor | None], Tensor] | None:
         """Bias plus what constant input channels add, for the given outputs; None where it is nothing."""
         if len(outputs) == 0:
             return None
-        constants = inputs.constant + conv.first
+        constants, transposed = inputs.constant + conv.first, conv.transposed
         block = bias = None
-        if len(constants) and self._weights.nonzeros(conv.weight, outputs, constants):
-            block = self._weights.request(conv.weight, outputs, constants)
-        if conv.bias is not None and self._weights.nonzeros(conv.bias, outputs):
-            bias = self._weights.request(conv.bias, outputs)
+        if len(constants) and self._weights.nonzeros(conv.weight, outputs, constants, transposed=transposed):
+            block = self._weights.request(conv.weight, outputs, constants, transposed=transposed)
+        biased = conv.bias_of(outputs)
+        if conv.bias is not None and self._weights.nonzeros(conv.bias, biased):
+            bias = self._weights.request(conv.bias, biased)
         if block is None and bias is None:
             return None
 
@@ -152,7 +251,7 @@ class ConvBuilder:
 
     def _pattern(self, node: ir.Node) -> SparsePattern | None:
         """The pattern of a convolution that runs on its kept weights alone, else None."""
-        if self._kernels != BACKEND or not isinstance(node.stage, ir.Conv):
+        if self._kernels != BACKEND or not isinstance(node.stage, ir.Conv) or node.stage.transposed:
             return None
         if node not in self._patterns:
             conv, inputs = node.stage, self._alive[node.inputs[0]].varying + node.stage.first
@@ -177,6 +276,8 @@ class ConvBuilder:
         left, right, top, bottom = node.stage.amount
         same = torch.equal(self._alive[node].varying, self._alive[node.inputs[0]].varying)
         reader = self._graph.sole_user(node)
+        if same and reader is not None and self._shuffled(reader) is not None:
+            return True
         if left != right or top != bottom or not same or reader is None or reader in self._chained:
             return False
         if isinstance(reader.stage, ir.UpConv):

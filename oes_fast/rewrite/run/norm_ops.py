@@ -1,4 +1,4 @@
-"""How a batch norm runs on the channels that are alive, running statistics included."""
+"""How norms run on the channels that are alive, running statistics included."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
+from oes_fast.rewrite.run.context import index_among
 from oes_fast.rewrite.weights import CompactWeights
 
 
@@ -184,6 +185,52 @@ class NormFunction:
             k = _spread(constants, self._tracked_from, mean)
             mean.index_copy_(0, self._tracked, mean[self._tracked].lerp(k, momentum))
             var.index_copy_(0, self._tracked, var[self._tracked] * (1 - momentum))
+
+
+class GroupNormFunction:
+    """A group norm bound to its channels.
+
+    Args:
+        norm: the stage.
+        alive: channels of its result.
+        weights: where blocks of weights are asked for.
+        device: of the weights.
+
+    Attributes:
+        read: channels of the input that it reads: all of every group of which a channel varies.
+    """
+
+    def __init__(
+        self, norm: ir.GroupNorm, alive: Alive, weights: CompactWeights, device: torch.device
+    ) -> None:
+        size = norm.channels // norm.groups
+        groups = (alive.varying // size).unique()
+        self.read = (groups[:, None] * size + torch.arange(size, device="cpu")).flatten()
+        self._groups, self._eps = len(groups), norm.eps
+        self._index = index_among(self.read, alive.varying, device)
+        self._gamma = None if norm.weight is None else weights.request(norm.weight, alive.varying)
+        self._beta = None if norm.bias is None else weights.request(norm.bias, alive.varying)
+        self._constants = len(alive.constant)
+        self._constant_beta = None if norm.bias is None else weights.request(norm.bias, alive.constant)
+
+    def __call__(self, x: Tensor, blocks: list[Tensor]) -> Tensor:
+        """The varying channels of the result [N, varying, H, W] from the channels ``read``."""
+        gamma = None if self._gamma is None else blocks[self._gamma]
+        beta = None if self._beta is None else blocks[self._beta]
+        if x.shape[1] == 0:
+            return x
+        if self._index is None:
+            return F.group_norm(x, self._groups, gamma, beta, self._eps)
+        x = F.group_norm(x, self._groups, eps=self._eps).index_select(1, self._index)
+        x = x if gamma is None else x * gamma.view(-1, 1, 1)
+        return x if beta is None else x + beta.view(-1, 1, 1)
+
+    def constants(self, blocks: list[Tensor], like: Tensor) -> Tensor | None:
+        """The constant channels of the result: their beta."""
+        if self._constants == 0:
+            return None
+        beta = self._constant_beta
+        return like.new_zeros(self._constants) if beta is None else blocks[beta]
 
 
 def count_batches(counted: list[str], buffers: Mapping[str, Tensor]) -> None:

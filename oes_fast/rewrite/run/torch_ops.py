@@ -17,7 +17,7 @@ from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.run.bilinear import upsample_bilinear_2x
 from oes_fast.rewrite.run.context import Context, StageFunction, Value, activate, index_among, select
 from oes_fast.rewrite.run.conv_ops import ConvBuilder
-from oes_fast.rewrite.run.norm_ops import NormFunction
+from oes_fast.rewrite.run.norm_ops import GroupNormFunction, NormFunction
 
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
@@ -95,28 +95,79 @@ class Builder(ConvBuilder):
 
         return result
 
+    def _group_norm(self, node: ir.Node) -> StageFunction:
+        norm, source = node.stage, node.inputs[0]
+        assert isinstance(norm, ir.GroupNorm)
+        run = GroupNormFunction(norm, self._alive[node], self._weights, self._device)
+        assemble = self._assembled(source, run.read)
+        act = norm.act
+
+        def result(context: Context, values: list[Value]) -> Value:
+            x = run(assemble(context, values).x, context.blocks)
+            constant = run.constants(context.blocks, x)
+            if act is None:
+                return Value(x, constant)
+            return Value(activate(x, act, fresh=True), None if constant is None else activate(constant, act))
+
+        return result
+
+    def _prelu(self, node: ir.Node) -> StageFunction:
+        prelu = node.stage
+        assert isinstance(prelu, ir.PReLU)
+        alive = self._alive[node]
+        single = len(self._weights.shape(prelu.weight)) == 0 or self._weights.shape(prelu.weight).numel() == 1
+        slopes = [
+            self._weights.request(prelu.weight, *(() if single else (channels,)))
+            for channels in (alive.varying, alive.constant)
+        ]
+
+        def of(number: int, context: Context, x: Tensor) -> Tensor:
+            return F.prelu(x, context.blocks[slopes[number]].view(-1)) if x.numel() else x
+
+        return self._each(
+            node, lambda context, x: of(0, context, x), lambda context, k: of(1, context, k[None])[0]
+        )
+
+    def _pixel_shuffle(self, node: ir.Node) -> StageFunction:
+        stage, source = node.stage, node.inputs[0]
+        assert isinstance(stage, ir.PixelShuffle)
+        if self._done_by_source(node):
+            return lambda context, values: values[0]
+        alive, size = self._alive[node], stage.factor**2
+        channels = (alive.varying[:, None] * size + torch.arange(size, device="cpu")).flatten()
+        assemble = self._assembled(source, channels)
+        # A channel is constant here where all its parts are one constant.
+        vector = self._vector(self._alive[source], alive.constant * size)
+
+        def run(context: Context, values: list[Value]) -> Value:
+            x = assemble(context, values).x
+            constant = None if vector is None else vector(values[0], x)
+            return Value(F.pixel_shuffle(x, stage.factor), constant)
+
+        return run
+
     def _act(self, node: ir.Node) -> StageFunction:
         act = node.stage
         assert isinstance(act, ir.Act)
         # Constants that are zero are not carried; an activation that lifts zero makes them constants here.
-        return self._each(node, lambda x: activate(x, act), lambda k: activate(k, act))
+        return self._each(node, lambda _, x: activate(x, act), lambda _, k: activate(k, act))
 
     def _pad(self, node: ir.Node) -> StageFunction:
         pad = node.stage
         assert isinstance(pad, ir.Pad)
         if self._folds_into_conv(node):
-            return self._each(node, lambda x: x, lambda k: k)
+            return self._each(node, lambda _, x: x, lambda _, k: k)
         mode = PAD_MODES[pad.mode]
         if pad.mode == "zeros":
             assemble = self._assembled(node.inputs[0], self._alive[node].varying)
             return lambda context, values: Value(F.pad(assemble(context, values).x, pad.amount))
-        return self._each(node, lambda x: F.pad(x, pad.amount, mode=mode), lambda k: k)
+        return self._each(node, lambda _, x: F.pad(x, pad.amount, mode=mode), lambda _, k: k)
 
     def _box(self, node: ir.Node) -> StageFunction:
         assert isinstance(node.stage, ir.Box)
         size = node.stage.size
 
-        def box(x: Tensor) -> Tensor:
+        def box(_: Context, x: Tensor) -> Tensor:
             for dim in (2, 3):
                 length = x.shape[dim] - size + 1
                 pieces = [x.narrow(dim, start, length) for start in range(size)]
@@ -125,17 +176,19 @@ class Builder(ConvBuilder):
                     x = x + piece
             return x
 
-        return self._each(node, box, lambda k: k * size**2)
+        return self._each(node, box, lambda _, k: k * size**2)
 
     def _pool(self, node: ir.Node) -> StageFunction:
         pool = node.stage
         assert isinstance(pool, ir.Pool)
         if pool.kind == "avg":
             return self._each(
-                node, lambda x: F.avg_pool2d(x, pool.kernel, pool.stride, 0, pool.ceil), lambda k: k
+                node, lambda _, x: F.avg_pool2d(x, pool.kernel, pool.stride, 0, pool.ceil), lambda _, k: k
             )
         return self._each(
-            node, lambda x: F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil), lambda k: k
+            node,
+            lambda _, x: F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil),
+            lambda _, k: k,
         )
 
     def _upsample(self, node: ir.Node) -> StageFunction:
@@ -144,22 +197,27 @@ class Builder(ConvBuilder):
 
         doubles = up.mode == "bilinear" and up.factor == 2 and not up.align_corners
 
-        def interpolate(x: Tensor) -> Tensor:
+        def interpolate(_: Context, x: Tensor) -> Tensor:
             if doubles and x.device.type == "cpu":
                 return upsample_bilinear_2x(x)
             return F.interpolate(x, size=up.size, mode=up.mode, align_corners=up.align_corners)
 
-        return self._each(node, interpolate, lambda k: k)
+        return self._each(node, interpolate, lambda _, k: k)
 
     def _crop(self, node: ir.Node) -> StageFunction:
         c = node.stage
         assert isinstance(c, ir.Crop)
+        if self._done_by_source(node):
+            return lambda context, values: values[0]
         return self._each(
-            node, lambda x: x[..., c.top : c.top + c.height, c.left : c.left + c.width], lambda k: k
+            node, lambda _, x: x[..., c.top : c.top + c.height, c.left : c.left + c.width], lambda _, k: k
         )
 
     def _each(
-        self, node: ir.Node, varying: Callable[[Tensor], Tensor], constant: Callable[[Tensor], Tensor]
+        self,
+        node: ir.Node,
+        varying: Callable[[Context, Tensor], Tensor],
+        constant: Callable[[Context, Tensor], Tensor],
     ) -> StageFunction:
         """A stage that works channel by channel and keeps constants constant."""
         alive, source = self._alive[node], self._alive[node.inputs[0]]
@@ -170,8 +228,8 @@ class Builder(ConvBuilder):
         def run(context: Context, values: list[Value]) -> Value:
             (value,) = values
             x = select(value.x, index, 1)
-            x = varying(x) if x.shape[1] else x.new_zeros(n, 0, h, w)
-            return Value(x, None if vector is None else constant(vector(value, x)))
+            x = varying(context, x) if x.shape[1] else x.new_zeros(n, 0, h, w)
+            return Value(x, None if vector is None else constant(context, vector(value, x)))
 
         return run
 
@@ -301,7 +359,10 @@ _BUILDERS: dict[type, Callable[[Builder, ir.Node], StageFunction]] = {
     ir.Conv: Builder._conv,
     ir.UpConv: Builder._up_conv,
     ir.Norm: Builder._norm,
+    ir.GroupNorm: Builder._group_norm,
     ir.Act: Builder._act,
+    ir.PReLU: Builder._prelu,
+    ir.PixelShuffle: Builder._pixel_shuffle,
     ir.Pad: Builder._pad,
     ir.Box: Builder._box,
     ir.Pool: Builder._pool,

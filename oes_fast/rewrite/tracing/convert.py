@@ -268,6 +268,102 @@ class Converter:
         stage = ir.Upsample(module.mode, (height, width), factor if whole else 0, module.align_corners)
         return self._add(node, stage, [source])
 
+    def conv_transpose(self, node: torch.fx.Node, module: nn.ConvTranspose2d) -> ir.Node | None:
+        """Pad, convolution at the resolution of the input, pixel shuffle and crop; None with groups etc."""
+        source = self._source(node)
+        strides, output = set(_pair(module.stride)), node.meta["value"].shape
+        if module.groups != 1 or _pair(module.dilation) != (1, 1) or len(strides) != 1:
+            return None
+        if len(source.shape) != 4 or len(node.args) != 1 or node.kwargs:
+            return None
+        (stride,) = strides
+        n, inputs, *size = source.shape
+        outputs = module.out_channels
+        taps, before, after, first, pixels = [], [], [], [], []
+        for length, kernel, padding, wanted in zip(
+            size, _pair(module.kernel_size), _pair(module.padding), output[2:], strict=True
+        ):
+            last = -(-kernel // stride) - 1  # tap: the first of the convolution's kernel
+            skipped = min(padding // stride, last)  # groups of pixels that the padding cuts off
+            groups = (padding + wanted - 1) // stride + 1 - skipped
+            taps.append(last + 1)
+            before.append(last - skipped)
+            after.append(max(groups + skipped - length, 0))
+            first.append(padding - skipped * stride)
+            pixels.append(length + before[-1] + after[-1] - last)
+        if any(before) or any(after):
+            amount = (before[1], after[1], before[0], after[0])
+            source = self._pad(node, source, "zeros", amount)
+        conv = ir.Conv(
+            weight=str(self.name_of(module.weight)),
+            bias=self.name_of(module.bias),
+            kernel=(taps[0], taps[1]),
+            stride=(1, 1),
+            dilation=(1, 1),
+            channels=(inputs, outputs * stride**2),
+            transposed=stride,
+        )
+        name, shape = _path(node), (n, outputs * stride**2, *pixels)
+        last_node = self._graph.add(conv, [source], shape, f"{name}.conv")
+        if stride > 1:
+            shape = (n, outputs, pixels[0] * stride, pixels[1] * stride)
+            last_node = self._graph.add(ir.PixelShuffle(stride), [last_node], shape, f"{name}.shuffle")
+        if first != [0, 0] or shape[2:] != tuple(output[2:]):
+            crop = ir.Crop(first[0], first[1], output[2], output[3])
+            last_node = self._graph.add(crop, [last_node], tuple(output), name)
+        last_node.name = name
+        return last_node
+
+    def group_norm(self, node: torch.fx.Node, module: nn.GroupNorm) -> ir.Node | None:
+        """Group norm of images."""
+        if len(self._source(node).shape) != 4:
+            return None
+        stage = ir.GroupNorm(
+            weight=self.name_of(module.weight),
+            bias=self.name_of(module.bias),
+            groups=module.num_groups,
+            eps=module.eps,
+            channels=module.num_channels,
+        )
+        return self._add(node, stage, [self._source(node)])
+
+    def instance_norm(self, node: torch.fx.Node, module: nn.InstanceNorm2d) -> ir.Node | None:
+        """A batch norm of one image, or a group norm of several; None with running statistics."""
+        source = self._source(node)
+        if module.track_running_stats or len(source.shape) != 4:
+            return None
+        weight, bias = self.name_of(module.weight), self.name_of(module.bias)
+        channels = source.shape[1]
+        stage: ir.Stage
+        if source.shape[0] == 1:
+            stage = ir.Norm(
+                _path(node),
+                weight,
+                bias,
+                None,
+                None,
+                None,
+                module.eps,
+                None,
+                channels,
+                training=module.training,
+            )
+        else:
+            stage = ir.GroupNorm(weight, bias, channels, module.eps, channels)
+        return self._add(node, stage, [source])
+
+    def prelu(self, node: torch.fx.Node, module: nn.PReLU) -> ir.Node | None:
+        """Leaky ReLU whose slope is a parameter."""
+        if len(self._source(node).shape) != 4:
+            return None
+        return self._add(node, ir.PReLU(str(self.name_of(module.weight))), [self._source(node)])
+
+    def pixel_shuffle(self, node: torch.fx.Node, module: nn.PixelShuffle) -> ir.Node | None:
+        """Channels to pixels."""
+        if len(self._source(node).shape) != 4:
+            return None
+        return self._add(node, ir.PixelShuffle(module.upscale_factor), [self._source(node)])
+
     def identity(self, node: torch.fx.Node, module: nn.Module) -> ir.Node:
         """Nothing to compute."""
         return self._source(node)
@@ -289,7 +385,12 @@ _ACTS: dict[type, tuple[str, str]] = {
 }
 _MODULES: dict[type, Callable[[Converter, torch.fx.Node, Any], ir.Node | None]] = {
     nn.Conv2d: Converter.conv,
+    nn.ConvTranspose2d: Converter.conv_transpose,
     nn.BatchNorm2d: Converter.norm,
+    nn.GroupNorm: Converter.group_norm,
+    nn.InstanceNorm2d: Converter.instance_norm,
+    nn.PReLU: Converter.prelu,
+    nn.PixelShuffle: Converter.pixel_shuffle,
     nn.AvgPool2d: Converter.pool,
     nn.MaxPool2d: Converter.pool,
     nn.Upsample: Converter.upsample,
