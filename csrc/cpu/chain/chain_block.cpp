@@ -129,6 +129,16 @@ norm::PrologueGrad<T> Block<T>::value_grad(const T* grad) const {
   return {grad, y(), norm.mean.data(), norm.a.data(), norm.b.data(), norm.c.data()};
 }
 
+// By which a constant goes into an output.
+template <typename T>
+T Block<T>::constant_factor(const int64_t* term, T constant, const T* weights) const {
+  if (join_spec.kind == JoinKind::kPrelu) {
+    const int64_t slope = join_spec.slopes[term[0]];
+    return constant > T(0) ? T(1) : slope < 0 ? T(0) : weights[slope];
+  }
+  return term[3] < 0 ? T(1) : weights[term[3]] * static_cast<T>(join_spec.scale);
+}
+
 template <typename T>
 void Block<T>::set_shift(const std::vector<const Block*>& blocks, const T* weights) {
   const Indices& bias = conv == nullptr ? join_spec.bias : conv_spec.bias;
@@ -143,7 +153,7 @@ void Block<T>::set_shift(const std::vector<const Block*>& blocks, const T* weigh
   for (size_t i = 0; i < join_spec.constant_terms.size(); i += 4) {
     const int64_t* term = &join_spec.constant_terms[i];
     const T constant = blocks[inputs[term[1]]]->constant(term[2]);
-    shift[term[0]] += term[3] < 0 ? constant : weights[term[3]] * static_cast<T>(join_spec.scale) * constant;
+    shift[term[0]] += constant_factor(term, constant, weights) * constant;
   }
   std::fill(constant_grads_.begin(), constant_grads_.end(), 0);
 }
@@ -249,12 +259,16 @@ void Block<T>::shift_backward(
     const int64_t* term = &join_spec.constant_terms[i];
     if (term[0] < constants) {
       Block& source = *blocks[inputs[term[1]]];
-      double of_constant = sums[term[0]];
-      if (term[3] >= 0) {
-        of_constant *= join_spec.scale;
-        grad_weights[term[3]] += static_cast<T>(of_constant * static_cast<double>(source.constant(term[2])));
-        of_constant *= static_cast<double>(weights[term[3]]);
+      const T constant = source.constant(term[2]);
+      const double of_output = sums[term[0]];
+      int64_t weight = term[3];
+      if (join_spec.kind == JoinKind::kPrelu) {
+        weight = constant > T(0) ? -1 : join_spec.slopes[term[0]];
       }
+      if (weight >= 0) {
+        grad_weights[weight] += static_cast<T>(of_output * join_spec.scale * static_cast<double>(constant));
+      }
+      const double of_constant = of_output * static_cast<double>(constant_factor(term, constant, weights));
       source.add_constant_grad(term[2], of_constant, weights, grad_weights);
     }
   }

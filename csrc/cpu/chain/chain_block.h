@@ -114,6 +114,7 @@ class Block {
   int grad_slot = kNone; // of the gradient of the result
 
  private:
+  T constant_factor(const int64_t* term, T constant, const T* weights) const;
   void add_constant_grad(int64_t number, double grad, const T* weights, T* grad_weights);
 
   bool joins_ = false;

@@ -144,7 +144,7 @@ void ChainJoin<T>::forward(const T* weights, const std::vector<join::MappedImage
             out});
     return;
   }
-  for (size_t o = 0; o < slopes_.size(); ++o) {
+  for (size_t o = 0; o < slopes_.size(); ++o) { // of those that vary
     slopes_[o] = spec_.slopes[o] < 0 ? T(0) : weights[spec_.slopes[o]];
   }
   with_map(images[0], [&](auto& a, const auto& there, const auto&) {

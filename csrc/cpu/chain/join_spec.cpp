@@ -113,7 +113,7 @@ void check_join(const JoinSpec& spec, const std::vector<ImageShape>& inputs, int
   }
   if (spec.kind == JoinKind::kPrelu) {
     expect(
-        size_of(spec.slopes) == spec.outputs && all_in(spec.slopes, -1, weights),
+        spec.slopes.size() == spec.bias.size() && all_in(spec.slopes, -1, weights),
         "slopes: expected an index inside the flat vector for each output");
   }
 }

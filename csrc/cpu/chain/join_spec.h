@@ -36,7 +36,7 @@ struct JoinSpec {
   int64_t window_rows = 1, window_columns = 1, stride_rows = 1, stride_columns = 1; // of a pooling
   int64_t top = 0, left = 0; // of a crop
   int64_t factor = 1; // of a pixel shuffle
-  Indices slopes; // indices of the weights of a PReLU, one for each output; -1: zero
+  Indices slopes; // of a PReLU: index of the weight of every output, the constant ones too; -1: zero
 };
 
 // Of a result that is read.
