@@ -125,8 +125,9 @@ void Chain<T>::count_readers() {
   }
   for (const Block<T>& block : blocks_) {
     const bool ends = &block == &blocks_.back();
-    expect(ends || block.readers > 0 || block.channels() == 0, "chain: expected each result to be read, but the last");
-    expect(!block.laid_out || block.readers == 1, "source: expected a constant one to be read once");
+    const bool unread = block.readers == 0 && block.channels() > 0 && !block.is_source();
+    expect(ends || !unread, "chain: expected each result to be read, but the last");
+    expect(!block.laid_out || block.readers <= 1, "source: expected a constant one to be read once");
     const bool before_head = !ends && block.readers > 0 && blocks_[block.last_reader].is_head();
     expect(!before_head || block.readers == 1, "head: expected to be the only one that reads its source");
     expect(!block.is_head() || ends, "head: expected to be the last convolution");
@@ -299,6 +300,9 @@ void Chain<T>::backward(
   for (int64_t source = 0; source < sources_; ++source) {
     blocks_[source].image = sources[source];
     grad_of_[source] = grad_sources[source];
+    if (blocks_[source].readers == 0 && grad_sources[source] != nullptr) {
+      std::fill_n(grad_sources[source], source_size(source), T(0));
+    }
   }
   T* of_image = grad == nullptr ? end.value.data() : grads_[end.grad_slot].data(); // the forward has left it there
   grad_of_.back() = of_image;

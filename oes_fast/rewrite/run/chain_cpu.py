@@ -87,7 +87,7 @@ class CpuChain(NativeChain):
     def _bound(self) -> Any:
         chain, alive = self._chain, self._alive
         images = [
-            (len(alive[node].varying), *node.shape[2:])
+            (len(alive[node].varying), node.shape[2], node.shape[3])
             for node in (chain.sources[number] for number, _ in self.entries)
         ]
         kernels = self._made(images[0])

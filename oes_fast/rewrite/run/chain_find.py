@@ -3,8 +3,8 @@
 A chain is a directed graph of blocks: a convolution, or a join of results (a sum, a concatenation, a map that
 changes the size), with the batch norm and the activation behind it. Inside it nothing but the blocks' own
 values is kept: whoever reads a result normalises and activates it on the way, forward and backward
-(csrc/cpu/chain/). What does not fit ends the chain and runs stage by stage. An engine without joins takes rows
-of convolutions in which each reads the one before.
+(csrc/cpu/chain/). What does not fit ends the chain and runs stage by stage. An engine without joins takes
+rows of convolutions in which each reads the one before.
 """
 
 from __future__ import annotations
@@ -163,9 +163,11 @@ def find_chains(
             if inside and (joins or row):
                 region.append(block)
         region = _without_constants(region, alive)
-        if region[:1] == [end] and any(isinstance(block, ConvBlock) for block in region):
+        chain = _chain(region[::-1])
+        varies = any(len(alive[source].varying) for source in chain.sources)
+        if region[:1] == [end] and chain.convolutions and varies:
             taken.update(region)
-            chains.append(_chain(region[::-1]))
+            chains.append(chain)
     return chains[::-1]
 
 

@@ -1,9 +1,9 @@
 """The C++ object of a chain: what it is bound to, and calls of it.
 
-One program runs on several engines. What a chain computes is written here, convolution by convolution and norm
-by norm, in specs that all take (csrc/common/chain_specs.h); :mod:`oes_fast.rewrite.run.chain_joins` writes
-those of joins. :mod:`oes_fast.rewrite.run.chain_cpu` and :mod:`oes_fast.rewrite.run.chain_cuda` give it their
-C++ objects, and the memory of tensors.
+One program runs on several engines. What a chain computes is written here, convolution by convolution and
+norm by norm, in specs that all take (csrc/common/chain_specs.h); :mod:`oes_fast.rewrite.run.chain_joins`
+writes those of joins. :mod:`oes_fast.rewrite.run.chain_cpu` and :mod:`oes_fast.rewrite.run.chain_cuda` give it
+their C++ objects, and the memory of tensors.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ class NativeChain(ABC):
         """The C++ object with the chain's program."""
         chain = self._chain
         source = chain.source
-        kernels = self._made((len(self._alive[source].varying), *source.shape[2:]))
+        rows, columns = source.shape[2:]
+        kernels = self._made((len(self._alive[source].varying), rows, columns))
         before = Result(0, self._alive[source].varying, self._alive[source].constant)
         for number, block in enumerate(chain.convolutions):
             spec = self._conv_spec(block, before, constant_input=self._constant_input and number == 0)
