@@ -246,7 +246,8 @@ int64_t Chain<T>::memory() const {
 
 template <typename T>
 double Chain<T>::forward(
-    const T* weights, const std::vector<const T*>& sources, T* out, const std::vector<T*>& running, const T* target) {
+    const T* weights, const std::vector<const T*>& sources, T* out, const std::vector<T*>& running, const T* target,
+    const T* weight) {
   size_t statistics = 0;
   has_loss_ = target != nullptr && !ends_in_norm_;
   for (int64_t source = 0; source < sources_; ++source) {
@@ -261,7 +262,7 @@ double Chain<T>::forward(
       const bool moments = !block.norms.empty() && block.norms[0].normalises();
       const ForwardArguments<T> a{before.y(), before.prologue(), block.value.data(), moments};
       if (block.norms.empty()) { // the last
-        return block.conv->forward_image(a, {act_, slope_, block.shift.data(), target, out}, buffers_);
+        return block.conv->forward_image(a, {act_, slope_, block.shift.data(), target, weight, out}, buffers_);
       }
       block.conv->forward(a, buffers_);
     } else if (block.join != nullptr) {

@@ -40,10 +40,11 @@ class Chain {
   // The image leaves through an activation, or from a norm as it is.
   void finish(OutputAct act, double slope);
 
-  // Returns the mean squared error of the image to the target; zero where that is nullptr. An image that does not come
-  // from a convolution's own activation has none.
+  // Returns the mean squared error of the image to the target, each times its `weight` unless that is nullptr; zero
+  // where there is no target. An image that does not come from a convolution's own activation has none.
   double forward(
-      const T* weights, const std::vector<const T*>& sources, T* out, const std::vector<T*>& running, const T* target);
+      const T* weights, const std::vector<const T*>& sources, T* out, const std::vector<T*>& running, const T* target,
+      const T* weight);
   // After a forward with the same weights and sources: adds to grad_weights. `grad` is of the image; nullptr: the
   // forward had a target, and the gradient is that of the error. Each of grad_sources is written, or nullptr.
   void backward(

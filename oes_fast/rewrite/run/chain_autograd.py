@@ -26,7 +26,7 @@ class ChainFunction:
         engine: what runs it.
         input_only: nodes that depend on the input alone: sources among them are made once.
         networks: how many networks of the mask are evaluated at once, N: with weights [N, kept], running
-            statistics [N, channels] and targets [N, C, H, W], a source of one image for all or [N, C, H, W],
+            statistics [N, channels] and targets (and their weights) [N, C, H, W], a source of one image for all or [N, C, H, W],
             the result [N, C, H, W] and losses [N]. The shapes below are those for one, the usual case.
     """
 
@@ -73,8 +73,9 @@ class ChainFunction:
         update_stats: bool,
         counted: list[str],
         target: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The chain's result [1, C, H, W], and its mean squared error to the target.
+        """The chain's result [1, C, H, W], and its mean (weighted) squared error to the target.
 
         Constant channels of a result that does not come from a norm are planes behind the others.
 
@@ -86,6 +87,7 @@ class ChainFunction:
             counted: batch counts to add one to after the pass, by name; see
                 :func:`oes_fast.rewrite.run.norm_ops.count_batches`.
             target: [1, C, H, W], or None; a chain that ends in a batch norm takes none.
+            weight: of each squared error to it, of its shape, or None for 1.
         """
         constant = tuple(
             of_chain and not source.requires_grad
@@ -110,7 +112,9 @@ class ChainFunction:
         if target is None or not native.takes_target:
             return _Evaluate.apply(weights, native, running, *entries), None
         # Contiguous here, where it is kept for the backward pass: an engine may read it again.
-        return _EvaluateLoss.apply(weights, target.detach().contiguous(), native, running, *entries)
+        target = target.detach().contiguous()
+        weight = None if weight is None else weight.detach().contiguous()
+        return _EvaluateLoss.apply(weights, target, weight, native, running, *entries)
 
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""
@@ -170,7 +174,7 @@ class _Evaluate(torch.autograd.Function):
         weights, *sources = ctx.saved_tensors
         needs_weights, _, _, *needs_sources = ctx.needs_input_grad
         grad_weights, *grad_sources = _Differentiate.apply(
-            weights, grad, ctx.native, ctx.evaluation, needs_sources, None, *sources
+            weights, grad, ctx.native, ctx.evaluation, needs_sources, None, None, *sources
         )
         return (
             grad_weights if needs_weights else None,
@@ -185,35 +189,41 @@ class _EvaluateLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weights: Tensor, target: Tensor, native: NativeChain, running: list[Tensor | None], *sources: Tensor
+        weights: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        native: NativeChain,
+        running: list[Tensor | None],
+        *sources: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output, loss = native.forward(weights, sources, running, target)
+        output, loss = native.forward(weights, sources, running, target, weight)
         assert loss is not None
         return output, loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        weights, target, ctx.native, _, *sources = inputs
-        ctx.save_for_backward(weights, target, output[0], *sources)
+        weights, target, weight, ctx.native, _, *sources = inputs
+        ctx.save_for_backward(weights, target, weight, output[0], *sources)
         ctx.evaluation = ctx.native.evaluation
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-        weights, target, output, *sources = ctx.saved_tensors
-        needs_weights, _, _, _, *needs_sources = ctx.needs_input_grad
+        weights, target, weight, output, *sources = ctx.saved_tensors
+        needs_weights, _, _, _, _, *needs_sources = ctx.needs_input_grad
         evaluation, factor = ctx.evaluation, grad_loss
         if grad is not None:  # of the image as well: all of it from there, the buffers hold another gradient
             evaluation, factor = ctx.native.NONE, None
             if grad_loss is not None:
                 per_image = grad_loss if grad_loss.ndim == 0 else grad_loss.view(-1, 1, 1, 1)
                 elements = target.numel() // max(grad_loss.numel(), 1)
-                grad = grad + per_image * (2 / elements) * (output - target)
-            target = None
+                error = output - target if weight is None else weight * (output - target)
+                grad = grad + per_image * (2 / elements) * error
+            target = weight = None
         elif grad_loss is None:
-            return (None,) * (4 + len(sources))
+            return (None,) * (5 + len(sources))
         grad_weights, *grad_sources = _Differentiate.apply(
-            weights, grad, ctx.native, evaluation, needs_sources, target, *sources
+            weights, grad, ctx.native, evaluation, needs_sources, target, weight, *sources
         )
         # Known without reading it, which would wait for the device.
         if factor is not None and not is_unit_gradient(factor):
@@ -224,6 +234,7 @@ class _EvaluateLoss(torch.autograd.Function):
             ]
         return (
             grad_weights if needs_weights else None,
+            None,
             None,
             None,
             None,
@@ -242,10 +253,11 @@ class _Differentiate(torch.autograd.Function):
         evaluation: int,
         needs_sources: Sequence[bool],
         target: Tensor | None,
+        weight: Tensor | None,
         *sources: Tensor,
     ) -> tuple[Tensor, ...]:
         of_weights, of_sources = native.backward(
-            weights, sources, grad, evaluation, needs_sources=needs_sources, target=target
+            weights, sources, grad, evaluation, needs_sources=needs_sources, target=target, weight=weight
         )
         return (of_weights, *of_sources)
 

@@ -335,6 +335,8 @@ class _Finder:
         ends = isinstance(block, ConvBlock) and not len(block.value.constant)
         if not (self._joins or ends) or not torch.equal(self._alive[node].varying, block.value.varying):
             return False
+        if _kind(node) == "sigmoid" and len(self._alive[node].constant):  # it lifts what is zero
+            return False
         return (ends and _kind(node) in _OUTPUTS) or (self._joins and _kind(node) in _ACTIVATIONS)
 
     def _normalises(self, block: Block, node: ir.Node) -> bool:

@@ -129,6 +129,7 @@ class NativeChain(ABC):
         sources: Sequence[Tensor],
         running: list[Tensor | None],
         target: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The result [1, C, H, W] and its error to the target; intermediate results stay in the buffers.
 
@@ -138,9 +139,10 @@ class NativeChain(ABC):
                 the image.
             running: mean and variance of every norm, updated; None where they stay as they are.
             target: [1, C, H, W], or None.
+            weight: of each squared error to it, of its shape, or None.
 
         Returns:
-            (result, mean squared error to the target, a scalar where the other tensors lie, or None).
+            (result, mean (weighted) squared error to the target, a scalar where the other tensors lie, or None).
 
         Raises:
             InputError, TypeError, ValueError: a tensor is not on the chain's device, not of its dtype, or of
@@ -149,7 +151,7 @@ class NativeChain(ABC):
         with self._lock:
             self._held = self.NONE  # should the evaluation fail half-way
             contiguous = [source.contiguous() for source in sources]
-            result = self._evaluate(weights.contiguous(), contiguous, running, target)
+            result = self._evaluate(weights.contiguous(), contiguous, running, target, weight)
             self._evaluations += 1
             self._held = self._of_thread.evaluation = self._evaluations
         return result
@@ -163,6 +165,7 @@ class NativeChain(ABC):
         *,
         needs_sources: Sequence[bool],
         target: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Gradients of weights and sources; that of a source has no elements where it is not needed.
 
@@ -173,13 +176,14 @@ class NativeChain(ABC):
             evaluation: its number; NONE to evaluate again in any case.
             needs_sources: whether the gradient of each source is needed.
             target: as in the evaluation if ``grad`` is None, else None.
+            weight: the same.
         """
         weights, sources = weights.contiguous(), [source.contiguous() for source in sources]
         grad = None if grad is None else grad.contiguous()
         with self._lock:
             if evaluation == self.NONE or self._held != evaluation:  # another one has used the buffers since
                 self._held = self.NONE
-                self._evaluate(weights, sources, [], target)
+                self._evaluate(weights, sources, [], target, weight)
                 self._held = evaluation
             return self._differentiate(weights, sources, grad, needs_sources=needs_sources)
 
@@ -210,7 +214,12 @@ class NativeChain(ABC):
 
     @abstractmethod
     def _evaluate(
-        self, weights: Tensor, sources: list[Tensor], running: list[Tensor | None], target: Tensor | None
+        self,
+        weights: Tensor,
+        sources: list[Tensor],
+        running: list[Tensor | None],
+        target: Tensor | None,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """:meth:`forward`, of contiguous weights and sources, for who holds the buffers."""
 

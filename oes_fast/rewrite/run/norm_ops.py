@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
-from oes_fast.rewrite.run.context import index_among
+from oes_fast.rewrite.run.context import index_among, select
 from oes_fast.rewrite.weights import CompactWeights
 
 
@@ -219,9 +219,12 @@ class GroupNormFunction:
         beta = None if self._beta is None else blocks[self._beta]
         if x.shape[1] == 0:
             return x
-        if self._index is None:
+        # PyTorch's backward pass needs gamma and beta or none of them, and crashes on an image that lies
+        # channels last and has no gradient itself.
+        x = x if x.requires_grad else x.contiguous()
+        if self._index is None and gamma is not None and beta is not None:
             return F.group_norm(x, self._groups, gamma, beta, self._eps)
-        x = F.group_norm(x, self._groups, eps=self._eps).index_select(1, self._index)
+        x = select(F.group_norm(x, self._groups, eps=self._eps), self._index, 1)
         x = x if gamma is None else x * gamma.view(-1, 1, 1)
         return x if beta is None else x + beta.view(-1, 1, 1)
 
