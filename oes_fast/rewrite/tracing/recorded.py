@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import _disable_current_modes
 
 from oes_fast.copies import copy_network
-from oes_fast.rewrite.tracing.convert import TraceError, attribute
+from oes_fast.rewrite.tracing.convert import attribute
 from oes_fast.rewrite.tracing.dataflow import (
     MOST_OPERATIONS,
     Numbers,
@@ -34,6 +34,8 @@ from oes_fast.rewrite.tracing.dataflow import (
     TooManyOperationsError,
     gradient_way,
 )
+from oes_fast.rewrite.tracing.errors import TraceError
+from oes_fast.rewrite.tracing.in_place import changes
 from oes_fast.rewrite.tracing.side_effects import random_left_alone
 from oes_fast.rewrite.tracing.state import asks_inference_mode, asks_types, remembered, seeds
 
@@ -191,8 +193,8 @@ def _replay(root: nn.Module, net: nn.Module, fx_graph: torch.fx.Graph, z: Tensor
     values: dict[torch.fx.Node, Any] = {}
     needed: set[torch.fx.Node] = set()
     for node in reversed(fx_graph.nodes):
-        if node.op == "output" or node in needed:
-            needed.update(node.all_input_nodes)
+        if node.op == "output" or node in needed or changes(node, root):
+            needed.update((node, *node.all_input_nodes))
     for node in fx_graph.nodes:
         if node.op == "output":
             return torch.fx.map_arg(node.args[0], values.__getitem__)
