@@ -24,8 +24,10 @@ from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.objective import SquaredError
+from oes_fast.pipelines.schedule import Schedule
 from oes_fast.pipelines.train import TrainRun
 from oes_fast.pipelines.weight_noise import WeightNoise
+from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 INPUT_NOISE, PARAM_NOISE, LR = 1 / 30, 2.0, 1e-2
 
@@ -65,10 +67,10 @@ def our_step(
     hooks: list[StepHook] = []
     source = z
     if input_noise:
-        hooks.append(InputNoise(z, input_noise, seed=0))
+        hooks.append(InputNoise(z, input_noise, seed=0, stream=STEP_INPUT_NOISE))
         source = hooks[0].noisy  # type: ignore[attr-defined]
     if weight_noise:
-        hooks.append(WeightNoise(net, weight_noise, seed=0))
+        hooks.append(WeightNoise(net, weight_noise, Schedule.of(LR), seed=0))
     function, chosen = make_function(net, source, mask, backend, verify=False, fixed_input=not input_noise)
     run = TrainRun(function, SquaredError(noisy), LR, None, chosen, hooks=hooks)
     count = 0

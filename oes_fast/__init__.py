@@ -19,7 +19,7 @@ what was expected and what came.
 
 import oes_fast._command  # isort: skip  # before the seconds that torch takes
 import oes_fast._startup  # noqa: F401  # isort: skip  # before anything imports torch
-from oes_fast import analysis, baselines, functional, models, pruning
+from oes_fast import analysis, baselines, functional, models, pruning, tasks
 from oes_fast.backends import backends
 from oes_fast.errors import (
     BackendError,
@@ -88,6 +88,7 @@ __all__ = [
     "save_image",
     "search_mask",
     "sparsify",
+    "tasks",
     "train_sparse",
     "transfer_mask",
 ]

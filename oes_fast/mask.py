@@ -16,11 +16,13 @@ from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, check_network
 from oes_fast.io.files import check_readable, load_tensors, save_tensors
 from oes_fast.io.published import PUBLISHED_SUFFIXES, read_published_mask
+from oes_fast.models.base import Recipe
 from oes_fast.named_masks import checked_bools, dict_of_flat, dict_of_pruned, flat_of_dict, prune_by
 from oes_fast.reference.level_mask import drawn_mask, expected_level
 from oes_fast.reference.philox import SHUFFLE, TIE_BREAK, random_bits, seeded_generator
 
 _FORMAT = "oes_fast mask 1"
+MODEL, MODEL_OPTIONS = "model", "model_options"  # settings: what the network was made from
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,9 @@ class Mask:
     Attributes:
         flat: bool on the CPU, shape [number of parameters], in parameters() order.
         fingerprint: of the network it belongs to, see :attr:`oes_fast.flat.FlatLayout.fingerprint`.
-        settings: what it was made with (seed, wanted density, search settings), for the record.
+        settings: what it was made with (seed, wanted density, search settings), for the record; of a network
+            of :func:`oes_fast.models.generator`, also "model" and "model_options", which masks without them
+            have as "skip" and none.
 
     Example:
         >>> net = torch.nn.Conv2d(2, 3, 3)  # 57 parameters
@@ -41,6 +45,20 @@ class Mask:
     flat: Tensor
     fingerprint: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What the network it belongs to was made from, None where the settings do not say.
+
+        Raises:
+            InputError: the settings say what no mask was written with.
+        """
+        name, options = self.settings.get(MODEL), self.settings.get(MODEL_OPTIONS, {})
+        if name is None:
+            return None
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            raise InputError(f"mask: expected settings with a name as {MODEL}, got {name!r} and {options!r}")
+        return Recipe(name, options)
 
     @property
     def kept(self) -> int:
@@ -75,7 +93,7 @@ class Mask:
             raise InputError(
                 f"bools: expected {layout.numel} elements, one for each parameter, got {flat.numel()}"
             )
-        return cls(flat, layout.fingerprint, settings)
+        return made_for(net, flat, settings)
 
     @classmethod
     def from_dict(cls, net: nn.Module, masks: Mapping[str, Tensor], **settings: Any) -> Mask:
@@ -91,7 +109,7 @@ class Mask:
             InputError: a name is missing or not one of the network's, a shape is not the parameter's, or
                 there are values other than 0 and 1.
         """
-        return cls(flat_of_dict(net, masks), FlatLayout.of(net).fingerprint, settings)
+        return made_for(net, flat_of_dict(net, masks), settings)
 
     @classmethod
     def from_prune(cls, pruned: nn.Module, net: nn.Module | None = None, **settings: Any) -> Mask:
@@ -155,7 +173,7 @@ class Mask:
         )
         order = torch.argsort(bits[ties], stable=True)
         flat[ties[order[: keep - int(flat.sum())]]] = True
-        return cls(flat, layout.fingerprint, {"density": density, "seed": seed, **settings})
+        return made_for(net, flat, {"density": density, "seed": seed, **settings})
 
     @classmethod
     def drawn(cls, net: nn.Module, logits: Tensor, *, seed: int = 0, draw: int = 0, **settings: Any) -> Mask:
@@ -220,7 +238,7 @@ class Mask:
         pieces = self.flat.split(FlatLayout.of(net).sizes)
         orders = [torch.randperm(p.numel(), generator=generator, device="cpu") for p in pieces]
         flat = torch.cat([p[order] for p, order in zip(pieces, orders, strict=True)])
-        return Mask(flat, self.fingerprint, {"source": "shuffled", "seed": seed})
+        return made_for(net, flat, {"source": "shuffled", "seed": seed})
 
     def check(self, net: nn.Module) -> None:
         """Raise :class:`MaskMismatchError` unless the mask belongs to ``net``."""
@@ -352,6 +370,19 @@ class Mask:
             )
         flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
         return cls(flat, fingerprint, settings)
+
+
+def made_for(net: nn.Module, flat: Tensor, settings: Mapping[str, Any]) -> Mask:
+    """The mask ``flat`` for ``net``, with what the network was made from among its settings."""
+    return Mask(flat, FlatLayout.of(net).fingerprint, {**record_of(net), **settings})
+
+
+def record_of(net: nn.Module) -> dict[str, Any]:
+    """Settings that say what ``net`` was made from; none of the default network and of others' own."""
+    recipe = getattr(net, "recipe", None)
+    if not isinstance(recipe, Recipe) or recipe == Recipe("skip"):
+        return {}
+    return {MODEL: recipe.name, MODEL_OPTIONS: dict(recipe.options)}
 
 
 def _draw(net: nn.Module, logits: Tensor, seed: int, draw: int) -> Tensor:

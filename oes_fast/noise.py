@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oes_fast._checks import FLOAT_DTYPES, check_integer, check_number, check_tensor
+from oes_fast._checks import FLOAT_DTYPES, check_flag, check_integer, check_number, check_tensor
 from oes_fast.errors import InputError
 from oes_fast.reference.philox import IMAGE_NOISE, INPUT_NOISE, seeded_generator
 
@@ -65,14 +65,16 @@ def draw_input(
     return drawn.mul_(INPUT_SCALE).to("cpu" if device is None else device, dtype)
 
 
-def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
+def add_noise(pixels: Tensor, sigma: float, seed: int, *, clip: bool = True) -> Tensor:
     """``pixels`` with Gaussian noise, clipped to [0, 1].
 
     Args:
-        pixels: float in [0, 1], any shape and device.
+        pixels: float in [0, 1] (any range without ``clip``), any shape and device.
         sigma: standard deviation in units of the [0, 1] range, 0 to 1 (25 levels of 8 bits are 25/255).
         seed: of the noise, in [0, 2^64). Drawn on the CPU in float32 from a generator of its own: every
             device and dtype has the same noise, and the global random state is not touched.
+        clip: clip to [0, 1], as published. False for measurements that are no images, or to keep the noise
+            Gaussian.
 
     Returns:
         Tensor like ``pixels``.
@@ -94,4 +96,5 @@ def add_noise(pixels: Tensor, sigma: float, seed: int) -> Tensor:
         )
     generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), IMAGE_NOISE)
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return (pixels + sigma * noise.to(pixels)).clamp(0, 1)
+    noisy = pixels + sigma * noise.to(pixels)
+    return noisy.clamp(0, 1) if check_flag("clip", clip) else noisy

@@ -18,14 +18,14 @@ CHECKS = {"_checks", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": {
         "_command", "_startup", "analysis", "backends", "baselines", "errors", "flat", "functional", "io",
-        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "rewrite", "version",
+        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "rewrite", "tasks", "version",
     },
     "__main__": {"cli"},
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
         *CHECKS, "analysis", "backends", "comparison", "flat", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "version", "weights_file",
+        "precision", "pruning", "tasks", "version", "weights_file",
     },
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "noise", "pipelines", "precision",
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
         "precision", "reference", "rewrite", "rewrite.run", "version",
     },
+    "tasks": {*CHECKS, "io", "models", "noise", "pipelines", "reference"},
     "rewrite": {
         *CHECKS, "_cuda_extension", "_memory", "backends", "copies", "flat", "mask", "ops", "rewrite.ir",
         "rewrite.liveness", "rewrite.rules", "rewrite.run", "rewrite.tracing", "rewrite.weights",

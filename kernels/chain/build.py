@@ -62,6 +62,7 @@ class ChainBuilder:
         self._flat = FlatWeights(weights, networks, self._place.device, dtype)
         self._finished = False
         self._target: Tensor | None = None
+        self._weight: Tensor | None = None  # of the squared errors to it
 
     # ---- the program
 

@@ -97,7 +97,7 @@ def _finish(
 
 @triton.jit(do_not_specialize=("channels", "chunks", "rounds"))
 def norm_pass_kernel(
-    y_ptr, grad_ptr, out_ptr, numbers_ptr, grad_numbers_ptr, target_ptr, finish, tickets_ptr,
+    y_ptr, grad_ptr, out_ptr, numbers_ptr, grad_numbers_ptr, target_ptr, weight_ptr, finish, tickets_ptr,
     pixels, channels, chunks, rounds,
     SLOPE: tl.constexpr, KIND: tl.constexpr, ACT: tl.constexpr, SECOND: tl.constexpr,
     FINALISE: tl.constexpr, ACT_BEHIND: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
@@ -107,6 +107,7 @@ def norm_pass_kernel(
 
     Args:
         grad_numbers_ptr: of the second norm, or None.
+        weight_ptr: of each squared error to the target, or None.
         WHOLE: there are no blocks but whole ones.
         COUNT: channels that share a ticket.
     """
@@ -147,6 +148,8 @@ def norm_pass_kernel(
             if grad_ptr is None:
                 error = output_activate(y, SLOPE, ACT) - load(target_ptr + plane, i, pixels, WHOLE)
                 a = error * factor * output_grad(y, SLOPE, ACT)
+                if weight_ptr is not None:
+                    a *= load(weight_ptr + plane, i, pixels, WHOLE)
             else:
                 a = load(grad_ptr + plane, i, pixels, WHOLE) * output_grad(y, SLOPE, ACT)
             store(out_ptr + plane, i, a, pixels, WHOLE)
@@ -243,6 +246,7 @@ def norm_pass(
     numbers: Tensor | None = None,
     grad_numbers: Tensor | None = None,
     target: Tensor | None = None,
+    weight: Tensor | None = None,
     slope: tl.constexpr | float = 1.0,
     act: int = 0,
     second: bool = False,
@@ -263,7 +267,7 @@ def norm_pass(
     SECOND_SUMS    y, numbers, grad; with ``fold`` writes out           NORM_BACKWARD
     ACT_GRAD       y, numbers, grad, grad_numbers; writes out           NORM_BACKWARD
     IMAGE          y, numbers, second; writes out                       none
-    IMAGE_GRAD     y, grad or else target; writes out                   SHIFT_BACKWARD or none
+    IMAGE_GRAD     y, grad or else target, weight; writes out           SHIFT_BACKWARD or none
     FOLD           grad, fold; writes out                               none
     ============== ==================================================== ===============
 
@@ -275,6 +279,7 @@ def norm_pass(
         numbers: prologue of the block, [N, C, PROLOGUE_NUMBERS].
         grad_numbers: of the second norm, [N, C, GRAD_NUMBERS]; None for one norm.
         target: [N, C, H, W].
+        weight: of each squared error to it, [N, C, H, W], or None.
         slope: of the activation, a constant of the kernel.
         act: activation behind the first norm, ACT_LEAKY and the like; of IMAGE_GRAD OUT_LEAKY and the like.
         second: IMAGE: a second norm follows.
@@ -309,6 +314,7 @@ def norm_pass(
                 numbers,
                 grad_numbers,
                 target,
+                weight,
                 finish,
                 tickets,
                 pixels=pixels,

@@ -54,6 +54,7 @@ class Chain(ChainBuilder):
         out: Tensor,
         running: Sequence[Tensor | None],
         target: Tensor | None,
+        weight: Tensor | None,
         loss: Tensor | None,
     ) -> None:
         """Start an evaluation; all tensors are contiguous, of the chain's dtype and device.
@@ -66,10 +67,12 @@ class Chain(ChainBuilder):
             running: mean and variance of every norm, [N, channels], or [channels] of one network, updated;
                 None where they stay. Empty: all stay.
             target: as ``out``, or None; a chain that ends in a norm takes none.
+            weight: of each squared error, as ``out``, or None.
             loss: N elements, written where there is a target.
         """
         last = self._blocks[-1]
         self._target = None if last.norms else target
+        self._weight = None if self._target is None else weight
         self._flat.pack(weights)
         pairs: list[Running] = list(zip(running[::2], running[1::2], strict=True))
         for number, block in enumerate(self._blocks):
@@ -117,7 +120,7 @@ class Chain(ChainBuilder):
             weights: as in the forward.
             source: the same.
             shared: the same.
-            grad: of the image, as ``out``; None for that of the mean squared error to the forward's target.
+            grad: of the image, as ``out``; None for that of the forward's loss.
             grad_weights: as ``weights``, written.
             grad_source: [N, channels, rows, columns], written, or None.
 
@@ -197,7 +200,7 @@ class Chain(ChainBuilder):
             block.y,
             block.packed,
             epilogue=IMAGE,
-            of=Epilogue(None, None, self._slope, tl.constexpr(self._act), out, self._target),
+            of=Epilogue(None, None, self._slope, tl.constexpr(self._act), out, self._target, self._weight),
             finalise=kinds.FINALISE_NONE if loss is None else kinds.LOSS,
             finish=block.loss(block.forward.chunks, self._partials, weights, loss),
         )
@@ -232,6 +235,7 @@ class Chain(ChainBuilder):
             grad=grad,
             out=of_y,
             target=None if grad is not None else self._target,
+            weight=None if grad is not None else self._weight,
             slope=self._slope,
             act=self._act,
             finalise=(kinds.SHIFT_BACKWARD if last.shifts else kinds.FINALISE_NONE).value,

@@ -46,6 +46,7 @@ class Epilogue(NamedTuple):
         act: of that block, ACT_LEAKY and the like, or of the image, OUT_LEAKY and the like.
         image: IMAGE: activated, [networks, outputs, rows, columns].
         target: IMAGE: the same, or None.
+        weight: IMAGE: of each squared error to it, the same, or None.
     """
 
     y: Tensor | None
@@ -54,6 +55,7 @@ class Epilogue(NamedTuple):
     act: Any
     image: Tensor | None
     target: Tensor | None
+    weight: Tensor | None = None
 
 
 NO_EPILOGUE = Epilogue(None, None, tl.constexpr(1.0), tl.constexpr(0), None, None)
@@ -146,7 +148,10 @@ def _after(
         tl.store(epilogue.image + place, seen, mask=there)
         if epilogue.target is not None:
             error = seen - tl.load(epilogue.target + place, mask=there, other=0.0)
-            first = tl.sum(tl.where(there, error * error, 0.0), axis=1)
+            squares = error * error
+            if epilogue.weight is not None:
+                squares *= tl.load(epilogue.weight + place, mask=there, other=0.0)
+            first = tl.sum(tl.where(there, squares, 0.0), axis=1)
     tl.store(out_ptr + place, acc, mask=there)
     return first, second
 

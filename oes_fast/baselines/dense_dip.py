@@ -6,13 +6,17 @@ import os
 
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer, check_number
-from oes_fast.pipelines.input_noise import InputNoise
+from oes_fast._checks import check_number
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Forward, Loss
+from oes_fast.pipelines.optimizers import OptimizerFactory, check_optimizer
+from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.pipelines.train import TrainResult, fit
 from oes_fast.precision import DEFAULT, in_precision
+
+LR = 1e-3
 
 
 @in_precision
@@ -26,10 +30,12 @@ def dense_dip(
     weight: Tensor | None = None,
     tv: float = 0.0,
     steps: int = 40_000,
-    lr: float = 1e-3,
+    lr: float = LR,
+    schedule: str | Factor | None = None,
     weight_decay: float = 0.0,
+    optimizer: OptimizerFactory | None = None,
     input_noise: float = 0.0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
@@ -51,9 +57,10 @@ def dense_dip(
         net: generator, such as :func:`oes_fast.fresh_generator`'s or :func:`oes_fast.models.deep_decoder`;
             copied, and left alone.
         z: fixed input, shape [1, C, h, w], see :func:`oes_fast.noise_input`. Networks other than
-            :func:`oes_fast.models.skip`'s may take one of another size than the image's.
-        noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network.
-            With ``forward`` what was measured instead.
+            :func:`oes_fast.models.skip`'s may take one of another size than the image's. Or N of them for N
+            images, see :func:`oes_fast.train_sparse`.
+        noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network;
+            N for N inputs. With ``forward`` what was measured instead.
         forward: from an image to its measurement, as for :func:`oes_fast.train_sparse`, and so are ``loss``,
             ``weight`` and ``tv``.
         loss: of (measured, noisy), in the place of the mean squared error.
@@ -61,8 +68,11 @@ def dense_dip(
         tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
+        schedule: factor on it in each update, see :func:`oes_fast.train_sparse`.
         weight_decay: >= 0, coupled as in torch.optim.Adam: its multiple of the weights is added to the
             gradient before the moments are taken.
+        optimizer: function that makes a torch.optim.Optimizer of [weights], to take Adam's place, see
+            :func:`oes_fast.train_sparse`.
         input_noise: standard deviation, >= 0, of Gaussian noise added to ``z`` anew in each step (1/30 is
             reg_noise_std of the deep-image-prior code, where z is drawn from U(0, 0.1)); a function of
             (seed, step) alone, the same on every backend. The images of the history, of callbacks and of the
@@ -120,18 +130,20 @@ def dense_dip(
             loss=loss,
             weight=weight,
             tv=tv,
+            schedule=schedule,
+            input_noise=input_noise,
+            seed=seed,
         ),
     )
+    check_optimizer(optimizer, lr=lr, default=LR, weight_decay=weight_decay)
     decay = check_number("weight_decay", weight_decay, minimum=0.0)
-    std = check_number("input_noise", input_noise, minimum=0.0)
-    seed = check_integer("seed", seed, minimum=0, below=2**64)
     return TrainResult(
         **fit(
             setup,
             None,
             average=average,
             weight_decay=decay,
-            input_noise=InputNoise(setup.z, std, seed=seed) if std else None,
-            settings={"weight_decay": decay, "input_noise": std, "seed": seed},
+            optimizer=optimizer,
+            settings={"weight_decay": decay, "input_noise": float(input_noise), "seed": seed},
         )
     )

@@ -21,10 +21,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
-from oes_fast.pipelines.input_noise import InputNoise
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback, psnr_tensor
 from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.posterior import Posterior
+from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.pipelines.train import TrainResult, fit
 from oes_fast.pipelines.weight_noise import WeightNoise
@@ -66,12 +67,13 @@ def sgld(
     tv: float = 0.0,
     steps: int = 40_000,
     lr: float = 1e-2,
+    schedule: str | Factor | None = None,
     weight_decay: float = 5e-8,
     input_noise: float = 1 / 30,
     param_noise: float = 2.0,
     burn_in: int = 7_000,
     sample_every: int = 50,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
@@ -105,6 +107,8 @@ def sgld(
         tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
+        schedule: factor in each update on it, and so on the weights' noise; see
+            :func:`oes_fast.train_sparse`.
         weight_decay: >= 0, coupled as in torch.optim.Adam: the Gaussian prior of the weights.
         input_noise: standard deviation, >= 0, of the noise on ``z`` in each step, see
             :func:`oes_fast.baselines.dense_dip`.
@@ -164,25 +168,26 @@ def sgld(
             loss=loss,
             weight=weight,
             tv=tv,
+            schedule=schedule,
+            input_noise=input_noise,
+            seed=seed,
         ),
     )
     settings: dict[str, Any] = {
         "weight_decay": check_number("weight_decay", weight_decay, minimum=0.0),
-        "input_noise": check_number("input_noise", input_noise, minimum=0.0),
+        "input_noise": float(input_noise),
         "param_noise": check_number("param_noise", param_noise, minimum=0.0),
         "burn_in": check_integer("burn_in", burn_in, minimum=0),
         "sample_every": check_integer("sample_every", sample_every, minimum=1),
-        "seed": check_integer("seed", seed, minimum=0, below=2**64),
+        "seed": seed,
     }
-    std, key = settings["input_noise"], settings["seed"]
-    on_weights = WeightNoise(net, settings["param_noise"] * setup.lr, seed=key)
+    on_weights = WeightNoise(net, settings["param_noise"] * setup.lr, setup.rate, seed=seed)
     posterior = Posterior(burn_in=settings["burn_in"], every=settings["sample_every"], device=setup.z.device)
     fields = fit(
         setup,
         None,
         average=average,
         weight_decay=settings["weight_decay"],
-        input_noise=InputNoise(setup.z, std, seed=key) if std else None,
         hooks=(on_weights, posterior),
         settings=settings,
     )

@@ -20,13 +20,17 @@ from oes_fast.cli.console import (
     plain_warnings,
     say,
 )
+from oes_fast.cli.deblur import deblur
 from oes_fast.cli.denoise import denoise
 from oes_fast.cli.info import info
+from oes_fast.cli.inpaint import inpaint
 from oes_fast.cli.inspect import inspect
+from oes_fast.cli.mri import mri
 from oes_fast.cli.outputs import Interrupted
 from oes_fast.cli.prune import prune
 from oes_fast.cli.search import search
 from oes_fast.cli.settings import debug
+from oes_fast.cli.superres import superres
 from oes_fast.cli.train import train
 from oes_fast.cli.transfer import transfer
 from oes_fast.errors import OESError
@@ -47,6 +51,10 @@ app = typer.Typer(
 
 EXAMPLES: dict[Callable[..., Any], str] = {
     denoise: "oes-fast denoise skimage:camera --sigma 0.1 --preset quick -o out.png",
+    inpaint: "oes-fast inpaint skimage:camera --missing 0.5 --preset quick -o out.png",
+    superres: "oes-fast superres small.png --factor 4 -o large.png",
+    deblur: "oes-fast deblur blurred.png --gaussian 2 -o sharp.png",
+    mri: "oes-fast mri scan.h5 --mask mask.npy -o slice.png",
     search: "oes-fast search noisy.png -o mask.safetensors",
     train: "oes-fast train noisy.png mask.safetensors -o restored.png",
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
@@ -95,10 +103,11 @@ def options(
 ) -> None:
     """Optimal Eye Surgeon: restore an image with a sparse untrained network, from that image alone.
 
-    `denoise` does it all. `search` finds the mask, `train` restores with it, `transfer` restores another
-    image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare` holds
-    OES against other ways to prune, other networks and classical denoisers. `info` says what this machine
-    has.
+    `denoise` does it all; `inpaint`, `superres`, `deblur` and `mri` do the same for missing pixels, small
+    images, blurred ones and k-space. `search` finds the mask, `train` restores with it, `transfer` restores
+    another image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare`
+    holds OES against other ways to prune, other networks and classical denoisers. `info` says what this
+    machine has.
     """
 
 

@@ -14,6 +14,7 @@ from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.comparison_progress import ComparisonProgress
 from oes_fast.cli.console import EXIT_OK, EXIT_UNEXPECTED, warn
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.report import print_table
 from oes_fast.cli.settings import average_decay, find_backend, find_device, find_preset
 from oes_fast.comparison import NAMES, Comparison, Settings
@@ -176,6 +177,8 @@ def compare(
             help="Steps before the posterior mean of sgld begins.  [default: 7000, at most half of all]",
         ),
     ] = None,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     jobs: Annotated[
         int,
@@ -220,6 +223,7 @@ def compare(
 
     A cell that fails is reported and the others go on; the exit code is then 1.
     """
+    recipe = ModelChoice(model, tuple(model_option or ())).resolve()
     settings = _settings(
         preset,
         methods=_names("--methods", methods),
@@ -249,6 +253,8 @@ def compare(
         average=average,
         backend=find_backend(backend),
         precision=precision,
+        model=recipe.name,
+        model_options=recipe.options,
     )
     where = find_device(device)
     check_integer("--jobs", jobs, minimum=1)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings
@@ -36,7 +37,12 @@ def denoise(
     mask_option: o.MaskOption = "topk",
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,
+    weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -88,6 +94,8 @@ def denoise(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        schedule=schedule,
+        input_noise=input_noise,
         prefix="--search-",
     )
     return restore(
@@ -98,11 +106,19 @@ def denoise(
             bits=bits,
             run=run,
             train=TrainSettings.of(
-                preset, steps=train_steps, lr=train_lr, average=average, prefix="--train-"
+                preset,
+                steps=train_steps,
+                lr=train_lr,
+                average=average,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                input_noise=input_noise,
+                prefix="--train-",
             ),
             search=search if mask is None else None,
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
         )
     )

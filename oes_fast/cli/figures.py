@@ -24,6 +24,7 @@ from oes_fast.analysis import (
 from oes_fast.cli.problem import Problem
 from oes_fast.io.display import Display
 from oes_fast.mask import Mask
+from oes_fast.models.base import Recipe
 from oes_fast.pipelines.transfer import fresh_generator
 
 _GRID = 400  # points of a spectrum's curve
@@ -114,12 +115,20 @@ class Figures:
 
 
 def compute_figures(
-    label: str, mask: Mask | None, problem: Problem, seed: int, settings: FigureSettings, *, quiet: bool
+    label: str,
+    recipe: Recipe,
+    mask: Mask | None,
+    problem: Problem,
+    seed: int,
+    settings: FigureSettings,
+    *,
+    quiet: bool,
 ) -> Figures:
-    """All figures of the published network at its initial weights under a mask.
+    """All figures of a network at its initial weights under a mask.
 
     Args:
         label: of the mask, for the progress.
+        recipe: of the network.
         mask: which weights are kept, None for all.
         problem: image.
         seed: of the weights, the input, and what is drawn.
@@ -130,7 +139,7 @@ def compute_figures(
         OESError: as the functions of :mod:`oes_fast.analysis`.
     """
     began = time.monotonic()
-    net, z = fresh_generator(problem.noisy, seed=seed)
+    net, z = fresh_generator(problem.noisy, model=recipe.name, options=recipe.options, seed=seed)
     common: dict[str, Any] = {"seed": seed, "backend": settings.backend}
     shown = _Stages(label, quiet=quiet)
     with shown("Jacobian"):

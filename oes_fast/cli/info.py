@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,13 @@ from oes_fast.cli.display import lost_output
 from oes_fast.cli.report import versions
 from oes_fast.errors import OutputError
 from oes_fast.io.files import write_json
+from oes_fast.models import MODELS
+
+_INDENT = " " * 16
 
 
 def describe() -> dict[str, Any]:
-    """Versions, devices, threads and backends, for JSON."""
+    """Versions, devices, threads, backends and models, for JSON."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {name: {"available": s.available, "reason": s.reason} for name, s in backends().items()}
     return {
@@ -31,6 +35,10 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backends": found,
         "auto": automatic_order(),
+        "models": {
+            model.name: {"dims": model.dims, "help": model.help, "options": model.options}
+            for model in MODELS.values()
+        },
     }
 
 
@@ -40,7 +48,10 @@ def info(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> int:
-    """Print versions, devices, threads, and which backends are here or why they are not: for bug reports."""
+    """Print versions, devices, threads, which backends are here or why they are not, and the models.
+
+    For bug reports, and for the options that --model-option takes.
+    """
     found = describe()
     if json is not None:
         write_json(json, found)
@@ -60,6 +71,20 @@ def info(
         console.print('backend "auto" takes the first that is available of')
         for device, order in found["auto"].items():
             console.print(f"  {device:<10}{order}")
+        console.print("models and their options")
+        for name, model in found["models"].items():
+            console.print(f"  {name:<14}{model['help']}")
+            options = (f"{key}={_shown(default)}" for key, default in model["options"].items())
+            console.print(
+                textwrap.fill(", ".join(options), 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
+            )
         if (reason := lost_output()) is not None:
             raise OutputError(f"standard output: cannot write: {reason}")
     return EXIT_OK
+
+
+def _shown(value: object) -> str:
+    """As --model-option takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -168,8 +168,9 @@ def inspect(
     With --image also how the image and the loss react to the weights kept, at their initial values: norms of
     the Jacobian, sharpness, the largest eigenvalues of the Hessian and its spectrum.
 
-    The network of a mask is found by its fingerprint: the published one for RGB or grey images, or the one
-    for --channels. Of masks of other networks, density, settings and overlap alone are shown.
+    The network of a mask is the one its file names, else the published one, for RGB or grey images or those
+    of --channels; its fingerprint says whether it is that. Of masks of other networks, density, settings and
+    overlap alone are shown.
     """
     if threads is not None:
         torch.set_num_threads(check_integer("--threads", threads, minimum=1, below=2**15))
@@ -215,6 +216,7 @@ def inspect(
                     )
                 each.figures = compute_figures(
                     each.label,
+                    each.recipe,
                     each.mask,
                     problem,
                     find_seed("--seed", seed, each.seed),

@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from oes_fast.analysis import Layer, LiveChannels, Overlap, dead_channels, layer_densities, overlap
 from oes_fast.cli.console import warn
 from oes_fast.cli.display import lost_output
 from oes_fast.cli.figures import Figures
 from oes_fast.cli.masks import FoundMask, seed_of
+from oes_fast.cli.model import DEFAULT
 from oes_fast.cli.report import describe_mask, plain
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import Mask
+from oes_fast.models.base import ImageGenerator, Recipe
 
 DENSE = "dense"
 
@@ -43,7 +43,7 @@ class Inspected:
     label: str
     path: Path | None
     mask: Mask | None
-    net: nn.Module | None
+    net: ImageGenerator | None
     layers: list[Layer]
     channels: list[LiveChannels]
     figures: Figures | None = None
@@ -66,7 +66,7 @@ class Inspected:
         return cls._of(DENSE, None, None, net)
 
     @classmethod
-    def _of(cls, label: str, path: Path | None, mask: Mask | None, net: nn.Module | None) -> Inspected:
+    def _of(cls, label: str, path: Path | None, mask: Mask | None, net: ImageGenerator | None) -> Inspected:
         layers = [] if net is None else layer_densities(net, mask)
         return cls(label, path, mask, net, layers, [] if net is None else dead_channels(net, mask))
 
@@ -82,6 +82,12 @@ class Inspected:
             return self.mask.flat.numel()
         assert self.net is not None
         return FlatLayout.of(self.net).numel
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of its network, the default where that is not known."""
+        made = None if self.net is None else self.net.recipe
+        return made or Recipe(DEFAULT)
 
     @property
     def seed(self) -> int | None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from oes_fast.cli.model import DEFAULT, OURS, describe
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import fingerprint
 from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
-from oes_fast.models import skip
+from oes_fast.models.base import ImageGenerator, Recipe
+from oes_fast.models.registry import find_model, network
 
-OURS = ".safetensors"
 PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey
+_SIDE = 256  # of the images that networks are made for to be told apart
 NETWORK_SEED = "network_seed"  # setting of a mask: the seed of the weights it was found on
 
 
-def with_network_seed(mask: Mask, seed: int) -> Mask:
-    """``mask`` with a note of the seed of the weights it was found on."""
-    return Mask(mask.flat, mask.fingerprint, {**mask.settings, NETWORK_SEED: seed})
+def with_network(mask: Mask, recipe: Recipe, seed: int) -> Mask:
+    """``mask`` with a note of the network it was found on, and the seed of its weights."""
+    noted = {**mask.settings, NETWORK_SEED: seed, **describe(recipe)}
+    return Mask(mask.flat, mask.fingerprint, noted)
 
 
 def load_mask(path: Path, net: nn.Module) -> Mask:
@@ -53,13 +56,13 @@ class FoundMask:
     Attributes:
         path: of its file.
         mask: what it keeps.
-        net: the published network for so many channels, without weights ("meta"); None where the mask is one
-            of another network.
+        net: the network that it says it is for, or the published one, for so many channels, without weights
+            ("meta"); None where it is for another.
     """
 
     path: Path
     mask: Mask
-    net: nn.Module | None
+    net: ImageGenerator | None
 
 
 def find_masks(paths: Sequence[Path], channels: int | None) -> list[FoundMask]:
@@ -75,15 +78,21 @@ def find_masks(paths: Sequence[Path], channels: int | None) -> list[FoundMask]:
             is for none that is published.
     """
     choices = PUBLISHED_CHANNELS if channels is None else (channels,)
-    nets = {count: skip(num_output_channels=count, device="meta") for count in choices}
-    return [_find(path, nets, told=channels is not None) for path in paths]
+    return [_find(path, choices, told=channels is not None) for path in paths]
 
 
-def _find(path: Path, nets: Mapping[int, nn.Module], *, told: bool) -> FoundMask:
+def _find(path: Path, choices: Sequence[int], *, told: bool) -> FoundMask:
     _check_suffix(path)
+    mask = Mask.load(path) if path.suffix == OURS else None
+    recipe = Recipe(DEFAULT) if mask is None or mask.recipe is None else mask.recipe
+    try:
+        nets = {count: _network(recipe, count) for count in choices}
+    except InputError as error:  # of a later version, or of somebody's own
+        if mask is None or told:
+            raise InputError(f"{path}: {error}") from error
+        return FoundMask(path, mask, None)
     known = " or ".join(f"{fingerprint(net)} for images of {count} channels" for count, net in nets.items())
-    if path.suffix == OURS:
-        mask = Mask.load(path)
+    if mask is not None:
         fitting = next((net for net in nets.values() if fingerprint(net) == mask.fingerprint), None)
         if fitting is None and told:
             raise MaskMismatchError(
@@ -97,6 +106,12 @@ def _find(path: Path, nets: Mapping[int, nn.Module], *, told: bool) -> FoundMask
         except MaskMismatchError as error:
             refusal = error
     raise MaskMismatchError(f"{refusal}; --channels says which images it is for") from None
+
+
+def _network(recipe: Recipe, channels: int) -> ImageGenerator:
+    """A network without weights; the number of those depends on no image's size."""
+    shape = (channels, *[_SIDE] * find_model(recipe.name).dims)
+    return network(recipe.name, shape, device="meta", **recipe.options)
 
 
 def _check_suffix(path: Path) -> None:

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
-from oes_fast.backends import AUTO, NAMES
+from oes_fast.backends import AUTO
+from oes_fast.backends import NAMES as BACKENDS
+from oes_fast.cli.model import DEFAULT, NAMES
 from oes_fast.pipelines.presets import PRESETS
+from oes_fast.pipelines.schedule import SCHEDULES
 
 IMAGE, SEARCH, TRAIN, RUN, OUTPUT = "Image", "Mask search", "Training", "How to run", "Results"
+NETWORK = "Network"
 PRUNING = "Ways to a mask other than the search"
 
 DEFAULT_AVERAGE = "0.99"
@@ -63,6 +67,15 @@ Sigma = Annotated[
         rich_help_panel=IMAGE,
         help="IN is clean: add Gaussian noise of standard deviation S (pixel values in 0..1; 0.1 is 25.5 of "
         "255), clipped to 0..1, and measure the PSNR against IN.  [default: no noise, IN is noisy]",
+    ),
+]
+TaskSigma = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        rich_help_panel=IMAGE,
+        help="IN is clean: measure it, with Gaussian noise of standard deviation S (0 for none; pixel values "
+        "in 0..1), not clipped, and report the PSNR against IN.  [default: IN is what was measured]",
     ),
 ]
 Clean = Annotated[
@@ -122,6 +135,15 @@ Density = Annotated[
         rich_help_panel=SEARCH,
         help="Share of the weights to keep, between 0 and 1. Below 0.04 a run on one image may collapse.  "
         f"[default: {by_preset('density')}]",
+    ),
+]
+WeightsMask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Skip the search and keep these weights of the network: .safetensors, or a published .npz or "
+        ".pkl (never run).",
     ),
 ]
 SearchSteps = Annotated[
@@ -201,6 +223,45 @@ TrainRate = Annotated[
         help=f"Adam's learning rate of the training.  [default: {by_preset('train_lr')}]",
     ),
 ]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        rich_help_panel=RUN,
+        help=f"Let the learning rates fall to 0 over the steps: {', '.join(SCHEDULES)}.  "
+        "[default: they stay]",
+    ),
+]
+InputNoise = Annotated[
+    float,
+    typer.Option(
+        "--input-noise",
+        metavar="S",
+        rich_help_panel=RUN,
+        help="Standard deviation of noise on the network's input, drawn anew in each step (0.03 in the "
+        "deep-image-prior code).",
+    ),
+]
+WeightDecay = Annotated[
+    float,
+    typer.Option(
+        "--weight-decay",
+        metavar="W",
+        rich_help_panel=TRAIN,
+        help="Times the weights is added to the gradient, as in torch.optim.Adam.",
+    ),
+]
+TotalVariation = Annotated[
+    float,
+    typer.Option(
+        "--tv",
+        metavar="W",
+        rich_help_panel=TRAIN,
+        help="Weight of the image's total variation (mean absolute difference of neighbouring pixels), which "
+        "is added to the squared error of search and training.",
+    ),
+]
 Average = Annotated[
     str,
     typer.Option(
@@ -208,6 +269,25 @@ Average = Annotated[
         rich_help_panel=TRAIN,
         help="Write the running average of the outputs with this decay; off (or 0) writes the last output, "
         "as published.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+        help=f"Untrained network: {', '.join(NAMES)}.  [default: {DEFAULT}; with a mask, the one it is for]",
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-option",
+        metavar="KEY=VALUE",
+        rich_help_panel=NETWORK,
+        help="Option of the network, such as num_channels_skip=4 or num_channels_down=16,32,64; may be given "
+        "several times. `oes-fast info` lists them.",
     ),
 ]
 Device = Annotated[
@@ -223,7 +303,7 @@ Backend = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=RUN,
-        help=f"How to compute: {', '.join((AUTO, *NAMES))}; `oes-fast info` says which are here.",
+        help=f"How to compute: {', '.join((AUTO, *BACKENDS))}; `oes-fast info` says which are here.",
     ),
 ]
 Verify = Annotated[

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +16,8 @@ from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.io.image import MIN_SIDE, Image, load_image
 from oes_fast.noise import add_noise
+from oes_fast.pipelines.clean import CleanView
+from oes_fast.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,20 @@ class ImageOptions:
     sigma: float | None
     clean: str | None
 
+    @property
+    def has_clean(self) -> bool:
+        """Whether there may be something to measure the PSNR against."""
+        return self.sigma is not None or self.clean is not None
+
+    @property
+    def keeps_complex(self) -> bool:
+        """Whether the restored image is complex, and is written as numbers as well."""
+        return False
+
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What is read, which must not be written to."""
+        return self.image, self.clean
+
     def check(self) -> None:
         """Raise :class:`InputError` for values out of range."""
         if self.size is not None:
@@ -41,6 +61,24 @@ class ImageOptions:
                 "--clean: expected no --sigma beside it, which takes IN for the clean image, got both"
             )
 
+    def load(self, *, noise_seed: int, device: torch.device) -> Problem:
+        """The problem; see :func:`load_problem`."""
+        image = load_image(self.image, size=self.size)
+        clean: Tensor | None = None
+        noisy = image.pixels
+        if self.sigma is not None:
+            clean = image.pixels
+            noisy = add_noise(clean, self.sigma, noise_seed)
+        elif self.clean is not None:
+            clean = load_clean(self.clean, self.size, noisy.shape)
+        return Problem(
+            options=self,
+            image=image,
+            noisy=noisy.to(device),
+            clean=None if clean is None else clean.to(device),
+            noise_seed=None if self.sigma is None else noise_seed,
+        )
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -49,20 +87,53 @@ class Problem:
     Attributes:
         options: what it was made from.
         image: as loaded.
-        noisy: what to fit, shape [1, C, H, W], on the device.
-        clean: what to measure against, of that shape, or None.
-        noise_seed: of the noise added, None where none was.
+        noisy: what to fit, on the device; shape [1, C, H, W], but for the measurement of a task.
+        clean: what to measure against, or None; of the shape of ``noisy``, but for a task.
+        noise_seed: of the noise added and of what was drawn of an operator, None where nothing was.
+        task: what ``noisy`` was measured with, None where it is the image itself.
     """
 
     options: ImageOptions
     image: Image
     noisy: Tensor
-    clean: Tensor | None
+    clean: Tensor | CleanView | None
     noise_seed: int | None
+    task: Task | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the image that the network is to give."""
+        return tuple(self.noisy.shape[1:]) if self.task is None else self.task.shape
+
+    @property
+    def measured(self) -> Tensor:
+        """What the measurement shows: a picture beside :meth:`shown` of the restored image."""
+        return self.noisy if self.task is None else self.task.first
+
+    def arguments(self) -> dict[str, Any]:
+        """For the search and the training."""
+        return {"clean": self.clean} if self.task is None else self.task.arguments()
+
+    def shown(self, image: Tensor) -> Tensor:
+        """The picture that a network's image is."""
+        return image if self.task is None else self.task.shown(image)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Options of the network that the problem asks for."""
+        return {} if self.task is None else dict(self.task.model_options)
+
+    def complex_image(self, image: Tensor) -> npt.NDArray[np.complexfloating[Any, Any]]:
+        """The network's image of two channels as complex numbers [H, W], in the units of the measurement."""
+        real, imaginary = image[0].detach().to("cpu").numpy()
+        scale = 1.0 if self.task is None else self.task.settings["scale"]
+        return scale * (real + 1j * imaginary)
 
     def describe(self) -> dict[str, Any]:
         """For the JSON result."""
-        channels, height, width = self.noisy.shape[1:]
+        channels, height, width = self.measured.shape[1:]
+        task = self.task
+        of_task = {} if task is None else {"task": {"name": task.name, **task.settings}}
         return {
             "name": self.image.name,
             "height": height,
@@ -74,6 +145,7 @@ class Problem:
             "size": self.options.size,
             "sigma": self.options.sigma,
             "clean": self.options.clean,
+            **of_task,
         }
 
 
@@ -88,25 +160,27 @@ def load_problem(options: ImageOptions, *, noise_seed: int, device: torch.device
     Raises:
         InputError: a file is missing, is no image, holds NaN, is too small, or the two differ in shape.
     """
-    image = load_image(options.image, size=options.size)
-    clean: Tensor | None = None
-    noisy = image.pixels
-    if options.sigma is not None:
-        clean = image.pixels
-        noisy = add_noise(clean, options.sigma, noise_seed)
-    elif options.clean is not None:
-        clean = load_image(options.clean, size=options.size).pixels
-        if clean.shape != noisy.shape:
-            raise InputError(f"--clean: expected {_shape(noisy)} as IN, got {_shape(clean)}")
-    return Problem(
-        options=options,
-        image=image,
-        noisy=noisy.to(device),
-        clean=None if clean is None else clean.to(device),
-        noise_seed=None if options.sigma is None else noise_seed,
-    )
+    return options.load(noise_seed=noise_seed, device=device)
 
 
-def _shape(pixels: Tensor) -> str:
-    channels, height, width = pixels.shape[1:]
+def load_clean(path: str, size: int | None, shape: Sequence[int], whose: str = "IN") -> Tensor:
+    """The image that --clean names.
+
+    Args:
+        path: file or skimage:NAME.
+        size: option --size.
+        shape: [1, C, H, W] that it must have.
+        whose: what has that shape, for the message.
+
+    Raises:
+        InputError: as :func:`load_problem`.
+    """
+    clean = load_image(path, size=size).pixels
+    if clean.shape != torch.Size(shape):
+        raise InputError(f"--clean: expected {_shape(shape)} as {whose}, got {_shape(clean.shape)}")
+    return clean
+
+
+def _shape(shape: Sequence[int]) -> str:
+    channels, height, width = shape[1:]
     return f"{width} x {height} pixels of {channels} channel{'s' if channels > 1 else ''}"

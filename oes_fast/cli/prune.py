@@ -15,7 +15,8 @@ from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK
-from oes_fast.cli.masks import OURS, with_network_seed
+from oes_fast.cli.masks import with_network
+from oes_fast.cli.model import OURS, ModelChoice, describe
 from oes_fast.cli.outputs import Interrupted, Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -26,6 +27,8 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import psnr
 from oes_fast.io.plots import layer_density
 from oes_fast.mask import Mask
+from oes_fast.models.base import Recipe
+from oes_fast.pipelines.clean import compared
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.masked_output import masked_output
 from oes_fast.pipelines.progress import duration
@@ -140,6 +143,8 @@ def prune(
             help="Step whose weights the rounds of imp go back to.  [default: 0, the initial ones]",
         ),
     ] = None,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
@@ -182,11 +187,12 @@ def prune(
     settings = _settings(method, preset, density, scope, small, published, given)
     options = ImageOptions(image, size, sigma, clean)
     options.check()
+    recipe = ModelChoice(model, tuple(model_option or ())).resolve()
     seed = find_seed("--seed", seed)
     noise_seed = find_seed("--noise-seed", noise_seed, seed)
     outputs = _plan(output, options, run, method, settings)
     with outputs.owned(*([settings["steps"]] if method in _TRAINS else [])):
-        return _prune(outputs, _Request(options, run, method, settings, seed, noise_seed))
+        return _prune(outputs, _Request(options, run, method, settings, recipe, seed, noise_seed))
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,7 @@ class _Request:
     run: RunSettings
     method: str
     settings: dict[str, Any]
+    recipe: Recipe
     seed: int
     noise_seed: int
 
@@ -300,7 +307,7 @@ def _plan(
     elif method == "imp":
         own = {name: f"--{name.replace('_', '-')}" for name in ("steps", "lr", "scope", "small", "seed")}
         own |= {"densities": "--density, --rounds or --share", "rewind_step": "--rewind-step"}
-        outputs.plan_checkpoints(run.resume, imp=own | {"weights": "--seed"})
+        outputs.plan_checkpoints(run.resume, imp=own | {"weights": "--seed", "network": "--model"})
     return outputs
 
 
@@ -319,7 +326,8 @@ def _prune(outputs: Outputs, asked: _Request) -> int:
 
 def _find(outputs: Outputs, asked: _Request, problem: Problem, progress: ProgressReport) -> _Found:
     net: nn.Module
-    net, z = fresh_generator(problem.noisy, seed=asked.seed)
+    made = asked.recipe
+    net, z = fresh_generator(problem.noisy, model=made.name, options=made.options, seed=asked.seed)
     run, kept = asked.run, outputs.checkpoints
     arguments: dict[str, Any] = {**asked.settings, "seed": asked.seed}
     if asked.method in (*_TRAINS, *_BOUND):
@@ -356,7 +364,7 @@ def _find(outputs: Outputs, asked: _Request, problem: Problem, progress: Progres
     if stopped:
         raise Interrupted(f"{signals.stop.words}{kept.kept()}", signals.stop.exit_code - 128)
     seconds = time.monotonic() - began
-    mask = with_network_seed(mask, asked.seed)
+    mask = with_network(mask, asked.recipe, asked.seed)
     return _Found(mask, masked_output(start, mask, z), layer_densities(net, mask), seconds, rewound)
 
 
@@ -376,6 +384,7 @@ def _write(outputs: Outputs, asked: _Request, problem: Problem, found: _Found) -
         "image": problem.describe(),
         "seeds": {"seed": asked.seed, "noise": problem.noise_seed},
         "settings": {
+            **describe(asked.recipe),
             "prune": asked.settings,
             "backend": run.backend,
             "precision": run.precision,
@@ -396,7 +405,8 @@ def _write(outputs: Outputs, asked: _Request, problem: Problem, found: _Found) -
 def _figures(problem: Problem, found: _Found) -> dict[str, float] | None:
     if problem.clean is None:
         return None
-    return {"noisy": psnr(problem.noisy, problem.clean), "masked": psnr(found.output, problem.clean)}
+    images = {"noisy": problem.measured, "masked": found.output}
+    return {name: psnr(*compared(image, problem.clean)) for name, image in images.items()}
 
 
 def _rows(problem: Problem, found: _Found) -> list[tuple[str, str]]:

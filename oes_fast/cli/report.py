@@ -17,6 +17,7 @@ from oes_fast.cli.problem import Problem
 from oes_fast.cli.settings import RunSettings
 from oes_fast.io.image import psnr
 from oes_fast.mask import Mask
+from oes_fast.pipelines.clean import clean_pixels, compared
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.search import SearchResult
 from oes_fast.pipelines.train import TrainResult
@@ -100,22 +101,22 @@ def measure(problem: Problem, found: SearchResult | None, fit: TrainResult | Non
     """Every PSNR in dB, None without a clean image.
 
     Returns:
-        noisy, masked (initial weights under the mask), restored (the image written), last (output of the
-        last step), average (of the outputs), and for outputs and average the peak and its step; None for
-        what was not computed.
+        noisy (what the measurement shows), masked (initial weights under the mask), restored (the image
+        written), last (output of the last step), average (of the outputs), and for outputs and average the
+        peak and its step; None for what was not computed.
     """
     clean = problem.clean
     if clean is None:
         return None
 
     def of(image: Tensor | None) -> float | None:
-        return None if image is None else float(psnr(image, clean))
+        return None if image is None else float(psnr(*compared(image, clean)))
 
     last = None if fit is None else fit.output
     average = None if fit is None else fit.average
     run = (History() if fit is None else fit.history).report()
     return {
-        "noisy": of(problem.noisy),
+        "noisy": float(psnr(problem.measured, clean_pixels(clean))),
         "masked": of(None if found is None else found.output),
         "restored": of(last if average is None else average),
         "last": of(last),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import load_mask, mask_seed, with_network_seed
+from oes_fast.cli.masks import load_mask, mask_seed, with_network
+from oes_fast.cli.model import ModelChoice, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -25,10 +26,13 @@ from oes_fast.cli.settings import (
     train_options,
 )
 from oes_fast.errors import InputError
+from oes_fast.io.arrays import save_numbers
 from oes_fast.io.files import write_json
 from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
+from oes_fast.models.base import Recipe
+from oes_fast.pipelines.clean import clean_pixels
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
@@ -53,6 +57,8 @@ class Request:
         noise_seed: of the noise to add, None for ``seed``.
         fresh: draw other weights than those the mask was found on.
         weights: file of the weights to start from, None for those of ``seed``.
+        model: the network to take.
+        tv: weight of the image's total variation.
     """
 
     command: str
@@ -67,6 +73,8 @@ class Request:
     noise_seed: int | None = None
     fresh: bool = False
     weights: Path | None = None
+    model: ModelChoice = field(default_factory=ModelChoice)
+    tv: float = 0.0
 
 
 @dataclass
@@ -77,6 +85,7 @@ class Restoration:
         problem: what is restored.
         seed: of network and search.
         train_steps: steps of training asked for.
+        recipe: of the network.
         found: the mask search, None where a mask was given.
         fit: the training, None where the search was interrupted.
     """
@@ -84,6 +93,7 @@ class Restoration:
     problem: Problem
     seed: int
     train_steps: int
+    recipe: Recipe
     found: SearchResult | None = None
     fit: TrainResult | None = None
 
@@ -99,7 +109,7 @@ class Restoration:
 
     @property
     def restored(self) -> Tensor | None:
-        """The image to write: the average of the outputs where there is one."""
+        """The network's image to write: the average of the outputs where there is one."""
         if self.fit is None:
             return None
         return self.fit.output if self.fit.average is None else self.fit.average
@@ -140,14 +150,15 @@ def _restore(request: Request, outputs: Outputs) -> int:
 def _plan(request: Request) -> Outputs:
     """Every file of the run, reserved."""
     check_image_name(request.output, request.bits)
-    inputs = (request.image.image, request.image.clean, request.mask, request.weights)
-    outputs = Outputs(request.output, *inputs)
+    outputs = Outputs(request.output, *request.image.files(), request.mask, request.weights)
     outputs.plan(restored=request.output)
+    if request.image.keeps_complex:
+        outputs.plan(complex=outputs.beside(".npy"))
     if request.search is not None:
         outputs.plan(mask=outputs.beside("_mask.safetensors"))
     if request.run.plots:
         outputs.plan(comparison=outputs.beside("_comparison.png"))
-        if request.image.sigma is not None or request.image.clean is not None:
+        if request.image.has_clean:
             outputs.plan(psnr_curve=outputs.beside("_psnr.png"))
     outputs.plan(json=request.run.json or outputs.beside(".json"))
     if request.search is None:
@@ -161,18 +172,21 @@ def _plan(request: Request) -> Outputs:
 
 def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[str, Any] | None) -> None:
     """Write every result there is, the JSON last: it names the others."""
-    problem, image, found, fit = work.problem, work.restored, work.found, work.fit
+    problem, restored, found, fit = work.problem, work.restored, work.found, work.fit
+    image = None if restored is None else problem.shown(restored)
     if image is not None:
         bits = request.bits or problem.image.bits
         alpha, profile = problem.image.alpha, problem.image.icc_profile
         outputs.write("restored", lambda p: save_image(p, image, bits=bits, alpha=alpha, icc_profile=profile))
+    if restored is not None:
+        outputs.write("complex", lambda p: save_numbers(p, problem.complex_image(restored)))
     if found is not None:
-        outputs.write("mask", with_network_seed(found.mask, work.seed).save)
+        outputs.write("mask", with_network(found.mask, work.recipe, work.seed).save)
     if image is not None:
         outputs.write("comparison", lambda p: side_by_side(p, _panels(problem, image, figures)))
     if fit is not None and figures is not None:
         outputs.write("psnr_curve", lambda p: psnr_curve(p, _curves(fit), figures["noisy"]))
-    settings = {"train": plain(request.train)}
+    settings = {**describe(work.recipe), "train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
@@ -184,13 +198,17 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
 
 
 def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | None]:
+    recipe = request.model.resolve(request.mask)
     known = None if request.mask is None else mask_seed(request.mask)
     if known is not None and request.fresh:
         known += 1
     seed = find_seed("--seed", request.seed, known)
     noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
-    net, z = fresh_generator(problem.noisy, seed=seed)
+    options = {**recipe.options, **(problem.model_options or {})}
+    net, z = fresh_generator(
+        problem.noisy, shape=problem.shape, model=recipe.name, options=options, seed=seed
+    )
     mask = None if request.mask is None else load_mask(request.mask, net)
     if request.weights is not None:
         load_weights(request.weights, net)
@@ -199,7 +217,7 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
             f"{request.mask}: the mask was found for the weights of step {step}, and is trained from those "
             "of step 0; --weights takes their file, which prune wrote as MASK_weights.safetensors"
         )
-    return Restoration(problem, seed, request.train.steps), net, z, mask
+    return Restoration(problem, seed, request.train.steps, recipe), net, z, mask
 
 
 def _compute(
@@ -215,7 +233,8 @@ def _compute(
     run, problem = request.run, work.problem
     kept = outputs.checkpoints
     common: dict[str, Any] = {
-        "clean": problem.clean,
+        **problem.arguments(),
+        "tv": request.tv,
         "backend": run.backend,
         "precision": run.precision,
         "verify": run.verify,
@@ -234,7 +253,8 @@ def _compute(
         mask = found.mask
     if mask is None:
         raise InputError("mask: expected a mask file or settings of a search, got neither")
-    cut, settings = mask, {"checkpoint": kept.paths["train"], **plain(request.train), **common}
+    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **plain(request.train), **common}
+    cut = mask
     work.fit = kept.run(
         "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
     )
@@ -246,8 +266,9 @@ def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> 
     def title(name: str, key: str) -> str:
         return name if figures is None else f"{name}, {decibels(figures[key])}"
 
-    panels = [(title("noisy", "noisy"), problem.noisy), (title("restored", "restored"), image)]
-    return panels if problem.clean is None else [*panels, ("clean", problem.clean)]
+    measured = "noisy" if problem.task is None else "measured"
+    panels = [(title(measured, "noisy"), problem.measured), (title("restored", "restored"), image)]
+    return panels if problem.clean is None else [*panels, ("clean", clean_pixels(problem.clean))]
 
 
 def _curves(fit: TrainResult) -> dict[str, tuple[list[int], list[float]]]:
@@ -260,7 +281,8 @@ def _curves(fit: TrainResult) -> dict[str, tuple[list[int], list[float]]]:
 def _rows(work: Restoration, figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     rows = []
     if figures is not None:
-        rows = [("Noisy", decibels(figures["noisy"])), ("Restored", decibels(figures["restored"]))]
+        measured = "Noisy" if work.problem.task is None else "Measured"
+        rows = [(measured, decibels(figures["noisy"])), ("Restored", decibels(figures["restored"]))]
         if figures["average"] is not None:
             rows += [("Last output", decibels(figures["last"]))]
         if figures["peak"] is not None:

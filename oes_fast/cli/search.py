@@ -11,7 +11,8 @@ from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import with_network_seed
+from oes_fast.cli.masks import with_network
+from oes_fast.cli.model import ModelChoice, describe
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -21,6 +22,7 @@ from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
 from oes_fast.io.plots import layer_density, probability_histogram
 from oes_fast.mask import Mask
+from oes_fast.models.base import Recipe
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.transfer import fresh_generator
@@ -39,6 +41,10 @@ def search(
     kl: o.KL = None,
     temperature: o.Temperature = 0.2,
     mask_option: o.MaskOption = "topk",
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
@@ -72,6 +78,8 @@ def search(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        schedule=schedule,
+        input_noise=input_noise,
     )
     run = RunSettings.of(
         device=device,
@@ -87,11 +95,12 @@ def search(
     )
     options = ImageOptions(image, size, sigma, clean)
     options.check()
+    recipe = ModelChoice(model, tuple(model_option or ())).resolve()
     seed = find_seed("--seed", seed)
     noise_seed = find_seed("--noise-seed", noise_seed, seed)
     outputs = _plan(output, options, run)
     with outputs.owned(settings.steps):
-        return _search(outputs, options, run, settings, seed, noise_seed)
+        return _search(outputs, options, run, settings, recipe, seed, noise_seed)
 
 
 def _search(
@@ -99,11 +108,12 @@ def _search(
     options: ImageOptions,
     run: RunSettings,
     settings: SearchSettings,
+    recipe: Recipe,
     seed: int,
     noise_seed: int,
 ) -> int:
     problem = load_problem(options, noise_seed=noise_seed, device=run.device)
-    net, z = fresh_generator(problem.noisy, seed=seed)
+    net, z = fresh_generator(problem.noisy, model=recipe.name, options=recipe.options, seed=seed)
     kept = outputs.checkpoints
     with outputs.computing():
         with ProgressReport(quiet=run.quiet) as progress:
@@ -114,7 +124,7 @@ def _search(
                     z,
                     problem.noisy,
                     seed=seed,
-                    clean=problem.clean,
+                    **problem.arguments(),
                     backend=run.backend,
                     precision=run.precision,
                     verify=run.verify,
@@ -127,7 +137,7 @@ def _search(
             )
         if found.interrupted:
             signals.stop.note(signal.SIGINT)
-        work = _Search(problem, run, settings, seed, found, layer_densities(net, found.mask))
+        work = _Search(problem, run, settings, recipe, seed, found, layer_densities(net, found.mask))
         _write(outputs, work)
     if not run.quiet:
         print_table(_rows(work), outputs.written.values())
@@ -145,13 +155,14 @@ class _Search:
     problem: Problem
     run: RunSettings
     settings: SearchSettings
+    recipe: Recipe
     seed: int
     found: SearchResult
     layers: list[Layer]
 
     @property
     def mask(self) -> Mask:
-        return with_network_seed(self.found.mask, self.seed)
+        return with_network(self.found.mask, self.recipe, self.seed)
 
     @property
     def interrupted(self) -> bool:
@@ -183,7 +194,12 @@ def _write(outputs: Outputs, work: _Search) -> None:
     names, densities = [layer.name for layer in work.layers], [layer.density for layer in work.layers]
     outputs.write("layers", lambda p: layer_density(p, names, densities, found.mask.density))
     result = describe_run(
-        "search", work.problem, work.run, work.seed, [found], {"search": plain(work.settings)}
+        "search",
+        work.problem,
+        work.run,
+        work.seed,
+        [found],
+        {**describe(work.recipe), "search": plain(work.settings)},
     )
     result |= {
         "layers": [plain(layer) for layer in work.layers],

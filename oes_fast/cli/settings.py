@@ -14,6 +14,7 @@ from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
+from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import PRECISIONS
 
 MAX_SEED = 2**63
@@ -29,6 +30,8 @@ class SearchSettings:
     kl: float
     temperature: float
     mask_option: str
+    schedule: str | None
+    input_noise: float
 
     @classmethod
     def of(
@@ -41,6 +44,8 @@ class SearchSettings:
         kl: float | None,
         temperature: float,
         mask_option: str,
+        schedule: str | None = None,
+        input_noise: float = 0.0,
         prefix: str = "--",
     ) -> SearchSettings:
         """The preset's settings, overridden by those that are not None.
@@ -53,6 +58,8 @@ class SearchSettings:
             kl: option --kl.
             temperature: option --temperature.
             mask_option: option --mask-option.
+            schedule: option --schedule.
+            input_noise: option --input-noise.
             prefix: of the options, for messages.
 
         Raises:
@@ -66,6 +73,8 @@ class SearchSettings:
             kl=check_number("--kl", _given(kl, base.search_kl), minimum=0.0),
             temperature=check_number("--temperature", temperature, above=0.0),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
+            schedule=find_schedule(schedule),
+            input_noise=check_number("--input-noise", input_noise, minimum=0.0),
         )
 
 
@@ -76,10 +85,22 @@ class TrainSettings:
     steps: int
     lr: float
     average: float | None
+    schedule: str | None
+    weight_decay: float
+    input_noise: float
 
     @classmethod
     def of(
-        cls, preset: str, *, steps: int | None, lr: float | None, average: str, prefix: str = "--"
+        cls,
+        preset: str,
+        *,
+        steps: int | None,
+        lr: float | None,
+        average: str,
+        schedule: str | None = None,
+        weight_decay: float = 0.0,
+        input_noise: float = 0.0,
+        prefix: str = "--",
     ) -> TrainSettings:
         """As :meth:`SearchSettings.of`; ``average`` is a decay or "off"."""
         base = find_preset(preset)
@@ -87,6 +108,9 @@ class TrainSettings:
             steps=check_integer(f"{prefix}steps", _given(steps, base.train_steps), minimum=1),
             lr=check_number(f"{prefix}lr", _given(lr, base.train_lr), above=0.0),
             average=average_decay(average),
+            schedule=find_schedule(schedule),
+            weight_decay=check_number("--weight-decay", weight_decay, minimum=0.0),
+            input_noise=check_number("--input-noise", input_noise, minimum=0.0),
         )
 
 
@@ -153,20 +177,30 @@ class RunSettings:
         )
 
 
+_STEP_OPTIONS = {"schedule": "--schedule", "input_noise": "--input-noise"}
+
+
 def search_options(prefix: str) -> dict[str, str]:
     """The option for each setting in a search's checkpoint; ``prefix`` as in :meth:`SearchSettings.of`."""
     names = {name: f"--{name}" for name in ("density", "kl", "temperature", "seed", "backend")}
-    return names | {"lr": f"{prefix}lr", "weights": "--seed"}
+    return names | {"lr": f"{prefix}lr", "weights": "--seed", "network": "--model", **_STEP_OPTIONS}
 
 
 def train_options(prefix: str) -> dict[str, str]:
     """As :func:`search_options`, of a training."""
-    return {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr", "weights": "--seed"}
+    names = {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr", "weights": "--seed"}
+    names |= {"seed": "--seed", "weight_decay": "--weight-decay", "network": "--model"}
+    return names | _STEP_OPTIONS
 
 
 def find_preset(name: str) -> Preset:
     """The preset of that name."""
     return PRESETS[check_choice("--preset", name, tuple(PRESETS))]
+
+
+def find_schedule(name: str | None) -> str | None:
+    """``name`` if there is such a schedule, or None."""
+    return None if name is None else check_choice("--schedule", name, SCHEDULES)
 
 
 def find_seed(name: str, *values: int | None) -> int:

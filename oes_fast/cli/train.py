@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, TrainSettings
@@ -23,6 +24,7 @@ def train(
     clean: o.Clean = None,
     steps: o.TrainSteps = None,
     lr: o.TrainRate = None,
+    weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
     weights: Annotated[
         Path | None,
@@ -33,6 +35,10 @@ def train(
             "[default: those of the seed]",
         ),
     ] = None,
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -74,10 +80,19 @@ def train(
             output=output,
             bits=bits,
             run=run,
-            train=TrainSettings.of(preset, steps=steps, lr=lr, average=average),
+            train=TrainSettings.of(
+                preset,
+                steps=steps,
+                lr=lr,
+                average=average,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                input_noise=input_noise,
+            ),
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
             weights=weights,
         )
     )

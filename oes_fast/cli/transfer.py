@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oes_fast.cli import options as o
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, TrainSettings
@@ -18,7 +19,12 @@ def transfer(
     clean: o.Clean = None,
     steps: o.TrainSteps = None,
     lr: o.TrainRate = None,
+    weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.TransferSeed = None,
     device: o.Device = "auto",
@@ -59,10 +65,19 @@ def transfer(
             output=output,
             bits=bits,
             run=run,
-            train=TrainSettings.of(preset, steps=steps, lr=lr, average=average),
+            train=TrainSettings.of(
+                preset,
+                steps=steps,
+                lr=lr,
+                average=average,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                input_noise=input_noise,
+            ),
             mask=mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
             fresh=True,
         )
     )

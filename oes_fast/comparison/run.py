@@ -164,7 +164,8 @@ class _Run:
     def network(self) -> dict[str, Any]:
         """Find the mask, if there is one to find, and train."""
         net: nn.Module
-        net, z = fresh_generator(self.noisy, seed=self.cell.seed)
+        own = self.settings
+        net, z = fresh_generator(self.noisy, model=own.model, options=own.model_options, seed=self.cell.seed)
         masked = mask = None
         if self.cell.method in METHODS:
             mask, net = self._mask(net, z)

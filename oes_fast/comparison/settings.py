@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.errors import InputError
+from oes_fast.models.registry import MODELS, network
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.precision import DEFAULT, PRECISIONS
 from oes_fast.pruning import METHODS
@@ -61,6 +62,9 @@ class Settings:
             they are fewer than 14,000.
         backend: as for :func:`oes_fast.train_sparse`.
         precision: as there.
+        model: one of :data:`oes_fast.models.MODELS`, for images: what every method but "deep_decoder" and the
+            classical denoisers takes.
+        model_options: its options by name, JSON values.
 
     Raises:
         InputError: one of them is out of range.
@@ -93,6 +97,8 @@ class Settings:
     burn_in: int | None = None
     backend: str = "auto"
     precision: str = DEFAULT
+    model: str = "skip"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("methods", "densities", "seeds"):
@@ -123,6 +129,8 @@ class Settings:
         check_choice("scope", self.scope, SCOPES)
         check_choice("small", self.small, SMALL)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("model", self.model, [name for name, model in MODELS.items() if model.dims == 2])
+        self._check_model_options()
         if "imp" in self.methods:
             self._check_imp()
         if "sgld" in self.methods and self.burn_in is not None and self.burn_in >= self.train_steps:
@@ -133,7 +141,7 @@ class Settings:
     @classmethod
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
         """Steps, rates and density of a preset, but for what is given and not None."""
-        known = {field.name for field in fields(cls)} & set(vars(preset))
+        known = {known_field.name for known_field in fields(cls)} & set(vars(preset))
         base = {name: getattr(preset, name) for name in known} | {"kl": preset.search_kl}
         base["densities"] = (preset.density,)
         given = {name: value for name, value in given.items() if value is not None}
@@ -170,6 +178,8 @@ class Settings:
         }
         if method in CLASSICAL:
             return found
+        if method != "deep_decoder" and (self.model, dict(self.model_options)) != ("skip", {}):
+            found |= {"model": self.model, "model_options": dict(self.model_options)}
         names = ["train_steps", "average", "record_every", "backend", "precision"]
         if method in METHODS:
             names += ["train_lr"]
@@ -186,6 +196,17 @@ class Settings:
             found["burn_in"] = min(_BURN_IN, self.train_steps // 2) if self.burn_in is None else self.burn_in
             names += ["sgld_lr", "param_noise"]
         return found | {name: getattr(self, name) for name in names} | {"ssim_every": self.ssim_interval}
+
+    def _check_model_options(self) -> None:
+        if not isinstance(self.model_options, Mapping):
+            raise InputError(f"model_options: expected a dict, got {type(self.model_options).__name__}")
+        try:
+            made = network(self.model, (3, 256, 256), device="meta", **self.model_options)
+        except InputError as error:
+            raise InputError(f"model_options: {error}") from None
+        if made.recipe is None:
+            raise InputError(f"model_options: expected JSON values, got {dict(self.model_options)}")
+        object.__setattr__(self, "model_options", dict(made.recipe.options))  # lists for tuples
 
     def _check_imp(self) -> None:
         schedule = self.imp_schedule

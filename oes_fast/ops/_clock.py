@@ -8,6 +8,7 @@ The numbers are those that integer steps give, so recorded and plain steps agree
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Clock:
 
     Args:
         device: where it is.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate, or a function of the step that gives it; it is asked once for each step.
         betas: decay of Adam's moments.
         rows: steps whose corrections are held at a time.
         dtype: of the corrections, that of the tensors they are for.
@@ -36,7 +37,7 @@ class Clock:
         self,
         device: torch.device | str,
         *,
-        lr: float = 1e-2,
+        lr: float | Callable[[int], float] = 1e-2,
         betas: tuple[float, float] = (0.9, 0.999),
         rows: int = 1 << 15,
         dtype: torch.dtype = torch.float32,
@@ -75,7 +76,12 @@ class Clock:
             # In Python's numbers, as launches with integer steps have it: the same bits.
             beta1, beta2 = self._betas
             counts = range(self._page * rows + 1, (self._page + 1) * rows + 1)
-            pairs = [(self._lr / (1 - beta1**n), 1 / math.sqrt(1 - beta2**n)) for n in counts]
+            lr = self._lr
+            rates = [lr(n - 1) for n in counts] if callable(lr) else [lr] * rows
+            pairs = [
+                (rate / (1 - beta1**n), 1 / math.sqrt(1 - beta2**n))
+                for n, rate in zip(counts, rates, strict=True)
+            ]
             self.corrections.copy_(torch.tensor(pairs, dtype=torch.float64).to(self.corrections.dtype))
         if step != self._now:
             self.ticks.fill_(step)

@@ -20,6 +20,7 @@ from oes_fast.io.files import check_writable, load_metadata, load_tensors, save_
 from oes_fast.pipelines.differences import compare
 from oes_fast.pipelines.environment import differences as differences_of
 from oes_fast.pipelines.environment import environment
+from oes_fast.pipelines.optimizer_state import STATE
 
 _FORMAT = "oes_fast checkpoint 1"
 _RETRY_SECONDS = 1.0  # from a save that failed to the next, where the interval is shorter
@@ -139,7 +140,8 @@ class Checkpoint:
         try:
             for name, tensor in state.items():
                 # Buffers of the network may hold infinity from the start, as masks of attention do.
-                bad = tensor.isnan() if name.startswith("buffer.") else ~torch.isfinite(tensor)
+                other = name.startswith(("buffer.", STATE))  # an optimiser may hold one as the lowest loss
+                bad = tensor.isnan() if other else ~torch.isfinite(tensor)
                 if name != "history" and bool(bad.any()):
                     phase = self.settings.get("phase", "run")
                     raise OESError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from oes_fast.models.base import Recipe
 from oes_fast.pipelines.fingerprints import same
 
 # The settings that are kept as hashes, and what a message calls them.
@@ -97,11 +98,14 @@ def compare(
 
 
 def describe_image(image: Tensor) -> str:
-    """ "512 x 512 pixels of 3 channels" for [1, C, H, W]; the shape of what is no image."""
-    if image.ndim < 3:
+    """ "512 x 512 pixels of 3 channels" for [1, C, H, W], alike for signals and volumes; else the shape."""
+    names = {3: "samples", 4: "pixels", 5: "voxels"}
+    if image.ndim not in names:
         return f"shape {tuple(image.shape)}"
-    channels, height, width = image.shape[-3:]
-    return f"{width} x {height} pixels of {channels} channel{'' if channels == 1 else 's'}"
+    channels, *size = image.shape[1:]
+    number = f"{image.shape[0]} of " if image.shape[0] > 1 else ""
+    sides = " x ".join(str(side) for side in reversed(size))
+    return f"{number}{sides} {names[image.ndim]} of {channels} channel{'' if channels == 1 else 's'}"
 
 
 def describe_mask(flat: Tensor) -> str:
@@ -110,7 +114,9 @@ def describe_mask(flat: Tensor) -> str:
 
 
 def describe_network(net: nn.Module) -> str:
-    """Number of parameters, and the layers by kind."""
+    """What it was made from where that is known, the number of parameters, and the layers by kind."""
     kinds = Counter(type(m).__name__ for m in net.modules() if not list(m.children()))
     layers = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{sum(p.numel() for p in net.parameters())} parameters in {layers}"
+    recipe = getattr(net, "recipe", None)
+    made = f"{recipe}: " if isinstance(recipe, Recipe) else ""
+    return f"{made}{sum(p.numel() for p in net.parameters())} parameters in {layers}"

@@ -98,15 +98,15 @@ def _check_finite(what: str, tensor: Tensor, bad: Tensor) -> None:
         )
 
 
-def check_first_gradient(phase: str, exp_avg: Tensor) -> None:
-    """Raise :class:`OESError` if Adam's first moment, a share of the first gradient, is not finite.
+def check_first_gradient(phase: str, gradient: Tensor) -> None:
+    """Raise :class:`OESError` if the first gradient, or Adam's first moment of it, is not finite.
 
     Nothing has been moved before that gradient is taken, so no learning rate helps.
     """
-    bad = exp_avg.numel() - int(torch.isfinite(exp_avg).sum())
+    bad = gradient.numel() - int(torch.isfinite(gradient).sum())
     if bad:
         raise OESError(
-            f"{phase}: the gradient of the first step is NaN or infinite for {bad} of {exp_avg.numel()} "
+            f"{phase}: the gradient of the first step is NaN or infinite for {bad} of {gradient.numel()} "
             "weights, so the learning rate is not to blame: the network's weights may be too large, or its "
             "code has no derivative there, as a root at 0"
         )

@@ -23,8 +23,10 @@ from oes_fast.errors import (
     warn_caller,
 )
 from oes_fast.pipelines.checkpoint import Checkpoint
+from oes_fast.pipelines.clean import CleanView, compared
 from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
+from oes_fast.pipelines.optimizer_state import STATE
 
 
 class RunState(Protocol):
@@ -43,6 +45,9 @@ class RunState(Protocol):
 
     def update(self, step: int) -> None:
         """Update number ``step``, from 0."""
+
+    def first_gradient(self) -> Tensor:
+        """After the first update, what is finite if its gradient was: Adam's first moment, a share of it."""
 
     def finish(self, step: int) -> None:
         """What comes after update number ``step`` and is never recorded with it."""
@@ -82,7 +87,7 @@ class StepInfo:
     steps: int
     output: Tensor
     _run: RunState
-    _clean: Tensor | None
+    _clean: Tensor | CleanView | None
 
     def __repr__(self) -> str:
         return f"StepInfo({self.phase}, step {self.step} of {self.steps}, output {list(self.output.shape)})"
@@ -131,7 +136,7 @@ def run_steps(
     *,
     steps: int,
     record_every: int,
-    clean: Tensor | None,
+    clean: Tensor | CleanView | None,
     callback: Callback | None,
     progress: bool,
     checkpoint: Checkpoint,
@@ -191,7 +196,7 @@ def run_steps(
                 break
             run.update(step)
             if step == 0:
-                check_first_gradient(run.phase, run.state()["exp_avg"])
+                check_first_gradient(run.phase, run.first_gradient())
             run.finish(step)
             step += 1
         # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
@@ -210,13 +215,16 @@ def _display(progress: bool) -> AbstractContextManager[Callback | None]:
     return ProgressDisplay()
 
 
-def psnr_tensor(output: Tensor, clean: Tensor) -> Tensor:
+def psnr_tensor(output: Tensor, clean: Tensor | CleanView) -> Tensor:
     """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
-    return -10 * torch.log10(torch.mean((output.detach().double() - clean.detach().double()) ** 2))
+    seen, reference = compared(output.detach(), clean)
+    return -10 * torch.log10(torch.mean((seen.double() - reference.detach().double()) ** 2))
 
 
 def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     for name, tensor in like.items():
+        if name.startswith(STATE):
+            continue  # of an optimiser that begins without: it says itself what it takes
         if name not in state:
             raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}", path=checkpoint.path)
         found = state[name]
@@ -237,7 +245,13 @@ def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) ->
 
 
 def _record(
-    history: History, step: int, run: RunState, output: Tensor, clean: Tensor | None, *, final: bool
+    history: History,
+    step: int,
+    run: RunState,
+    output: Tensor,
+    clean: Tensor | CleanView | None,
+    *,
+    final: bool,
 ) -> bool:
     """Add a record; whether the run is no longer finite at its end and fell back to the last record."""
     nan = float("nan")

@@ -162,8 +162,9 @@ class Measurement:
     def spreads(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """How far the measurements of ``image``, and the target, are from those of any flat image.
 
-        Root mean square of what is left of each when the measurements of flat images, of one value in each
-        channel, are fitted to it: of the operator that changes nothing, the standard deviation.
+        Of all together, [1]: root mean square of what is left of each when the measurements of flat images,
+        of one value in each channel, are fitted to it: of the operator that changes nothing, the standard
+        deviation.
         """
         scale = None if self._weight is None else self._weight.sqrt()
         with torch.no_grad():
@@ -177,7 +178,7 @@ class Measurement:
                 left = [each - basis @ (inverse @ (basis.T @ each)) for each in (measured, target)]
             except Exception:  # an operator that takes no such image is no reason to lose a result
                 left = [each - each.mean() for each in (measured, target)]
-        first, second = (each.square().mean().sqrt() for each in left)
+        first, second = (each.square().mean().sqrt().unsqueeze(0) for each in left)
         return first, second
 
     def _of(self, measured: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Objective(Protocol):
         """What to say of settings that are hashes, by their key."""
 
     def spreads(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """How much vary what is measured of ``image``, and the target: scalars, 0 for flat images."""
+        """How much vary what is measured of each image, and each target: [N], 0 for flat images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +121,21 @@ class SquaredError:
         return {"noisy": describe_image(self.target), **weight}
 
     def spreads(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Standard deviations over the pixels, those of weight 0 left out, on average over the channels."""
+        """Standard deviations within each image, pixels of weight 0 left out, mean over its channels: [N]."""
         first, second = (self._deviation(each.detach()) for each in (image, self.target))
         return first, second
 
-    def _deviation(self, image: Tensor) -> Tensor:
+    def _deviation(self, images: Tensor) -> Tensor:
+        images = images.flatten(2)  # the pixels, however many dimensions they have
         if self.weight is None:
-            return image.std(dim=(-2, -1), correction=0).mean()  # 0, not NaN, for a single pixel
-        total = self.weight.sum(dim=(-2, -1))
+            return images.std(dim=2, correction=0).mean(dim=1)  # 0, not NaN, for a single pixel
+        weight = self.weight.flatten(2)
+        total = weight.sum(dim=2)
         seen = total > 0
         total = total.clamp_min(torch.finfo(total.dtype).tiny)
-        mean = (self.weight * image).sum(dim=(-2, -1)) / total
-        squares = (self.weight * (image - mean[..., None, None]).square()).sum(dim=(-2, -1)) / total
-        return squares.sqrt()[seen].mean()
+        mean = (weight * images).sum(dim=2) / total
+        squares = (weight * (images - mean[..., None]).square()).sum(dim=2) / total
+        return (squares.sqrt() * seen).sum(dim=1) / seen.sum(dim=1).clamp_min(1)
 
 
 def make_objective(

@@ -6,6 +6,7 @@ Ghosh et al. 2024, section 3.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +23,19 @@ from oes_fast.ops.gumbel_mask import gumbel_mask
 from oes_fast.ops.mask_kl import mask_kl
 from oes_fast.ops.mask_update import mask_update
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.divergence import finite_logits
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS, extract_mask
 from oes_fast.pipelines.functions import GeneratorFunction
+from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
 from oes_fast.pipelines.results import RunResult
+from oes_fast.pipelines.schedule import Factor, Schedule
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
+from oes_fast.reference.philox import SEARCH_INPUT_NOISE
 from oes_fast.rewrite.run.context import unit_gradient
 
 
@@ -74,13 +79,15 @@ def search_mask(
     density: float = 0.05,
     steps: int = 60_000,
     lr: float = 1e-2,
+    schedule: str | Factor | None = None,
+    input_noise: float = 0.0,
     kl: float = 1e-9,
     temperature: float = 0.2,
     levels: int = 2,
     mask_option: str = "topk",
     draws: int = 10,
     seed: int = 0,
-    clean: Tensor | None = None,
+    clean: Tensor | CleanView | None = None,
     backend: str = "auto",
     verify: bool = True,
     precision: str = DEFAULT,
@@ -108,9 +115,9 @@ def search_mask(
         net: generator with its initial weights w0; neither they nor its running statistics are changed.
         z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
-            [1, C, L] on the reference.
-        noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
-            With ``forward`` what was measured instead.
+            [1, C, L] on the reference. Or N of them for N images, see :func:`oes_fast.train_sparse`.
+        noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network;
+            N for N inputs. With ``forward`` what was measured instead.
         forward: from an image to its measurement, as for :func:`oes_fast.train_sparse`, and so are ``loss``,
             ``weight`` and ``tv``.
         loss: of (measured, noisy), in the place of the mean squared error.
@@ -119,6 +126,9 @@ def search_mask(
         density: wanted share of kept weights, p0 and the k of the top-k, in (0, 1).
         steps: updates to make.
         lr: Adam's learning rate.
+        schedule: factor on it in each update, see :func:`oes_fast.train_sparse`.
+        input_noise: standard deviation, >= 0, of Gaussian noise added to ``z`` anew in each step, see
+            :func:`oes_fast.train_sparse`; ``output`` is that of ``z`` itself.
         kl: weight of the KL term.
         temperature: of the relaxation, > 0, fixed over the search.
         levels: q >= 2 of the mask.
@@ -127,7 +137,7 @@ def search_mask(
             weights kept most often over many drawn masks; published as "multiple"). A resumed search may have
             another.
         draws: how many masks "mean" takes.
-        seed: of the noise, the tie-break and the draws, in [0, 2^64).
+        seed: of the masks, the tie-break, the draws and the noise on the input, in [0, 2^64).
         clean: image, as the network gives, to report the PSNR against; it does not enter the search.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
@@ -182,7 +192,11 @@ def search_mask(
             loss=loss,
             weight=weight,
             tv=tv,
+            schedule=schedule,
+            input_noise=input_noise,
+            seed=seed,
         ),
+        stream=SEARCH_INPUT_NOISE,
     )
     numel = FlatLayout.of(net).numel
     density = check_number("density", density, above=0.0, below=1.0)
@@ -202,7 +216,7 @@ def search_mask(
     if levels > 2 and backend not in (AUTO, "reference", "torch"):
         resolve(backend, z.device, candidates(z.dtype, levels=True))  # says what it lacks
     function, backend = setup.bind(None)
-    run = SearchRun(function, setup.objective, backend, **options)
+    run = SearchRun(function, setup.objective, backend, **(options | {"lr": setup.rate}), hooks=setup.hooks)
     finished = setup.run(run, options, digest(flatten(net)))
     # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
     found = {"steps": finished.steps, **{name: options[name] for name in ("lr", "kl", "temperature")}}
@@ -211,6 +225,9 @@ def search_mask(
         found["levels"] = levels
     if precision != DEFAULT:
         found["precision"] = precision
+    found |= setup.rate.settings()
+    if setup.hooks:
+        found["input_noise"] = float(input_noise)
     logits = finite_logits(run.logits)
     mask, level, output = extract_mask(
         net,
@@ -227,7 +244,16 @@ def search_mask(
 
 
 class SearchRun:
-    """Adam over the flat logits of a generator function's weights."""
+    """Adam over the flat logits of a generator function's weights.
+
+    Args:
+        function: the generator.
+        objective: what is compared with what.
+        backend: of masks and Adam.
+        density, kl, temperature, seed, levels: see :func:`search_mask`.
+        lr: learning rate, one or that of each step.
+        hooks: what else each step does before its evaluation.
+    """
 
     phase = "search"
 
@@ -238,16 +264,18 @@ class SearchRun:
         backend: str,
         *,
         density: float,
-        lr: float,
+        lr: float | Schedule,
         kl: float,
         temperature: float,
         seed: int,
         levels: int = 2,
+        hooks: Sequence[StepHook] = (),
     ) -> None:
         self._function = function
         self._objective = objective
         self._backend = "reference" if levels > 2 else backend
-        self._density, self._lr, self._kl = density, lr, kl
+        self._density, self._rate, self._kl = density, Schedule.of(lr), kl
+        self._hooks = tuple(hooks)
         self._temperature, self._seed = temperature, seed
         self.w0 = function.initial_weights()
         shape = (self.w0.numel(),) if levels == 2 else (levels - 1, self.w0.numel())
@@ -262,7 +290,9 @@ class SearchRun:
         self._unit = unit_gradient(self._loss)
 
     def begin(self, step: int, *, final: bool) -> None:
-        """Nothing: the mask is drawn in the evaluation."""
+        """What the hooks do before the evaluation, in which the mask is drawn."""
+        for hook in self._hooks:
+            hook.begin(step, final=final)
 
     def evaluate(self, step: int, *, final: bool) -> Tensor:
         """Draw the mask of this step and run the generator under it."""
@@ -273,7 +303,7 @@ class SearchRun:
 
     def clock(self) -> Clock:
         """For recorded steps."""
-        return Clock(self.w0.device, lr=self._lr, dtype=self.w0.dtype)
+        return self._rate.clock(self.w0)
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded."""
@@ -328,9 +358,13 @@ class SearchRun:
             temperature=self._temperature,
             kl=self._kl,
             density=self._density,
-            lr=self._lr,
+            lr=self._rate(0 if isinstance(step, Clock) else step),
             backend=self._backend,
         )
+
+    def first_gradient(self) -> Tensor:
+        """Adam's first moment."""
+        return self._exp_avg
 
     def finish(self, step: int) -> None:
         """Nothing."""

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
+from oes_fast.pipelines.clean import CleanView, clean_pixels
 from oes_fast.pipelines.cuda_graphs import Recordable, graphed
 from oes_fast.pipelines.differences import describe_image, describe_mask, describe_network
 from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
+from oes_fast.pipelines.hooks import StepHook
+from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
 from oes_fast.pipelines.loop import Callback, Finished, run_steps
 from oes_fast.pipelines.objective import Forward, Loss, Objective, make_objective, prepare
+from oes_fast.pipelines.schedule import Factor, Schedule
+from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class RunOptions:
 
     steps: int
     lr: float
-    clean: Tensor | None
+    clean: Tensor | CleanView | None
     backend: str
     verify: bool
     precision: str
@@ -41,6 +46,9 @@ class RunOptions:
     loss: Loss | None = None
     weight: Tensor | None = None
     tv: float = 0.0
+    schedule: str | Factor | None = None
+    input_noise: float = 0.0
+    seed: int = 0  # of that noise
 
 
 class Setup:
@@ -48,27 +56,39 @@ class Setup:
 
     Args:
         net: generator; left alone.
-        z: input [1, C, ...].
-        noisy: image to fit.
+        z: input [N, C, ...].
+        noisy: N images to fit.
         options: as given by the caller.
+        stream: of the noise on the input.
 
     Attributes:
         net: as given.
         z: as given, or a copy that autograd takes.
         objective: what is compared with what.
         lr: Adam's learning rate.
+        rate: that of each step.
+        hooks: the noise on the input, where there is any.
 
     Raises:
         InputError: an argument does not fit, with its name.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, noisy: Tensor, options: RunOptions) -> None:
-        check_run_inputs(net, z, noisy, options.clean, forward=options.forward)
+    def __init__(
+        self,
+        net: nn.Module,
+        z: Tensor,
+        noisy: Tensor,
+        options: RunOptions,
+        *,
+        stream: int = STEP_INPUT_NOISE,
+    ) -> None:
+        check_run_inputs(net, z, noisy, options.clean, forward=options.forward, batch=True)
         check_integer("steps", options.steps, minimum=0)
         check_integer("record_every", options.record_every, minimum=1)
         check_flag("verify", options.verify)
         check_flag("progress", options.progress)
         self.lr = check_number("lr", options.lr, above=0.0)
+        self.rate = Schedule(self.lr, options.schedule, options.steps)
         self.net = net
         self.z = ordinary(z)
         self.objective: Objective = make_objective(
@@ -77,19 +97,23 @@ class Setup:
             loss=options.loss,
             weight=options.weight,
             tv=options.tv,
-            clean=options.clean,
+            clean=options.clean if isinstance(options.clean, Tensor) else None,
         )
+        std = check_number("input_noise", options.input_noise, minimum=0.0)
+        seed = check_integer("seed", options.seed, minimum=0, below=2**64)
+        if std:
+            check_integer("steps", options.steps, minimum=0, below=2**32)  # the noise is numbered by them
+        self._noise = InputNoise(self.z, std, seed=seed, stream=stream) if std else None
+        self.hooks: tuple[StepHook, ...] = () if self._noise is None else (self._noise,)
         self._options = options
         self._mask: Mask | None = None
         self._backend = options.backend
 
-    def bind(self, mask: Mask | None, varying: Tensor | None = None) -> tuple[GeneratorFunction, str]:
+    def bind(self, mask: Mask | None) -> tuple[GeneratorFunction, str]:
         """The generator on a backend, see :func:`make_function`, with the choices of a run that is resumed.
 
         Args:
             mask: which weights to keep, or None for all.
-            varying: what it is to read in the place of ``z``, of its shape, where that is written again and
-                again.
 
         Returns:
             (function, name of the backend that runs it).
@@ -98,11 +122,11 @@ class Setup:
         take_checkpoint_choices(options.checkpoint, resume=options.resume)
         function, backend = make_function(
             self.net,
-            self.z if varying is None else varying,
+            self.z if self._noise is None else self._noise.noisy,
             mask,
             options.backend,
             verify=options.verify,
-            fixed_input=varying is None,
+            fixed_input=self._noise is None,
         )
         self._mask, self._backend = mask, backend
         if options.checkpoint is not None:
@@ -136,13 +160,15 @@ class Setup:
                     "backend": self._backend,
                     "precision": options.precision,
                     **settings,
+                    **self.rate.settings(),
+                    **({} if self._noise is None else self._noise.settings()),
                     "record_every": options.record_every,
                     "network": network_digest(self.net),
                     "weights": weights,
                     **({} if mask is None else {"mask": digest(mask.flat)}),
                     "z": digest(self.z),
                     **self.objective.settings(),
-                    "clean": None if clean is None else digest(clean),
+                    "clean": None if clean is None else digest(clean_pixels(clean)),
                 },
                 every_seconds=options.checkpoint_seconds,
                 resume=options.resume,
@@ -151,7 +177,7 @@ class Setup:
                     **({} if mask is None else {"mask": describe_mask(mask.flat)}),
                     "z": describe_image(self.z),
                     **self.objective.words(),
-                    **({} if clean is None else {"clean": describe_image(clean)}),
+                    **({} if clean is None else {"clean": describe_image(clean_pixels(clean))}),
                 },
                 device=self.z.device,
             ),
@@ -162,15 +188,18 @@ class Setup:
 
         Args:
             finished: how the steps ended.
-            output: image [1, C, H, W] of the result.
+            output: images [N, C, H, W] of the result.
             phase: "search" or "train".
         """
+        options = self._options
         return {
             "output": output,
             "history": finished.history,
             "steps": finished.steps,
             "interrupted": finished.interrupted,
-            "collapsed": detect_collapse(*self.objective.spreads(output), phase),
+            "collapsed": detect_collapse(
+                *self.objective.spreads(output), phase, forward=options.forward is not None
+            ),
             "diverged": finished.fell_back or detect_divergence(finished.history, finished.steps, phase),
             "seconds": finished.seconds,
             "backend": self._backend,

@@ -15,17 +15,26 @@ from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
 from oes_fast.ops._clock import Clock
-from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
-from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
+from oes_fast.pipelines.optimizers import (
+    Adam,
+    FlatOptimizer,
+    OptimizerFactory,
+    OwnOptimizer,
+    check_optimizer,
+)
 from oes_fast.pipelines.results import RunResult
+from oes_fast.pipelines.schedule import Factor, Schedule
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.rewrite.run.context import unit_gradient
+
+LR = 1e-2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,8 +72,12 @@ def train_sparse(
     weight: Tensor | None = None,
     tv: float = 0.0,
     steps: int = 40_000,
-    lr: float = 1e-2,
-    clean: Tensor | None = None,
+    lr: float = LR,
+    schedule: str | Factor | None = None,
+    weight_decay: float = 0.0,
+    optimizer: OptimizerFactory | None = None,
+    input_noise: float = 0.0,
+    clean: Tensor | CleanView | None = None,
     average: float | None = None,
     backend: str = "auto",
     verify: bool = True,
@@ -75,6 +88,7 @@ def train_sparse(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 60.0,
     resume: bool = False,
+    seed: int = 0,
 ) -> TrainResult:
     """Train the kept weights by Adam on mean((G(w * mask, z) - noisy)^2); the dropped ones stay zero.
 
@@ -83,9 +97,12 @@ def train_sparse(
         mask: which weights to keep.
         z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
-            [1, C, L] on the reference.
-        noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network.
-            With ``forward`` what was measured instead: of any shape, real or complex, in the same precision.
+            [1, C, L] on the reference. Or N of them, [N, C, H, W], for N images that the one network is to
+            give: the loss is the mean over all, batch norms take their statistics over all, and so does the
+            PSNR. Rows of kernels take one image only: N run on PyTorch's operations.
+        noisy: image to fit, shape [1, C', H', W'] as the network gives, same dtype and device as the network;
+            N for N inputs. With ``forward`` what was measured instead: of any shape, real or complex, in the
+            same precision.
         forward: what leads from an image to its measurement, None for nothing: a function of the network's
             image whose result has the shape and dtype of ``noisy``, or an object with such a method ``A``, as
             deepinv's physics are. Autograd differentiates it; it is to do the same each time, and on a GPU
@@ -98,6 +115,23 @@ def train_sparse(
             :func:`oes_fast.functional.total_variation`.
         steps: updates to make.
         lr: Adam's learning rate.
+        schedule: factor on the learning rate in update t of T, from t = 0: "cosine", (1 + cos(pi t / T)) / 2;
+            "linear", 1 - t / T; a function of t that gives one, finite and >= 0, and the same whenever it is
+            asked; None for 1. A run with one is resumed with the same number of steps; a function is known
+            to checkpoints by its values, at up to 1000 steps.
+        weight_decay: >= 0, coupled as in torch.optim.Adam: its multiple of the weights is added to the
+            gradient before the moments are taken. For AdamW's, see ``optimizer``.
+        optimizer: function that makes a torch.optim.Optimizer of [weights], one flat tensor, to take Adam's
+            place: ``lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9)``. ``lr`` and ``weight_decay`` are its
+            own then, and ``schedule`` multiplies the learning rates it starts with. One that evaluates
+            several times a step, as torch.optim.LBFGS, moves the running statistics once. Its ``state_dict``
+            goes into checkpoints: tensors, numbers and text alone. Each backend takes it; it is never part
+            of a recorded step, so on a GPU it costs launches.
+        input_noise: standard deviation, >= 0, of Gaussian noise added to ``z`` anew in each step (1/30 is
+            reg_noise_std of the deep-image-prior code, where z is drawn from U(0, 0.1)); a function of
+            (seed, step) alone, the same on every backend. The images of the history, of callbacks and of the
+            running average are those under that noise; the last one, the result's ``output``, is that of
+            ``z`` itself.
         clean: image, as the network gives, to report the PSNR against; it does not enter the training.
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
@@ -114,7 +148,8 @@ def train_sparse(
         checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
             where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
-        resume: go on from ``checkpoint`` where it exists.
+        resume: go on from ``checkpoint`` where it exists: bit for bit as without the break.
+        seed: of the noise on the input, in [0, 2^64).
 
     Returns:
         :class:`TrainResult`.
@@ -156,12 +191,16 @@ def train_sparse(
             loss=loss,
             weight=weight,
             tv=tv,
+            schedule=schedule,
+            input_noise=input_noise,
+            seed=seed,
         ),
     )
     if not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
     mask.check(net)
-    return TrainResult(**fit(setup, mask, average=average))
+    check_optimizer(optimizer, lr=lr, default=LR, weight_decay=weight_decay)
+    return TrainResult(**fit(setup, mask, average=average, weight_decay=weight_decay, optimizer=optimizer))
 
 
 def fit(
@@ -170,38 +209,40 @@ def fit(
     *,
     average: float | None,
     weight_decay: float = 0.0,
-    input_noise: InputNoise | None = None,
+    optimizer: OptimizerFactory | None = None,
     hooks: Sequence[StepHook] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train by Adam from the network's weights on, and give what a :class:`TrainResult` holds.
+    """Train from the network's weights on, and give what a :class:`TrainResult` holds.
 
     Args:
         setup: network, input, image and options, checked.
         mask: which weights to keep, None for all.
         average: decay of the running average of the outputs, or None.
-        weight_decay: see :class:`TrainRun`.
-        input_noise: on the input in each step.
+        weight_decay: see :func:`train_sparse`.
+        optimizer: in Adam's place, or None.
         hooks: what else each step does.
         settings: what the result depends on beside what is named here and in ``setup``, as JSON values.
 
     Raises:
-        InputError: ``average`` is out of range.
+        InputError: ``average`` or ``weight_decay`` is out of range, or ``optimizer`` makes no optimiser.
     """
     if average is not None:
         average = check_number("average", average, minimum=0.0, below=1.0)
+    decay = check_number("weight_decay", weight_decay, minimum=0.0)
     net = setup.net
-    function, backend = setup.bind(mask, None if input_noise is None else input_noise.noisy)
+    function, backend = setup.bind(mask)
     run = TrainRun(
         function,
         setup.objective,
-        setup.lr,
+        setup.rate,
         average,
         backend,
-        weight_decay=weight_decay,
-        hooks=hooks if input_noise is None else (input_noise, *hooks),
+        weight_decay=decay,
+        optimizer=optimizer,
+        hooks=(*setup.hooks, *hooks),
     )
-    kept = {"lr": setup.lr, "average": average, **(settings or {})}
+    kept = {"average": average, **run.optimizer.settings(), **(settings or {})}
     finished = setup.run(run, kept, digest(flatten(net), *net.buffers()))
     return {
         **setup.outcome(finished, finished.output, run.phase),
@@ -214,17 +255,21 @@ def fit(
 
 
 class TrainRun:
-    """Adam over the flat weights of a generator function.
+    """Steps of an optimiser over the flat weights of a generator function.
 
     Args:
         function: the generator.
         objective: what is compared with what.
-        lr: Adam's learning rate.
+        lr: learning rate, one or that of each step.
         decay: of the running average of the outputs, None for none.
         backend: of Adam.
-        weight_decay: coupled, as that of torch.optim.Adam: ``weight_decay`` times the weights is added to the
-            gradient, and goes through Adam's moments. (Decoupled decay, as AdamW has it, is another method.)
+        weight_decay: see :class:`oes_fast.pipelines.optimizers.Adam`.
+        optimizer: makes the one in Adam's place, or None.
         hooks: what else each step does.
+
+    Attributes:
+        weights: flat, a leaf that requires a gradient.
+        optimizer: what moves them.
     """
 
     phase = "train"
@@ -233,25 +278,28 @@ class TrainRun:
         self,
         function: GeneratorFunction,
         objective: Objective,
-        lr: float,
+        lr: float | Schedule,
         decay: float | None,
         backend: str = "auto",
         *,
         weight_decay: float = 0.0,
+        optimizer: OptimizerFactory | None = None,
         hooks: Sequence[StepHook] = (),
     ) -> None:
         self._function = function
-        # "cpu" has no kernel of its own for every operation: what "auto" comes to on its tensors is best.
-        self._backend = "auto" if backend == "cpu" else backend
         self._objective = objective
-        self._lr = lr
         self._decay = decay
-        self._weight_decay = weight_decay
         self._hooks = tuple(hooks)
         self.weights = function.initial_weights().requires_grad_()
-        self._update_mask = function.update_mask()
-        self._exp_avg = torch.zeros_like(self.weights)
-        self._exp_avg_sq = torch.zeros_like(self.weights)
+        rate, mask = Schedule.of(lr), function.update_mask()
+        self.optimizer: FlatOptimizer
+        if optimizer is None:
+            # "cpu" has no kernel of its own for every operation: what "auto" comes to on its tensors is best.
+            self.optimizer = Adam(
+                self.weights, mask, rate, weight_decay, "auto" if backend == "cpu" else backend
+            )
+        else:
+            self.optimizer = OwnOptimizer(self.weights, mask, rate, optimizer)
         self._average: Tensor | None = None
         self._loss = zero_loss(objective)
         self._unit = unit_gradient(self._loss)
@@ -269,7 +317,7 @@ class TrainRun:
 
     def clock(self) -> Clock:
         """For recorded steps."""
-        return Clock(self.weights.device, lr=self._lr, dtype=self.weights.dtype)
+        return self.optimizer.clock()
 
     def forward(self, step: int | Clock, *, final: bool) -> Tensor:
         """:meth:`evaluate` of a step that may be recorded, without the average."""
@@ -305,34 +353,34 @@ class TrainRun:
         return False
 
     def update(self, step: int | Clock) -> None:
-        """Gradient and one step of Adam."""
+        """Gradient and, where it may be recorded, the optimiser's step."""
         (grad,) = torch.autograd.grad(self._loss, self.weights, self._unit)
-        with torch.no_grad():
-            if self._weight_decay:
-                grad = grad.add(self.weights, alpha=self._weight_decay)
-            masked_adam(
-                self.weights,
-                grad,
-                self._exp_avg,
-                self._exp_avg_sq,
-                step=step,
-                lr=self._lr,
-                mask=self._update_mask,
-                backend=self._backend,
-            )
+        self.optimizer.update(grad, step)
+
+    def first_gradient(self) -> Tensor:
+        """See :meth:`oes_fast.pipelines.optimizers.FlatOptimizer.first_gradient`."""
+        return self.optimizer.first_gradient()
 
     def finish(self, step: int) -> None:
-        """What the hooks do after the update."""
+        """The optimiser's step where it was not yet made, and what the hooks do after it."""
+        self.optimizer.finish(step, self._loss.detach(), self._again)
         for hook in self._hooks:
             hook.finish(step, self.weights)
+
+    def _again(self) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of the weights as they are within an optimiser's step."""
+        with torch.enable_grad():
+            _, loss = evaluate(self._objective, self._function, self.weights, update_stats=False)
+        (grad,) = torch.autograd.grad(loss, self.weights, self._unit)
+        return loss.detach(), grad
 
     def average(self) -> Tensor | None:
         """Running average of the outputs, None where it is off."""
         return self._average
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, Adam's moments, running statistics, average and what the hooks keep."""
-        state = {"weights": self.weights, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+        """Weights, the optimiser's state, running statistics, average and what the hooks keep."""
+        state = {"weights": self.weights, **self.optimizer.state()}
         if self._average is not None:
             state["average"] = self._average
         for hook in self._hooks:
@@ -343,8 +391,7 @@ class TrainRun:
         """Take over what :meth:`state` gave."""
         with torch.no_grad():
             self.weights.copy_(state["weights"])
-            self._exp_avg.copy_(state["exp_avg"])
-            self._exp_avg_sq.copy_(state["exp_avg_sq"])
+            self.optimizer.load_state(state)
             for name, buffer in self._function.buffers.items():
                 buffer.copy_(state[f"buffer.{name}"])
         for hook in self._hooks:

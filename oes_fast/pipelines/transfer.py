@@ -12,6 +12,7 @@ from oes_fast._checks import FLOAT_DTYPES, check_tensor
 from oes_fast.errors import InputError
 from oes_fast.mask import Mask
 from oes_fast.models import ImageGenerator, generator
+from oes_fast.models.base import Recipe
 from oes_fast.models.registry import find_model
 from oes_fast.pipelines.train import TrainResult, train_sparse
 
@@ -63,12 +64,17 @@ def fresh_generator(
     )
 
 
-def transfer_mask(mask: Mask, noisy: Tensor, *, seed: int = 0, **train: Any) -> TrainResult:
+def transfer_mask(
+    mask: Mask, noisy: Tensor, *, shape: Sequence[int] | None = None, seed: int = 0, **train: Any
+) -> TrainResult:
     """Restore an image with a mask that was found on another one: fresh weights, no search.
 
     Args:
-        mask: found on any image with the published generator and as many channels.
+        mask: found on any image of as many channels, with a network of :func:`oes_fast.fresh_generator` or
+            :func:`oes_fast.models.generator`: its settings say which; masks that do not say are those of the
+            published generator.
         noisy: image to restore, shape [1, C, H, W].
+        shape: of the image, where ``noisy`` is another measurement; see :func:`oes_fast.fresh_generator`.
         seed: of the fresh weights and the input.
         **train: arguments of :func:`oes_fast.train_sparse`.
 
@@ -84,5 +90,6 @@ def transfer_mask(mask: Mask, noisy: Tensor, *, seed: int = 0, **train: Any) -> 
         >>> other = oes.load_image("other.png").pixels  # doctest: +SKIP
         >>> oes.save_image("restored.png", oes.transfer_mask(mask, other).output)  # doctest: +SKIP
     """
-    net, z = fresh_generator(noisy, seed=seed)
+    made = mask.recipe or Recipe("skip")
+    net, z = fresh_generator(noisy, shape=shape, model=made.name, options=made.options, seed=seed)
     return train_sparse(net, mask, z, noisy, **train)

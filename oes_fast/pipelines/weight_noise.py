@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from oes_fast.flat import FlatLayout
 from oes_fast.ops.philox import add_normal_noise
 from oes_fast.pipelines.hooks import StepHook
+from oes_fast.pipelines.schedule import Schedule
 from oes_fast.reference.philox import STEP_WEIGHT_NOISE
 
 
@@ -19,19 +20,21 @@ class WeightNoise(StepHook):
     Args:
         net: whose parameters the flat vector holds, all of them.
         std: standard deviation, >= 0.
+        rate: whose factors multiply it.
         seed: of the noise, in [0, 2^64).
     """
 
-    def __init__(self, net: nn.Module, std: float, *, seed: int) -> None:
+    def __init__(self, net: nn.Module, std: float, rate: Schedule, *, seed: int) -> None:
         weight = next(net.parameters()).detach()
         layout = FlatLayout.of(net)
         self._std = weight.new_zeros(layout.numel)
         for view in layout.views(self._std).values():
             if view.ndim == 4:
                 view.fill_(std)
-        self._seed = seed
+        self._rate, self._seed = rate, seed
 
     def finish(self, step: int, weights: Tensor) -> None:
         """Add the noise of the step."""
         values = weights.detach()
-        add_normal_noise(values, values, self._std, seed=self._seed, step=step, stream=STEP_WEIGHT_NOISE)
+        std = self._std * self._rate.factor(step) if self._rate.varies else self._std
+        add_normal_noise(values, values, std, seed=self._seed, step=step, stream=STEP_WEIGHT_NOISE)

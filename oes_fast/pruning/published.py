@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, check_network, flatten
-from oes_fast.mask import Mask
+from oes_fast.mask import Mask, made_for
 from oes_fast.pruning.select import highest, warn_of_empty_layers
 
 _SCOPES = ("global", "tensor")
@@ -29,7 +29,7 @@ def published_mask(
     """The mask ``flat`` with the settings that :func:`oes_fast.pruning.select` gives one, and "published"."""
     warn_of_empty_layers(net, flat)
     made_with = {"density": float(density), "scope": scope, "small": "score", "seed": int(seed)}
-    return Mask(flat, FlatLayout.of(net).fingerprint, {**made_with, **settings, "published": True})
+    return made_for(net, flat, {**made_with, **settings, "published": True})
 
 
 def share_to_prune(

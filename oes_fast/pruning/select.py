@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_choice, check_integer, check_number, check_tensor
 from oes_fast.errors import EmptyLayerWarning, InputError, warn_caller
 from oes_fast.flat import FlatLayout, check_network
-from oes_fast.mask import Mask
+from oes_fast.mask import Mask, made_for
 from oes_fast.reference.philox import TIE_BREAK, random_bits
 
 SCOPES = ("global", "tensor", "erdos_renyi_kernel")
@@ -94,7 +94,7 @@ def select(
     flat = choose(net, scores, density, scope=scope, small=small, seed=seed, among=among)
     warn_of_empty_layers(net, flat)
     made_with = {"density": float(density), "scope": scope, "small": small, "seed": int(seed)}
-    return Mask(flat, FlatLayout.of(net).fingerprint, {**made_with, **settings})
+    return made_for(net, flat, {**made_with, **settings})
 
 
 def choose(

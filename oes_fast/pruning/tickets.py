@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oes_fast.copies import copy_network
 from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OutputError, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
-from oes_fast.mask import Mask
+from oes_fast.mask import Mask, made_for
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
 from oes_fast.pipelines.differences import describe_image, describe_network
 from oes_fast.pipelines.functions import run_network
@@ -142,7 +142,7 @@ class Tickets:
         self._rewound = copy_network(net) if plan.rewind_step == 0 else None
         weights = flatten(net)
         kept = weights != 0 if plan.published else torch.ones_like(weights, dtype=torch.bool)
-        self._start = Mask(kept.cpu(), self._layout.fingerprint, self._settings(0))
+        self._start = made_for(net, kept.cpu(), self._settings(0))
         self._rounds: list[ImpRound] = []
         self._stopped = False
         self._folder = None if folder is None else _made(folder)
@@ -222,7 +222,7 @@ class Tickets:
                 among=before,
             )
         warn_of_empty_layers(self._net, flat)
-        mask = Mask(flat, self._layout.fingerprint, self._settings(number))
+        mask = made_for(self._net, flat, self._settings(number))
         self._rounds.append(ImpRound(density, mask, history))
 
     def _told(self, callback: Callback | None, number: int) -> Callback:
@@ -322,7 +322,7 @@ class Tickets:
         rows = state["history"]
         for number, flat in enumerate(state["masks"][1 : done + 1]):
             history = History(rows[rows[:, 0] == number][:, 1:])
-            mask = Mask(flat.clone(), self._layout.fingerprint, self._settings(number + 1))
+            mask = made_for(self._net, flat.clone(), self._settings(number + 1))
             self._rounds.append(ImpRound(self._plan.densities[number], mask, history))
 
 

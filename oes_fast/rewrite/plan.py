@@ -187,20 +187,16 @@ class Plan:
         # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
             fused_loss = context.fused_loss if takes_loss else None
-            if fused_loss is not None and fused_loss.weight is not None:
+            if fused_loss is not None and fused_loss.target.shape != chain.end.shape:
                 fused_loss = None
-            target = (
-                None
-                if fused_loss is None or fused_loss.target.shape != chain.end.shape
-                else fused_loss.target
-            )
             x, loss = run(
                 context.weights,
                 values[0].x,
                 context.buffers,
                 update_stats=context.update_stats,
                 counted=context.counted,
-                target=target,
+                target=None if fused_loss is None else fused_loss.target,
+                weight=None if fused_loss is None else fused_loss.weight,
             )
             if fused_loss is not None:
                 fused_loss.loss = loss

@@ -27,13 +27,13 @@ QUICK = ["--probes", 2, "--iterations", 3, "--eigenvalues", 2, "--lanczos-steps"
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published network is a small one."""
 
-    def skip(inputs: int = 32, outputs: int = 3, **more: object):
-        return oes.models.skip(inputs, outputs, **OPTIONS, **more)
+    def network(name: str, shape: tuple[int, ...], **more: object):
+        return oes.models.registry.network(name, shape, **OPTIONS, **more)
 
-    def fresh(noisy: torch.Tensor, *, seed: int):
-        return skip(32, noisy.shape[1], seed=seed), oes.noise_input(32, noisy.shape[-2:], seed=seed)
+    def fresh(noisy: torch.Tensor, *, seed: int, model: str, options: dict[str, object]):
+        return oes.models.generator(model, noisy.shape[1:], seed=seed, **OPTIONS)
 
-    monkeypatch.setattr(masks, "skip", skip)
+    monkeypatch.setattr(masks, "network", network)
     monkeypatch.setattr(figures, "fresh_generator", fresh)
 
 

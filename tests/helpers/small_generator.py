@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import oes_fast as oes
 
 
-def small_generator(noisy: Tensor, *, seed: int) -> tuple[nn.Module, Tensor]:
+def small_generator(noisy: Tensor, *, seed: int, **model: object) -> tuple[nn.Module, Tensor]:
     """In the place of :func:`oes_fast.fresh_generator`: a network of few channels."""
     net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=seed)
     return net, oes.noise_input(4, noisy.shape[-2:], seed=seed)

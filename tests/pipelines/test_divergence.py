@@ -301,7 +301,7 @@ def test_the_command_line_says_and_writes(cli_images, tmp_path, capsys, monkeypa
     def fail(self, step, state):
         raise RuntimeError("no save")
 
-    def small(noisy, *, seed):
+    def small(noisy, *, seed, **model):
         net = oes.models.skip(4, noisy.shape[1], num_channels_down=(4, 6), filter_size_down=3, seed=seed)
         return net, oes.noise_input(4, noisy.shape[-2:], seed=seed)
 

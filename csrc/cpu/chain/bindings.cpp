@@ -66,7 +66,7 @@ std::vector<T*> running_statistics(const Running& running, const Indices& sizes)
 template <typename T>
 double forward(
     Chain<T>& self, const py::array& weights, const py::array& source, const py::array& out, const Running& running,
-    const std::optional<py::array>& target) {
+    const std::optional<py::array>& target, const std::optional<py::array>& weight) {
   if (!self.finished()) {
     throw py::value_error("chain: expected to be finished");
   }
@@ -78,8 +78,12 @@ double forward(
   T* y = elements<T>("out", out, self.output_size(), true);
   const std::vector<T*> statistics = running_statistics<T>(running, self.statistics_sizes());
   const T* t = elements<T>("target", target, self.output_size(), false);
+  const T* of_errors = elements<T>("weight", weight, self.output_size(), false);
+  if (of_errors != nullptr && t == nullptr) {
+    throw py::value_error("weight: expected none without a target");
+  }
   const py::gil_scoped_release release;
-  return self.forward(w, x, y, statistics, t);
+  return self.forward(w, x, y, statistics, t, of_errors);
 }
 
 template <typename T>
@@ -120,9 +124,9 @@ void bind(py::module_& module, const char* name) {
           "Whether a constant source is taken as [rows, planes, columns], not [planes, rows, columns] with SLACK behind.")
       .def(
           "forward", &forward<T>, py::arg("weights"), py::arg("source"), py::arg("out"), py::arg("running"),
-          py::arg("target"),
+          py::arg("target"), py::arg("weight") = py::none(),
           "From weights and source writes the output, and [mean, variance] of every norm, None for none; returns the "
-          "mean squared error to the target, or 0 for None.")
+          "mean squared error to the target, each times its weight unless that is None, or 0 without a target.")
       .def(
           "backward", &backward<T>, py::arg("weights"), py::arg("source"), py::arg("grad"), py::arg("grad_weights"),
           py::arg("grad_source"),

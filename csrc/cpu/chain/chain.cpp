@@ -144,7 +144,8 @@ norm::PrologueGrad<T> Chain<T>::grad_of(const ConvBlock& block, const T* grad) c
 }
 
 template <typename T>
-double Chain<T>::forward(const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target) {
+double Chain<T>::forward(
+    const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target, const T* weight) {
   size_t statistics = 0;
   has_loss_ = target != nullptr && !ends_in_norm_;
   for (size_t l = 0; l < blocks_.size(); ++l) {
@@ -156,7 +157,7 @@ double Chain<T>::forward(const T* weights, const T* source, T* out, const std::v
         before == nullptr ? source : before->y.data(), before == nullptr ? source_prologue() : prologue_of(*before),
         block.y.data(), !block.norms.empty()};
     if (block.norms.empty()) { // the last
-      return block.conv->forward_image(a, {act_, slope_, block.shift.data(), target, out}, buffers_);
+      return block.conv->forward_image(a, {act_, slope_, block.shift.data(), target, weight, out}, buffers_);
     }
     block.conv->forward(a, buffers_);
     for (size_t which = 0; which < block.norms.size(); ++which, statistics += 2) {

@@ -30,9 +30,10 @@ class Chain {
   // The image leaves through an activation.
   void finish(OutputAct act, double slope);
 
-  // Returns the mean squared error of the image to the target; zero where that is nullptr. An image that comes from a
-  // norm has none.
-  double forward(const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target);
+  // Returns the mean squared error of the image to the target, each times its `weight` unless that is nullptr; zero
+  // where there is no target. An image that comes from a norm has none.
+  double forward(
+      const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target, const T* weight);
   // After a forward with the same weights and source: adds to grad_weights. `grad` is of the image; nullptr: the
   // forward had a target, and the gradient is that of the error. grad_source is written, or nullptr.
   void backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source);

@@ -29,8 +29,8 @@ double ChainConv<T>::forward_image(
   if (image.target != nullptr) {
     return norm::output_loss(
         norm::OutputLoss<T>{
-            spec_.outputs, out_pixels(), image.act, image.slope, a.out, image.shift, image.target, image.image,
-            buffers.moments.data()});
+            spec_.outputs, out_pixels(), image.act, image.slope, a.out, image.shift, image.target, image.weight,
+            image.image, buffers.moments.data()});
   }
   norm::output(
       norm::Output<T>{spec_.outputs, out_pixels(), image.act, image.slope, a.out, image.shift, nullptr, image.image});

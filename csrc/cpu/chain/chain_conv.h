@@ -35,6 +35,7 @@ struct ImageArguments {
   T slope;
   const T* shift; // [outputs]
   const T* target; // of the result; or nullptr
+  const T* weight; // of its squared errors; or nullptr
   T* image; // as the result
 };
 

@@ -52,8 +52,8 @@ double HeadConv<T>::forward_image(
     const ForwardArguments<T>& a, const ImageArguments<T>& image, SharedBuffers<T>& buffers) {
   return conv::output_head(
       conv::OutputHeadForward<T>{
-          head(a.prologue, a.source), image.act, image.slope, image.shift, image.target, image.image, a.out,
-          buffers.moments.data()});
+          head(a.prologue, a.source), image.act, image.slope, image.shift, image.target, image.weight, image.image,
+          a.out, buffers.moments.data()});
 }
 
 template <typename T>

@@ -31,9 +31,10 @@ struct OutputHeadForward {
   T slope;
   const T* shift; // [outputs]
   const T* target; // [outputs, pixels], or nullptr
+  const T* weight; // of each squared error, as the target; or nullptr
   T* out; // [outputs, pixels]
-  T* sums; // [outputs, pixels]: of the convolution; with a target the gradient of the mean squared error to those
-  double* errors; // [chunks]: sums of the squared errors
+  T* sums; // [outputs, pixels]: of the convolution; with a target the gradient of the loss to those
+  double* errors; // [chunks]: sums of the (weighted) squared errors
 };
 
 template <typename T>
@@ -45,7 +46,7 @@ struct OutputHeadBackward {
   double* weight_sums; // [chunks, channels, norm::kMostHeadOutputs]: gradient of the weights
 };
 
-// Returns the mean squared error to the target; zero without one.
+// Returns the mean (weighted) squared error to the target; zero without one.
 template <typename T>
 double output_head(const OutputHeadForward<T>& a);
 template <typename T>

@@ -50,7 +50,8 @@ OES_ISA_INLINE void add_channels(const T* active, const T* weights, int64_t coun
 template <typename T>
 OES_TARGET void output_head(const OutputHeadForward<T>& a, int64_t begin, int64_t end) {
   const OutputHead<T>& h = a.head;
-  alignas(64) T sums[norm::kMostHeadOutputs * kHeadChunk], active[kChannelsAtOnce * kStrip] = {}, errors[kHeadChunk];
+  alignas(64) T sums[norm::kMostHeadOutputs * kHeadChunk], active[kChannelsAtOnce * kStrip] = {}, errors[kHeadChunk],
+                                                                                    weighted[kHeadChunk];
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kHeadChunk, count = h.pixels - first < kHeadChunk ? h.pixels - first : kHeadChunk;
     std::memset(sums, 0, sizeof(sums));
@@ -94,9 +95,12 @@ OES_TARGET void output_head(const OutputHeadForward<T>& a, int64_t begin, int64_
       const T factor = static_cast<T>(2 / static_cast<double>(h.outputs * h.pixels));
       norm::output_loss_pixels(
           a.act, a.shift[o], a.slope, factor, a.target + from, count, of_output, a.out + from, errors);
+      if (a.weight != nullptr) {
+        norm::weigh_loss_pixels(a.weight + from, count, errors, of_output, weighted);
+      }
       std::memcpy(a.sums + from, of_output, count * sizeof(T));
       norm::Sums<T> all;
-      all.add(errors, errors, count);
+      all.add(errors, a.weight == nullptr ? errors : weighted, count);
       double both[2];
       all.finish(both);
       error += both[1];

@@ -93,4 +93,14 @@ OES_INLINE void output_loss_pixels(
   }
 }
 
+// Of squared errors that have weights: their gradient in y, and each error times its weight.
+template <typename T>
+OES_INLINE void weigh_loss_pixels(
+    const T* __restrict weight, int64_t count, const T* __restrict error, T* __restrict y, T* __restrict weighted) {
+  for (int64_t j = 0; j < count; ++j) {
+    y[j] *= weight[j];
+    weighted[j] = error[j] * weight[j];
+  }
+}
+
 } // namespace oes::norm

@@ -61,7 +61,7 @@ struct Output {
   T* out;
 };
 
-// The output with its loss, the mean squared error to a target, and the gradient of that in place of y.
+// The output with its loss, the mean (weighted) squared error to a target, and the gradient of that in place of y.
 template <typename T>
 struct OutputLoss {
   int64_t channels, pixels;
@@ -70,8 +70,9 @@ struct OutputLoss {
   T* y;
   const T* shift; // [channels]
   const T* target;
+  const T* weight; // of each squared error, as the target; or nullptr
   T* out;
-  double* sums; // [channels, chunks]: of the squared errors
+  double* sums; // [channels, chunks]: of the (weighted) squared errors
 };
 
 template <typename T>

@@ -124,11 +124,14 @@ OES_TARGET void output_loss(const Arguments& a, int64_t begin, int64_t end) {
   each_chunk(a.pixels, begin, end, [&](int64_t c, int64_t first, int64_t count, int64_t chunk) OES_LAMBDA {
     const T factor = static_cast<T>(2 / static_cast<double>(a.channels * a.pixels));
     Sums<T> sums;
-    alignas(64) T error[kStrip];
+    alignas(64) T error[kStrip], weighted[kStrip];
     for (int64_t at = 0; at < count; at += kStrip) {
       const int64_t size = count - at < kStrip ? count - at : kStrip, from = c * a.pixels + first + at;
       output_loss_pixels(a.act, a.shift[c], a.slope, factor, a.target + from, size, a.y + from, a.out + from, error);
-      sums.add(error, error, size);
+      if (a.weight != nullptr) {
+        weigh_loss_pixels(a.weight + from, size, error, a.y + from, weighted);
+      }
+      sums.add(error, a.weight != nullptr ? weighted : error, size);
     }
     double both[2];
     sums.finish(both);

@@ -31,11 +31,14 @@ void expect_finished(const Chain<T>& self) {
 template <typename T>
 void forward(
     Chain<T>& self, Address weights, Address source, bool source_shared, Address out,
-    const std::vector<Address>& running, const std::vector<int64_t>& running_strides, Address target, Address loss,
-    Address stream) {
+    const std::vector<Address>& running, const std::vector<int64_t>& running_strides, Address target, Address weight,
+    Address loss, Address stream) {
   expect_finished(self);
   if (target != 0 && self.ends_in_norm()) {
     throw py::value_error("target: expected none where the image comes from a norm");
+  }
+  if (weight != 0 && target == 0) {
+    throw py::value_error("weight: expected none without a target");
   }
   const size_t norms = self.norms();
   if (!running.empty() && (running.size() != 2 * norms || running_strides.size() != norms)) {
@@ -52,7 +55,7 @@ void forward(
   }
   const py::gil_scoped_release release;
   self.forward(
-      {at<T>(weights), at<T>(source), source_shared, at<T>(out), statistics, at<T>(target), at<T>(loss),
+      {at<T>(weights), at<T>(source), source_shared, at<T>(out), statistics, at<T>(target), at<T>(weight), at<T>(loss),
        reinterpret_cast<cudaStream_t>(stream)});
 }
 
@@ -91,9 +94,10 @@ void bind(py::module_& module, const char* name) {
       .def("launches", &C::launches, "What a forward and a backward launch, in order.")
       .def(
           "forward", &forward<T>, py::arg("weights"), py::arg("source"), py::arg("source_shared"), py::arg("out"),
-          py::arg("running"), py::arg("running_strides"), py::arg("target"), py::arg("loss"), py::arg("stream"),
+          py::arg("running"), py::arg("running_strides"), py::arg("target"), py::arg("weight"), py::arg("loss"),
+          py::arg("stream"),
           "From the addresses of weights and source writes the output, mean and variance of every norm (0 for none), "
-          "and the mean squared error to the target, where there is one.")
+          "and the mean squared error to the target, where there is one, each times its weight unless that is 0.")
       .def(
           "backward", &backward<T>, py::arg("weights"), py::arg("source"), py::arg("source_shared"), py::arg("grad"),
           py::arg("grad_weights"), py::arg("grad_source"), py::arg("stream"),

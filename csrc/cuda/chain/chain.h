@@ -32,6 +32,7 @@ struct ForwardArguments {
   T* out; // [networks, channels, rows, columns]
   std::vector<RunningStats<T>> running; // of every norm, or none
   const T* target; // as out, or nullptr
+  const T* weight; // of each squared error, as out; or nullptr
   T* loss; // [networks], written where there is a target
   cudaStream_t stream;
 };
@@ -41,7 +42,7 @@ struct BackwardArguments {
   const T* weights;
   const T* source;
   bool source_shared;
-  const T* grad; // of the image; nullptr: of the mean squared error to the target of the forward
+  const T* grad; // of the image; nullptr: of the loss of the forward
   T* grad_weights; // [networks, weights], written
   T* grad_source; // as an unshared source, or nullptr
   cudaStream_t stream;
@@ -131,6 +132,7 @@ class Chain {
   T slope_ = 1;
   bool finished_ = false, shared_weights_ = false;
   const T* target_ = nullptr;
+  const T* weight_ = nullptr; // of the squared errors to it
 
   // While the program is made; then on the device.
   conv::WeightTable<T> packed_table_, grad_table_;

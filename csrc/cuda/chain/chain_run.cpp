@@ -122,6 +122,7 @@ template <typename T>
 void Chain<T>::forward(const ForwardArguments<T>& a) {
   const DeviceGuard guard(device_);
   target_ = ends_in_norm() ? nullptr : a.target;
+  weight_ = target_ == nullptr ? nullptr : a.weight;
   const conv::FlatWeightsArgs<T> pack{
       packed_index_.data(),
       packed_segments_.data(),
@@ -145,6 +146,7 @@ void Chain<T>::forward(const ForwardArguments<T>& a) {
       epilogue.slope = slope_;
       epilogue.image = a.out;
       epilogue.target = a.target;
+      epilogue.weight = a.weight;
       epilogue.finalise = finalise_of(block, a.weights, nullptr);
       epilogue.finalise.kind = a.target != nullptr && a.loss != nullptr ? FinaliseKind::kLoss : FinaliseKind::kNone;
       epilogue.finalise.shift = shift_of(l);
@@ -198,6 +200,7 @@ const T* Chain<T>::begin_backward(const BackwardArguments<T>& a) {
   norm::NormPassArgs<T> pass = pass_over(last, NormPassKind::kImageGrad);
   pass.grad = a.grad;
   pass.target = target_;
+  pass.weight = a.grad == nullptr ? weight_ : nullptr;
   pass.act = act_;
   pass.slope = slope_;
   pass.out = of_y;

@@ -33,6 +33,7 @@ struct Epilogue {
   T slope = 0;
   T* image = nullptr; // [networks, outputs, rows, columns]
   const T* target = nullptr; // the same, or nullptr
+  const T* weight = nullptr; // of each squared error, the same, or nullptr
   norm::Finalise<T> finalise = {};
 };
 
@@ -118,7 +119,7 @@ struct PixelEpilogue {
       e.image[pixel] = seen;
       if (e.target != nullptr) {
         const T error = seen - e.target[pixel];
-        first += error * error;
+        first += e.weight == nullptr ? error * error : error * error * e.weight[pixel];
       }
     }
     e.out[pixel] = value;

@@ -41,6 +41,9 @@ __global__ void __launch_bounds__(kPassThreads, 4) norm_pass_kernel(const NormPa
       const int64_t at = of * a.pixels + i;
       T grad = a.grad != nullptr ? a.grad[at] : factor * (output_activate(a.act, a.slope, y[i]) - a.target[at]);
       grad *= output_activate_grad(a.act, a.slope, y[i]);
+      if (a.weight != nullptr) {
+        grad *= a.weight[at];
+      }
       a.out[at] = grad;
       sums[0] += grad;
     }

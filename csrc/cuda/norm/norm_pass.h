@@ -27,6 +27,7 @@ struct NormPassArgs {
   OutputAct act;
   T slope;
   const T* target; // where grad is nullptr
+  const T* weight; // of each squared error to it, or nullptr
   Finalise<T> finalise; // whose chunks are pass_chunks(pixels)
 };
 

@@ -26,7 +26,7 @@ class ChainFunction:
         engine: what runs it.
         constant_input: the source depends on the input alone.
         networks: how many networks of the mask are evaluated at once, N: with weights [N, kept], running
-            statistics [N, channels] and targets [N, C, H, W], a source of one image for all or [N, C, H, W],
+            statistics [N, channels] and targets (and their weights) [N, C, H, W], a source of one image for all or [N, C, H, W],
             the result [N, C, H, W] and losses [N]. The shapes below are those for one, the usual case.
     """
 
@@ -74,8 +74,9 @@ class ChainFunction:
         update_stats: bool,
         counted: list[str],
         target: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The chain's result [1, C, H, W], and its mean squared error to the target.
+        """The chain's result [1, C, H, W], and its mean (weighted) squared error to the target.
 
         Args:
             weights: kept weights, flat.
@@ -85,6 +86,7 @@ class ChainFunction:
             counted: batch counts to add one to after the pass, by name; see
                 :func:`oes_fast.rewrite.run.norm_ops.count_batches`.
             target: [1, C, H, W], or None; a chain that ends in a batch norm takes none.
+            weight: of each squared error to it, of its shape, or None for 1.
         """
         constant_input = self._constant_input and not source.requires_grad
         native = self._native(source.dtype, source.device, constant_input)
@@ -107,7 +109,9 @@ class ChainFunction:
         if target is None or self.chain.blocks[-1].norms:
             return _Evaluate.apply(weights, source, native, running), None
         # Contiguous here, where it is kept for the backward pass: an engine may read it again.
-        return _EvaluateLoss.apply(weights, source, target.detach().contiguous(), native, running)
+        target = target.detach().contiguous()
+        weight = None if weight is None else weight.detach().contiguous()
+        return _EvaluateLoss.apply(weights, source, target, weight, native, running)
 
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""
@@ -161,7 +165,7 @@ class _Evaluate(torch.autograd.Function):
         weights, source = ctx.saved_tensors
         needs_weights, needs_source = ctx.needs_input_grad[:2]
         grad_weights, grad_source = _Differentiate.apply(
-            weights, source, grad, ctx.native, ctx.evaluation, needs_source, None
+            weights, source, grad, ctx.native, ctx.evaluation, needs_source, None, None
         )
         return grad_weights if needs_weights else None, grad_source if needs_source else None, None, None
 
@@ -171,24 +175,29 @@ class _EvaluateLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weights: Tensor, source: Tensor, target: Tensor, native: NativeChain, running: list[Tensor | None]
+        weights: Tensor,
+        source: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        native: NativeChain,
+        running: list[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
-        output, loss = native.forward(weights, source, running, target)
+        output, loss = native.forward(weights, source, running, target, weight)
         assert loss is not None
         return output, loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        weights, source, target, ctx.native, _ = inputs
-        ctx.save_for_backward(weights, source, target, output[0])
+        weights, source, target, weight, ctx.native, _ = inputs
+        ctx.save_for_backward(weights, source, target, weight, output[0])
         ctx.evaluation = ctx.native.evaluation
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
         ctx: Any, grad: Tensor | None, grad_loss: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        weights, source, target, output = ctx.saved_tensors
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        weights, source, target, weight, output = ctx.saved_tensors
         needs_weights, needs_source = ctx.needs_input_grad[:2]
         evaluation, factor = ctx.evaluation, grad_loss
         if grad is not None:  # of the image as well: all of it from there, the buffers hold another gradient
@@ -196,12 +205,13 @@ class _EvaluateLoss(torch.autograd.Function):
             if grad_loss is not None:
                 per_image = grad_loss if grad_loss.ndim == 0 else grad_loss.view(-1, 1, 1, 1)
                 elements = target.numel() // max(grad_loss.numel(), 1)
-                grad = grad + per_image * (2 / elements) * (output - target)
-            target = None
+                error = output - target if weight is None else weight * (output - target)
+                grad = grad + per_image * (2 / elements) * error
+            target = weight = None
         elif grad_loss is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         grad_weights, grad_source = _Differentiate.apply(
-            weights, source, grad, ctx.native, evaluation, needs_source, target
+            weights, source, grad, ctx.native, evaluation, needs_source, target, weight
         )
         # Known without reading it, which would wait for the device.
         if factor is not None and not is_unit_gradient(factor):
@@ -210,6 +220,7 @@ class _EvaluateLoss(torch.autograd.Function):
         return (
             grad_weights if needs_weights else None,
             grad_source if needs_source else None,
+            None,
             None,
             None,
             None,
@@ -228,8 +239,11 @@ class _Differentiate(torch.autograd.Function):
         evaluation: int,
         needs_source: bool,
         target: Tensor | None,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        return native.backward(weights, source, grad, evaluation, needs_source=needs_source, target=target)
+        return native.backward(
+            weights, source, grad, evaluation, needs_source=needs_source, target=target, weight=weight
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -51,10 +51,16 @@ class CpuChain(NativeChain):
         return dense_is_faster(self._extension(), self._dtype, spec, image, constant_input=constant_input)
 
     def _evaluate(
-        self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
+        self,
+        weights: Tensor,
+        source: Tensor,
+        running: list[Tensor | None],
+        target: Tensor | None,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         _check_statistics(running, weights)
         target = None if target is None else target.contiguous()
+        weight = None if weight is None else weight.contiguous()
         output = weights.new_empty(1, *self.kernels.shape)
         loss = self.kernels.forward(
             _array(weights),
@@ -62,6 +68,7 @@ class CpuChain(NativeChain):
             _array(output),
             [None if tensor is None else _array(tensor) for tensor in running],
             None if target is None else _array(target),
+            None if weight is None else _array(weight),
         )
         return output, None if target is None else weights.new_tensor(loss)
 

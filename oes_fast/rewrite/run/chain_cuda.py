@@ -78,6 +78,7 @@ class CudaChain(GpuChain):
         output: Tensor,
         running: list[Tensor | None],
         target: Tensor | None,
+        weight: Tensor | None,
         loss: Tensor | None,
     ) -> None:
         pairs = zip(running[::2], running[1::2], strict=True)
@@ -89,6 +90,7 @@ class CudaChain(GpuChain):
             list(map(_address, running)),
             [max((t.shape[-1] for t in pair if t is not None), default=0) for pair in pairs],
             _address(target),
+            _address(weight),
             _address(loss),
             _cuda_extension.stream_of(weights),
         )

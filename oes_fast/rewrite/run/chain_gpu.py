@@ -64,6 +64,7 @@ class GpuChain(NativeChain):
         output: Tensor,
         running: list[Tensor | None],
         target: Tensor | None,
+        weight: Tensor | None,
         loss: Tensor | None,
     ) -> None:
         """Start the evaluation on checked, contiguous tensors; ``output`` and ``loss`` are written.
@@ -74,6 +75,7 @@ class GpuChain(NativeChain):
             output: [networks, C, H, W].
             running: mean and variance of every norm, [channels] or [networks, channels]; or none.
             target: as ``output``, or None.
+            weight: of each squared error, as ``output``, or None.
             loss: a scalar or [networks], or None.
         """
 
@@ -93,19 +95,27 @@ class GpuChain(NativeChain):
             raise InputError(f"networks: expected 1 to {MOST_NETWORKS}, got {self._networks}")
 
     def _evaluate(
-        self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
+        self,
+        weights: Tensor,
+        source: Tensor,
+        running: list[Tensor | None],
+        target: Tensor | None,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         shape = self._networks, *self.kernels.shape
         target = None if target is None else target.contiguous()
+        weight = None if weight is None else weight.contiguous()
         self._check_weights(weights)
         self._check_source(source)
         output = weights.new_empty(shape)
         self._check_running(running, output)
         if target is not None:
             _check("target", target, output, shape)
+        if weight is not None:
+            _check("weight", weight, output, shape)
         loss = None if target is None else weights.new_empty(() if self._networks == 1 else self._networks)
         self._wait_for_buffers()
-        self._forward(weights, source, output, running, target, loss)
+        self._forward(weights, source, output, running, target, weight, loss)
         return output, loss
 
     def _differentiate(

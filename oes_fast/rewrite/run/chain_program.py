@@ -88,7 +88,12 @@ class NativeChain(ABC):
         return self._of_thread.evaluation
 
     def forward(
-        self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None = None
+        self,
+        weights: Tensor,
+        source: Tensor,
+        running: list[Tensor | None],
+        target: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The result [1, C, H, W] and its error to the target; intermediate results stay in the buffers.
 
@@ -97,9 +102,10 @@ class NativeChain(ABC):
             source: as :meth:`as_read` gives it where that is constant, else the image.
             running: mean and variance of every norm, updated; None where they stay as they are.
             target: [1, C, H, W], or None.
+            weight: of each squared error to it, of its shape, or None.
 
         Returns:
-            (result, mean squared error to the target, a scalar where the other tensors lie, or None).
+            (result, mean (weighted) squared error to the target, a scalar where the other tensors lie, or None).
 
         Raises:
             InputError, TypeError, ValueError: a tensor is not on the chain's device, not of its dtype, or of
@@ -107,7 +113,7 @@ class NativeChain(ABC):
         """
         with self._lock:
             self._held = self.NONE  # should the evaluation fail half-way
-            result = self._evaluate(weights.contiguous(), source.contiguous(), running, target)
+            result = self._evaluate(weights.contiguous(), source.contiguous(), running, target, weight)
             self._evaluations += 1
             self._held = self._of_thread.evaluation = self._evaluations
         return result
@@ -121,6 +127,7 @@ class NativeChain(ABC):
         *,
         needs_source: bool,
         target: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of weights and source; that of the source has no elements where it is not needed.
 
@@ -131,13 +138,14 @@ class NativeChain(ABC):
             evaluation: its number; NONE to evaluate again in any case.
             needs_source: whether the gradient of the source is needed.
             target: as in the evaluation if ``grad`` is None, else None.
+            weight: the same.
         """
         weights, source = weights.contiguous(), source.contiguous()
         grad = None if grad is None else grad.contiguous()
         with self._lock:
             if evaluation == self.NONE or self._held != evaluation:  # another one has used the buffers since
                 self._held = self.NONE
-                self._evaluate(weights, source, [], target)
+                self._evaluate(weights, source, [], target, weight)
                 self._held = evaluation
             return self._differentiate(weights, source, grad, needs_source=needs_source)
 
@@ -159,7 +167,12 @@ class NativeChain(ABC):
 
     @abstractmethod
     def _evaluate(
-        self, weights: Tensor, source: Tensor, running: list[Tensor | None], target: Tensor | None
+        self,
+        weights: Tensor,
+        source: Tensor,
+        running: list[Tensor | None],
+        target: Tensor | None,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """:meth:`forward`, of contiguous weights and source, for who holds the buffers."""
 

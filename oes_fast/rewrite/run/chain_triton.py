@@ -70,10 +70,13 @@ class TritonChain(GpuChain):
         output: Tensor,
         running: list[Tensor | None],
         target: Tensor | None,
+        weight: Tensor | None,
         loss: Tensor | None,
     ) -> None:
         with _compiling():
-            self.kernels.forward(weights, source, self._is_shared(source), output, running, target, loss)
+            self.kernels.forward(
+                weights, source, self._is_shared(source), output, running, target, weight, loss
+            )
 
     def _backward(
         self,

@@ -1,0 +1,179 @@
+"""What the commands of tasks share: the options they have in common, and how a task becomes a problem."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oes_fast._checks import check_number
+from oes_fast.cli import options as o
+from oes_fast.cli.console import warn
+from oes_fast.cli.problem import ImageOptions, Problem, load_clean
+from oes_fast.cli.restore import Request, restore
+from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings
+from oes_fast.errors import InputError
+from oes_fast.io.image import load_image
+from oes_fast.tasks import Task
+
+
+@dataclass(frozen=True)
+class TaskOptions(ImageOptions):
+    """The options that say what to restore and what it was measured with; each command adds its own."""
+
+    def task(self, pixels: Tensor, clean: Tensor | None, seed: int) -> Task:
+        """The task.
+
+        Args:
+            pixels: of IN, on the device.
+            clean: of --clean, there as well.
+            seed: of noise and what is drawn.
+        """
+        raise NotImplementedError
+
+    def clean_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of --clean beside an IN of ``shape``."""
+        return shape
+
+    def load(self, *, noise_seed: int, device: torch.device) -> Problem:
+        """The problem: IN, measured or degraded.
+
+        Raises:
+            InputError: as :func:`load_problem`, and where an option of the task does not fit.
+            OESError: deepinv is not here.
+        """
+        image = load_image(self.image, size=self.size)
+        clean: Tensor | None = None
+        if self.clean is not None:
+            shape = self.clean_shape(tuple(image.pixels.shape))
+            size = None if self.size is None else shape[-1]
+            clean = load_clean(self.clean, size, shape, "the restored image").to(device)
+        task = self.made(lambda: self.task(image.pixels.to(device), clean, noise_seed))
+        if image.alpha is not None and image.alpha.shape[-2:] != task.first.shape[-2:]:
+            warn(f"{self.image}: the alpha channel is left out: the restored image has another size")
+            image = replace(image, alpha=None)
+        return Problem(self, image, task.noisy, task.clean, task.seed, task)
+
+    def made(self, make: Callable[[], Task]) -> Task:
+        """What ``make`` gives; its errors name options in the place of arguments.
+
+        Raises:
+            InputError: an option does not fit.
+        """
+        try:
+            return make()
+        except InputError as error:
+            name, colon, rest = str(error).partition(":")
+            if name == "image" or not hasattr(self, name) or not colon:
+                raise
+            raise InputError(f"--{name.replace('_', '-')}:{rest}") from error
+
+
+def task_command(make: Callable[..., TaskOptions]) -> Callable[..., int]:
+    """The command of a task: the options of ``make``, which gives what to restore, and those of all tasks.
+
+    Args:
+        make: named and documented as the command.
+    """
+    own = inspect.signature(make, eval_str=True).parameters
+    shared = inspect.signature(_restored, eval_str=True).parameters
+    order = [*own.values(), *(shared[name] for name in shared if name not in ("command", "image"))]
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in order]
+
+    @functools.wraps(make)
+    def command(**options: Any) -> int:
+        image = make(**{name: options.pop(name) for name in own})
+        return _restored(make.__name__, image, **options)
+
+    command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in keywords}
+    return command
+
+
+def _restored(
+    command: str,
+    image: TaskOptions,
+    *,
+    output: o.ImageOut,
+    noise_seed: o.NoiseSeed = None,
+    weights_mask: o.WeightsMask = None,
+    density: o.Density = None,
+    search_steps: o.SearchSteps = None,
+    search_lr: o.SearchRate = None,
+    kl: o.KL = None,
+    temperature: o.Temperature = 0.2,
+    mask_option: o.MaskOption = "topk",
+    train_steps: o.TrainSteps = None,
+    train_lr: o.TrainRate = None,
+    tv: o.TotalVariation = 0.0,
+    average: o.Average = o.DEFAULT_AVERAGE,
+    preset: o.PresetName = "paper",
+    seed: o.Seed = None,
+    device: o.Device = "auto",
+    backend: o.Backend = "auto",
+    precision: o.Precision = "float32",
+    verify: o.Verify = True,
+    threads: o.Threads = None,
+    resume: o.Resume = None,
+    checkpoint_seconds: o.CheckpointSeconds = 60.0,
+    bits: o.Bits = None,
+    plots: o.Plots = True,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+) -> int:
+    run = RunSettings.of(
+        device=device,
+        backend=backend,
+        precision=precision,
+        verify=verify,
+        threads=threads,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        quiet=quiet,
+        plots=plots,
+        json=json,
+    )
+    search = SearchSettings.of(
+        preset,
+        density=density,
+        steps=search_steps,
+        lr=search_lr,
+        kl=kl,
+        temperature=temperature,
+        mask_option=mask_option,
+        prefix="--search-",
+    )
+    return restore(
+        Request(
+            command=command,
+            image=image,
+            output=output,
+            bits=bits,
+            run=run,
+            train=TrainSettings.of(
+                preset, steps=train_steps, lr=train_lr, average=average, prefix="--train-"
+            ),
+            search=search if weights_mask is None else None,
+            mask=weights_mask,
+            seed=seed,
+            noise_seed=noise_seed,
+            tv=check_number("--tv", tv, minimum=0.0),
+        )
+    )
+
+
+def one_of(**given: object) -> None:
+    """Refuse both or none of two options.
+
+    Raises:
+        InputError: naming them.
+    """
+    found = [name for name, value in given.items() if value is not None]
+    first, second = (f"--{name.replace('_', '-')}" for name in given)
+    if len(found) != 1:
+        raise InputError(f"{first}: expected it or {second}, got {'both' if found else 'neither'}")
