@@ -8,6 +8,7 @@ the network's code may branch on, is added here: every value is also computed on
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from oes_fast._checks import described
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, EntryError, entry_of
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.tracing.convert import Converter, attribute
@@ -30,7 +32,7 @@ from oes_fast.rewrite.tracing.side_effects import isinstance_of_traced, random_l
 from oes_fast.rewrite.tracing.state import seeds
 
 
-def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> ir.Graph:
+def trace(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> ir.Graph:
     """The graph of ``net`` for inputs of the shape of ``z``.
 
     Args:
@@ -38,20 +40,22 @@ def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> ir.Graph:
         z: input [N, C, H, W]; only its shape, dtype and device count.
         check: compare what was recorded with what the network computes; only for one that was compared before
             is it left out.
+        entry: which of several results is the image, see :func:`oes_fast.entry.entry_of`.
 
     Raises:
+        InputError: the network gives no such entry.
         TraceError: the code branches on values, changes tensors in place, has side effects (see
             :mod:`oes_fast.rewrite.tracing.side_effects`), returns no single image, or does what the trace did
             not see (see :mod:`oes_fast.rewrite.tracing.recorded`).
     """
     with _outside_transforms(z):
-        return _trace(net, z, check)
+        return _trace(net, z, check, entry)
 
 
-def _trace(net: nn.Module, z: Tensor, check: bool) -> ir.Graph:
+def _trace(net: nn.Module, z: Tensor, check: bool, entry: Entry | None) -> ir.Graph:
     try:
         # A copy, since the code may change what it holds; of its own modules only, not of the weights.
-        root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}))
+        root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}), entry)
         # torch.fx patches torch.nn.Module for all threads: one trace at a time.
         # Random generators belong to all threads too: they are set back only where the code may seed them.
         alone = random_left_alone(z.device) if seeds(net) else contextlib.nullcontext()
@@ -63,9 +67,9 @@ def _trace(net: nn.Module, z: Tensor, check: bool) -> ir.Graph:
                     raise tracer.refusals[0]
             graph = Converter(root.net, root, fx_graph).convert()
             if check:
-                check_recorded(net, z, root, fx_graph)
+                check_recorded(net, z, root, fx_graph, entry)
         return graph
-    except TraceError:
+    except (TraceError, EntryError):
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
         raise TraceError(f"{type(net).__name__} cannot be traced: {error}") from error
@@ -84,12 +88,18 @@ _LOCK = threading.RLock()
 class _Call(nn.Module):
     """Calls the network as its user does: with one argument, defaults for the others, and its hooks."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, entry: Entry | None) -> None:
         super().__init__()
         self.net = net
+        self.entry = entry
 
     def forward(self, z: Tensor) -> Any:
         output = self.net(z)
+        if isinstance(output, _Proxy):
+            entry_of(output.node.meta["value"], self.entry, of=type(self.net).__name__)  # refuses
+            output = output if self.entry is None else operator.getitem(output, self.entry)
+        else:
+            output = entry_of(output, self.entry, of=type(self.net).__name__)
         if isinstance(output, Tensor):
             raise TraceError("the network's output does not depend on its parameters or on z")
         if not isinstance(output, _Proxy):
