@@ -35,7 +35,20 @@ class _Step:
 
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
-_REPEATABLE = (ir.Input, ir.Constant, ir.Pad, ir.Box, ir.Pool, ir.Upsample, ir.Crop, ir.Cat, ir.Add, ir.Act)
+_REPEATABLE = (
+    ir.Input,
+    ir.Constant,
+    ir.Pad,
+    ir.Box,
+    ir.Pool,
+    ir.Upsample,
+    ir.Crop,
+    ir.Channels,
+    ir.PixelShuffle,
+    ir.Cat,
+    ir.Add,
+    ir.Act,
+)
 
 
 class Plan:
