@@ -18,7 +18,8 @@ CHECKS = {"_checks", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": {
         "_command", "_startup", "analysis", "backends", "baselines", "errors", "flat", "functional", "io",
-        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "rewrite", "tasks", "version",
+        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "reconstructor", "rewrite", "tasks",
+        "version",
     },
     "__main__": {"cli"},
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
@@ -38,24 +39,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pruning": {
         *CHECKS, "backends", "copies", "flat", "mask", "pipelines", "precision", "reference", "rewrite",
     },
-    "baselines": {*CHECKS, "models", "pipelines", "precision"},
+    "baselines": {*CHECKS, "entry", "models", "pipelines", "precision"},
     "reconstructor": {*CHECKS, "mask", "models", "noise", "pipelines", "tasks"},
     "pipelines": {
-        *CHECKS, "autotune_cache", "backends", "copies", "flat", "io", "mask", "models", "noise", "ops",
-        "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",
+        *CHECKS, "autotune_cache", "backends", "copies", "entry", "flat", "io", "mask", "models", "noise",
+        "ops", "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",
     },
     "tasks": {*CHECKS, "io", "models", "noise", "pipelines", "reference"},
     "rewrite": {
-        *CHECKS, "_cuda_extension", "_memory", "backends", "copies", "flat", "mask", "ops", "rewrite.ir",
-        "rewrite.liveness", "rewrite.rules", "rewrite.run", "rewrite.tracing", "rewrite.weights",
+        *CHECKS, "_C", "_cuda_extension", "_memory", "backends", "copies", "entry", "flat", "mask", "ops",
+        "reference", "rewrite.ir", "rewrite.liveness", "rewrite.rules", "rewrite.run", "rewrite.tracing",
+        "rewrite.weights",
     },
     "rewrite.run": {
         *CHECKS, "_C", "_cuda_extension", "copies", "ops", "precision", "rewrite.conv_algorithm",
         "rewrite.ir", "rewrite.liveness", "rewrite.weights",
     },
-    "rewrite.tracing": {*CHECKS, "copies", "nn", "rewrite.ir"},
+    "rewrite.tracing": {*CHECKS, "copies", "entry", "nn", "rewrite.ir"},
     "rewrite.rules": {"rewrite.ir"},
-    "rewrite.liveness": {"rewrite.ir"},
+    "rewrite.liveness": {"rewrite.ir", "rewrite.weights"},
     "rewrite.weights": {"flat"},
     "rewrite.conv_algorithm": {"_C", "autotune_cache", "timing"},
     "rewrite.ir": set(),
@@ -82,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_memory": set(),
     "_openmp": set(),
     "autotune_cache": set(),
+    "entry": {"errors"},
     "errors": set(),
     "recipe": set(),
     "requirements": set(),

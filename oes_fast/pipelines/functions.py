@@ -18,7 +18,7 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
 from oes_fast.rewrite.run.context import FusedLoss
-from oes_fast.rewrite.run.noisy_input import StepNoise, noisy_input
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 
 Rewritten = TypeVar("Rewritten")
 

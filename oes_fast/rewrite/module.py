@@ -30,7 +30,7 @@ from oes_fast.rewrite.rules import (
     split_concat,
 )
 from oes_fast.rewrite.run.context import FusedLoss, Value
-from oes_fast.rewrite.run.noisy_input import StepNoise, noisy_input, step_noise
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
 from oes_fast.rewrite.verify import verify
