@@ -18,7 +18,7 @@ from oes_fast.cli.task import TaskOptions, task_command
 from oes_fast.errors import InputError
 from oes_fast.io.arrays import load_numbers, load_plane
 from oes_fast.io.image import Image, load_image
-from oes_fast.tasks import KSpace, Task, load_kspace
+from oes_fast.tasks import KSpace, load_kspace
 from oes_fast.tasks.kspace import HDF5_SUFFIXES, KSPACE_SUFFIXES
 from oes_fast.tasks.mri import PATTERNS
 from oes_fast.tasks.mri import mri as mri_task
