@@ -31,12 +31,12 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
-from oes_fast.models.base import Recipe
 from oes_fast.pipelines.clean import clean_pixels
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.recipe import Recipe
 from oes_fast.weights_file import load_weights
 
 
