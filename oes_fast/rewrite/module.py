@@ -32,6 +32,7 @@ from oes_fast.rewrite.rules import (
 from oes_fast.rewrite.run.context import FusedLoss, Value
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
+from oes_fast.rewrite.uncompiled import refuse_transforms, uncompiled
 from oes_fast.rewrite.verify import verify
 
 # In this order: each makes matches for the ones after it.
@@ -115,6 +116,7 @@ class SparseGenerator(nn.Module):
         super().zero_grad(set_to_none)
         self._named.clear(set_to_none=set_to_none)
 
+    @uncompiled
     def forward(self, z: Tensor) -> Tensor:
         """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
 
@@ -132,6 +134,7 @@ class SparseGenerator(nn.Module):
             weights = torch.where(trained, weights, weights.detach())
         return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
 
+    @uncompiled
     def evaluate(
         self,
         weights: Tensor,
@@ -151,8 +154,10 @@ class SparseGenerator(nn.Module):
             fused_loss: a loss that the last layer may take along.
 
         Raises:
-            InputError: a tensor does not fit.
+            InputError: a tensor does not fit, has a tangent of forward-mode differentiation or is a batch of
+                torch.func.vmap.
         """
+        refuse_transforms(z=z, weights=weights)
         check_tensor("z", z, ndim=4, like=self.weights)
         check_tensor("weights", weights, shape=self.weights.shape, like=z)
         self._check_buffers(buffers)

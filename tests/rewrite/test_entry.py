@@ -114,5 +114,5 @@ def test_checkpoints_know_it(tmp_path: Any) -> None:
 
 
 def test_without_one_the_refusal_names_it() -> None:
-    with pytest.raises(oes.TraceError, match="got a tuple of 2; wrap .*, or say which by entry="):
+    with pytest.raises(oes.TraceError, match=r"got a tuple of 2; wrap .*, or say which by entry="):
         oes.sparsify(Several(KINDS["tuple"][0]))(Z)
