@@ -76,7 +76,7 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
     flat = flat_mask(net, mask)
     kept = FlatLayout.of(net).views(flat)
     if z is None:
-        first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+        first = next((m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)), None)
         if first is None:
             raise InputError("z: expected an input for a network without a Conv2d, got None")
         weight = next(net.parameters())

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, entry_of
 from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
 from oes_fast.rewrite.run.context import FusedLoss
-from oes_fast.rewrite.run.noisy_input import StepNoise, noisy_input
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 
 Rewritten = TypeVar("Rewritten")
 
@@ -58,9 +59,13 @@ class DenseFunction:
         net: copied, and left alone.
         z: input [1, C, ...].
         mask: flat bool [numel]; the initial weights are multiplied by it.
+        entry: which of several results is the image.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, z: Tensor, mask: Tensor | None = None, *, entry: Entry | None = None
+    ) -> None:
+        self._entry = entry
         self._net = copy_network(net)
         try:
             self._net.train()
@@ -98,7 +103,7 @@ class DenseFunction:
             parameter.data = view
         for module, key, name in self._places:
             setattr(module, key, self.buffers[name] if update_stats else self.buffers[name].clone())
-        output = run_network(self._net, self._source)
+        output = run_network(self._net, self._source, self._entry)
         if not isinstance(output, Tensor) or not (output.requires_grad and weights.requires_grad):
             return output
         return _Through.apply(weights, _Graph(output, self._parameters))
@@ -152,8 +157,10 @@ class RewrittenFunction:
         backend: for :func:`oes_fast.sparsify`.
         verify: for :func:`oes_fast.sparsify`.
         noisy: :meth:`draw_input` will be called.
+        entry: which of several results is the image.
 
     Raises:
+        InputError: the network gives no such entry.
         TraceError: the network's code cannot be traced.
         VerificationError: the rewritten network computes something else.
     """
@@ -167,8 +174,9 @@ class RewrittenFunction:
         *,
         verify: bool = True,
         noisy: bool = False,
+        entry: Entry | None = None,
     ) -> None:
-        self._module = sparsify(net, mask, backend=backend, verify=verify).train()
+        self._module = sparsify(net, mask, entry=entry, backend=backend, verify=verify).train()
         self._z = self._source = z
         self._noise: StepNoise | None = None
         if noisy and not self._lays_out(backend):
@@ -227,6 +235,7 @@ def make_function(
     *,
     verify: bool = True,
     noisy: bool = False,
+    entry: Entry | None = None,
 ) -> tuple[GeneratorFunction, str]:
     """The generator function that ``backend`` names, and the name that "auto" came to.
 
@@ -239,14 +248,16 @@ def make_function(
         verify: compare the rewritten network with ``net`` first; where they differ, whatever the backend,
             warn and take the network as it is.
         noisy: :meth:`GeneratorFunction.draw_input` will be called.
+        entry: which of several results is the image.
 
     Raises:
+        InputError: the network gives no such entry.
         BackendError: the backend cannot run here, or not in the network's dtype.
         TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
             network as it is.
     """
-    dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device))
-    options = {"verify": verify, "noisy": noisy}
+    dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device), entry=entry)
+    options: dict[str, Any] = {"verify": verify, "noisy": noisy, "entry": entry}
     function, name = rewritten(lambda chosen: RewrittenFunction(net, z, mask, chosen, **options), z, backend)
     return dense if function is None else function, name
 
@@ -285,14 +296,14 @@ def _candidates(dtype: torch.dtype) -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if name != "triton" or dtype == torch.float32)
 
 
-def run_network(net: nn.Module, z: Tensor) -> Any:
-    """Whatever ``net`` gives for ``z``.
+def run_network(net: nn.Module, z: Tensor, entry: Entry | None = None) -> Any:
+    """Whatever ``net`` gives for ``z``, or the given entry of it.
 
     Raises:
-        InputError: its code fails.
+        InputError: its code fails, or it gives no such entry.
     """
     try:
-        return net(z)
+        return entry_of(net(z), entry, of=type(net).__name__)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError | OESError):
             raise

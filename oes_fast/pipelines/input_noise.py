@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
-from oes_fast.rewrite.run.noisy_input import StepNoise
+from oes_fast.rewrite.noisy_input import StepNoise
 
 
 class InputNoise(StepHook):

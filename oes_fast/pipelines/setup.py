@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast.entry import Entry, check_entry
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
 from oes_fast.pipelines.clean import CleanView, clean_pixels
@@ -46,6 +47,7 @@ class RunOptions:
     loss: Loss | None = None
     weight: Tensor | None = None
     tv: float = 0.0
+    entry: Entry | None = None
     schedule: str | Factor | None = None
     input_noise: float = 0.0
     seed: int = 0  # of that noise
@@ -87,6 +89,7 @@ class Setup:
         check_integer("record_every", options.record_every, minimum=1)
         check_flag("verify", options.verify)
         check_flag("progress", options.progress)
+        check_entry(options.entry)
         self.lr = check_number("lr", options.lr, above=0.0)
         self.rate = Schedule(self.lr, options.schedule, options.steps)
         self.net = net
@@ -127,6 +130,7 @@ class Setup:
             options.backend,
             verify=options.verify,
             noisy=self._std > 0,
+            entry=options.entry,
         )
         if self._std:
             self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
@@ -169,6 +173,7 @@ class Setup:
                     "weights": weights,
                     **({} if mask is None else {"mask": digest(mask.flat)}),
                     "z": digest(self.z),
+                    **({} if options.entry is None else {"entry": options.entry}),
                     **self.objective.settings(),
                     "clean": None if clean is None else digest(clean_pixels(clean)),
                 },

@@ -12,9 +12,9 @@ from oes_fast._checks import FLOAT_DTYPES, check_tensor
 from oes_fast.errors import InputError
 from oes_fast.mask import Mask
 from oes_fast.models import ImageGenerator, generator
-from oes_fast.models.base import Recipe
 from oes_fast.models.registry import find_model
 from oes_fast.pipelines.train import TrainResult, train_sparse
+from oes_fast.recipe import Recipe
 
 
 def fresh_generator(

@@ -14,6 +14,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from oes_fast._checks import check_tensor
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
 from oes_fast.mask import Mask
@@ -29,7 +30,7 @@ from oes_fast.rewrite.rules import (
     split_concat,
 )
 from oes_fast.rewrite.run.context import FusedLoss, Value
-from oes_fast.rewrite.run.noisy_input import StepNoise, noisy_input, step_noise
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
 from oes_fast.rewrite.verify import verify
@@ -59,9 +60,16 @@ class SparseGenerator(nn.Module):
     _modes: dict[str, bool] | None
 
     def __init__(
-        self, net: nn.Module, mask: Mask | None, *, kernels: str = "torch", verify: bool = False
+        self,
+        net: nn.Module,
+        mask: Mask | None,
+        *,
+        kernels: str = "torch",
+        verify: bool = False,
+        entry: Entry | None = None,
     ) -> None:
         super().__init__()
+        self._entry = entry
         refuse_gradient_hooks(net)
         self._given_mask = mask
         self._verify = verify
@@ -181,7 +189,7 @@ class SparseGenerator(nn.Module):
                 self._net.get_submodule(name).training = mode
             # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
             with torch.device("cpu"), torch.inference_mode(False):
-                graph = rewritten(self._net, z, check=self._check)
+                graph = rewritten(self._net, z, check=self._check, entry=self._entry)
                 plan = Plan(
                     graph, self._net, self._mask, device=z.device, kernels=self._kernels, fixed_input=fixed
                 )
@@ -193,14 +201,21 @@ class SparseGenerator(nn.Module):
     def _verified(self, key: tuple[object, ...], z: Tensor) -> None:
         try:
             with torch.inference_mode(False), torch.enable_grad(), temporarily_clear_interpreter_stack():
-                verify(self, self._net, self._mask, z.clone() if z.is_inference() else z, self._kernels)
+                verify(
+                    self,
+                    self._net,
+                    self._mask,
+                    z.clone() if z.is_inference() else z,
+                    self._kernels,
+                    entry=self._entry,
+                )
         except Exception:
             del self._plans[key]  # the next call does not go on with it
             raise
 
     def twin(self, net: nn.Module, kernels: str) -> SparseGenerator:
         """The same rewriting of a network of the same layers, in the mode that ``net`` is in."""
-        twin = SparseGenerator(net, self._given_mask, kernels=kernels)
+        twin = SparseGenerator(net, self._given_mask, kernels=kernels, entry=self._entry)
         twin._check = False  # it was checked for this one
         twin.fixed_input = self.fixed_input
         return twin
@@ -294,7 +309,7 @@ class SparseGenerator(nn.Module):
             raise InputError("explain: expected to have seen an input, or a network with a convolution")
         z = self.weights.new_empty(1, self._last_channels or convs[0].in_channels, *size)
         plan = self.plan(z)
-        text = table(trace(self._net, z, check=False), plan, self._layout, z.dtype)
+        text = table(trace(self._net, z, check=False, entry=self._entry), plan, self._layout, z.dtype)
         print(text, file=sys.stdout if file is None else file)
         return text
 
@@ -371,7 +386,12 @@ class SparseGenerator(nn.Module):
 
 
 def sparsify(
-    net: nn.Module, mask: Mask | None = None, *, backend: str = "auto", verify: bool = True
+    net: nn.Module,
+    mask: Mask | None = None,
+    *,
+    entry: Entry | None = None,
+    backend: str = "auto",
+    verify: bool = True,
 ) -> SparseGenerator:
     """Rewrite a generator exactly, so that only what the mask keeps alive is computed.
 
@@ -379,6 +399,8 @@ def sparsify(
         net: any generator of standard layers; copied, and left alone. What the rules do not know runs
             as it is.
         mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
+        entry: which of several results is the image, where the network gives a tuple or list (an index) or
+            a dict or named tuple (a name); None where it gives the image. The others are not computed.
         backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels, "cuda" for CUDA C++ kernels and
             "triton" for Triton kernels, of rows of convolutions and batch norms; "auto" for the first of them
             that can run here, see :func:`oes_fast.backends`. The kernels have no second derivative.
@@ -390,7 +412,8 @@ def sparsify(
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
 
     Raises:
-        InputError: no such backend, or a network without parameters or that cannot be copied.
+        InputError: no such backend, a network without parameters or that cannot be copied; when the module is
+            first called, no such ``entry``.
         MaskMismatchError: the mask belongs to another network.
         BackendError: the backend cannot run here.
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
@@ -413,12 +436,12 @@ def sparsify(
     chosen = resolve(backend, _device(net), BACKENDS)
     if mask is not None:
         mask.check(net)
-    return SparseGenerator(net, mask, kernels=chosen, verify=verify)
+    return SparseGenerator(net, mask, kernels=chosen, verify=verify, entry=check_entry(entry))
 
 
-def rewritten(net: nn.Module, z: Tensor, *, check: bool = True) -> Graph:
-    """The graph of ``net`` for inputs like ``z`` after every rule; ``check`` is for the trace."""
-    graph = trace(net, z, check=check)
+def rewritten(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> Graph:
+    """The graph of ``net`` for inputs like ``z`` after every rule; the rest is for the trace."""
+    graph = trace(net, z, check=check, entry=entry)
     for rule in RULES:
         rule.apply(graph)
     graph.sweep()

@@ -35,7 +35,20 @@ class _Step:
 
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
-_REPEATABLE = (ir.Input, ir.Constant, ir.Pad, ir.Box, ir.Pool, ir.Upsample, ir.Crop, ir.Cat, ir.Add, ir.Act)
+_REPEATABLE = (
+    ir.Input,
+    ir.Constant,
+    ir.Pad,
+    ir.Box,
+    ir.Pool,
+    ir.Upsample,
+    ir.Crop,
+    ir.Channels,
+    ir.PixelShuffle,
+    ir.Cat,
+    ir.Add,
+    ir.Act,
+)
 
 
 class Plan:
@@ -75,7 +88,11 @@ class Plan:
         engine = _engine(kernels, device)
         kernels = "torch" if engine is None else kernels
         self.kernels = kernels
-        chains = [] if engine is None else find_chains(graph, self.alive, self.input_only, engine.takes)
+        chains = (
+            []
+            if engine is None
+            else find_chains(graph, self.alive, self.input_only, engine.takes, joins=engine.joins)
+        )
         self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
         builder = Builder(
@@ -94,7 +111,7 @@ class Plan:
             if node in ends:
                 chain = ends[node]
                 assert engine is not None
-                self._steps.append(_Step(node, [chain.source], self._chain(chain, engine)))
+                self._steps.append(_Step(node, chain.sources, self._chain(chain, engine)))
             elif node not in self.chained:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
@@ -175,13 +192,12 @@ class Plan:
         }
 
     def _chain(self, chain: Chain, engine: type[NativeChain]) -> StageFunction:
-        run = ChainFunction(
-            chain, self.alive, self.weights, engine, constant_input=chain.source in self.input_only
-        )
+        run = ChainFunction(chain, self.alive, self.weights, engine, input_only=self.input_only)
         self._chains.append(run)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
         whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
         takes_loss = whole and chain.end is self.graph.output
+        varying = len(self.alive[chain.end].varying)
 
         # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
@@ -190,7 +206,7 @@ class Plan:
                 fused_loss = None
             x, loss = run(
                 context.weights,
-                values[0].x,
+                [value.x for value in values],
                 context.buffers,
                 update_stats=context.update_stats,
                 counted=context.counted,
@@ -199,6 +215,8 @@ class Plan:
             )
             if fused_loss is not None:
                 fused_loss.loss = loss
+            if x.shape[1] > varying:  # each pixel of the planes is the constant
+                return Value(x[:, :varying], x[0, varying:, 0, 0])
             return Value(x, run.constants(context.blocks, activate))
 
         return result

@@ -16,7 +16,7 @@ import oes_fast as oes
 from oes_fast import reference
 from oes_fast.ops.philox import add_normal_noise
 from oes_fast.reference.philox import STEP_INPUT_NOISE
-from oes_fast.rewrite.run.noisy_input import StepNoise, noisy_input
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 
 MODES = {"ZEROS": "constant", "REFLECT": "reflect", "REPLICATE": "replicate", "CIRCULAR": "circular"}
 NETWORKS = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from oes_fast.rewrite.tracing.convert import TraceError
+from oes_fast.rewrite.tracing.errors import TraceError
 from oes_fast.rewrite.tracing.state import functions_of
 
 
@@ -136,8 +136,13 @@ class _Refuse(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _RANDOM and not any(_traced(a) for a in (*args, *(kwargs or {}).values())):
             raise TraceError(f"torch.{name} draws random numbers in the network's own code")
-        if _writes(func, name, kwargs or {}) and any(
-            isinstance(leaf, torch.fx.Proxy) for leaf in tree_leaves((args, kwargs))
+        # What is written to a traced value is recorded, and judged when all is known that reads it.
+        recorded = bool(args) and isinstance(args[0], torch.fx.Proxy) and (kwargs or {}).get("out") is None
+        recorded = recorded and not isinstance(func, torch._ops.OpOverload) and "setitem" not in name
+        if (
+            not recorded
+            and _writes(func, name, kwargs or {})
+            and any(isinstance(leaf, torch.fx.Proxy) for leaf in tree_leaves((args, kwargs)))
         ):
             raise TraceError(f"the network's own code changes a tensor in place, by {name}")
         return func(*args, **(kwargs or {}))
