@@ -21,6 +21,7 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.ir import Graph, Node
 from oes_fast.rewrite.named_weights import NamedWeights
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.rules import (
     conv_before_upsample,
@@ -30,7 +31,6 @@ from oes_fast.rewrite.rules import (
     split_concat,
 )
 from oes_fast.rewrite.run.context import FusedLoss, Value
-from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
 from oes_fast.rewrite.verify import verify

@@ -136,7 +136,8 @@ class NoisyInput:
 
         Found by trying on an image of random numbers: what a chain asks of its source is its own affair.
         """
-        probe = torch.rand(self._z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(0)
+        probe = torch.rand(self._z.shape, generator=generator, dtype=torch.float64, device="cpu")
         probe = probe.to(self._z.dtype)
         values = self._plan.prepare(probe)
         return [self._layout_of(read, probe) for read in self._plan.constant_reads(values)]
