@@ -1,9 +1,9 @@
 """The C++ object of a chain: what it is bound to, and calls of it.
 
 One program runs on several engines. What a chain computes is written here, convolution by convolution and
-norm by norm, in specs that all take (csrc/common/chain_specs.h); :mod:`oes_fast.rewrite.run.chain_joins`
-writes those of joins. :mod:`oes_fast.rewrite.run.chain_cpu` and :mod:`oes_fast.rewrite.run.chain_cuda` give it
-their C++ objects, and the memory of tensors.
+norm by norm, in specs that all take (csrc/common/chain_specs.h);
+:mod:`oes_fast.rewrite.run.chain_joins` writes those of joins. :mod:`oes_fast.rewrite.run.chain_cpu` and
+:mod:`oes_fast.rewrite.run.chain_cuda` give it their C++ objects, and the memory of tensors.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class NativeChain(ABC):
             weight: of each squared error to it, of its shape, or None.
 
         Returns:
-            (result, mean (weighted) squared error to the target, a scalar where the other tensors lie, or None).
+            (result, mean (weighted) squared error to the target, a scalar where the other tensors lie, or
+            None).
 
         Raises:
             InputError, TypeError, ValueError: a tensor is not on the chain's device, not of its dtype, or of
