@@ -160,6 +160,11 @@ class Plan:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
+    @property
+    def chains(self) -> int:
+        """How many chains there are."""
+        return len(self._chains)
+
     def explain_chains(self, dtype: torch.dtype) -> dict[ir.Node, str]:
         """What runs the stages of chains in this dtype, by node."""
         return {
