@@ -50,21 +50,26 @@ def phantom(size: int) -> Tensor:
     return torch.from_numpy(plane.astype(np.float32))[None, None].clamp(0, 1)
 
 
-TASKS: dict[str, tuple[str, Callable[[int, int], oes.tasks.Task]]] = {
+# Heading, what was measured, and the task of a size and a seed.
+TASKS: dict[str, tuple[str, str, Callable[[int, int], oes.tasks.Task]]] = {
     "inpainting": (
-        "Inpainting: half of the pixels are missing, noise of 0.1 on the others",
+        "Inpainting",
+        "Half of the pixels are missing, the others have noise of 0.1",
         lambda size, seed: oes.tasks.inpainting(photograph(size), missing=0.5, sigma=0.1, seed=seed),
     ),
     "superresolution": (
-        "Super-resolution: a quarter of the rows and columns, noise of 0.02",
+        "Super-resolution",
+        "The image has a quarter of the rows and of the columns, and noise of 0.02",
         lambda size, seed: oes.tasks.superresolution(photograph(size), 4, sigma=0.02, seed=seed),
     ),
     "deblurring": (
-        "Deblurring: a Gaussian of 1.5 pixels, noise of 0.05",
+        "Deblurring",
+        "The image is blurred by a Gaussian of 1.5 pixels, and has noise of 0.05",
         lambda size, seed: oes.tasks.deblurring(photograph(size), gaussian=1.5, sigma=0.05, seed=seed),
     ),
     "mri": (
-        "Magnetic resonance: a quarter of the columns of k-space, noise of 0.05",
+        "Magnetic resonance",
+        "A quarter of the columns of k-space was measured, with noise of 0.05, of Shepp and Logan's phantom",
         lambda size, seed: oes.tasks.mri(phantom(size), acceleration=4, sigma=0.05, seed=seed),
     ),
 }
@@ -88,7 +93,7 @@ def run_cell(
     options: argparse.Namespace, name: str, method: str, density: float | None, seed: int
 ) -> tuple[Result, Tensor]:
     """One cell's figures, and the picture of its average."""
-    task = TASKS[name][1](options.size, seed)
+    task = TASKS[name][2](options.size, seed)
     net, z = oes.fresh_generator(task.noisy, shape=task.shape, options=task.model_options, seed=seed)
     label = f"{name}-{method}-{density}-{seed}"
     common: dict[str, Any] = {
@@ -214,7 +219,7 @@ def main() -> None:
 def draw(options: argparse.Namespace, name: str) -> None:
     """The clean image, the measurement and the averages of one task, seed and density side by side."""
     seed, density = options.seeds[0], options.densities[0]
-    task = TASKS[name][1](options.size, seed)
+    task = TASKS[name][2](options.size, seed)
     assert task.clean is not None
     clean = clean_pixels(task.clean)
     panels = [("clean", clean), (f"measured, {oes.psnr(task.first, clean):.2f} dB", task.first)]
@@ -267,7 +272,7 @@ def tables() -> str:
     """The page's tables, one for each task."""
     result = load(NAME)
     parts = []
-    for name, (title, _) in TASKS.items():
+    for name, (title, said, _) in TASKS.items():
         rows = [row for row in result["cells"] if row["task"] == name]
         if not rows:
             continue
@@ -275,8 +280,8 @@ def tables() -> str:
         psnr = decibels(spread(list(seen), "psnr of measured"))
         structure = decibels(spread(list(seen), "ssim of measured"), 3)
         picture = f"![{name}](images/inverse-{name}.jpg)"
-        text = f"{title}. What was measured, as it is shown: {psnr} dB, SSIM {structure}."
-        parts.append(f"### {name.capitalize()}\n\n{text}\n\n{picture}\n\n{table(HEADER, lines(rows))}")
+        text = f"{said}. What was measured, as it is shown: {psnr} dB, SSIM {structure}."
+        parts.append(f"### {title}\n\n{text}\n\n{picture}\n\n{table(HEADER, lines(rows))}")
     return f"{caption(NAME, result)}\n" + "\n".join(parts)
 
 

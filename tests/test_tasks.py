@@ -306,6 +306,16 @@ class TestMri:
         simulated = oes.tasks.mri(phantom, acceleration=2, coil_maps=maps, sigma=0)
         assert_close(simulated.noisy, task.noisy * task.settings["scale"], 1e-5)
 
+    def test_one_coil_of_several_dimensions(self, physics, phantom):
+        kspace = physics.MRI.fft(phantom[0, 0].to(torch.complex64))
+        wanted = oes.tasks.mri(kspace, torch.ones(24))
+        assert torch.equal(oes.tasks.mri(kspace[None], torch.ones(24)).noisy, wanted.noisy)
+        phase = torch.exp(torch.tensor(0.3j)) * torch.ones(1, 32, 24)
+        for samples in (kspace, kspace[None]):
+            task = oes.tasks.mri(samples, torch.ones(24), coil_maps=phase)
+            assert_close(task.noisy[:, :, 0], wanted.noisy, 1e-6)
+            assert_close(task.first, wanted.first, 1e-5)
+
     def test_coil_maps_are_estimated_from_the_middle(self, physics):
         maps = maps_of(size=(48, 48))
         total = maps.abs().square().sum(dim=0, keepdim=True).sqrt()
