@@ -120,7 +120,7 @@ def launches(mask: oes.Mask | None, size: int, networks: int, products: str) -> 
         plan.weights,
         torch.float32,
         torch.device("cpu"),
-        constant_input=True,
+        constant=(True,),
         products=products,
         networks=networks,
     )

@@ -303,7 +303,7 @@ def chain(
         of = plan.Plan(graph, net, None if kept is None else kept.flat, device=z.device)
         (found,) = find_chains(of.graph, of.alive, of.input_only, TritonChain.takes)
         native = TritonChain(
-            found, of.alive, of.weights, torch.float32, z.device, constant_input=True, products=precision,
+            found, of.alive, of.weights, torch.float32, z.device, constant=(True,), products=precision,
             networks=networks,
         )  # fmt: skip
         lead = () if networks == 1 else (networks,)
@@ -312,8 +312,8 @@ def chain(
         source = torch.empty(1, channels, *found.source.shape[2:])
         target = torch.empty(networks, 3, size, size)
         with recorded(nodes):
-            native.forward(weights, source, [], target)
-            native.backward(weights, source, None, native.evaluation, needs_source=False, target=target)
+            native.forward(weights, [source], [], target)
+            native.backward(weights, [source], None, native.evaluation, needs_sources=[False], target=target)
     return nodes
 
 

@@ -101,25 +101,88 @@ class NormSpec:
     constants: list[int]
     def __init__(self) -> None: ...
 
+class JoinKind(_Enum):
+    SUM: ClassVar[JoinKind]
+    RESAMPLE: ClassVar[JoinKind]
+    AVERAGE_POOL: ClassVar[JoinKind]
+    MAX_POOL: ClassVar[JoinKind]
+    CROP: ClassVar[JoinKind]
+    PIXEL_SHUFFLE: ClassVar[JoinKind]
+    PRELU: ClassVar[JoinKind]
+
+class JoinSpec:
+    kind: JoinKind
+    inputs: list[int]
+    outputs: int
+    rows: int
+    columns: int
+    terms: list[int]
+    bias: list[int]
+    constant_terms: list[int]
+    scale: float
+    row_index: list[int]
+    column_index: list[int]
+    row_weights: list[float]
+    column_weights: list[float]
+    window_rows: int
+    window_columns: int
+    stride_rows: int
+    stride_columns: int
+    top: int
+    left: int
+    factor: int
+    slopes: list[int]
+    def __init__(self) -> None: ...
+
 class _Chain:
     def __init__(
         self, channels: int, rows: int, columns: int, constant_input: bool, weights: int
     ) -> None: ...
-    def add_conv(self, spec: ConvSpec) -> None: ...
-    def add_norm(self, spec: NormSpec) -> None: ...
+    def add_source(self, channels: int, rows: int, columns: int, constant: bool) -> int: ...
+    def add_conv(self, spec: ConvSpec, source: int = -1) -> int: ...
+    def add_join(self, spec: JoinSpec) -> int: ...
+    def add_norm(self, spec: NormSpec, groups: int = 0) -> None: ...
+    def add_act(self, act: Act, slope: float) -> None: ...
+    def add_planes(self) -> None: ...
     def finish(self, act: OutputAct, slope: float) -> None: ...
     @property
     def shape(self) -> list[int]: ...
     @property
-    def source_size(self) -> int: ...
-    @property
-    def source_row_major(self) -> bool: ...
+    def memory(self) -> int: ...
+    def source_size(self, number: int) -> int: ...
+    def source_row_major(self, number: int) -> bool: ...
+
+class SourceLayout:
+    def __init__(
+        self,
+        image_channels: int,
+        image_rows: int,
+        image_columns: int,
+        channels: Sequence[int],
+        rows: Sequence[int],
+        columns: Sequence[int],
+        box: bool,
+        phases: bool,
+        row_major: bool,
+    ) -> None: ...
+    def write(
+        self, image: NDArray[np.float32 | np.float64], planes: NDArray[np.float32 | np.float64]
+    ) -> None: ...
+    def write_noisy(
+        self,
+        image: NDArray[np.float32],
+        planes: NDArray[np.float32],
+        std: float,
+        seed: int,
+        step: int,
+        stream: int,
+    ) -> None: ...
 
 class ChainFloat(_Chain):
     def forward(
         self,
         weights: NDArray[np.float32],
-        source: NDArray[np.float32],
+        sources: Sequence[NDArray[np.float32]],
         out: NDArray[np.float32],
         running: Sequence[NDArray[np.float32] | None],
         target: NDArray[np.float32] | None,
@@ -127,17 +190,17 @@ class ChainFloat(_Chain):
     def backward(
         self,
         weights: NDArray[np.float32],
-        source: NDArray[np.float32],
+        sources: Sequence[NDArray[np.float32]],
         grad: NDArray[np.float32] | None,
         grad_weights: NDArray[np.float32],
-        grad_source: NDArray[np.float32] | None,
+        grad_sources: Sequence[NDArray[np.float32] | None],
     ) -> None: ...
 
 class ChainDouble(_Chain):
     def forward(
         self,
         weights: NDArray[np.float64],
-        source: NDArray[np.float64],
+        sources: Sequence[NDArray[np.float64]],
         out: NDArray[np.float64],
         running: Sequence[NDArray[np.float64] | None],
         target: NDArray[np.float64] | None,
@@ -145,8 +208,8 @@ class ChainDouble(_Chain):
     def backward(
         self,
         weights: NDArray[np.float64],
-        source: NDArray[np.float64],
+        sources: Sequence[NDArray[np.float64]],
         grad: NDArray[np.float64] | None,
         grad_weights: NDArray[np.float64],
-        grad_source: NDArray[np.float64] | None,
+        grad_sources: Sequence[NDArray[np.float64] | None],
     ) -> None: ...

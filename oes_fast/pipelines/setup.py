@@ -69,7 +69,7 @@ class Setup:
         objective: what is compared with what.
         lr: Adam's learning rate.
         rate: that of each step.
-        hooks: the noise on the input, where there is any.
+        hooks: of a bound one: the noise on the input, where there is any.
 
     Raises:
         InputError: an argument does not fit, with its name.
@@ -106,8 +106,8 @@ class Setup:
         seed = check_integer("seed", options.seed, minimum=0, below=2**64)
         if std:
             check_integer("steps", options.steps, minimum=0, below=2**32)  # the noise is numbered by them
-        self._noise = InputNoise(self.z, std, seed=seed, stream=stream) if std else None
-        self.hooks: tuple[StepHook, ...] = () if self._noise is None else (self._noise,)
+        self._std, self._seed, self._stream = std, seed, stream
+        self.hooks: tuple[StepHook, ...] = ()
         self._options = options
         self._mask: Mask | None = None
         self._backend = options.backend
@@ -125,13 +125,15 @@ class Setup:
         take_checkpoint_choices(options.checkpoint, resume=options.resume)
         function, backend = make_function(
             self.net,
-            self.z if self._noise is None else self._noise.noisy,
+            self.z,
             mask,
             options.backend,
             verify=options.verify,
-            fixed_input=self._noise is None,
+            noisy=self._std > 0,
             entry=options.entry,
         )
+        if self._std:
+            self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
         self._mask, self._backend = mask, backend
         if options.checkpoint is not None:
             prepare(
@@ -165,7 +167,7 @@ class Setup:
                     "precision": options.precision,
                     **settings,
                     **self.rate.settings(),
-                    **({} if self._noise is None else self._noise.settings()),
+                    **({"input_noise": self._std, "seed": self._seed} if self._std else {}),
                     "record_every": options.record_every,
                     "network": network_digest(self.net),
                     "weights": weights,

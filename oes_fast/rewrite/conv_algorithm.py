@@ -103,11 +103,11 @@ class LoneConvolution:
         self._chain.finish(extension.OutputAct.LEAKY_RELU, 1.0)
         weights, source, output = (
             torch.ones(size, dtype=dtype, device="cpu").numpy()
-            for size in (len(lone.weights), self._chain.source_size, math.prod(self._chain.shape))
+            for size in (len(lone.weights), self._chain.source_size(0), math.prod(self._chain.shape))
         )
-        self._forward: tuple[Any, ...] = (weights, source, output, [], None)
+        self._forward: tuple[Any, ...] = (weights, [source], output, [], None)
         grad_source = None if constant_input else source.copy()
-        self._backward = (weights, source, output, weights.copy(), grad_source)
+        self._backward = (weights, [source], output, weights.copy(), [grad_source])
 
     def forward(self) -> None:
         """The convolution."""

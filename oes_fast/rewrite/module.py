@@ -21,6 +21,7 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.ir import Graph, Node
 from oes_fast.rewrite.named_weights import NamedWeights
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.rules import (
     conv_before_upsample,
@@ -117,8 +118,17 @@ class SparseGenerator(nn.Module):
         self._named.clear(set_to_none=set_to_none)
 
     @uncompiled
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, *, input_noise: float = 0.0, step: int = 0, seed: int = 0) -> Tensor:
         """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
+
+        Args:
+            z: input.
+            input_noise: standard deviation, >= 0, of Gaussian noise added to ``z``, a function of
+                (seed, step): that of :func:`oes_fast.train_sparse`. Of one image on "cpu" it is drawn
+                while the input is laid out, which costs less than a ``z`` that changes; a backward pass goes
+                through the last draw alone.
+            step: of the noise, in [0, 2^32).
+            seed: of the noise, in [0, 2^64).
 
         Raises:
             InputError: ``z`` is no such tensor, or not of the weights' dtype and device; or as in
@@ -132,7 +142,8 @@ class SparseGenerator(nn.Module):
         trained = self._named.trained(weights.device)
         if trained is not None:  # parameters that the network holds fixed get no gradient here either
             weights = torch.where(trained, weights, weights.detach())
-        return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
+        noise = step_noise(input_noise, step=step, seed=seed)
+        return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True, noise=noise)
 
     @uncompiled
     def evaluate(
@@ -143,6 +154,7 @@ class SparseGenerator(nn.Module):
         *,
         update_stats: bool,
         fused_loss: FusedLoss | None = None,
+        noise: StepNoise | None = None,
     ) -> Tensor:
         """:meth:`forward` with other weights and running statistics.
 
@@ -152,6 +164,7 @@ class SparseGenerator(nn.Module):
             buffers: of the dense network by name, updated in place if ``update_stats``.
             update_stats: update them.
             fused_loss: a loss that the last layer may take along.
+            noise: on the input, or None.
 
         Raises:
             InputError: a tensor does not fit, has a tangent of forward-mode differentiation or is a batch of
@@ -162,9 +175,13 @@ class SparseGenerator(nn.Module):
         check_tensor("weights", weights, shape=self.weights.shape, like=z)
         self._check_buffers(buffers)
         plan = self.plan(z)
-        return plan.run(
-            weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, fused_loss=fused_loss
-        )
+        laid_out = noisy_input(plan, z) if noise is not None and self.fixed_input else None
+        if laid_out is not None and noise is not None:
+            prepared = laid_out.draw(noise)
+        else:
+            z = z if noise is None else noise.added(z)
+            prepared = self._prepare(plan, z)
+        return plan.run(weights, buffers, z, prepared, update_stats=update_stats, fused_loss=fused_loss)
 
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""

@@ -13,7 +13,7 @@ from oes_fast.backends import triton_interprets
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
-from oes_fast.rewrite.run.chain_autograd import ChainFunction
+from oes_fast.rewrite.run.chain_autograd import ChainFunction, ConstantRead
 from oes_fast.rewrite.run.chain_cpu import CpuChain
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
@@ -88,7 +88,11 @@ class Plan:
         engine = _engine(kernels, device)
         kernels = "torch" if engine is None else kernels
         self.kernels = kernels
-        chains = [] if engine is None else find_chains(graph, self.alive, self.input_only, engine.takes)
+        chains = (
+            []
+            if engine is None
+            else find_chains(graph, self.alive, self.input_only, engine.takes, joins=engine.joins)
+        )
         self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
         builder = Builder(
@@ -107,7 +111,7 @@ class Plan:
             if node in ends:
                 chain = ends[node]
                 assert engine is not None
-                self._steps.append(_Step(node, [chain.source], self._chain(chain, engine)))
+                self._steps.append(_Step(node, chain.sources, self._chain(chain, engine)))
             elif node not in self.chained:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
@@ -169,6 +173,23 @@ class Plan:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
+    @property
+    def chains(self) -> int:
+        """How many chains there are."""
+        return len(self._chains)
+
+    def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
+        """How chains read what :meth:`prepare` gave, laid out now if need be."""
+        return [read for chain in self._chains for read in chain.constant_reads(values)]
+
+    def only_chains_read(self, node: ir.Node) -> bool:
+        """Whether nothing else does, of what is made in each run."""
+        ends = {chain.chain.end for chain in self._chains}
+        readers = [step.node for step in self._steps if node in step.inputs]
+        return node is not self.graph.output and ends.issuperset(
+            n for n in readers if n not in self.input_only
+        )
+
     def explain_chains(self, dtype: torch.dtype) -> dict[ir.Node, str]:
         """What runs the stages of chains in this dtype, by node."""
         return {
@@ -176,13 +197,12 @@ class Plan:
         }
 
     def _chain(self, chain: Chain, engine: type[NativeChain]) -> StageFunction:
-        run = ChainFunction(
-            chain, self.alive, self.weights, engine, constant_input=chain.source in self.input_only
-        )
+        run = ChainFunction(chain, self.alive, self.weights, engine, input_only=self.input_only)
         self._chains.append(run)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
         whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
         takes_loss = whole and chain.end is self.graph.output
+        varying = len(self.alive[chain.end].varying)
 
         # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
@@ -191,7 +211,7 @@ class Plan:
                 fused_loss = None
             x, loss = run(
                 context.weights,
-                values[0].x,
+                [value.x for value in values],
                 context.buffers,
                 update_stats=context.update_stats,
                 counted=context.counted,
@@ -200,6 +220,8 @@ class Plan:
             )
             if fused_loss is not None:
                 fused_loss.loss = loss
+            if x.shape[1] > varying:  # each pixel of the planes is the constant
+                return Value(x[:, :varying], x[0, varying:, 0, 0])
             return Value(x, run.constants(context.blocks, activate))
 
         return result

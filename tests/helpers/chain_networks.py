@@ -168,8 +168,9 @@ def chain_of(
     """The chain of a generator for so many networks, and its source."""
     plan = fast.plan(z)
     (chain,) = find_chains(plan.graph, plan.alive, plan.input_only, engine.takes)
-    constant = chain.source in plan.input_only
-    function = ChainFunction(chain, plan.alive, plan.weights, engine, constant_input=constant, networks=count)
+    function = ChainFunction(
+        chain, plan.alive, plan.weights, engine, input_only=plan.input_only, networks=count
+    )
     return function, plan.prepare(z)[chain.source].x
 
 
@@ -210,7 +211,7 @@ def networks_are_each_alone(
         source = source.clone().requires_grad_()
         image, loss = function(
             weights,
-            source,
+            [source],
             buffers,
             update_stats=True,
             counted=[],

@@ -159,9 +159,9 @@ def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     seen = set()
     laid_out = oes_fast.rewrite.run.chain_cpu.CpuChain.laid_out
 
-    def record(program, planes):
-        seen.add(program.kernels.source_row_major)
-        return laid_out(program, planes)
+    def record(program, entry, planes):
+        seen.add(program.kernels.source_row_major(entry))
+        return laid_out(program, entry, planes)
 
     monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu.CpuChain, "laid_out", record)
     check(CASES[0], torch.float64)

@@ -25,7 +25,7 @@ def bound():
 
 
 def forward(chain, a):
-    return chain.forward(a["weights"], a["source"], a["out"], [a["mean"], a["var"]], a.get("target"))
+    return chain.forward(a["weights"], [a["source"]], a["out"], [a["mean"], a["var"]], a.get("target"))
 
 
 WRONG = {
@@ -55,17 +55,17 @@ def test_the_extension_refuses_calls_out_of_turn():
     forward(chain, a)
     grads = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="grad: expected one, since the last forward had no target"):
-        chain.backward(a["weights"], a["source"], None, grads, None)
+        chain.backward(a["weights"], [a["source"]], None, grads, [None])
     with pytest.raises(ValueError, match="grad_weights: expected 3 elements"):
-        chain.backward(a["weights"], a["source"], a["out"], grads[:2], None)
+        chain.backward(a["weights"], [a["source"]], a["out"], grads[:2], [None])
     with pytest.raises(ValueError, match="grad_source: expected 32 elements"):
-        chain.backward(a["weights"], a["source"], a["out"], grads, np.zeros(31, np.float32))
+        chain.backward(a["weights"], [a["source"]], a["out"], grads, [np.zeros(31, np.float32)])
     with pytest.raises(ValueError, match="target: expected none"):
         forward(chain, a | {"target": a["out"]})
     with pytest.raises(ValueError, match="running: expected none, or 2 arrays"):
-        chain.forward(a["weights"], a["source"], a["out"], [a["mean"]], None)
+        chain.forward(a["weights"], [a["source"]], a["out"], [a["mean"]], None)
     with pytest.raises(ValueError, match="mean and variance of a norm together"):
-        chain.forward(a["weights"], a["source"], a["out"], [a["mean"], None], None)
+        chain.forward(a["weights"], [a["source"]], a["out"], [a["mean"], None], None)
     read_only = a["out"].copy()
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="out: expected memory that may be written to"):

@@ -3,99 +3,222 @@
 #include <algorithm>
 
 #include "common/chain_checks.h"
-#include "cpu/chain/conv_weights.h"
+#include "cpu/join/join_images.h"
 #include "cpu/norm/batch_norm_act.h"
 
 namespace oes::chain {
 
 template <typename T>
 Chain<T>::Chain(int64_t channels, int64_t rows, int64_t columns, bool constant_input, int64_t weights)
-    : constant_input_(constant_input), channels_(channels), rows_(rows), columns_(columns), weights_(weights) {
-  expect(channels > 0 && rows > 0 && columns > 0 && weights >= 0, "chain: expected an image and weights");
-  ones_.assign(channels, T(1));
-  zeros_.assign(channels, T(0));
+    : weights_(weights) {
+  expect(weights >= 0, "chain: expected an image and weights");
+  add_source(channels, rows, columns, constant_input);
 }
 
 template <typename T>
-void Chain<T>::add_conv(const ConvSpec& spec) {
-  expect(!finished_, "convolution: expected a chain that is not finished");
-  const ConvBlock* before = blocks_.empty() ? nullptr : &blocks_.back();
-  expect(before == nullptr || !before->norms.empty(), "convolution: expected a norm before it");
-  const int64_t inputs = before == nullptr ? channels_ : before->spec.outputs;
-  const int64_t rows = before == nullptr ? rows_ : before->conv->out_rows();
-  const int64_t columns = before == nullptr ? columns_ : before->conv->out_columns();
-  const size_t constants = before == nullptr ? 0 : before->norms.back().constants().size();
-  check_conv(spec, inputs, rows, columns, static_cast<int64_t>(constants), weights_);
-  ConvBlock block;
-  block.spec = spec;
-  block.conv = make_chain_conv<T>(spec, inputs, rows, columns, constant_input_ && before == nullptr);
+int64_t Chain<T>::add_source(int64_t channels, int64_t rows, int64_t columns, bool constant) {
+  expect(channels > 0 && rows > 0 && columns > 0, "chain: expected an image and weights");
   expect(
-      spec.kind != ConvKind::kHead || (before != nullptr && before->norms.size() == 1),
-      "head: expected a single norm before it");
-  block.ones.assign(spec.outputs, T(1));
-  block.zeros.assign(spec.outputs, T(0));
-  block.shift.resize(spec.bias.size());
-  block.y.reserve(spec.outputs * block.pixels());
-  blocks_.push_back(std::move(block));
+      !finished_ && sources_ == static_cast<int64_t>(blocks_.size()),
+      "source: expected it before convolutions and joins");
+  blocks_.emplace_back(channels, rows, columns, constant);
+  return sources_++;
+}
+
+// A block whose result may be read.
+template <typename T>
+const Block<T>& Chain<T>::readable(int64_t number) const {
+  expect(number >= 0 && number < static_cast<int64_t>(blocks_.size()), "source: expected the number of a result");
+  const Block<T>& block = blocks_[number];
+  expect(block.is_source() || !block.norms.empty(), "source: expected a norm or an activation behind it");
+  return block;
 }
 
 template <typename T>
-void Chain<T>::add_norm(const NormSpec& spec) {
-  expect(!blocks_.empty() && blocks_.back().norms.size() < 2, "norm: expected one or two behind a convolution");
-  ConvBlock& block = blocks_.back();
-  expect(block.spec.kind != ConvKind::kHead, "norm: expected none behind the head");
+int64_t Chain<T>::add_conv(const ConvSpec& spec, int64_t source) {
+  expect(!finished_, "convolution: expected a chain that is not finished");
+  const auto number = static_cast<int64_t>(blocks_.size());
+  const int64_t from = source == kLast ? number - 1 : source;
+  expect(
+      from < 0 || from >= number || blocks_[from].is_source() || !blocks_[from].norms.empty(),
+      "convolution: expected a norm before it");
+  const Block<T>& before = readable(from);
+  expect(before.channels() > 0, "convolution: expected an image before it");
+  check_conv(spec, before.channels(), before.rows, before.columns, before.constants(), weights_);
+  Block<T> block(spec, from, before);
+  expect(
+      spec.kind != ConvKind::kHead || (!before.is_source() && before.norms.size() == 1),
+      "head: expected a single norm before it");
+  blocks_.push_back(std::move(block));
+  return number;
+}
+
+template <typename T>
+int64_t Chain<T>::add_join(const JoinSpec& spec) {
+  expect(!finished_, "join: expected a chain that is not finished");
+  std::vector<const Block<T>*> sources;
+  std::vector<ImageShape> shapes;
+  for (const int64_t input : spec.inputs) {
+    sources.push_back(&readable(input));
+    shapes.push_back(sources.back()->shape());
+    expect(!sources.back()->laid_out, "join: expected a source that is not laid out for a convolution");
+  }
+  check_join(spec, shapes, weights_);
+  blocks_.emplace_back(spec, sources);
+  return static_cast<int64_t>(blocks_.size()) - 1;
+}
+
+template <typename T>
+void Chain<T>::add_norm(const NormSpec& spec, int64_t groups) {
   expect(!finished_, "norm: expected a chain that is not finished");
-  // A constant channel has what the convolution adds to it, or the constant of the norm before.
-  const size_t constants =
-      block.norms.empty() ? block.shift.size() - block.spec.outputs : block.norms[0].constants().size();
-  check_norm(spec, block.spec.outputs, static_cast<int64_t>(constants), weights_);
-  block.norms.emplace_back(spec, block.spec.outputs);
+  blocks_.back().add_norm(spec, groups, weights_);
+}
+
+template <typename T>
+void Chain<T>::add_act(Act act, double slope) {
+  expect(!finished_, "activation: expected a chain that is not finished");
+  blocks_.back().add_act(act, slope);
+}
+
+template <typename T>
+void Chain<T>::add_planes() {
+  expect(!finished_, "planes: expected a chain that is not finished");
+  blocks_.back().add_planes();
 }
 
 template <typename T>
 void Chain<T>::finish(OutputAct act, double slope) {
-  expect(!blocks_.empty() && !finished_, "chain: expected a convolution, and to be finished once");
+  expect(!blocks_.back().is_source() && !finished_, "chain: expected a convolution, and to be finished once");
+  const Block<T>& end = blocks_.back();
+  ends_in_norm_ = !end.norms.empty();
+  expect(end.channels() > 0 && (ends_in_norm_ || end.conv != nullptr), "chain: expected an image that varies");
+  expect(!ends_in_norm_ || (act == OutputAct::kLeaky && slope == 1), "chain: expected no activation behind a norm");
+  count_readers();
+  plan_gradients();
   finished_ = true;
   act_ = act;
   slope_ = static_cast<T>(slope);
-  ends_in_norm_ = !blocks_.back().norms.empty();
-  int64_t grads = channels_ * rows_ * columns_;
-  for (const ConvBlock& block : blocks_) {
-    grads = std::max(grads, block.spec.outputs * block.pixels());
-    buffers_.moments.reserve(2 * block.spec.outputs * norm::chunks_of(block.pixels()));
-    block.conv->reserve(buffers_);
+  for (Block<T>& block : blocks_) {
+    block.reserve();
+    block.reserve(buffers_);
+    pointers_.push_back(&block);
+    constant_pointers_.push_back(&block);
   }
-  for (Aligned<T>& buffer : grads_) {
-    buffer.reserve(grads);
+  for (const Slot& slot : slots_) {
+    grads_.emplace_back();
+    grads_.back().reserve(slot.size);
   }
+  grad_of_.resize(blocks_.size());
+}
+
+template <typename T>
+void Chain<T>::count_readers() {
+  for (size_t number = 0; number < blocks_.size(); ++number) {
+    const Block<T>& block = blocks_[number];
+    for (size_t input = 0; input < block.inputs.size(); ++input) {
+      Block<T>& source = blocks_[block.inputs[input]];
+      if (block.reads(input)) {
+        ++source.readers;
+        source.last_reader = static_cast<int64_t>(number);
+      }
+    }
+  }
+  for (const Block<T>& block : blocks_) {
+    const bool ends = &block == &blocks_.back();
+    const bool unread = block.readers == 0 && block.channels() > 0 && !block.is_source();
+    expect(ends || !unread, "chain: expected each result to be read, but the last");
+    expect(!block.laid_out || block.readers <= 1, "source: expected a constant one to be read once");
+    const bool before_head = !ends && block.readers > 0 && blocks_[block.last_reader].is_head();
+    expect(!before_head || block.readers == 1, "head: expected to be the only one that reads its source");
+    expect(!block.is_head() || ends, "head: expected to be the last convolution");
+  }
+}
+
+// Which buffer each gradient has: as backward() goes through the blocks, a buffer is free again once its block has
+// passed its gradient on.
+template <typename T>
+void Chain<T>::plan_gradients() {
+  blocks_.back().grad_slot = take_slot(blocks_.back().numel());
+  int64_t most_added = 0;
+  for (size_t number = blocks_.size(); number-- > static_cast<size_t>(sources_);) {
+    const Block<T>& block = blocks_[number];
+    bool handed_on = false;
+    for (size_t input = 0; input < block.inputs.size(); ++input) {
+      Block<T>& source = blocks_[block.inputs[input]];
+      if (!block.reads(input)) {
+        continue;
+      }
+      const bool first = source.last_reader == static_cast<int64_t>(number) && source.grad_slot == Block<T>::kNone;
+      if (block.is_head() && source.conv != nullptr) { // which computes its gradient from that of the image
+        source.grad_slot = block.grad_slot;
+        handed_on = true;
+      } else if (first && !source.is_source()) {
+        source.grad_slot = take_slot(source.numel());
+      } else if (block.conv != nullptr && (source.is_source() ? source.readers > 1 : !first)) {
+        most_added = std::max(most_added, source.numel());
+      }
+    }
+    if (block.grad_slot != Block<T>::kNone && !handed_on) {
+      slots_[block.grad_slot].taken = false;
+    }
+  }
+  if (most_added > 0) {
+    for (Slot& slot : slots_) {
+      slot.taken = true;
+    }
+    scratch_ = take_slot(most_added);
+  }
+}
+
+// The free buffer that fits best, or a new one.
+template <typename T>
+int Chain<T>::take_slot(int64_t size) {
+  int best = Block<T>::kNone;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].taken) {
+      continue;
+    }
+    const int64_t here = slots_[i].size, there = best < 0 ? 0 : slots_[best].size;
+    if (best < 0 || (there < size ? here > there : here >= size && here < there)) {
+      best = static_cast<int>(i);
+    }
+  }
+  if (best < 0) {
+    best = static_cast<int>(slots_.size());
+    slots_.push_back({0, false});
+  }
+  slots_[best].taken = true;
+  slots_[best].size = std::max(slots_[best].size, size);
+  return best;
 }
 
 template <typename T>
 std::vector<int64_t> Chain<T>::shape() const {
-  const ConvBlock& last = blocks_.back();
-  return {last.spec.outputs, last.conv->out_rows(), last.conv->out_columns()};
+  const Block<T>& last = blocks_.back();
+  return {last.channels(), last.rows, last.columns};
 }
 
 template <typename T>
-bool Chain<T>::source_row_major() const {
-  return constant_input_ && !blocks_.empty() && blocks_.front().conv->constant_source_row_major();
+bool Chain<T>::source_row_major(int64_t source) const {
+  const Block<T>& block = blocks_[source];
+  return block.laid_out && block.last_reader >= 0 && blocks_[block.last_reader].conv->constant_source_row_major();
 }
 
 template <typename T>
-int64_t Chain<T>::source_size() const {
-  return constant_input_ ? blocks_.front().conv->constant_source_size() : channels_ * rows_ * columns_;
-}
-
-template <typename T>
-int64_t Chain<T>::output_size() const {
-  return blocks_.back().spec.outputs * blocks_.back().pixels();
+int64_t Chain<T>::source_size(int64_t source) const {
+  const Block<T>& block = blocks_[source];
+  return block.laid_out && block.last_reader >= 0 ? blocks_[block.last_reader].conv->constant_source_size()
+                                                  : block.numel();
 }
 
 template <typename T>
 Indices Chain<T>::statistics_sizes() const {
   Indices sizes;
-  for (const ConvBlock& block : blocks_) {
+  for (const Block<T>& block : blocks_) {
     for (const ChainNorm<T>& norm : block.norms) {
+      if (!norm.normalises()) {
+        continue;
+      }
       int64_t most = -1;
       for (const Indices* indices : {&norm.spec().stats_index, &norm.spec().tracked_stats_index}) {
         for (const int64_t index : *indices) {
@@ -108,212 +231,170 @@ Indices Chain<T>::statistics_sizes() const {
   return sizes;
 }
 
-// The source as it is.
 template <typename T>
-norm::Prologue<T> Chain<T>::source_prologue() const {
-  const T *ones = ones_.data(), *zeros = zeros_.data();
-  return {zeros, ones, zeros, zeros, ones, zeros, T(1), Act::kLeaky};
-}
-
-// What is done to the block's result by whoever reads it.
-template <typename T>
-norm::Prologue<T> Chain<T>::prologue_of(const ConvBlock& block) const {
-  const ChainNorm<T>& one = block.norms[0];
-  const ChainNorm<T>* two = block.norms.size() > 1 ? &block.norms[1] : nullptr;
-  const T *zeros = block.zeros.data(), *ones = block.ones.data();
-  return {
-      one.mean.data(),
-      one.scale.data(),
-      one.shift.data(),
-      two == nullptr ? zeros : two->mean.data(),
-      two == nullptr ? ones : two->scale.data(),
-      two == nullptr ? zeros : two->shift.data(),
-      static_cast<T>(one.spec().slope),
-      one.spec().act};
-}
-
-// Gradient of the block's result from that of the normalised one, or from its own where no norm is behind it.
-template <typename T>
-norm::PrologueGrad<T> Chain<T>::grad_of(const ConvBlock& block, const T* grad) const {
-  const T* zeros = block.zeros.data();
-  if (block.norms.empty()) {
-    return {grad, block.y.data(), zeros, block.ones.data(), zeros, zeros};
+int64_t Chain<T>::memory() const {
+  int64_t elements = 0;
+  for (const Block<T>& block : blocks_) {
+    elements += block.is_source() ? 0 : block.numel();
+    elements += block.conv == nullptr ? 0 : block.conv->planes_size();
   }
-  const ChainNorm<T>& norm = block.norms[0];
-  return {grad, block.y.data(), norm.mean.data(), norm.a.data(), norm.b.data(), norm.c.data()};
+  for (const Slot& slot : slots_) {
+    elements += slot.size;
+  }
+  return elements * static_cast<int64_t>(sizeof(T));
 }
 
 template <typename T>
 double Chain<T>::forward(
-    const T* weights, const T* source, T* out, const std::vector<T*>& running, const T* target, const T* weight) {
+    const T* weights, const std::vector<const T*>& sources, T* out, const std::vector<T*>& running, const T* target,
+    const T* weight) {
   size_t statistics = 0;
   has_loss_ = target != nullptr && !ends_in_norm_;
-  for (size_t l = 0; l < blocks_.size(); ++l) {
-    ConvBlock& block = blocks_[l];
-    const ConvBlock* before = l == 0 ? nullptr : &blocks_[l - 1];
-    block.conv->set_weights(weights);
-    set_shift(block, before == nullptr ? nullptr : &before->norms.back(), weights);
-    const ForwardArguments<T> a{
-        before == nullptr ? source : before->y.data(), before == nullptr ? source_prologue() : prologue_of(*before),
-        block.y.data(), !block.norms.empty()};
-    if (block.norms.empty()) { // the last
-      return block.conv->forward_image(a, {act_, slope_, block.shift.data(), target, weight, out}, buffers_);
+  for (int64_t source = 0; source < sources_; ++source) {
+    blocks_[source].image = sources[source];
+  }
+  for (size_t number = sources_; number < blocks_.size(); ++number) {
+    Block<T>& block = blocks_[number];
+    block.set_shift(constant_pointers_, weights);
+    if (block.conv != nullptr) {
+      const Block<T>& before = blocks_[block.inputs[0]];
+      block.conv->set_weights(weights);
+      const bool moments = !block.norms.empty() && block.norms[0].normalises();
+      const ForwardArguments<T> a{before.y(), before.prologue(), block.value.data(), moments};
+      if (block.norms.empty()) { // the last
+        return block.conv->forward_image(a, {act_, slope_, block.shift.data(), target, weight, out}, buffers_);
+      }
+      block.conv->forward(a, buffers_);
+    } else if (block.join != nullptr) {
+      std::vector<join::MappedImage<T>> images;
+      for (const int64_t input : block.inputs) {
+        images.push_back(blocks_[input].mapped());
+      }
+      block.join->forward(weights, images, block.value.data());
     }
-    block.conv->forward(a, buffers_);
-    for (size_t which = 0; which < block.norms.size(); ++which, statistics += 2) {
-      const RunningStats<T> stats = running.empty() ? RunningStats<T>{nullptr, nullptr}
-                                                    : RunningStats<T>{running[statistics], running[statistics + 1]};
-      normalise(block, which, weights, stats);
+    for (size_t which = 0; which < block.norms.size(); ++which) {
+      RunningStats<T> stats{nullptr, nullptr};
+      if (block.norms[which].normalises()) {
+        if (!running.empty()) {
+          stats = {running[statistics], running[statistics + 1]};
+        }
+        statistics += 2;
+      }
+      block.normalise(which, weights, stats, buffers_);
     }
   }
-  const ConvBlock& last = blocks_.back();
-  norm::map_image(last.y.data(), prologue_of(last), last.spec.outputs, last.pixels(), out);
+  const Block<T>& last = blocks_.back();
+  norm::map_image(last.y(), last.prologue(), last.channels(), last.pixels(), out);
   return 0;
 }
 
 template <typename T>
-void Chain<T>::set_shift(ConvBlock& block, const ChainNorm<T>* before, const T* weights) {
-  for (size_t o = 0; o < block.shift.size(); ++o) {
-    const int64_t index = block.spec.bias[o];
-    block.shift[o] = index < 0 ? T(0) : weights[index];
+void Chain<T>::backward(
+    const T* weights, const std::vector<const T*>& sources, const T* grad, T* grad_weights,
+    const std::vector<T*>& grad_sources) {
+  Block<T>& end = blocks_.back();
+  std::fill(grad_of_.begin(), grad_of_.end(), nullptr);
+  pending_.clear();
+  for (const Block<T>& block : blocks_) {
+    pending_.push_back(block.readers);
   }
-  const T factor = static_cast<T>(block.spec.scale * (block.spec.box ? 4 : 1));
-  for (size_t i = 0; i < block.spec.constant_taps.size(); i += 3) {
-    const int64_t* tap = &block.spec.constant_taps[i];
-    block.shift[tap[0]] += weights[tap[1]] * factor * before->constants()[tap[2]];
+  for (int64_t source = 0; source < sources_; ++source) {
+    blocks_[source].image = sources[source];
+    grad_of_[source] = grad_sources[source];
+    if (blocks_[source].readers == 0 && grad_sources[source] != nullptr) {
+      std::fill_n(grad_sources[source], source_size(source), T(0));
+    }
   }
-}
-
-// The first or the second norm of the block.
-template <typename T>
-void Chain<T>::normalise(ConvBlock& block, size_t which, const T* weights, const RunningStats<T>& running) {
-  const int64_t channels = block.spec.outputs, pixels = block.pixels();
-  double* moments = buffers_.moments.data();
-  const bool second = which == 1;
-  const NormInput<T> input = second ? NormInput<T>{nullptr, block.norms[0].constants().data()}
-                                    : NormInput<T>{block.shift.data(), block.shift.data() + channels};
-  const int64_t of_conv = block.conv->moments_pixels();
-  if (!second && of_conv > 0) {
-    const ChannelSums sums{moments, ceil_div(pixels, of_conv), channels, 1, of_conv};
-    block.norms[which].forward(sums, pixels, weights, input, running);
-    return;
-  }
-  norm::Statistics<T> a{channels, pixels, block.y.data(), {}, second, moments};
-  if (second) {
-    a.prologue = prologue_of(block);
-  }
-  norm::statistics(a);
-  const int64_t chunks = norm::chunks_of(pixels);
-  block.norms[which].forward(ChannelSums{moments, chunks, 1, chunks, norm::kChunk}, pixels, weights, input, running);
-}
-
-template <typename T>
-void Chain<T>::backward(const T* weights, const T* source, const T* grad, T* grad_weights, T* grad_source) {
-  ConvBlock& end = blocks_.back();
-  T* of_y = grad == nullptr ? end.y.data() : grads_[0].data(); // the forward has left it there
-  T* of_source = grads_[1].data();
-  T* spare = grads_[0].data();
+  T* of_image = grad == nullptr ? end.value.data() : grads_[end.grad_slot].data(); // the forward has left it there
+  grad_of_.back() = of_image;
   if (ends_in_norm_) {
-    std::copy_n(grad, end.spec.outputs * end.pixels(), of_y);
-    norms_backward(end, nullptr, of_y, grad_weights);
+    std::copy_n(grad, end.numel(), of_image);
+    end.norms_backward(nullptr, of_image, grad_weights, buffers_);
   } else {
     if (grad != nullptr) {
-      norm::output(
-          norm::Output<T>{end.spec.outputs, end.pixels(), act_, slope_, end.y.data(), end.shift.data(), grad, of_y});
+      norm::output(norm::Output<T>{end.outputs, end.pixels(), act_, slope_, end.y(), end.shift.data(), grad, of_image});
     }
-    const ChainNorm<T>* before = blocks_.size() == 1 ? nullptr : &blocks_[blocks_.size() - 2].norms.back();
-    shift_backward(end, before, of_y, weights, grad_weights);
+    if (end.has_shift()) {
+      end.shift_backward(end.grad_sums(of_image, buffers_), pointers_, weights, grad_weights);
+    }
   }
-  for (size_t l = blocks_.size(); l-- > 0;) {
-    ConvBlock& block = blocks_[l];
-    norm::PrologueGrad<T> of_result = grad_of(block, of_y);
-    if (l + 1 < blocks_.size() && !blocks_[l + 1].conv->writes_grad_source()) {
-      blocks_[l + 1].conv->grad_when_read(of_result, prologue_of(block));
-    }
-    if (l == 0) {
-      block.conv->backward(
-          {source, source_prologue(), of_result, grad_source, conv::GradEpilogue::kNone, grad_weights}, buffers_);
-      return;
-    }
-    ConvBlock& before = blocks_[l - 1];
-    const auto epilogue =
-        before.norms.size() > 1 ? conv::GradEpilogue::kSecondNormSums : conv::GradEpilogue::kActivation;
-    block.conv->backward(
-        {before.y.data(), prologue_of(before), of_result, of_source, epilogue, grad_weights}, buffers_);
-    norms_backward(before, block.conv.get(), of_source, grad_weights);
-    if (block.conv->writes_grad_source()) {
-      of_y = of_source;
-      std::swap(of_source, spare);
-    }
+  for (size_t number = blocks_.size(); number-- > static_cast<size_t>(sources_);) {
+    backward(number, weights, grad_weights);
   }
 }
 
-// In place: gradient of the block's normalised result to what grad_of takes. `reader` has read the result, and its
-// epilogue has done what it could of this; nullptr: nobody has.
+// Of a block whose readers have all passed the gradient of its result on.
 template <typename T>
-void Chain<T>::norms_backward(ConvBlock& block, const ChainConv<T>* reader, T* grad, T* grad_weights) {
-  const int64_t channels = block.spec.outputs, pixels = block.pixels(), chunks = norm::chunks_of(pixels);
-  double* moments = buffers_.moments.data();
-  const ChannelSums sums{moments, chunks, 1, chunks, norm::kChunk};
-  const int64_t begun = reader == nullptr ? 0 : reader->epilogue_chunks();
-  if (begun > 0) {
-    block.norms.back().backward(ChannelSums{moments, begun, channels, 1, 0}, pixels, grad_weights);
-    if (block.norms.size() == 1) {
-      return;
-    }
+void Chain<T>::backward(size_t number, const T* weights, T* grad_weights) {
+  Block<T>& block = blocks_[number];
+  if (!block.norms.empty()) {
+    block.shift_backward(pointers_, weights, grad_weights);
   }
-  norm::ActivationGrad<T> a{channels, pixels, block.y.data(), prologue_of(block)};
-  if (block.norms.size() > 1) {
-    ChainNorm<T>& two = block.norms[1];
-    if (begun == 0) {
-      norm::second_sums(norm::SecondNormSums<T>{channels, pixels, block.y.data(), prologue_of(block), grad, moments});
-      two.backward(sums, pixels, grad_weights);
-    }
-    a.second = true;
-    a.a = two.a.data();
-    a.b = two.b.data();
-    a.c = two.c.data();
-  }
-  a.grad = grad;
-  a.sums = moments;
-  norm::activation_grad(a);
-  block.norms[0].backward(sums, pixels, grad_weights);
-}
-
-// Of a last convolution with no norm behind it: gradient of its bias and of what constant channels add.
-template <typename T>
-void Chain<T>::shift_backward(
-    ConvBlock& block, const ChainNorm<T>* before, const T* grad, const T* weights, T* grad_weights) {
-  const int64_t pixels = block.pixels();
-  const Indices& bias = block.spec.bias;
-  const bool any = std::any_of(bias.begin(), bias.end(), [](int64_t i) { return i >= 0; });
-  if (!any && block.spec.constant_taps.empty()) {
+  if (!block.has_image()) {
     return;
   }
-  const double* moments = buffers_.moments.data();
-  norm::statistics(norm::Statistics<T>{block.spec.outputs, pixels, grad, {}, false, buffers_.moments.data()});
-  const int64_t chunks = norm::chunks_of(pixels);
-  std::vector<double> sums(block.spec.outputs);
-  for (int64_t o = 0; o < block.spec.outputs; ++o) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t size = std::min(norm::kChunk, pixels - chunk * norm::kChunk);
-      sums[o] += moments[2 * (o * chunks + chunk)] * static_cast<double>(size);
-    }
-    if (bias[o] >= 0) {
-      grad_weights[bias[o]] += static_cast<T>(sums[o]);
+  T* grad = grad_of_[number];
+  if (block.conv != nullptr) {
+    pass_on(number, 0, grad_weights, grad);
+    return;
+  }
+  const norm::PrologueGrad<T> of_value = value_grad(block, grad);
+  if (of_value.outputs > 0) { // the gradient is that of the head's result
+    T* own = grads_[block.grad_slot].data();
+    norm::grad_image(of_value, block.outputs, block.pixels(), own);
+    grad = own;
+  } else if (block.norms[0].normalises()) {
+    join::norm_grad(of_value, block.outputs, block.pixels(), grad);
+  }
+  for (size_t input = 0; input < block.inputs.size(); ++input) {
+    if (block.reads(input)) {
+      pass_on(number, input, grad_weights, grad);
     }
   }
-  const double factor = block.spec.scale * (block.spec.box ? 4 : 1);
-  for (size_t i = 0; i < block.spec.constant_taps.size(); i += 3) {
-    const int64_t* tap = &block.spec.constant_taps[i];
-    const NormSpec& of_constants = before->spec();
-    const int64_t beta = of_constants.constants[tap[2]];
-    const auto slope = static_cast<double>(norm::with_act(of_constants.act, [&](auto act) {
-      return norm::activate_grad<act.value>(weights[beta], static_cast<T>(of_constants.slope));
-    }));
-    const double of_constant = sums[tap[0]] * factor * static_cast<double>(weights[tap[1]]);
-    grad_weights[tap[1]] += static_cast<T>(sums[tap[0]] * factor * static_cast<double>(before->constants()[tap[2]]));
-    grad_weights[beta] += static_cast<T>(of_constant * slope);
+}
+
+template <typename T>
+norm::PrologueGrad<T> Chain<T>::value_grad(const Block<T>& block, const T* grad) const {
+  norm::PrologueGrad<T> of_value = block.value_grad(grad);
+  if (block.readers > 0 && blocks_[block.last_reader].is_head()) {
+    blocks_[block.last_reader].conv->grad_when_read(of_value, block.prologue());
+  }
+  return of_value;
+}
+
+// Writes or adds the gradient of what the block reads as one of its inputs; `grad` is that of its result, of a join of
+// its value. The last reader of a result takes it through the norms of that.
+template <typename T>
+void Chain<T>::pass_on(size_t number, size_t input, T* grad_weights, const T* grad) {
+  Block<T>& block = blocks_[number];
+  const int64_t from = block.inputs[input];
+  Block<T>& source = blocks_[from];
+  const bool first = pending_[from] == source.readers, given = source.is_source();
+  if (!given && grad_of_[from] == nullptr) {
+    grad_of_[from] = grads_[source.grad_slot].data();
+  }
+  T* to = grad_of_[from];
+  const bool sole = source.readers == 1;
+  if (block.join != nullptr) {
+    block.join->backward(input, source.mapped(), grad, {to, !first}, grad_weights);
+  } else {
+    auto epilogue = conv::GradEpilogue::kNone;
+    if (sole && !given) {
+      epilogue = source.norms.size() > 1 ? conv::GradEpilogue::kSecondNormSums : conv::GradEpilogue::kActivation;
+    }
+    T* written = first || to == nullptr ? to : grads_[scratch_].data();
+    block.conv->backward(
+        {source.y(), source.prologue(), value_grad(block, grad), written, epilogue, grad_weights}, buffers_);
+    if (written != to) {
+      join::add_to(written, source.numel(), to);
+    }
+    if (!block.conv->writes_grad_source()) {
+      grad_of_[from] = grad_of_[number];
+    }
+  }
+  if (--pending_[from] == 0 && !given) {
+    const bool fused = sole && block.conv != nullptr;
+    source.norms_backward(fused ? block.conv.get() : nullptr, to, grad_weights, buffers_);
   }
 }
 

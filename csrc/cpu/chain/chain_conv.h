@@ -102,6 +102,10 @@ class ChainConv {
   virtual bool constant_source_row_major() const {
     return false;
   }
+  // Elements of the image as it reads it, where it keeps that.
+  virtual int64_t planes_size() const {
+    return 0;
+  }
 
  protected:
   ConvSpec spec_;

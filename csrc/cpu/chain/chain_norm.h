@@ -1,4 +1,5 @@
-// A batch norm of a chain: its spec, and what the last evaluation has found of its input.
+// A batch norm of a chain: its spec, and what the last evaluation has found of its input. Where no norm is behind a
+// value, one without statistics stands for it, which adds what the value has in common and activates.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +38,30 @@ struct RunningStats {
 template <typename T>
 class ChainNorm {
  public:
-  ChainNorm(const NormSpec& spec, int64_t channels);
+  // `groups`: of channels that share their statistics, all of them in one order; 0: each has its own.
+  ChainNorm(const NormSpec& spec, int64_t channels, int64_t groups = 0);
+  // Without statistics, for so many constant channels.
+  ChainNorm(Act act, double slope, int64_t channels, int64_t constants);
 
-  // From the moments of the input, and the weights, what the prologue of the next reader needs.
+  // The constants are read as planes too, behind the other channels, of an input that is zero there. `before_second`:
+  // another norm follows, which makes them.
+  void add_planes(int64_t planes, bool before_second);
+
+  // Whether it takes the statistics of its input.
+  bool normalises() const {
+    return normalises_;
+  }
+  // Whether what is added to all pixels of the input changes the result.
+  bool passes_shift() const {
+    return !normalises_ || groups_ > 0;
+  }
+  // What constant channels of the input are: passed on, else the result has those of this norm.
+  bool passes_constants() const {
+    return !normalises_;
+  }
+
+  // From the moments of the input, and the weights, what the prologue of the next reader needs. Without statistics no
+  // moments are read.
   void forward(
       const ChannelSums& moments, int64_t pixels, const T* weights, const NormInput<T>& input,
       const RunningStats<T>& running);
@@ -55,12 +77,18 @@ class ChainNorm {
     return constants_;
   }
 
-  std::vector<T> scale, shift, mean; // [channels], see norm::Prologue
+  std::vector<T> scale, shift, mean; // [channels + planes], see norm::Prologue
   std::vector<T> a, b, c; // see norm::PrologueGrad
+  std::vector<double> shift_grads; // [channels + planes], where it passes a shift
 
  private:
+  void forward_groups(const ChannelSums& moments, int64_t pixels, const T* weights, const NormInput<T>& input);
+  void backward_groups(const ChannelSums& sums, int64_t pixels, T* grad_weights);
+
   NormSpec spec_;
-  std::vector<double> rstd_;
+  bool normalises_ = true, before_second_ = false;
+  int64_t channels_, planes_ = 0, groups_ = 0;
+  std::vector<double> rstd_, channel_mean_; // the latter of groups alone
   std::vector<T> constants_;
 };
 

@@ -19,6 +19,9 @@ class DirectConv : public ChainConv<T> {
   void backward(const BackwardArguments<T>& a, SharedBuffers<T>& buffers) override;
   int64_t constant_source_size() const override;
   bool constant_source_row_major() const override;
+  int64_t planes_size() const override {
+    return constant_input_ ? 0 : this->inputs_ * input_.plane_size();
+  }
 
  protected:
   // Calls wants_flat(shape) for a constant input: whether its planes are to lie as images of their own.

@@ -1,8 +1,9 @@
-"""A chain as a differentiable function of its weights and its source."""
+"""A chain as a differentiable function of its weights and its sources."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,23 @@ from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.run.chain_find import Chain
 from oes_fast.rewrite.run.chain_program import NativeChain
-from oes_fast.rewrite.run.context import is_unit_gradient
+from oes_fast.rewrite.run.context import Value, is_unit_gradient
 from oes_fast.rewrite.weights import CompactWeights
+
+
+@dataclass(frozen=True)
+class ConstantRead:
+    """A constant source as a chain reads it.
+
+    Attributes:
+        source: node.
+        planes: its memory; who writes to it has the chain read that.
+        take: make the chain read these planes for the source, whatever it has read since.
+    """
+
+    source: ir.Node
+    planes: Tensor
+    take: Callable[[], None]
 
 
 class ChainFunction:
@@ -24,10 +40,11 @@ class ChainFunction:
         alive: channels by node.
         weights: what the mask keeps, and where it lies in the flat vector.
         engine: what runs it.
-        constant_input: the source depends on the input alone.
+        input_only: nodes that depend on the input alone: sources among them are made once.
         networks: how many networks of the mask are evaluated at once, N: with weights [N, kept], running
-            statistics [N, channels] and targets (and their weights) [N, C, H, W], a source of one image for all or [N, C, H, W],
-            the result [N, C, H, W] and losses [N]. The shapes below are those for one, the usual case.
+            statistics [N, channels], targets and the weights of their errors [N, C, H, W], a source of one
+            image for all or [N, C, H, W], the result [N, C, H, W] and losses [N]. The shapes below are those
+            for one, the usual case.
     """
 
     def __init__(
@@ -37,7 +54,7 @@ class ChainFunction:
         weights: CompactWeights,
         engine: type[NativeChain],
         *,
-        constant_input: bool,
+        input_only: Collection[ir.Node],
         networks: int = 1,
     ) -> None:
         self.chain = chain
@@ -45,10 +62,9 @@ class ChainFunction:
         self._networks = networks
         self._alive = alive
         self._weights = weights
-        self._constant_input = constant_input
-        self._natives: dict[tuple[torch.dtype, bool, str], NativeChain] = {}
-        self._planes: tuple[Tensor, Tensor] | None = None
-        self._norms = [norm for block in chain.blocks for norm in block.norms]
+        self._constant = tuple(source in input_only for source in chain.sources)
+        self._natives: dict[tuple[torch.dtype, tuple[bool, ...], str], NativeChain] = {}
+        self._planes: dict[int, tuple[Tensor, Tensor]] = {}
         end = chain.end.stage
         # Constant channels of the result: in training a batch norm gives its beta for them.
         self._beta = None
@@ -57,7 +73,7 @@ class ChainFunction:
             self._beta = weights.request(end.bias, alive[chain.end].constant + end.first)
 
     def constants(self, blocks: list[Tensor], activate: Callable[..., Tensor]) -> Tensor | None:
-        """Values of the constant channels of the result, or None."""
+        """Values of the constant channels of the result, or None where they are planes of it."""
         if self._beta is None:
             return None
         end = self.chain.end.stage
@@ -68,7 +84,7 @@ class ChainFunction:
     def __call__(
         self,
         weights: Tensor,
-        source: Tensor,
+        sources: Sequence[Tensor],
         buffers: Mapping[str, Tensor],
         *,
         update_stats: bool,
@@ -78,9 +94,11 @@ class ChainFunction:
     ) -> tuple[Tensor, Tensor | None]:
         """The chain's result [1, C, H, W], and its mean (weighted) squared error to the target.
 
+        Constant channels of a result that does not come from a norm are planes behind the others.
+
         Args:
             weights: kept weights, flat.
-            source: channels that vary of the source [1, C, H, W].
+            sources: channels that vary of each source [1, C, H, W].
             buffers: running statistics by name, updated in place if ``update_stats``.
             update_stats: update them.
             counted: batch counts to add one to after the pass, by name; see
@@ -88,13 +106,15 @@ class ChainFunction:
             target: [1, C, H, W], or None; a chain that ends in a batch norm takes none.
             weight: of each squared error to it, of its shape, or None for 1.
         """
-        constant_input = self._constant_input and not source.requires_grad
-        native = self._native(source.dtype, source.device, constant_input)
+        constant = tuple(
+            of_chain and not source.requires_grad
+            for of_chain, source in zip(self._constant, sources, strict=True)
+        )
+        native = self._native(sources[0].dtype, sources[0].device, constant)
         running: list[Tensor | None] = []
-        for node in self._norms:
+        for node in self.chain.norms:
             norm = node.stage
-            assert isinstance(norm, ir.Norm)
-            if update_stats and norm.tracks:
+            if isinstance(norm, ir.Norm) and update_stats and norm.tracks:
                 assert norm.mean is not None
                 assert norm.var is not None
                 running += [buffers[norm.mean], buffers[norm.var]]
@@ -102,27 +122,54 @@ class ChainFunction:
                     counted.append(norm.count)
             else:
                 running += [None, None]
-        if constant_input:
-            source = self._read(source, native)
-        elif source.requires_grad and self._networks > 1:
-            source = source.expand(self._networks, -1, -1, -1)  # a gradient each, added up by autograd
-        if target is None or self.chain.blocks[-1].norms:
-            return _Evaluate.apply(weights, source, native, running), None
+        entries = [
+            self._read(entry, sources[number], native, constant[number])
+            for entry, (number, _) in enumerate(native.entries)
+        ]
+        if target is None or not native.takes_target:
+            return _Evaluate.apply(weights, native, running, *entries), None
         # Contiguous here, where it is kept for the backward pass: an engine may read it again.
         target = target.detach().contiguous()
         weight = None if weight is None else weight.detach().contiguous()
-        return _EvaluateLoss.apply(weights, source, target, weight, native, running)
+        return _EvaluateLoss.apply(weights, target, weight, native, running, *entries)
+
+    def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
+        """Of the sources among ``values`` that depend on the input alone, laid out now if need be."""
+        known = [
+            values[node].x for node, fixed in zip(self.chain.sources, self._constant, strict=True) if fixed
+        ]
+        if not known:
+            return []
+        native = self._native(known[0].dtype, known[0].device, self._constant)
+        return [
+            self._constant_read(entry, self.chain.sources[number], values, native)
+            for entry, (number, _) in enumerate(native.entries)
+            if self._constant[number]
+        ]
+
+    def _constant_read(
+        self, entry: int, node: ir.Node, values: Mapping[ir.Node, Value], native: NativeChain
+    ) -> ConstantRead:
+        source = values[node].x
+        planes = self._read(entry, source, native, constant=True)
+        if planes.data_ptr() == source.data_ptr():  # who writes to it is not to write to the source
+            planes = planes.clone()
+
+        def take() -> None:
+            self._planes[entry] = (source, planes)
+
+        return ConstantRead(node, planes, take)
 
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""
         names = dict.fromkeys(self.chain.nodes, self._engine.name)
         if not self._engine.explains:
             return names
-        lines = self._native(dtype, device, self._constant_input).explain()
-        return names | {block.conv: line for block, line in zip(self.chain.blocks, lines, strict=True)}
+        lines = self._native(dtype, device, self._constant).explain()
+        return names | {block.conv: line for block, line in zip(self.chain.convolutions, lines, strict=True)}
 
-    def _native(self, dtype: torch.dtype, device: torch.device, constant_input: bool) -> NativeChain:
-        key = dtype, constant_input, self._engine.products_of(dtype)
+    def _native(self, dtype: torch.dtype, device: torch.device, constant: tuple[bool, ...]) -> NativeChain:
+        key = dtype, constant, self._engine.products_of(dtype)
         if key not in self._natives:
             with torch.device("cpu"):  # whatever the caller's default
                 self._natives[key] = self._engine(
@@ -131,74 +178,83 @@ class ChainFunction:
                     self._weights,
                     dtype,
                     device,
-                    constant_input=constant_input,
+                    constant=constant,
                     products=key[-1],
                     networks=self._networks,
                 )
         return self._natives[key]
 
-    def _read(self, source: Tensor, native: NativeChain) -> Tensor:
-        """A constant source as the first convolution reads it, made once."""
-        if self._planes is None or self._planes[0] is not source:
-            planes = native.as_read(source)
+    def _read(self, entry: int, source: Tensor, native: NativeChain, constant: bool) -> Tensor:
+        """A source as its readers take it, made once where it is constant."""
+        if not constant:
+            # A gradient for each network, added up by autograd.
+            several = source.requires_grad and self._networks > 1
+            return source.expand(self._networks, -1, -1, -1) if several else source
+        if entry not in self._planes or self._planes[entry][0] is not source:
+            planes = native.as_read(entry, source)
             if source.is_inference():
                 return planes
-            self._planes = (source, planes)
-        return self._planes[1]
+            self._planes[entry] = (source, planes)
+        return self._planes[entry][1]
 
 
 class _Evaluate(torch.autograd.Function):
-    """The chain as a function of weights and source."""
+    """The chain as a function of weights and sources."""
 
     @staticmethod
-    def forward(weights: Tensor, source: Tensor, native: NativeChain, running: list[Tensor | None]) -> Tensor:
-        return native.forward(weights, source, running)[0]
+    def forward(
+        weights: Tensor, native: NativeChain, running: list[Tensor | None], *sources: Tensor
+    ) -> Tensor:
+        return native.forward(weights, sources, running)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weights, source, ctx.native, _ = inputs
-        ctx.save_for_backward(weights, source)
+        weights, ctx.native, _, *sources = inputs
+        ctx.save_for_backward(weights, *sources)
         ctx.evaluation = ctx.native.evaluation
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        weights, source = ctx.saved_tensors
-        needs_weights, needs_source = ctx.needs_input_grad[:2]
-        grad_weights, grad_source = _Differentiate.apply(
-            weights, source, grad, ctx.native, ctx.evaluation, needs_source, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *sources = ctx.saved_tensors
+        needs_weights, _, _, *needs_sources = ctx.needs_input_grad
+        grad_weights, *grad_sources = _Differentiate.apply(
+            weights, grad, ctx.native, ctx.evaluation, needs_sources, None, None, *sources
         )
-        return grad_weights if needs_weights else None, grad_source if needs_source else None, None, None
+        return (
+            grad_weights if needs_weights else None,
+            None,
+            None,
+            *(_needed(grad_sources, needs_sources)),
+        )
 
 
 class _EvaluateLoss(torch.autograd.Function):
-    """The chain with the error of its result to a target, as a function of weights and source."""
+    """The chain with the error of its result to a target, as a function of weights and sources."""
 
     @staticmethod
     def forward(
         weights: Tensor,
-        source: Tensor,
         target: Tensor,
         weight: Tensor | None,
         native: NativeChain,
         running: list[Tensor | None],
+        *sources: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output, loss = native.forward(weights, source, running, target, weight)
+        output, loss = native.forward(weights, sources, running, target, weight)
         assert loss is not None
         return output, loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        weights, source, target, weight, ctx.native, _ = inputs
-        ctx.save_for_backward(weights, source, target, weight, output[0])
+        weights, target, weight, ctx.native, _, *sources = inputs
+        ctx.save_for_backward(weights, target, weight, output[0], *sources)
         ctx.evaluation = ctx.native.evaluation
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor | None, grad_loss: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        weights, source, target, weight, output = ctx.saved_tensors
-        needs_weights, needs_source = ctx.needs_input_grad[:2]
+    def backward(ctx: Any, grad: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        weights, target, weight, output, *sources = ctx.saved_tensors
+        needs_weights, _, _, _, _, *needs_sources = ctx.needs_input_grad
         evaluation, factor = ctx.evaluation, grad_loss
         if grad is not None:  # of the image as well: all of it from there, the buffers hold another gradient
             evaluation, factor = ctx.native.NONE, None
@@ -209,21 +265,24 @@ class _EvaluateLoss(torch.autograd.Function):
                 grad = grad + per_image * (2 / elements) * error
             target = weight = None
         elif grad_loss is None:
-            return None, None, None, None, None, None
-        grad_weights, grad_source = _Differentiate.apply(
-            weights, source, grad, ctx.native, evaluation, needs_source, target, weight
+            return (None,) * (5 + len(sources))
+        grad_weights, *grad_sources = _Differentiate.apply(
+            weights, grad, ctx.native, evaluation, needs_sources, target, weight, *sources
         )
         # Known without reading it, which would wait for the device.
         if factor is not None and not is_unit_gradient(factor):
             grad_weights = grad_weights * factor.unsqueeze(-1)
-            grad_source = grad_source * factor.view(-1, 1, 1, 1) if needs_source else grad_source
+            grad_sources = [
+                each * factor.view(-1, 1, 1, 1) if needed else each
+                for each, needed in zip(grad_sources, needs_sources, strict=True)
+            ]
         return (
             grad_weights if needs_weights else None,
-            grad_source if needs_source else None,
             None,
             None,
             None,
             None,
+            *(_needed(grad_sources, needs_sources)),
         )
 
 
@@ -233,22 +292,27 @@ class _Differentiate(torch.autograd.Function):
     @staticmethod
     def forward(
         weights: Tensor,
-        source: Tensor,
         grad: Tensor | None,
         native: NativeChain,
         evaluation: int,
-        needs_source: bool,
+        needs_sources: Sequence[bool],
         target: Tensor | None,
         weight: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        return native.backward(
-            weights, source, grad, evaluation, needs_source=needs_source, target=target, weight=weight
+        *sources: Tensor,
+    ) -> tuple[Tensor, ...]:
+        of_weights, of_sources = native.backward(
+            weights, sources, grad, evaluation, needs_sources=needs_sources, target=target, weight=weight
         )
+        return (of_weights, *of_sources)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.backend = inputs[3].backend
+        ctx.backend = inputs[2].backend
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise NotImplementedError(f'backend "{ctx.backend}" has no second derivative; use backend="torch"')
+
+
+def _needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]

@@ -45,9 +45,9 @@ class CudaChain(GpuChain):
     def _extension(self) -> Any:
         return _cuda_extension.extension()
 
-    def _bound(self, image: tuple[int, int, int]) -> Any:
+    def _bound(self) -> Any:
         try:
-            return super()._bound(image)
+            return super()._bound()
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise
@@ -55,7 +55,7 @@ class CudaChain(GpuChain):
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            return super()._bound(image)
+            return super()._bound()
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise

@@ -48,7 +48,7 @@ class GpuChain(NativeChain):
         """The setting of precision; float64 is never rounded."""
         return current() if dtype == torch.float32 else DEFAULT
 
-    def as_read(self, source: Tensor) -> Tensor:
+    def as_read(self, entry: int, source: Tensor) -> Tensor:
         """See :class:`NativeChain`: as it is; padding and sums of a constant image are not in a chain."""
         return source.contiguous()
 
@@ -97,11 +97,12 @@ class GpuChain(NativeChain):
     def _evaluate(
         self,
         weights: Tensor,
-        source: Tensor,
+        sources: list[Tensor],
         running: list[Tensor | None],
         target: Tensor | None,
         weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        (source,) = sources
         shape = self._networks, *self.kernels.shape
         target = None if target is None else target.contiguous()
         weight = None if weight is None else weight.contiguous()
@@ -119,8 +120,9 @@ class GpuChain(NativeChain):
         return output, loss
 
     def _differentiate(
-        self, weights: Tensor, source: Tensor, grad: Tensor | None, *, needs_source: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, weights: Tensor, sources: list[Tensor], grad: Tensor | None, *, needs_sources: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor]]:
+        (source,), (needs_source,) = sources, needs_sources
         self._check_weights(weights)
         self._check_source(source)
         if grad is not None:
@@ -129,7 +131,7 @@ class GpuChain(NativeChain):
         grad_source = torch.empty_like(source) if needs_source else source.new_empty(0)
         self._wait_for_buffers()
         self._backward(weights, source, grad, grad_weights, grad_source if needs_source else None)
-        return grad_weights, grad_source
+        return grad_weights, [grad_source]
 
     def _is_shared(self, source: Tensor) -> bool:
         """Whether it is one image for all networks."""
@@ -149,7 +151,7 @@ class GpuChain(NativeChain):
 
     def _check_running(self, running: list[Tensor | None], like: Tensor) -> None:
         lead = () if self._networks == 1 else (self._networks,)
-        norms = [node for block in self._chain.blocks for node in block.norms]
+        norms = self._chain.norms
         if not running:
             return
         for node, *pair in zip(norms, running[::2], running[1::2], strict=True):

@@ -57,8 +57,8 @@ class TritonChain(GpuChain):
             group=self.group,
         )
 
-    def _bound(self, image: tuple[int, int, int]) -> Any:
-        kernels = super()._bound(image)
+    def _bound(self) -> Any:
+        kernels = super()._bound()
         if self._device.type == "cuda":  # where its buffers and tables are filled
             self._stream = torch.cuda.current_stream(self._device)
         return kernels
