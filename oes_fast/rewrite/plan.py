@@ -161,9 +161,9 @@ class Plan:
         return output
 
     @property
-    def chains(self) -> int:
-        """How many chains there are."""
-        return len(self._chains)
+    def chains(self) -> list[Chain]:
+        """The chains."""
+        return [run.chain for run in self._chains]
 
     def explain_chains(self, dtype: torch.dtype) -> dict[ir.Node, str]:
         """What runs the stages of chains in this dtype, by node."""
