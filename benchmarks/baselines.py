@@ -65,13 +65,11 @@ def our_step(
 ) -> Callable[[], object]:
     """A step as the pipelines make it, with its hooks."""
     hooks: list[StepHook] = []
-    source = z
+    function, chosen = make_function(net, z, mask, backend, verify=False, noisy=input_noise > 0)
     if input_noise:
-        hooks.append(InputNoise(z, input_noise, seed=0, stream=STEP_INPUT_NOISE))
-        source = hooks[0].noisy  # type: ignore[attr-defined]
+        hooks.append(InputNoise(function, input_noise, seed=0, stream=STEP_INPUT_NOISE))
     if weight_noise:
         hooks.append(WeightNoise(net, weight_noise, Schedule.of(LR), seed=0))
-    function, chosen = make_function(net, source, mask, backend, verify=False, fixed_input=not input_noise)
     run = TrainRun(function, SquaredError(noisy), LR, None, chosen, hooks=hooks)
     count = 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.comparison import comparison_at, comparison_cells
+from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.table_text import (
     NAMES,
     ROOT,
@@ -399,6 +400,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison": functools.partial(comparison_at, 256),
     "comparison large": functools.partial(comparison_at, 512),
     "comparison cells": comparison_cells,
+    "inverse problems": inverse_problems,
 }
 
 

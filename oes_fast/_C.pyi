@@ -152,6 +152,32 @@ class _Chain:
     def source_size(self, number: int) -> int: ...
     def source_row_major(self, number: int) -> bool: ...
 
+class SourceLayout:
+    def __init__(
+        self,
+        image_channels: int,
+        image_rows: int,
+        image_columns: int,
+        channels: Sequence[int],
+        rows: Sequence[int],
+        columns: Sequence[int],
+        box: bool,
+        phases: bool,
+        row_major: bool,
+    ) -> None: ...
+    def write(
+        self, image: NDArray[np.float32 | np.float64], planes: NDArray[np.float32 | np.float64]
+    ) -> None: ...
+    def write_noisy(
+        self,
+        image: NDArray[np.float32],
+        planes: NDArray[np.float32],
+        std: float,
+        seed: int,
+        step: int,
+        stream: int,
+    ) -> None: ...
+
 class ChainFloat(_Chain):
     def forward(
         self,

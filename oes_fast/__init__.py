@@ -17,6 +17,8 @@ Images are tensors [N, C, H, W] with values in 0..1. All errors are :class:`OESE
 what was expected and what came.
 """
 
+from typing import Any
+
 import oes_fast._command  # isort: skip  # before the seconds that torch takes
 import oes_fast._startup  # noqa: F401  # isort: skip  # before anything imports torch
 from oes_fast import analysis, baselines, functional, models, pruning, tasks
@@ -92,3 +94,17 @@ __all__ = [
     "train_sparse",
     "transfer_mask",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if (
+        name == "SparseDIP"
+    ):  # it is one of deepinv's models, which takes seconds to import, and need not be there
+        from oes_fast.reconstructor import SparseDIP
+
+        return SparseDIP
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "SparseDIP"]

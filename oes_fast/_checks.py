@@ -66,10 +66,11 @@ def described(value: object, *, of_network: bool = True) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     advice = "; wrap the network in a module whose forward takes the image out of it" if of_network else ""
+    either = f"{advice}, or say which by entry=" if of_network else ""
     if isinstance(value, Mapping):
-        return f"a {kind} with {', '.join(map(repr, value)) or 'nothing'}{advice}"
+        return f"a {kind} with {', '.join(map(repr, value)) or 'nothing'}{either}"
     if isinstance(value, tuple | list):
-        return f"a {kind} of {len(value)}{advice}"
+        return f"a {kind} of {len(value)}{either}"
     return f"{kind}{'' if value is None or isinstance(value, int | float) else advice}"
 
 

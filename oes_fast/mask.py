@@ -16,8 +16,8 @@ from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, check_network
 from oes_fast.io.files import check_readable, load_tensors, save_tensors
 from oes_fast.io.published import PUBLISHED_SUFFIXES, read_published_mask
-from oes_fast.models.base import Recipe
 from oes_fast.named_masks import checked_bools, dict_of_flat, dict_of_pruned, flat_of_dict, prune_by
+from oes_fast.recipe import Recipe
 from oes_fast.reference.level_mask import drawn_mask, expected_level
 from oes_fast.reference.philox import SHUFFLE, TIE_BREAK, random_bits, seeded_generator
 

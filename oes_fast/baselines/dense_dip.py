@@ -7,6 +7,7 @@ import os
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
+from oes_fast.entry import Entry
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback
 from oes_fast.pipelines.objective import Forward, Loss
@@ -28,6 +29,7 @@ def dense_dip(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     steps: int = 40_000,
     lr: float = LR,
@@ -65,6 +67,7 @@ def dense_dip(
             ``weight`` and ``tv``.
         loss: of (measured, noisy), in the place of the mean squared error.
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
@@ -130,6 +133,7 @@ def dense_dip(
             loss=loss,
             weight=weight,
             tv=tv,
+            entry=entry,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_integer, check_number
+from oes_fast.entry import Entry
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback, psnr_tensor
 from oes_fast.pipelines.objective import Forward, Loss
@@ -64,6 +65,7 @@ def sgld(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     steps: int = 40_000,
     lr: float = 1e-2,
@@ -104,6 +106,7 @@ def sgld(
             ``weight`` and ``tv``.
         loss: of (measured, noisy), in the place of the mean squared error.
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         steps: updates to make.
         lr: Adam's learning rate.
@@ -168,6 +171,7 @@ def sgld(
             loss=loss,
             weight=weight,
             tv=tv,
+            entry=entry,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

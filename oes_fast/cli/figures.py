@@ -24,8 +24,8 @@ from oes_fast.analysis import (
 from oes_fast.cli.problem import Problem
 from oes_fast.io.display import Display
 from oes_fast.mask import Mask
-from oes_fast.models.base import Recipe
 from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.recipe import Recipe
 
 _GRID = 400  # points of a spectrum's curve
 _WIDTH = 0.01  # of its bumps, as a share of the range of eigenvalues

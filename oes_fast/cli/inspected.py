@@ -21,7 +21,8 @@ from oes_fast.cli.report import describe_mask, plain
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import Mask
-from oes_fast.models.base import ImageGenerator, Recipe
+from oes_fast.models.base import ImageGenerator
+from oes_fast.recipe import Recipe
 
 DENSE = "dense"
 
@@ -68,7 +69,8 @@ class Inspected:
     @classmethod
     def _of(cls, label: str, path: Path | None, mask: Mask | None, net: ImageGenerator | None) -> Inspected:
         layers = [] if net is None else layer_densities(net, mask)
-        return cls(label, path, mask, net, layers, [] if net is None else dead_channels(net, mask))
+        channels = [] if net is None or net.dims != 2 else dead_channels(net, mask)
+        return cls(label, path, mask, net, layers, channels)
 
     @property
     def kept(self) -> int:

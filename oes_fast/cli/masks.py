@@ -13,8 +13,9 @@ from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import fingerprint
 from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
-from oes_fast.models.base import ImageGenerator, Recipe
+from oes_fast.models.base import ImageGenerator
 from oes_fast.models.registry import find_model, network
+from oes_fast.recipe import Recipe
 
 PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey
 _SIDE = 256  # of the images that networks are made for to be told apart

@@ -8,8 +8,8 @@ from typing import Any
 
 from oes_fast.errors import InputError
 from oes_fast.mask import MODEL, MODEL_OPTIONS, Mask
-from oes_fast.models.base import Recipe
 from oes_fast.models.registry import MODELS, find_model, network, parsed_options
+from oes_fast.recipe import Recipe
 
 OURS = ".safetensors"  # mask files of our own, the only ones that say what they are for
 DEFAULT = "skip"

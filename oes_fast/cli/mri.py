@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from oes_fast.cli.task import TaskOptions, task_command
 from oes_fast.errors import InputError
 from oes_fast.io.arrays import load_numbers, load_plane
 from oes_fast.io.image import Image, load_image
-from oes_fast.tasks import KSpace, Task, load_kspace
+from oes_fast.tasks import KSpace, load_kspace
 from oes_fast.tasks.kspace import HDF5_SUFFIXES, KSPACE_SUFFIXES
 from oes_fast.tasks.mri import PATTERNS
 from oes_fast.tasks.mri import mri as mri_task
@@ -114,7 +114,7 @@ class MriOptions(TaskOptions):
         task = self.made(lambda: mri_task(measured.to(device), **arguments))
         if found is not None:
             of_file = {"slice": found.slice, "slices": found.slices, **found.attributes}
-            task = Task(**{**vars(task), "settings": {**task.settings, **of_file}})
+            task = replace(task, settings={**task.settings, **of_file})
         picture = Image(task.first.cpu(), None, 16, Path(self.image).stem)
         return Problem(self, picture, task.noisy, task.clean, task.seed, task)
 

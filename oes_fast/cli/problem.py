@@ -106,6 +106,11 @@ class Problem:
         return tuple(self.noisy.shape[1:]) if self.task is None else self.task.shape
 
     @property
+    def model_options(self) -> dict[str, Any]:
+        """Options that the network has where nothing else is asked for."""
+        return {} if self.task is None else dict(self.task.model_options)
+
+    @property
     def measured(self) -> Tensor:
         """What the measurement shows: a picture beside :meth:`shown` of the restored image."""
         return self.noisy if self.task is None else self.task.first
@@ -117,11 +122,6 @@ class Problem:
     def shown(self, image: Tensor) -> Tensor:
         """The picture that a network's image is."""
         return image if self.task is None else self.task.shown(image)
-
-    @property
-    def model_options(self) -> dict[str, Any]:
-        """Options of the network that the problem asks for."""
-        return {} if self.task is None else dict(self.task.model_options)
 
     def complex_image(self, image: Tensor) -> npt.NDArray[np.complexfloating[Any, Any]]:
         """The network's image of two channels as complex numbers [H, W], in the units of the measurement."""

@@ -27,7 +27,6 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import psnr
 from oes_fast.io.plots import layer_density
 from oes_fast.mask import Mask
-from oes_fast.models.base import Recipe
 from oes_fast.pipelines.clean import compared
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.masked_output import masked_output
@@ -35,6 +34,7 @@ from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.transfer import fresh_generator
 from oes_fast.pruning import METHODS, imp_rounds
 from oes_fast.pruning.select import SCOPES, SMALL
+from oes_fast.recipe import Recipe
 from oes_fast.weights_file import save_weights
 
 _TRAINS = ("oes", "imp")  # methods that make steps

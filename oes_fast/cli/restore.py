@@ -31,12 +31,12 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
-from oes_fast.models.base import Recipe
 from oes_fast.pipelines.clean import clean_pixels
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.recipe import Recipe
 from oes_fast.weights_file import load_weights
 
 
@@ -189,6 +189,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     settings = {**describe(work.recipe), "train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)
+    if request.tv:
+        settings["tv"] = request.tv
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
     if request.weights is not None:
         result["weights"] = request.weights
@@ -205,9 +207,9 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
     seed = find_seed("--seed", request.seed, known)
     noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
-    options = {**recipe.options, **(problem.model_options or {})}
+    recipe = Recipe(recipe.name, {**problem.model_options, **recipe.options})
     net, z = fresh_generator(
-        problem.noisy, shape=problem.shape, model=recipe.name, options=options, seed=seed
+        problem.noisy, shape=problem.shape, model=recipe.name, options=recipe.options, seed=seed
     )
     mask = None if request.mask is None else load_mask(request.mask, net)
     if request.weights is not None:

@@ -22,10 +22,10 @@ from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
 from oes_fast.io.plots import layer_density, probability_histogram
 from oes_fast.mask import Mask
-from oes_fast.models.base import Recipe
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.recipe import Recipe
 
 
 def search(

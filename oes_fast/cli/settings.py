@@ -177,7 +177,7 @@ class RunSettings:
         )
 
 
-_STEP_OPTIONS = {"schedule": "--schedule", "input_noise": "--input-noise"}
+_STEP_OPTIONS = {"schedule": "--schedule", "input_noise": "--input-noise", "tv": "--tv"}
 
 
 def search_options(prefix: str) -> dict[str, str]:

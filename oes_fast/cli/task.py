@@ -14,6 +14,7 @@ from torch import Tensor
 from oes_fast._checks import check_number
 from oes_fast.cli import options as o
 from oes_fast.cli.console import warn
+from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions, Problem, load_clean
 from oes_fast.cli.restore import Request, restore
 from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings
@@ -111,7 +112,12 @@ def _restored(
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,
     tv: o.TotalVariation = 0.0,
+    weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    schedule: o.ScheduleName = None,
+    input_noise: o.InputNoise = 0.0,
+    model: o.Model = None,
+    model_option: o.ModelOption = None,
     preset: o.PresetName = "paper",
     seed: o.Seed = None,
     device: o.Device = "auto",
@@ -146,6 +152,8 @@ def _restored(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        schedule=schedule,
+        input_noise=input_noise,
         prefix="--search-",
     )
     return restore(
@@ -156,12 +164,20 @@ def _restored(
             bits=bits,
             run=run,
             train=TrainSettings.of(
-                preset, steps=train_steps, lr=train_lr, average=average, prefix="--train-"
+                preset,
+                steps=train_steps,
+                lr=train_lr,
+                average=average,
+                schedule=schedule,
+                weight_decay=weight_decay,
+                input_noise=input_noise,
+                prefix="--train-",
             ),
             search=search if weights_mask is None else None,
             mask=weights_mask,
             seed=seed,
             noise_seed=noise_seed,
+            model=ModelChoice(model, tuple(model_option or ())),
             tv=check_number("--tv", tv, minimum=0.0),
         )
     )

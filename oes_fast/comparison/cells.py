@@ -16,6 +16,7 @@ from oes_fast.io.files import write_json
 from oes_fast.pipelines.differences import Difference
 
 _FORMAT = "oes_fast comparison cell 1"
+_ABSENT: dict[str, Any] = {"model": "skip", "model_options": {}}  # of cells that do not name their network
 STARTED, DONE = "started", "done"
 
 
@@ -144,14 +145,15 @@ class CellFiles:
     def _clauses(self, found: dict[str, Any]) -> str:
         before = found["settings"]
         clauses = []
-        for key, wanted in self.settings.items():
-            if before.get(key) == wanted:
+        for key in dict.fromkeys((*self.settings, *before)):
+            was, wanted = (values.get(key, _ABSENT.get(key)) for values in (before, self.settings))
+            if was == wanted:
                 continue
             if key == "image":
                 clauses.append("on another image of that name")
             else:
-                option = f"--{key.replace('_', '-')}"
-                clauses.append(Difference(key, before.get(key), wanted).clause(option))
+                option = f"--{key.replace('_', '-')}".removesuffix("s" if key == "model_options" else "")
+                clauses.append(Difference(key, was, wanted).clause(option))
         return "; ".join(clauses) or "with other settings"
 
     def _remedy(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_integer
 from oes_fast.errors import InputError
-from oes_fast.models.base import ImageGenerator, Recipe
+from oes_fast.models.base import ImageGenerator
 from oes_fast.models.conv_decoder import conv_decoder
 from oes_fast.models.dcgan import dcgan
 from oes_fast.models.deep_decoder import DeepDecoder, deep_decoder
@@ -26,6 +26,7 @@ from oes_fast.models.skip_1d import skip_1d
 from oes_fast.models.skip_3d import skip_3d
 from oes_fast.models.unet import unet
 from oes_fast.noise import draw_input
+from oes_fast.recipe import Recipe
 
 # Arguments that generator() fills in itself.
 _OWN = ("num_output_channels", "size", "seed", "dtype", "device")

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from oes_fast.models.base import Recipe
 from oes_fast.pipelines.fingerprints import same
+from oes_fast.recipe import Recipe
 
 # The settings that are kept as hashes, and what a message calls them.
 _NOUNS = {

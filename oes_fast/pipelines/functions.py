@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, entry_of
 from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 from oes_fast.rewrite.run.context import FusedLoss
 
 Rewritten = TypeVar("Rewritten")
@@ -43,6 +45,9 @@ class GeneratorFunction(Protocol):
         return what is no image: see :meth:`oes_fast.pipelines.objective.Objective.check`.
         """
 
+    def draw_input(self, noise: StepNoise | None) -> None:
+        """Read z with this noise from the next call on, or as it is."""
+
     def to_net(self, weights: Tensor) -> nn.Module:
         """The dense network with these weights and statistics in place."""
 
@@ -54,9 +59,13 @@ class DenseFunction:
         net: copied, and left alone.
         z: input [1, C, ...].
         mask: flat bool [numel]; the initial weights are multiplied by it.
+        entry: which of several results is the image.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, z: Tensor, mask: Tensor | None = None, *, entry: Entry | None = None
+    ) -> None:
+        self._entry = entry
         self._net = copy_network(net)
         try:
             self._net.train()
@@ -64,7 +73,7 @@ class DenseFunction:
             raise InputError(
                 f"net: expected a network with a training mode, got one without: {error}"
             ) from error
-        self._z = z
+        self._z = self._source = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
         self._parameters = [parameter.requires_grad_() for parameter in self._net.parameters()]
@@ -94,10 +103,14 @@ class DenseFunction:
             parameter.data = view
         for module, key, name in self._places:
             setattr(module, key, self.buffers[name] if update_stats else self.buffers[name].clone())
-        output = run_network(self._net, self._z)
+        output = run_network(self._net, self._source, self._entry)
         if not isinstance(output, Tensor) or not (output.requires_grad and weights.requires_grad):
             return output
         return _Through.apply(weights, _Graph(output, self._parameters))
+
+    def draw_input(self, noise: StepNoise | None) -> None:
+        """See :class:`GeneratorFunction`."""
+        self._source = self._z if noise is None else noise.added(self._z)
 
     def to_net(self, weights: Tensor) -> nn.Module:
         """A copy of the network with these weights and the statistics collected."""
@@ -143,9 +156,11 @@ class RewrittenFunction:
         mask: which weights to keep; None for all.
         backend: for :func:`oes_fast.sparsify`.
         verify: for :func:`oes_fast.sparsify`.
-        fixed_input: ``z`` stays as it is; otherwise it is read anew in each call.
+        noisy: :meth:`draw_input` will be called.
+        entry: which of several results is the image.
 
     Raises:
+        InputError: the network gives no such entry.
         TraceError: the network's code cannot be traced.
         VerificationError: the rewritten network computes something else.
     """
@@ -158,13 +173,33 @@ class RewrittenFunction:
         backend: str,
         *,
         verify: bool = True,
-        fixed_input: bool = True,
+        noisy: bool = False,
+        entry: Entry | None = None,
     ) -> None:
-        self._module = sparsify(net, mask, backend=backend, verify=verify).train()
-        self._module.fixed_input = fixed_input
-        self._z = z
-        self._module.plan(z)  # refuses here
+        self._module = sparsify(net, mask, entry=entry, backend=backend, verify=verify).train()
+        self._z = self._source = z
+        self._noise: StepNoise | None = None
+        if noisy and not self._lays_out(backend):
+            # One image, written again in each step, where recorded steps find it; nothing made of it is kept.
+            self._module.fixed_input = False
+            self._source = z.clone(memory_format=torch.contiguous_format)
+        self._module.plan(self._source)  # refuses here
         self.buffers = dict(self._module.dense_buffers())
+
+    def _lays_out(self, backend: str) -> bool:
+        """Whether noise is drawn where the kernels lay the input out."""
+        if backend != "cpu" or self._z.shape[0] != 1:
+            return False
+        return noisy_input(self._module.plan(self._z), self._z) is not None
+
+    def draw_input(self, noise: StepNoise | None) -> None:
+        """See :class:`GeneratorFunction`."""
+        if self._source is self._z:
+            self._noise = noise
+        elif noise is None:
+            self._source.copy_(self._z)
+        else:
+            noise.added(self._z, self._source)
 
     def initial_weights(self) -> Tensor:
         """Copy of the kept parameters, shape [kept]."""
@@ -177,7 +212,12 @@ class RewrittenFunction:
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
         """Image [1, C, H, W] of ``weights`` [kept]; ``fused_loss`` is taken along where it can be."""
         return self._module.evaluate(
-            weights, self._z, self.buffers, update_stats=update_stats, fused_loss=fused_loss
+            weights,
+            self._source,
+            self.buffers,
+            update_stats=update_stats,
+            fused_loss=fused_loss,
+            noise=self._noise,
         )
 
     def to_net(self, weights: Tensor) -> nn.Module:
@@ -194,7 +234,8 @@ def make_function(
     backend: str,
     *,
     verify: bool = True,
-    fixed_input: bool = True,
+    noisy: bool = False,
+    entry: Entry | None = None,
 ) -> tuple[GeneratorFunction, str]:
     """The generator function that ``backend`` names, and the name that "auto" came to.
 
@@ -206,15 +247,17 @@ def make_function(
             is, all others rewrite it.
         verify: compare the rewritten network with ``net`` first; where they differ, whatever the backend,
             warn and take the network as it is.
-        fixed_input: ``z`` stays as it is; otherwise it is read anew in each call.
+        noisy: :meth:`GeneratorFunction.draw_input` will be called.
+        entry: which of several results is the image.
 
     Raises:
+        InputError: the network gives no such entry.
         BackendError: the backend cannot run here, or not in the network's dtype.
         TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
             network as it is.
     """
-    dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device))
-    options = {"verify": verify, "fixed_input": fixed_input}
+    dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device), entry=entry)
+    options: dict[str, Any] = {"verify": verify, "noisy": noisy, "entry": entry}
     function, name = rewritten(lambda chosen: RewrittenFunction(net, z, mask, chosen, **options), z, backend)
     return dense if function is None else function, name
 
@@ -253,14 +296,14 @@ def _candidates(dtype: torch.dtype) -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if name != "triton" or dtype == torch.float32)
 
 
-def run_network(net: nn.Module, z: Tensor) -> Any:
-    """Whatever ``net`` gives for ``z``.
+def run_network(net: nn.Module, z: Tensor, entry: Entry | None = None) -> Any:
+    """Whatever ``net`` gives for ``z``, or the given entry of it.
 
     Raises:
-        InputError: its code fails.
+        InputError: its code fails, or it gives no such entry.
     """
     try:
-        return net(z)
+        return entry_of(net(z), entry, of=type(net).__name__)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError | OESError):
             raise

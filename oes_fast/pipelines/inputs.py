@@ -100,8 +100,8 @@ def detect_collapse(spreads: Tensor, expecteds: Tensor, phase: str, *, forward: 
     collapsed = len(flat) > 0
     if collapsed:
         spread, expected = spreads[flat[0]], expecteds[flat[0]]
-        which = "" if len(spreads) == 1 else f" {', '.join(map(str, flat))} of {len(spreads)}"
         of, what = (" of its measurement", "one") if forward else ("", "image")
+        which = "" if len(spreads) == 1 else f" {', '.join(map(str, flat))} of {len(spreads)}"
         warn_caller(
             f"{phase}: the output{which} is flat (standard deviation {float(spread):.4f}{of}, the noisy "
             f"{what} has {float(expected):.4f}); the sparse network has collapsed or was given too few "

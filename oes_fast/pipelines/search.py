@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, resolve
+from oes_fast.entry import Entry
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.ops._clock import Clock
@@ -75,6 +76,7 @@ def search_mask(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     density: float = 0.05,
     steps: int = 60_000,
@@ -122,6 +124,7 @@ def search_mask(
             ``weight`` and ``tv``.
         loss: of (measured, noisy), in the place of the mean squared error.
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         density: wanted share of kept weights, p0 and the k of the top-k, in (0, 1).
         steps: updates to make.
@@ -192,6 +195,7 @@ def search_mask(
             loss=loss,
             weight=weight,
             tv=tv,
+            entry=entry,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

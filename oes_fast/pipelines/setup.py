@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast.entry import Entry, check_entry
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
 from oes_fast.pipelines.clean import CleanView, clean_pixels
@@ -46,6 +47,7 @@ class RunOptions:
     loss: Loss | None = None
     weight: Tensor | None = None
     tv: float = 0.0
+    entry: Entry | None = None
     schedule: str | Factor | None = None
     input_noise: float = 0.0
     seed: int = 0  # of that noise
@@ -67,7 +69,7 @@ class Setup:
         objective: what is compared with what.
         lr: Adam's learning rate.
         rate: that of each step.
-        hooks: the noise on the input, where there is any.
+        hooks: of a bound one: the noise on the input, where there is any.
 
     Raises:
         InputError: an argument does not fit, with its name.
@@ -87,6 +89,7 @@ class Setup:
         check_integer("record_every", options.record_every, minimum=1)
         check_flag("verify", options.verify)
         check_flag("progress", options.progress)
+        check_entry(options.entry)
         self.lr = check_number("lr", options.lr, above=0.0)
         self.rate = Schedule(self.lr, options.schedule, options.steps)
         self.net = net
@@ -103,8 +106,8 @@ class Setup:
         seed = check_integer("seed", options.seed, minimum=0, below=2**64)
         if std:
             check_integer("steps", options.steps, minimum=0, below=2**32)  # the noise is numbered by them
-        self._noise = InputNoise(self.z, std, seed=seed, stream=stream) if std else None
-        self.hooks: tuple[StepHook, ...] = () if self._noise is None else (self._noise,)
+        self._std, self._seed, self._stream = std, seed, stream
+        self.hooks: tuple[StepHook, ...] = ()
         self._options = options
         self._mask: Mask | None = None
         self._backend = options.backend
@@ -122,12 +125,15 @@ class Setup:
         take_checkpoint_choices(options.checkpoint, resume=options.resume)
         function, backend = make_function(
             self.net,
-            self.z if self._noise is None else self._noise.noisy,
+            self.z,
             mask,
             options.backend,
             verify=options.verify,
-            fixed_input=self._noise is None,
+            noisy=self._std > 0,
+            entry=options.entry,
         )
+        if self._std:
+            self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
         self._mask, self._backend = mask, backend
         if options.checkpoint is not None:
             prepare(
@@ -161,12 +167,13 @@ class Setup:
                     "precision": options.precision,
                     **settings,
                     **self.rate.settings(),
-                    **({} if self._noise is None else self._noise.settings()),
+                    **({"input_noise": self._std, "seed": self._seed} if self._std else {}),
                     "record_every": options.record_every,
                     "network": network_digest(self.net),
                     "weights": weights,
                     **({} if mask is None else {"mask": digest(mask.flat)}),
                     "z": digest(self.z),
+                    **({} if options.entry is None else {"entry": options.entry}),
                     **self.objective.settings(),
                     "clean": None if clean is None else digest(clean_pixels(clean)),
                 },

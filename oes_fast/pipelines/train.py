@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_number
+from oes_fast.entry import Entry
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
@@ -70,6 +71,7 @@ def train_sparse(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     steps: int = 40_000,
     lr: float = LR,
@@ -111,6 +113,8 @@ def train_sparse(
             squared error, of complex numbers that of their differences' absolute values.
         weight: of each squared error, real and >= 0 or bool, of a shape that expands to that of ``noisy``:
             the loss is mean(weight * |measured - noisy|^2) over all numbers of ``noisy``. Not with ``loss``.
+        entry: which of several results of the network is the image: an index of a tuple or list, a name in a
+            dict or named tuple; None where it gives the image.
         tv: weight, >= 0, of the image's total variation, which is added to the loss; see
             :func:`oes_fast.functional.total_variation`.
         steps: updates to make.
@@ -191,6 +195,7 @@ def train_sparse(
             loss=loss,
             weight=weight,
             tv=tv,
+            entry=entry,
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,

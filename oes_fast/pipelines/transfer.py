@@ -12,9 +12,9 @@ from oes_fast._checks import FLOAT_DTYPES, check_tensor
 from oes_fast.errors import InputError
 from oes_fast.mask import Mask
 from oes_fast.models import ImageGenerator, generator
-from oes_fast.models.base import Recipe
 from oes_fast.models.registry import find_model
 from oes_fast.pipelines.train import TrainResult, train_sparse
+from oes_fast.recipe import Recipe
 
 
 def fresh_generator(
@@ -75,7 +75,7 @@ def transfer_mask(
             published generator.
         noisy: image to restore, shape [1, C, H, W].
         shape: of the image, where ``noisy`` is another measurement; see :func:`oes_fast.fresh_generator`.
-        seed: of the fresh weights and the input.
+        seed: of the fresh weights, the input and the noise on it.
         **train: arguments of :func:`oes_fast.train_sparse`.
 
     Returns:
@@ -92,4 +92,4 @@ def transfer_mask(
     """
     made = mask.recipe or Recipe("skip")
     net, z = fresh_generator(noisy, shape=shape, model=made.name, options=made.options, seed=seed)
-    return train_sparse(net, mask, z, noisy, **train)
+    return train_sparse(net, mask, z, noisy, seed=seed, **train)

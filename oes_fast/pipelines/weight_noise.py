@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from oes_fast.flat import FlatLayout
 from oes_fast.ops.philox import add_normal_noise
@@ -14,8 +15,9 @@ from oes_fast.reference.philox import STEP_WEIGHT_NOISE
 class WeightNoise(StepHook):
     """weights + std * N(0, 1) after each update; a function of (seed, step) alone.
 
-    The noise of a weight is that of its place in the flat vector. Only weights of convolutions, parameters of
-    four dimensions, get noise, as in the published code: biases and batch norm's scales and shifts do not.
+    The noise of a weight is that of its place in the flat vector. Only weights of convolutions get noise,
+    parameters of four dimensions as in the published code and those of one- and three-dimensional
+    convolutions: biases and batch norm's scales and shifts do not.
 
     Args:
         net: whose parameters the flat vector holds, all of them.
@@ -28,8 +30,11 @@ class WeightNoise(StepHook):
         weight = next(net.parameters()).detach()
         layout = FlatLayout.of(net)
         self._std = weight.new_zeros(layout.numel)
-        for view in layout.views(self._std).values():
-            if view.ndim == 4:
+        convs = {
+            f"{name}.weight".removeprefix(".") for name, m in net.named_modules() if isinstance(m, _ConvNd)
+        }
+        for name, view in layout.views(self._std).items():
+            if view.ndim == 4 or name in convs:
                 view.fill_(std)
         self._rate, self._seed = rate, seed
 

@@ -32,6 +32,7 @@ from oes_fast.reference.philox import (
 from oes_fast.reference.running_stats import running_stats
 from oes_fast.reference.sparse_conv2d import phase_merge, phase_split, sparse_conv2d
 from oes_fast.reference.sparse_up_conv2d import sparse_up_conv2d
+from oes_fast.reference.total_variation import total_variation
 
 __all__ = [
     "ACTIVATIONS",
@@ -66,4 +67,5 @@ __all__ = [
     "running_stats",
     "sparse_conv2d",
     "sparse_up_conv2d",
+    "total_variation",
 ]

@@ -264,6 +264,13 @@ class Crop(Stage):
 
 
 @dataclass(frozen=True)
+class Channels(Stage):
+    """The channels ``first`` .. of the input, as many as the node's shape has."""
+
+    first: int
+
+
+@dataclass(frozen=True)
 class Opaque(Stage):
     """Anything else, run as it is on all channels.
 

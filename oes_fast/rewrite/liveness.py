@@ -114,6 +114,8 @@ def _status(node: ir.Node, status: dict[ir.Node, Tensor], kept: dict[str, Tensor
         return torch.where(inputs[0] == CONSTANT, VARYING, inputs[0])
     if isinstance(stage, ir.Cat):
         return torch.cat(inputs)
+    if isinstance(stage, ir.Channels):
+        return inputs[0][stage.first : stage.first + _channels(node)]
     if isinstance(stage, ir.Add):
         return torch.maximum(*inputs)
     if isinstance(stage, ir.PReLU | ir.Pad | ir.Box | ir.Pool | ir.Upsample | ir.Crop):
@@ -138,6 +140,10 @@ def _wants(node: ir.Node, wanted: Tensor, kept: dict[str, Tensor] | None) -> lis
         return [wanted & _kept(kept, stage.weight, stage)]
     if isinstance(stage, ir.Cat):
         return list(wanted.split([_channels(i) for i in node.inputs]))
+    if isinstance(stage, ir.Channels):
+        source = torch.zeros(_channels(node.inputs[0]), dtype=torch.bool, device="cpu")
+        source[stage.first : stage.first + len(wanted)] = wanted
+        return [source]
     if isinstance(stage, ir.Add):
         return [wanted, wanted]
     if isinstance(stage, ir.GroupNorm):

@@ -14,12 +14,14 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from oes_fast._checks import check_tensor
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import FlatLayout, check_network, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.ir import Graph, Node
 from oes_fast.rewrite.named_weights import NamedWeights
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.rules import (
     conv_before_upsample,
@@ -31,6 +33,7 @@ from oes_fast.rewrite.rules import (
 from oes_fast.rewrite.run.context import FusedLoss, Value
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
+from oes_fast.rewrite.uncompiled import refuse_transforms, uncompiled
 from oes_fast.rewrite.verify import verify
 
 # In this order: each makes matches for the ones after it.
@@ -58,9 +61,16 @@ class SparseGenerator(nn.Module):
     _modes: dict[str, bool] | None
 
     def __init__(
-        self, net: nn.Module, mask: Mask | None, *, kernels: str = "torch", verify: bool = False
+        self,
+        net: nn.Module,
+        mask: Mask | None,
+        *,
+        kernels: str = "torch",
+        verify: bool = False,
+        entry: Entry | None = None,
     ) -> None:
         super().__init__()
+        self._entry = entry
         refuse_gradient_hooks(net)
         self._given_mask = mask
         self._verify = verify
@@ -107,8 +117,18 @@ class SparseGenerator(nn.Module):
         super().zero_grad(set_to_none)
         self._named.clear(set_to_none=set_to_none)
 
-    def forward(self, z: Tensor) -> Tensor:
+    @uncompiled
+    def forward(self, z: Tensor, *, input_noise: float = 0.0, step: int = 0, seed: int = 0) -> Tensor:
         """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
+
+        Args:
+            z: input.
+            input_noise: standard deviation, >= 0, of Gaussian noise added to ``z``, a function of
+                (seed, step): that of :func:`oes_fast.train_sparse`. Of one image on "cpu" it is drawn
+                while the input is laid out, which costs less than a ``z`` that changes; a backward pass goes
+                through the last draw alone.
+            step: of the noise, in [0, 2^32).
+            seed: of the noise, in [0, 2^64).
 
         Raises:
             InputError: ``z`` is no such tensor, or not of the weights' dtype and device; or as in
@@ -122,8 +142,10 @@ class SparseGenerator(nn.Module):
         trained = self._named.trained(weights.device)
         if trained is not None:  # parameters that the network holds fixed get no gradient here either
             weights = torch.where(trained, weights, weights.detach())
-        return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True)
+        noise = step_noise(input_noise, step=step, seed=seed)
+        return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True, noise=noise)
 
+    @uncompiled
     def evaluate(
         self,
         weights: Tensor,
@@ -132,6 +154,7 @@ class SparseGenerator(nn.Module):
         *,
         update_stats: bool,
         fused_loss: FusedLoss | None = None,
+        noise: StepNoise | None = None,
     ) -> Tensor:
         """:meth:`forward` with other weights and running statistics.
 
@@ -141,17 +164,24 @@ class SparseGenerator(nn.Module):
             buffers: of the dense network by name, updated in place if ``update_stats``.
             update_stats: update them.
             fused_loss: a loss that the last layer may take along.
+            noise: on the input, or None.
 
         Raises:
-            InputError: a tensor does not fit.
+            InputError: a tensor does not fit, has a tangent of forward-mode differentiation or is a batch of
+                torch.func.vmap.
         """
+        refuse_transforms(z=z, weights=weights)
         check_tensor("z", z, ndim=4, like=self.weights)
         check_tensor("weights", weights, shape=self.weights.shape, like=z)
         self._check_buffers(buffers)
         plan = self.plan(z)
-        return plan.run(
-            weights, buffers, z, self._prepare(plan, z), update_stats=update_stats, fused_loss=fused_loss
-        )
+        laid_out = noisy_input(plan, z) if noise is not None and self.fixed_input else None
+        if laid_out is not None and noise is not None:
+            prepared = laid_out.draw(noise)
+        else:
+            z = z if noise is None else noise.added(z)
+            prepared = self._prepare(plan, z)
+        return plan.run(weights, buffers, z, prepared, update_stats=update_stats, fused_loss=fused_loss)
 
     def plan(self, z: Tensor) -> Plan:
         """The plan for inputs like ``z`` in the present mode."""
@@ -164,7 +194,7 @@ class SparseGenerator(nn.Module):
                 self._net.get_submodule(name).training = mode
             # The analysis is done on the CPU and for later gradients, whatever the caller's defaults.
             with torch.device("cpu"), torch.inference_mode(False):
-                graph = rewritten(self._net, z, check=self._check)
+                graph = rewritten(self._net, z, check=self._check, entry=self._entry)
                 plan = Plan(
                     graph, self._net, self._mask, device=z.device, kernels=self._kernels, fixed_input=fixed
                 )
@@ -176,14 +206,21 @@ class SparseGenerator(nn.Module):
     def _verified(self, key: tuple[object, ...], z: Tensor) -> None:
         try:
             with torch.inference_mode(False), torch.enable_grad(), temporarily_clear_interpreter_stack():
-                verify(self, self._net, self._mask, z.clone() if z.is_inference() else z, self._kernels)
+                verify(
+                    self,
+                    self._net,
+                    self._mask,
+                    z.clone() if z.is_inference() else z,
+                    self._kernels,
+                    entry=self._entry,
+                )
         except Exception:
             del self._plans[key]  # the next call does not go on with it
             raise
 
     def twin(self, net: nn.Module, kernels: str) -> SparseGenerator:
         """The same rewriting of a network of the same layers, in the mode that ``net`` is in."""
-        twin = SparseGenerator(net, self._given_mask, kernels=kernels)
+        twin = SparseGenerator(net, self._given_mask, kernels=kernels, entry=self._entry)
         twin._check = False  # it was checked for this one
         twin.fixed_input = self.fixed_input
         return twin
@@ -277,7 +314,7 @@ class SparseGenerator(nn.Module):
             raise InputError("explain: expected to have seen an input, or a network with a convolution")
         z = self.weights.new_empty(1, self._last_channels or convs[0].in_channels, *size)
         plan = self.plan(z)
-        text = table(trace(self._net, z, check=False), plan, self._layout, z.dtype)
+        text = table(trace(self._net, z, check=False, entry=self._entry), plan, self._layout, z.dtype)
         print(text, file=sys.stdout if file is None else file)
         return text
 
@@ -354,7 +391,12 @@ class SparseGenerator(nn.Module):
 
 
 def sparsify(
-    net: nn.Module, mask: Mask | None = None, *, backend: str = "auto", verify: bool = True
+    net: nn.Module,
+    mask: Mask | None = None,
+    *,
+    entry: Entry | None = None,
+    backend: str = "auto",
+    verify: bool = True,
 ) -> SparseGenerator:
     """Rewrite a generator exactly, so that only what the mask keeps alive is computed.
 
@@ -362,6 +404,8 @@ def sparsify(
         net: any generator of standard layers; copied, and left alone. What the rules do not know runs
             as it is.
         mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
+        entry: which of several results is the image, where the network gives a tuple or list (an index) or
+            a dict or named tuple (a name); None where it gives the image. The others are not computed.
         backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels, "cuda" for CUDA C++ kernels and
             "triton" for Triton kernels, of rows of convolutions and batch norms; "auto" for the first of them
             that can run here, see :func:`oes_fast.backends`. The kernels have no second derivative.
@@ -373,7 +417,8 @@ def sparsify(
         :class:`SparseGenerator` in the mode (training or evaluation) of ``net``.
 
     Raises:
-        InputError: no such backend, or a network without parameters or that cannot be copied.
+        InputError: no such backend, a network without parameters or that cannot be copied; when the module is
+            first called, no such ``entry``.
         MaskMismatchError: the mask belongs to another network.
         BackendError: the backend cannot run here.
         TraceError: a parameter has a hook on its gradient. (Code that cannot be traced is refused when the
@@ -396,12 +441,12 @@ def sparsify(
     chosen = resolve(backend, _device(net), BACKENDS)
     if mask is not None:
         mask.check(net)
-    return SparseGenerator(net, mask, kernels=chosen, verify=verify)
+    return SparseGenerator(net, mask, kernels=chosen, verify=verify, entry=check_entry(entry))
 
 
-def rewritten(net: nn.Module, z: Tensor, *, check: bool = True) -> Graph:
-    """The graph of ``net`` for inputs like ``z`` after every rule; ``check`` is for the trace."""
-    graph = trace(net, z, check=check)
+def rewritten(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> Graph:
+    """The graph of ``net`` for inputs like ``z`` after every rule; the rest is for the trace."""
+    graph = trace(net, z, check=check, entry=entry)
     for rule in RULES:
         rule.apply(graph)
     graph.sweep()

@@ -13,7 +13,7 @@ from oes_fast.backends import triton_interprets
 from oes_fast.flat import FlatLayout
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
-from oes_fast.rewrite.run.chain_autograd import ChainFunction
+from oes_fast.rewrite.run.chain_autograd import ChainFunction, ConstantRead
 from oes_fast.rewrite.run.chain_cpu import CpuChain
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
@@ -35,7 +35,20 @@ class _Step:
 
 
 # Stages without parameters or randomness: where all their inputs are fixed, so is their result.
-_REPEATABLE = (ir.Input, ir.Constant, ir.Pad, ir.Box, ir.Pool, ir.Upsample, ir.Crop, ir.Cat, ir.Add, ir.Act)
+_REPEATABLE = (
+    ir.Input,
+    ir.Constant,
+    ir.Pad,
+    ir.Box,
+    ir.Pool,
+    ir.Upsample,
+    ir.Crop,
+    ir.Channels,
+    ir.PixelShuffle,
+    ir.Cat,
+    ir.Add,
+    ir.Act,
+)
 
 
 class Plan:
@@ -164,6 +177,18 @@ class Plan:
     def chains(self) -> list[Chain]:
         """The chains."""
         return [run.chain for run in self._chains]
+
+    def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
+        """How chains read what :meth:`prepare` gave, laid out now if need be."""
+        return [read for chain in self._chains for read in chain.constant_reads(values)]
+
+    def only_chains_read(self, node: ir.Node) -> bool:
+        """Whether nothing else does, of what is made in each run."""
+        ends = {chain.chain.end for chain in self._chains}
+        readers = [step.node for step in self._steps if node in step.inputs]
+        return node is not self.graph.output and ends.issuperset(
+            n for n in readers if n not in self.input_only
+        )
 
     def explain_chains(self, dtype: torch.dtype) -> dict[ir.Node, str]:
         """What runs the stages of chains in this dtype, by node."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, entry_of
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
 from oes_fast.rewrite import ir
@@ -101,7 +102,15 @@ class Outcome:
     random: bool = False
 
 
-def verify(generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: Tensor, kernels: str) -> None:
+def verify(
+    generator: SparseGenerator,
+    net: nn.Module,
+    mask: Tensor | None,
+    z: Tensor,
+    kernels: str,
+    *,
+    entry: Entry | None = None,
+) -> None:
     """Compare a rewritten generator with its network.
 
     Args:
@@ -110,11 +119,12 @@ def verify(generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: T
         mask: flat bool, or None.
         z: input [N, C, H, W].
         kernels: those of ``generator``.
+        entry: which of the network's results is the image.
 
     Raises:
         VerificationError: they differ; the message says in what, and where they part.
     """
-    comparison = _Comparison(generator, net, mask, z)
+    comparison = _Comparison(generator, net, mask, z, entry)
     exact = _exact_kernels(kernels, comparison.dtype)
     try:
         ours = comparison.dense_and_rewritten(exact)
@@ -133,7 +143,15 @@ def _exact_kernels(kernels: str, dtype: torch.dtype) -> str:
 
 
 class _Comparison:
-    def __init__(self, generator: SparseGenerator, net: nn.Module, mask: Tensor | None, z: Tensor) -> None:
+    def __init__(
+        self,
+        generator: SparseGenerator,
+        net: nn.Module,
+        mask: Tensor | None,
+        z: Tensor,
+        entry: Entry | None,
+    ) -> None:
+        self._entry = entry
         self._generator = generator
         self._name = type(net).__name__
         self._raised = with_raised_eps(net)
@@ -199,7 +217,7 @@ class _Comparison:
         z = self._z.to(dtype)
         unflatten_(net, (self._weights if weights is None else weights).to(self._z.device, dtype))
         with nullcontext() if watch is None else watch:
-            output = net(z)
+            output = entry_of(net(z), self._entry, of=self._name)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise _NoImageError
         loss = F.mse_loss(output, target_image(output.shape, z.to(output.dtype)))
@@ -210,7 +228,7 @@ class _Comparison:
         # After the backward pass, which may compute again and count a batch twice.
         buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
         with torch.no_grad():
-            again = net(z)
+            again = entry_of(net(z), self._entry, of=self._name)
         return Outcome(loss.detach(), output.detach(), self._kept_of(flat), buffers, again)
 
     def _rewritten_twice(self, twin: SparseGenerator, like: Outcome, dtype: torch.dtype) -> Iterator[Outcome]:

@@ -11,7 +11,7 @@ from oes_fast._checks import check_choice, check_number, check_tensor
 from oes_fast.errors import InputError
 from oes_fast.models.base import center_crop
 from oes_fast.pipelines.clean import CleanView
-from oes_fast.tasks.packages import package
+from oes_fast.tasks.packages import make_filter, package
 from oes_fast.tasks.task import Task, check_clean, check_image, check_seed, check_sigma, simulated
 
 PADDINGS = ("reflect", "replicate", "circular", "valid")
@@ -100,8 +100,7 @@ def deblurring(
 
 def _gaussian(sigma: float | None, like: Tensor) -> Tensor:
     sigma = check_number("gaussian", sigma, above=0.0)  # type: ignore[arg-type]
-    functional = package("deepinv.physics.functional")
-    return functional.gaussian_blur(sigma=(sigma, sigma), device=like.device)[0, 0].to(like)
+    return make_filter("gaussian_blur")(sigma=(sigma, sigma))[0, 0].to(like)
 
 
 def _checked(kernel: object, like: Tensor) -> Tensor:

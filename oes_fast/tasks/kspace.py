@@ -64,6 +64,10 @@ def load_kspace(path: str | os.PathLike[str], *, slice: int | None = None) -> KS
     Raises:
         InputError: no such file or slice, a key is missing, or something else than what is described above.
         OESError: h5py is not here.
+
+    Example:
+        >>> found = oes.tasks.load_kspace("scan.h5", slice=12)  # doctest: +SKIP
+        >>> task = oes.tasks.mri(found.samples, found.mask, clean=found.target)  # doctest: +SKIP
     """
     file = check_readable(path)
     suffix = file.suffix.lower()

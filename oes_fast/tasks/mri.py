@@ -112,7 +112,7 @@ def mri(
         reference = image
     else:
         coils = maps is not None or (samples.ndim == 3 and samples.shape[0] > 1)
-        samples = samples if coils else samples.reshape(height, width)
+        samples = samples.reshape(-1, height, width) if coils else samples.reshape(height, width)
         cover = known[None, None, None] if coils else known[None, None]
         noisy = torch.view_as_real(samples).movedim(-1, 0)[None] * cover  # [1, 2, (coils,) H, W]
         if sigma is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from oes_fast.errors import OESError
 
@@ -33,6 +35,19 @@ def package(name: str) -> ModuleType:
                 f"not load ({_line(error)}); install both from one index"
             ) from error
         raise OESError(f"{root}: expected a package that can be imported, got: {_line(error)}") from error
+
+
+def make_filter(name: str) -> Callable[..., Tensor]:
+    """A function of deepinv that gives the taps of a filter, [1, 1, h, w]; its place differs by release.
+
+    Raises:
+        OESError: as :func:`package`.
+    """
+    functional = package("deepinv.physics.functional")
+    found: Callable[..., Tensor] = getattr(functional, name, None) or getattr(
+        package("deepinv.physics.blur"), name
+    )
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_choice, check_integer
 from oes_fast.errors import InputError
-from oes_fast.tasks.packages import package
+from oes_fast.tasks.packages import make_filter, package
 from oes_fast.tasks.task import Task, check_clean, check_image, check_seed, check_sigma, simulated
 
 FILTERS = ("bicubic", "gaussian", "bilinear")
@@ -87,13 +87,11 @@ def _operator(shape: tuple[int, int, int], factor: int, filter: str, like: Tenso
     physics = package("deepinv.physics")
     if filter == "bicubic":
         return physics.DownsamplingMatlab(factor=factor, device=like.device)
-    functional = package("deepinv.physics.functional")
     if filter == "gaussian":
-        taps = functional.gaussian_blur(sigma=(float(factor), float(factor)), device=like.device)
+        taps = make_filter("gaussian_blur")(sigma=(float(factor), float(factor)))
     else:
-        taps = functional.bilinear_filter(factor, device=like.device)
-    reach = (max(taps.shape[-2:]) + 1) // 2
-    if reach > min(shape[1:]):
+        taps = make_filter("bilinear_filter")(factor)
+    if max(taps.shape[-2:]) > min(shape[1:]):
         raise InputError(
             f"factor: expected one whose filter fits the image of {shape[2]} x {shape[1]} pixels, got "
             f"{factor}, with a filter of {taps.shape[-1]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import NOISE, RESULTS, files_of, result_of, run
+from cli_runs import NOISE, RESULTS, STEPS, files_of, result_of, run
 
 import oes_fast as oes
 from oes_fast.cli import main
@@ -98,6 +98,24 @@ class TestDenoise:
         )
         oes.save_image(cli_images / "library.png", fit.average)
         assert (cli_images / "library.png").read_bytes() == cli_denoised.read_bytes()
+
+    def test_options_of_the_steps_are_those_of_the_library(self, cli_images: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out.png"
+        options = ["--schedule", "cosine", "--input-noise", "0.05", "--weight-decay", "0.001"]
+        args = ["denoise", cli_images / "rgb.png", "-o", out, *NOISE, *STEPS, *options, "--no-plots"]
+        assert run(*args, "--quiet") == 0
+        noisy = oes.add_noise(oes.load_image(cli_images / "rgb.png").pixels, 0.1, 3)
+        torch.set_num_threads(1)
+        net, z = oes.fresh_generator(noisy, seed=3)
+        same = {"schedule": "cosine", "input_noise": 0.05, "seed": 3, "verify": False}
+        found = oes.search_mask(net, z, noisy, density=0.5, steps=2, **same)
+        fit = oes.train_sparse(net, found.mask, z, noisy, steps=8, average=0.99, weight_decay=0.001, **same)
+        oes.save_image(tmp_path / "library.png", fit.average)
+        assert (tmp_path / "library.png").read_bytes() == out.read_bytes()
+        settings = result_of(out)["settings"]
+        assert settings["train"]["schedule"] == settings["search"]["schedule"] == "cosine"
+        assert settings["train"]["input_noise"] == settings["search"]["input_noise"] == 0.05
+        assert settings["train"]["weight_decay"] == 0.001
 
     def test_without_noise_or_clean_there_is_no_psnr(
         self, cli_images: Path, cli_mask: Path, tmp_path: Path

@@ -76,6 +76,15 @@ def test_other_training_then_restart_as_advised(
     assert (tmp_path / "out.train.old.ckpt").read_bytes() == before
 
 
+def test_other_options_of_the_steps_are_named(
+    unfinished: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--schedule", "cosine", "--input-noise", "0.05"]
+    error = fails(capsys, *unfinished, *other, "--weight-decay", "0.1", "--resume")
+    assert "with --schedule off, this run has cosine over 2 steps" in error
+    assert "with --input-noise off, this run has 0.05" in error
+
+
 def test_a_damaged_training_is_set_aside_alone(
     unfinished: list[object],
     cli_denoised: Path,

@@ -14,6 +14,7 @@ import oes_fast as oes
 FINDER = doctest.DocTestFinder(recurse=False)
 # Exceptions and what the pipelines return need none.
 WITHOUT = {
+    "CleanView",
     "Concat",
     "ConvDecoder",
     "DCGAN",
@@ -25,6 +26,7 @@ WITHOUT = {
     "ImpResult",
     "ImpRound",
     "JacobianNorm",
+    "KSpace",
     "Layer",
     "LayerOverlap",
     "LiveChannels",
@@ -37,6 +39,7 @@ WITHOUT = {
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
+    "Task",
     "TrainResult",
     "UNet",
 }
@@ -44,7 +47,7 @@ WITHOUT = {
 
 def public() -> Iterator[tuple[str, object]]:
     """Functions and classes of the public face by dotted name."""
-    names = ("analysis", "baselines", "functional", "models", "pruning")
+    names = ("analysis", "baselines", "functional", "models", "pruning", "tasks")
     folders = {"": oes} | {f"{n}.": getattr(oes, n) for n in names}
     for prefix, module in folders.items():
         for name in module.__all__:

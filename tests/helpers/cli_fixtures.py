@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import optional_packages
 import pytest
 import torch
 from cli_runs import NOISE, SIDE, STEPS, run
 from PIL import Image as PillowImage
+from small_generator import small_generator
+
+from oes_fast.cli import restore
 
 
 @pytest.fixture
@@ -47,3 +51,10 @@ def cli_mask(cli_images: Path) -> Path:
     args = ["search", cli_images / "rgb.png", "-o", out, *NOISE, "--density", "0.5", "--steps", "2"]
     assert run(*args, "--threads", "1") == 0
     return out
+
+
+@pytest.fixture
+def small_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restorations are made by a network of few channels; skips the test where deepinv is not here."""
+    optional_packages.deepinv()
+    monkeypatch.setattr(restore, "fresh_generator", small_generator)

@@ -27,6 +27,13 @@ def monai() -> ModuleType:
     return _package("monai")
 
 
+def torchvision_loads() -> bool:
+    """Whether torchvision, if it is there, loads without what is defined here: in other processes, too."""
+    if importlib.util.find_spec("torchvision") is not None:
+        _import_torchvision()
+    return not _defined
+
+
 def _package(name: str) -> ModuleType:
     found, why = _imported(name)
     if found is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -11,10 +12,20 @@ from torch import Tensor, nn
 import oes_fast as oes
 
 
-def small_generator(noisy: Tensor, *, seed: int, **model: object) -> tuple[nn.Module, Tensor]:
-    """In the place of :func:`oes_fast.fresh_generator`: a network of few channels."""
-    net = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=seed)
-    return net, oes.noise_input(4, noisy.shape[-2:], seed=seed)
+def small_generator(
+    noisy: Tensor,
+    *,
+    seed: int,
+    shape: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **model: object,
+) -> tuple[nn.Module, Tensor]:
+    """In the place of :func:`oes_fast.fresh_generator`: few channels, RGB without a shape."""
+    channels, *size = (3, *noisy.shape[-2:]) if shape is None else shape
+    net = oes.models.skip(
+        4, channels, num_channels_down=(8, 8), filter_size_down=3, seed=seed, **(options or {})
+    )
+    return net, oes.noise_input(4, size, seed=seed)
 
 
 @contextmanager

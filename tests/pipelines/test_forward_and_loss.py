@@ -420,7 +420,7 @@ def test_the_spread_of_known_pixels(small):
     spread, expected = objective.spreads(torch.where(known > 0, 0.5, small.noisy))
     assert spread < 1e-12
     channels = [noisy[0, c][known[0, 0] > 0].std(correction=0) for c in range(3)]
-    assert_close(expected, torch.stack(channels).mean())
+    assert_close(expected, torch.stack(channels).mean()[None])
     blind = known * torch.tensor([1.0, 0.0, 1.0]).double().view(1, 3, 1, 1)
     assert torch.isfinite(make_objective(noisy, weight=blind).spreads(noisy)[1])
 

@@ -50,3 +50,16 @@ def test_gradients_in_other_layouts():
     leaf = x.detach().clone().requires_grad_()
     by_torch(leaf).backward(grad)
     torch.testing.assert_close(x.grad, leaf.grad)
+
+
+def test_gradient_of_what_lies_channels_last_reaches_a_batch_norm():
+    x = torch.rand(1, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    other = torch.rand(1, 3, 5, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
+    grads = []
+    for up in (upsample_bilinear_2x, lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")):
+        y = up(F.batch_norm(x, None, None, training=True) + other)
+        grads.append(torch.autograd.grad((y * y.exp()).to(memory_format=torch.channels_last).sum(), x)[0])
+        y = up(F.batch_norm(x, None, None, training=True))
+        direction = torch.arange(240.0).view(1, 10, 8, 3).permute(0, 3, 1, 2).double()
+        grads.append(torch.autograd.grad(y, x, direction)[0])
+    torch.testing.assert_close(grads[:2], grads[2:])

@@ -221,6 +221,7 @@ void bind_python(py::module_& module) {
   module.attr("MOST_HEAD_OUTPUTS") = norm::kMostHeadOutputs;
   bind<float>(module, "ChainFloat");
   bind<double>(module, "ChainDouble");
+  bind_source_layout(module);
 }
 
 } // namespace oes::chain

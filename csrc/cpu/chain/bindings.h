@@ -6,5 +6,6 @@
 namespace oes::chain {
 
 void bind_python(pybind11::module_& module);
+void bind_source_layout(pybind11::module_& module); // which bind_python calls
 
 } // namespace oes::chain

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/core/parallel.h"
+#include "cpu/core/plane_rows.h"
 #include "cpu/core/workspace.h"
 
 namespace oes::conv {

@@ -22,19 +22,6 @@ OES_INLINE void box_row(const T* __restrict upper, const T* __restrict lower, in
 }
 
 template <typename T>
-OES_INLINE void unshuffle_row(const T* __restrict from, int64_t count, T* __restrict even, T* __restrict odd) {
-  const int64_t pairs = count / 2;
-  for (int64_t j = 0; j < pairs; ++j) {
-    even[j] = from[2 * j];
-    odd[j] = from[2 * j + 1];
-  }
-  if (count % 2 != 0) {
-    even[pairs] = from[count - 1];
-    odd[pairs] = T(0);
-  }
-}
-
-template <typename T>
 OES_INLINE void shuffle_row(const T* __restrict even, const T* __restrict odd, int64_t count, T* __restrict to) {
   const int64_t pairs = count / 2;
   for (int64_t j = 0; j < pairs; ++j) {

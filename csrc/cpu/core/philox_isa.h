@@ -24,29 +24,3 @@ OES_TARGET void from_words(const Arguments& a, int64_t begin, int64_t end) {
     noise[i] = logistic<T>(static_cast<uint32_t>(words[i]));
   }
 }
-
-template <typename Arguments>
-OES_TARGET void normal_noise(const Arguments& a, int64_t begin, int64_t end) {
-  alignas(64) uint32_t words[kPhiloxTile];
-  alignas(64) float noise[kPhiloxTile];
-  for (int64_t tile = begin; tile < end; ++tile) {
-    philox_tile<kCapability>(a.key, tile, words);
-    for (int i = 0; i < kPhiloxTile; ++i) {
-      noise[i] = normal(words[i]);
-    }
-    const int64_t start = tile * kPhiloxTile;
-    const int64_t count = a.numel - start < kPhiloxTile ? a.numel - start : kPhiloxTile;
-    const float* base = a.base + start;
-    float* out = a.out + start;
-    if (a.stds != nullptr) {
-      const float* stds = a.stds + start;
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = base[i] + stds[i] * noise[i];
-      }
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = base[i] + a.std * noise[i];
-      }
-    }
-  }
-}

@@ -30,7 +30,9 @@ def upsample_bilinear_2x_adjoint(grad: Tensor) -> Tensor:
     rows, and then over every other column.
     """
     n, c, rows, columns = grad.shape
-    pairs = grad.reshape(n, c, rows // 2, 2, columns)
+    # Contiguous: sums of parts of what lies channels last have a stride over the batch, of one image, that
+    # PyTorch's batch norm takes wrong in its backward pass.
+    pairs = grad.contiguous().view(n, c, rows // 2, 2, columns)
     half = _gather(pairs[:, :, :, 0], pairs[:, :, :, 1], dim=2)
     return _gather(half[..., 0::2], half[..., 1::2], dim=3)
 

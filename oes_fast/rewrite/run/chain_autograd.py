@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,23 @@ from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.run.chain_find import Chain
 from oes_fast.rewrite.run.chain_program import NativeChain
-from oes_fast.rewrite.run.context import is_unit_gradient
+from oes_fast.rewrite.run.context import Value, is_unit_gradient
 from oes_fast.rewrite.weights import CompactWeights
+
+
+@dataclass(frozen=True)
+class ConstantRead:
+    """A constant source as a chain reads it.
+
+    Attributes:
+        source: node.
+        planes: its memory; who writes to it has the chain read that.
+        take: make the chain read these planes for the source, whatever it has read since.
+    """
+
+    source: ir.Node
+    planes: Tensor
+    take: Callable[[], None]
 
 
 class ChainFunction:
@@ -26,9 +42,9 @@ class ChainFunction:
         engine: what runs it.
         input_only: nodes that depend on the input alone: sources among them are made once.
         networks: how many networks of the mask are evaluated at once, N: with weights [N, kept], running
-            statistics [N, channels] and targets (and their weights) [N, C, H, W], a source of one image for
-            all or [N, C, H, W], the result [N, C, H, W] and losses [N]. The shapes below are those for one,
-            the usual case.
+            statistics [N, channels], targets and the weights of their errors [N, C, H, W], a source of one
+            image for all or [N, C, H, W], the result [N, C, H, W] and losses [N]. The shapes below are those
+            for one, the usual case.
     """
 
     def __init__(
@@ -116,6 +132,33 @@ class ChainFunction:
         target = target.detach().contiguous()
         weight = None if weight is None else weight.detach().contiguous()
         return _EvaluateLoss.apply(weights, target, weight, native, running, *entries)
+
+    def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
+        """Of the sources among ``values`` that depend on the input alone, laid out now if need be."""
+        known = [
+            values[node].x for node, fixed in zip(self.chain.sources, self._constant, strict=True) if fixed
+        ]
+        if not known:
+            return []
+        native = self._native(known[0].dtype, known[0].device, self._constant)
+        return [
+            self._constant_read(entry, self.chain.sources[number], values, native)
+            for entry, (number, _) in enumerate(native.entries)
+            if self._constant[number]
+        ]
+
+    def _constant_read(
+        self, entry: int, node: ir.Node, values: Mapping[ir.Node, Value], native: NativeChain
+    ) -> ConstantRead:
+        source = values[node].x
+        planes = self._read(entry, source, native, constant=True)
+        if planes.data_ptr() == source.data_ptr():  # who writes to it is not to write to the source
+            planes = planes.clone()
+
+        def take() -> None:
+            self._planes[entry] = (source, planes)
+
+        return ConstantRead(node, planes, take)
 
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""

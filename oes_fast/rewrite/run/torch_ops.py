@@ -156,7 +156,7 @@ class Builder(ConvBuilder):
         pad = node.stage
         assert isinstance(pad, ir.Pad)
         if self._folds_into_conv(node):
-            return self._each(node, lambda _, x: x, lambda _, k: k)
+            return self._assembled(node.inputs[0], self._alive[node].varying)
         mode = PAD_MODES[pad.mode]
         if pad.mode == "zeros":
             assemble = self._assembled(node.inputs[0], self._alive[node].varying)
@@ -269,6 +269,19 @@ class Builder(ConvBuilder):
 
         return run
 
+    def _channels(self, node: ir.Node) -> StageFunction:
+        stage = node.stage
+        assert isinstance(stage, ir.Channels)
+        alive, source = self._alive[node], self._alive[node.inputs[0]]
+        index = index_among(source.varying, alive.varying + stage.first, self._device)
+        vector = self._vector(source, alive.constant + stage.first)
+
+        def run(context: Context, values: list[Value]) -> Value:
+            x = select(values[0].x, index, 1)
+            return Value(x, None if vector is None else vector(values[0], x))
+
+        return run
+
     def _opaque(self, node: ir.Node) -> StageFunction:
         stage = node.stage
         assert isinstance(stage, ir.Opaque)
@@ -295,6 +308,8 @@ class Builder(ConvBuilder):
         # A module of its own runs on the plan's weights and buffers.
         original = self._net.get_submodule(stage.target)
         module = copy_network(original)
+        if "inplace" in vars(module):  # what it would change may be read by others here
+            vars(module)["inplace"] = False
         names = {id(p): name for name, p in [*self._net.named_parameters(), *self._net.named_buffers()]}
         blocks = {name: self._weights.request(names[id(p)]) for name, p in original.named_parameters()}
         buffers = {name: names[id(b)] for name, b in original.named_buffers()}
@@ -368,6 +383,7 @@ _BUILDERS: dict[type, Callable[[Builder, ir.Node], StageFunction]] = {
     ir.Pool: Builder._pool,
     ir.Upsample: Builder._upsample,
     ir.Crop: Builder._crop,
+    ir.Channels: Builder._channels,
     ir.Cat: Builder._cat,
     ir.Add: Builder._add,
     ir.Opaque: Builder._opaque,

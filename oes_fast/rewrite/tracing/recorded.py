@@ -26,7 +26,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import _disable_current_modes
 
 from oes_fast.copies import copy_network
-from oes_fast.rewrite.tracing.convert import TraceError, attribute
+from oes_fast.entry import Entry, entry_of
+from oes_fast.rewrite.tracing.convert import attribute
 from oes_fast.rewrite.tracing.dataflow import (
     MOST_OPERATIONS,
     Numbers,
@@ -34,6 +35,8 @@ from oes_fast.rewrite.tracing.dataflow import (
     TooManyOperationsError,
     gradient_way,
 )
+from oes_fast.rewrite.tracing.errors import TraceError
+from oes_fast.rewrite.tracing.in_place import changes
 from oes_fast.rewrite.tracing.side_effects import random_left_alone
 from oes_fast.rewrite.tracing.state import asks_inference_mode, asks_types, remembered, seeds
 
@@ -47,7 +50,9 @@ _NEED_VALUES = (
 )
 
 
-def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.fx.Graph) -> None:
+def check_recorded(
+    net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.fx.Graph, entry: Entry | None = None
+) -> None:
     """Compare what ``net`` computes from ``z`` with what ``fx_graph`` does.
 
     Args:
@@ -55,6 +60,7 @@ def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.f
         z: its input.
         root: of the trace; holds constants that the trace met.
         fx_graph: the calls recorded.
+        entry: which of several results is compared.
 
     Raises:
         TraceError: naming the first operation in which they part.
@@ -70,10 +76,12 @@ def check_recorded(net: nn.Module, z: Tensor, root: nn.Module, fx_graph: torch.f
         try:
             if not asks_types(net):
                 with contextlib.suppress(*_NEED_VALUES):
-                    _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True)).check(root, fx_graph)
+                    _Comparison(net, z, FakeTensorMode(allow_non_fake_inputs=True), entry).check(
+                        root, fx_graph
+                    )
                     return
             with random_left_alone(z.device):
-                _Comparison(net, z, None).check(root, fx_graph)
+                _Comparison(net, z, None, entry).check(root, fx_graph)
         except TooManyOperationsError:
             raise TraceError(
                 f"{type(net).__name__} makes more than {MOST_OPERATIONS} operations, too many to compare"
@@ -111,9 +119,11 @@ class _Comparison:
         net: to copy.
         z: input.
         mode: that makes tensors without values; None for runs with values.
+        entry: which of several results is compared.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, mode: FakeTensorMode | None) -> None:
+    def __init__(self, net: nn.Module, z: Tensor, mode: FakeTensorMode | None, entry: Entry | None) -> None:
+        self._entry = entry
         self._without_values = mode is not None
         self._mode: Any = contextlib.nullcontext() if mode is None else mode
         without: Callable[[Tensor], Tensor] = torch.clone
@@ -137,7 +147,7 @@ class _Comparison:
         """See :func:`check_recorded`."""
         title = type(self._net).__name__
         recorded = self._run(lambda: _replay(root, self._net, fx_graph, self._z))
-        first = self._run(lambda: self._net(self._z))
+        first = self._run(self._call)
         if first.number != recorded.number:
             raise TraceError(f"{title} {_parting(first, recorded)}")
         for name, number in first.buffers.items():
@@ -153,9 +163,9 @@ class _Comparison:
             )
         before = remembered(self._net)
         with torch.no_grad():
-            second = self._run(lambda: self._net(self._z))
+            second = self._run(self._call)
         if second.number != first.number:
-            third = self._run(lambda: self._net(self._z))
+            third = self._run(self._call)
             if third.number == first.number:
                 raise TraceError(
                     f"{title} computes something else where gradients are off: {_parting(second, first)}"
@@ -165,6 +175,9 @@ class _Comparison:
         changed = sorted({*before, *after} - {n for n in before if n in after and before[n] == after[n]})
         if changed:
             raise TraceError(f"{title} keeps in {', '.join(changed)} what changes from call to call")
+
+    def _call(self) -> Any:
+        return entry_of(self._net(self._z), self._entry, of=type(self._net).__name__)
 
     def _run(self, call: Callable[[], Any]) -> _Run:
         recorder = Recorder(self._numbers, self._named)
@@ -191,8 +204,8 @@ def _replay(root: nn.Module, net: nn.Module, fx_graph: torch.fx.Graph, z: Tensor
     values: dict[torch.fx.Node, Any] = {}
     needed: set[torch.fx.Node] = set()
     for node in reversed(fx_graph.nodes):
-        if node.op == "output" or node in needed:
-            needed.update(node.all_input_nodes)
+        if node.op == "output" or node in needed or changes(node, root):
+            needed.update((node, *node.all_input_nodes))
     for node in fx_graph.nodes:
         if node.op == "output":
             return torch.fx.map_arg(node.args[0], values.__getitem__)

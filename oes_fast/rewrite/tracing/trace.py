@@ -8,6 +8,7 @@ the network's code may branch on, is added here: every value is also computed on
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -19,16 +20,19 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from oes_fast._checks import described
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, EntryError, entry_of
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import ir
-from oes_fast.rewrite.tracing.convert import Converter, TraceError, attribute
+from oes_fast.rewrite.tracing.convert import Converter, attribute
 from oes_fast.rewrite.tracing.dataflow import place_in_code
+from oes_fast.rewrite.tracing.errors import TraceError
+from oes_fast.rewrite.tracing.in_place import OPERATORS, SIGNS, in_place_message
 from oes_fast.rewrite.tracing.recorded import check_recorded
 from oes_fast.rewrite.tracing.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
 from oes_fast.rewrite.tracing.state import seeds
 
 
-def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> ir.Graph:
+def trace(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> ir.Graph:
     """The graph of ``net`` for inputs of the shape of ``z``.
 
     Args:
@@ -36,20 +40,22 @@ def trace(net: nn.Module, z: Tensor, *, check: bool = True) -> ir.Graph:
         z: input [N, C, H, W]; only its shape, dtype and device count.
         check: compare what was recorded with what the network computes; only for one that was compared before
             is it left out.
+        entry: which of several results is the image, see :func:`oes_fast.entry.entry_of`.
 
     Raises:
+        InputError: the network gives no such entry.
         TraceError: the code branches on values, changes tensors in place, has side effects (see
             :mod:`oes_fast.rewrite.tracing.side_effects`), returns no single image, or does what the trace did
             not see (see :mod:`oes_fast.rewrite.tracing.recorded`).
     """
     with _outside_transforms(z):
-        return _trace(net, z, check)
+        return _trace(net, z, check, entry)
 
 
-def _trace(net: nn.Module, z: Tensor, check: bool) -> ir.Graph:
+def _trace(net: nn.Module, z: Tensor, check: bool, entry: Entry | None) -> ir.Graph:
     try:
         # A copy, since the code may change what it holds; of its own modules only, not of the weights.
-        root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}))
+        root = _Call(copy_network(net, {id(t): t for t in [*net.parameters(), *net.buffers()]}), entry)
         # torch.fx patches torch.nn.Module for all threads: one trace at a time.
         # Random generators belong to all threads too: they are set back only where the code may seed them.
         alone = random_left_alone(z.device) if seeds(net) else contextlib.nullcontext()
@@ -61,9 +67,9 @@ def _trace(net: nn.Module, z: Tensor, check: bool) -> ir.Graph:
                     raise tracer.refusals[0]
             graph = Converter(root.net, root, fx_graph).convert()
             if check:
-                check_recorded(net, z, root, fx_graph)
+                check_recorded(net, z, root, fx_graph, entry)
         return graph
-    except TraceError:
+    except (TraceError, EntryError):
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
         raise TraceError(f"{type(net).__name__} cannot be traced: {error}") from error
@@ -82,12 +88,18 @@ _LOCK = threading.RLock()
 class _Call(nn.Module):
     """Calls the network as its user does: with one argument, defaults for the others, and its hooks."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, entry: Entry | None) -> None:
         super().__init__()
         self.net = net
+        self.entry = entry
 
     def forward(self, z: Tensor) -> Any:
         output = self.net(z)
+        if isinstance(output, _Proxy):
+            entry_of(output.node.meta["value"], self.entry, of=type(self.net).__name__)  # refuses
+            output = output if self.entry is None else operator.getitem(output, self.entry)
+        else:
+            output = entry_of(output, self.entry, of=type(self.net).__name__)
         if isinstance(output, Tensor):
             raise TraceError("the network's output does not depend on its parameters or on z")
         if not isinstance(output, _Proxy):
@@ -189,7 +201,7 @@ class _Proxy(torch.fx.Proxy):
         value = self.node.meta.get("value")
         if value is not None and not hasattr(value, name):
             raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-        return super().__getattr__(name)
+        return _Attribute(self, name)
 
     def register_hook(self, *_: Any) -> Any:
         self._refuse(f"{self.node.name} has a hook on its gradient")
@@ -203,12 +215,13 @@ class _Proxy(torch.fx.Proxy):
     item = tolist = numpy = data_ptr = untyped_storage = __bool__ = __int__ = __float__ = __array__ = _ask
 
     def _in_place(self, operation: str) -> NoReturn:
-        node, place = self.node, place_in_code()
-        of = str(node.target).removeprefix("net.") if node.op == "call_module" else node.name
-        self._refuse(
-            f"the network's own code changes a tensor in place: {operation} on the result of {of}"
-            f"{f' at {place}' if place else ''}"
-        )
+        self._refuse(in_place_message(operation, self.node, place_in_code()))
+
+    def _changed(self, target: Any, other: Any) -> Any:
+        """Recorded as what it is; :class:`Converter` refuses it where it is not harmless."""
+        proxy = self.tracer.create_proxy("call_function", target, (self, other), {})
+        proxy.node.meta["place"] = place_in_code()
+        return proxy
 
     def _refuse(self, reason: str) -> NoReturn:
         error = TraceError(reason)
@@ -222,10 +235,15 @@ class _Proxy(torch.fx.Proxy):
         return value
 
 
+class _Attribute(torch.fx.proxy.Attribute):
+    """A method, or a tensor such as ``data``, which nothing may change."""
+
+    root: _Proxy
+
+
 # torch.fx would record these as if they made new tensors.
 _IN_PLACE = {
-    "__iadd__": "+=", "__isub__": "-=", "__imul__": "*=", "__itruediv__": "/=", "__ifloordiv__": "//=",
-    "__imod__": "%=", "__ipow__": "**=", "__imatmul__": "@=", "__iand__": "&=", "__ior__": "|=",
+    "__ifloordiv__": "//=", "__imod__": "%=", "__imatmul__": "@=", "__iand__": "&=", "__ior__": "|=",
     "__ixor__": "^=", "__ilshift__": "<<=", "__irshift__": ">>=", "__setitem__": "[...] =",
 }  # fmt: skip
 
@@ -234,8 +252,16 @@ def _refusal(operation: str) -> Callable[..., Any]:
     return lambda proxy, *_: proxy._in_place(operation)
 
 
+def _change(target: Any) -> Callable[..., Any]:
+    return lambda proxy, other: proxy._changed(target, other)
+
+
 for _method, _operation in _IN_PLACE.items():
     setattr(_Proxy, _method, _refusal(_operation))
+    setattr(_Attribute, _method, lambda attribute, *_, sign=_operation: attribute.root._in_place(sign))
+for _method, _target in OPERATORS.items():
+    setattr(_Proxy, _method, _change(_target))
+    setattr(_Attribute, _method, lambda attribute, *_, sign=SIGNS[_target]: attribute.root._in_place(sign))
 
 
 def _on_meta(argument: Any) -> Any:
@@ -269,6 +295,14 @@ class _Tracer(torch.fx.Tracer):
         # torch.fx patches every module's call: those on the meta device and of other threads are not for it.
         if self._on_meta or threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
+        if not any(m is module for module in self.root.modules()):
+            if any(True for _ in (*m.parameters(), *m.buffers())):
+                raise TraceError(
+                    f"the network's own code makes a {type(m).__name__} with parameters in each call"
+                )
+            return forward(
+                *args, **kwargs
+            )  # a layer made in forward: recorded as the functions that it calls
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

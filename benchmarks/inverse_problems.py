@@ -1,0 +1,289 @@
+"""Inverse problems with OES masks, random masks and the dense network, for docs/inverse-problems.md.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.inverse_problems --work inverse   # goes on where it was stopped
+    python -m benchmarks.inverse_problems --work inverse --pictures          # the page's pictures
+
+A seed is that of what the operator draws, of the noise, the weights, the input, the search and the random
+masks. One search gives the masks of all densities: at its weight of the KL term the density does not change
+the logits to speak of. Every cell that is done is written at once; the same command does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from skimage.transform import resize
+from torch import Tensor, nn
+
+import oes_fast as oes
+from benchmarks.comparison import decibels, rounded
+from benchmarks.report import environment, write_result
+from benchmarks.table_text import RESULTS, ROOT, Result, caption, load, table
+from oes_fast.comparison.measures import ssim
+from oes_fast.io.plots import side_by_side
+from oes_fast.pipelines.clean import clean_pixels
+from oes_fast.pipelines.train import TrainResult
+
+NAME = "inverse-problems"
+PICTURE_WIDTH = 960
+FIGURES = ("psnr of measured", "peak", "peak step", "end", "average", "ssim of average")
+
+
+def photograph(size: int) -> Tensor:
+    """The astronaut, RGB."""
+    return oes.load_image("skimage:astronaut", size=size).pixels
+
+
+def phantom(size: int) -> Tensor:
+    """Shepp and Logan's phantom of a head, [1, 1, size, size]."""
+    plane = resize(skimage.data.shepp_logan_phantom(), (size, size), anti_aliasing=True)
+    return torch.from_numpy(plane.astype(np.float32))[None, None].clamp(0, 1)
+
+
+# Heading, what was measured, and the task of a size and a seed.
+TASKS: dict[str, tuple[str, str, Callable[[int, int], oes.tasks.Task]]] = {
+    "inpainting": (
+        "Inpainting",
+        "Half of the pixels are missing, the others have noise of 0.1",
+        lambda size, seed: oes.tasks.inpainting(photograph(size), missing=0.5, sigma=0.1, seed=seed),
+    ),
+    "superresolution": (
+        "Super-resolution",
+        "The image has a quarter of the rows and of the columns, and noise of 0.02",
+        lambda size, seed: oes.tasks.superresolution(photograph(size), 4, sigma=0.02, seed=seed),
+    ),
+    "deblurring": (
+        "Deblurring",
+        "The image is blurred by a Gaussian of 1.5 pixels, and has noise of 0.05",
+        lambda size, seed: oes.tasks.deblurring(photograph(size), gaussian=1.5, sigma=0.05, seed=seed),
+    ),
+    "mri": (
+        "Magnetic resonance",
+        "A quarter of the columns of k-space was measured, with noise of 0.05, of Shepp and Logan's phantom",
+        lambda size, seed: oes.tasks.mri(phantom(size), acceleration=4, sigma=0.05, seed=seed),
+    ),
+}
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, float | None, int]]:
+    """(task, method, density, seed), the most telling ones first."""
+    for seed in options.seeds:
+        first, *others = options.densities
+        for task in options.tasks:
+            yield task, "oes", first, seed
+            yield task, "random", first, seed
+            yield task, "dense", None, seed
+        for task in options.tasks:
+            for density in others:
+                yield task, "oes", density, seed
+                yield task, "random", density, seed
+
+
+def run_cell(
+    options: argparse.Namespace, name: str, method: str, density: float | None, seed: int
+) -> tuple[Result, Tensor]:
+    """One cell's figures, and the picture of its average."""
+    task = TASKS[name][2](options.size, seed)
+    net, z = oes.fresh_generator(task.noisy, shape=task.shape, options=task.model_options, seed=seed)
+    label = f"{name}-{method}-{density}-{seed}"
+    common: dict[str, Any] = {
+        **task.arguments(),
+        "verify": False,
+        "record_every": options.record_every,
+        "average": 0.99,
+        "steps": options.train_steps,
+        "checkpoint": options.work / f"{label}.ckpt",
+        "resume": True,
+    }
+    if method == "dense":
+        fit = oes.baselines.dense_dip(net, z, task.noisy, lr=options.dense_lr, **common)
+    else:
+        assert density is not None
+        if method == "oes":
+            mask = searched(options, task, net, z, f"{name}-{seed}", density, seed)
+        else:
+            mask = oes.pruning.random(net, density=density, seed=seed)
+        fit = oes.train_sparse(net, mask, z, task.noisy, lr=options.train_lr, **common)
+    assert fit.average is not None
+    return figures(task, fit), task.shown(fit.average)
+
+
+def searched(
+    options: argparse.Namespace,
+    task: oes.tasks.Task,
+    net: nn.Module,
+    z: Tensor,
+    label: str,
+    density: float,
+    seed: int,
+) -> oes.Mask:
+    """The mask of a search, which is made once for all densities."""
+    found = oes.search_mask(
+        net,
+        z,
+        task.noisy,
+        density=options.densities[0],
+        steps=options.search_steps,
+        lr=options.search_lr,
+        kl=options.kl,
+        seed=seed,
+        verify=False,
+        checkpoint=options.work / f"{label}.search.ckpt",
+        resume=True,
+        **task.arguments(),
+    )
+    return oes.Mask.from_logits(net, found.logits, density=density, seed=seed)
+
+
+def figures(task: oes.tasks.Task, fit: TrainResult) -> Result:
+    """PSNR in dB and SSIM of a training, against the clean picture."""
+    assert task.clean is not None
+    assert fit.average is not None
+    clean, report = clean_pixels(task.clean), fit.report()
+    return {
+        "psnr of measured": oes.psnr(task.first, clean),
+        "ssim of measured": ssim(task.first, clean),
+        "peak": report["peak"],
+        "peak step": report["peak_step"],
+        "end": report["end"],
+        "average": oes.psnr(task.shown(fit.average), clean),
+        "ssim of end": ssim(task.shown(fit.output), clean),
+        "ssim of average": ssim(task.shown(fit.average), clean),
+        "collapsed": fit.collapsed,
+        "diverged": fit.diverged,
+        "weights": fit.mask.kept,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and images")
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw docs/images/inverse-*.jpg and do no more"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.2, 0.05])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--search-steps", type=int, default=1500)
+    parser.add_argument("--search-lr", type=float, default=0.3)
+    parser.add_argument("--kl", type=float, default=1e-9)
+    parser.add_argument("--train-steps", type=int, default=2000)
+    parser.add_argument("--train-lr", type=float, default=1e-2)
+    parser.add_argument("--dense-lr", type=float, default=1e-3)
+    parser.add_argument("--record-every", type=int, default=10)
+    parser.add_argument("--json", type=Path, default=RESULTS / f"{NAME}.json", help="where to write")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.pictures:
+        for task in options.tasks:
+            draw(options, task)
+        return
+    warnings.simplefilter("ignore", oes.OESWarning)  # what they say is in the result
+    said = {name: value for name, value in vars(options).items() if name not in ("work", "json", "pictures")}
+    rows: list[Result] = []
+    if options.json.is_file():
+        before = json.loads(options.json.read_text(encoding="utf-8"))
+        kept = {
+            name: before["settings"][name] for name in said if name not in ("tasks", "seeds", "densities")
+        }
+        wanted = {name: said[name] for name in kept}
+        if kept != wanted:
+            raise SystemExit(f"{options.json}: made with {kept}, asked for {wanted}")
+        rows = before["cells"]
+    done = {(row["task"], row["method"], row["density"], row["seed"]) for row in rows}
+    for cell in cells(options):
+        if cell in done:
+            continue
+        found, picture = run_cell(options, *cell)
+        task, method, density, seed = cell
+        np.save(options.work / f"{task}-{method}-{density}-{seed}.npy", picture.numpy())
+        row = {"task": task, "method": method, "density": density, "seed": seed}
+        row |= {name: rounded(value) if isinstance(value, float) else value for name, value in found.items()}
+        rows.append(row)
+        print(*cell, f"end {found['end']:.2f} dB, average {found['average']:.2f} dB", flush=True)
+        write_result(str(options.json), {"environment": environment(), "settings": said, "cells": rows})
+
+
+def draw(options: argparse.Namespace, name: str) -> None:
+    """The clean image, the measurement and the averages of one task, seed and density side by side."""
+    seed, density = options.seeds[0], options.densities[0]
+    task = TASKS[name][2](options.size, seed)
+    assert task.clean is not None
+    clean = clean_pixels(task.clean)
+    panels = [("clean", clean), (f"measured, {oes.psnr(task.first, clean):.2f} dB", task.first)]
+    shown = {"dense": None, f"random, {density:.0%}": density, f"OES, {density:.0%}": density}
+    for label, share in shown.items():
+        file = options.work / f"{name}-{label.split(',')[0].lower()}-{share}-{seed}.npy"
+        if file.is_file():
+            image = torch.from_numpy(np.load(file))
+            panels.append((f"{label}, {oes.psnr(image, clean):.2f} dB", image))
+    drawn = options.work / f"{name}.png"
+    side_by_side(drawn, panels)
+    with Image.open(drawn) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    small.save(data, format="JPEG", quality=85)
+    (ROOT / "docs" / "images" / f"inverse-{name}.jpg").write_bytes(data.getvalue())
+
+
+LABELS = {"oes": "OES", "random": "random", "dense": "dense"}
+HEADER = ["network", "kept", "seeds", "peak", "at step", "end", "average", "SSIM, average", ""]
+
+
+def spread(rows: list[Result], name: str) -> dict[str, float | None]:
+    """Mean and, of several, standard deviation of a figure."""
+    values = [row[name] for row in rows]
+    several = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "spread": several}
+
+
+def lines(rows: list[Result]) -> list[list[object]]:
+    """The lines of a task's table."""
+    found: dict[tuple[str, float | None], list[Result]] = {}
+    for row in sorted(rows, key=lambda row: (-(row["density"] or 1.0), row["method"])):
+        found.setdefault((row["method"], row["density"]), []).append(row)
+    made: list[list[object]] = []
+    for (method, density), group in found.items():
+        flat = sum(row["collapsed"] for row in group)
+        wrong = f"{flat} of {len(group)} flat" if flat else ""
+        kept = "all" if density is None else f"{100 * density:g} %"
+        steps = spread(group, "peak step")["mean"]
+        measured = [decibels(spread(group, "peak")), f"{steps:.0f}"]
+        measured += [decibels(spread(group, name)) for name in ("end", "average")]
+        measured += [decibels(spread(group, "ssim of average"), 3), wrong]
+        made.append([LABELS[method], kept, len(group), *measured])
+    return made
+
+
+def tables() -> str:
+    """The page's tables, one for each task."""
+    result = load(NAME)
+    parts = []
+    for name, (title, said, _) in TASKS.items():
+        rows = [row for row in result["cells"] if row["task"] == name]
+        if not rows:
+            continue
+        seen = {row["seed"]: row for row in rows}.values()
+        psnr = decibels(spread(list(seen), "psnr of measured"))
+        structure = decibels(spread(list(seen), "ssim of measured"), 3)
+        picture = f"![{name}](images/inverse-{name}.jpg)"
+        text = f"{said}. What was measured, as it is shown: {psnr} dB, SSIM {structure}."
+        parts.append(f"### {title}\n\n{text}\n\n{picture}\n\n{table(HEADER, lines(rows))}")
+    return f"{caption(NAME, result)}\n" + "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

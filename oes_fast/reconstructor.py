@@ -1,0 +1,300 @@
+"""Search and training as a model of deepinv: ``oes.SparseDIP``. Importing this module imports deepinv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oes_fast._checks import FLOAT_DTYPES, check_flag, check_integer, check_number
+from oes_fast.errors import InputError
+from oes_fast.mask import Mask
+from oes_fast.models.registry import find_model
+from oes_fast.noise import draw_input
+from oes_fast.pipelines.search import SearchResult, search_mask
+from oes_fast.pipelines.train import TrainResult, train_sparse
+from oes_fast.pipelines.transfer import fresh_generator
+from oes_fast.tasks.packages import package
+
+Reconstructor: Any = package("deepinv.models").Reconstructor
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How one image of a batch came about.
+
+    Attributes:
+        mask: that was trained.
+        search: that found it, None where it was given or is that of the first image.
+        train: the training.
+    """
+
+    mask: Mask
+    search: SearchResult | None
+    train: TrainResult
+
+
+class SparseDIP(Reconstructor):
+    """Optimal Eye Surgeon as a deepinv Reconstructor: ``x_hat = model(y, physics)``.
+
+    Each image of a batch is restored by a network of its own: a mask is searched by
+    :func:`oes_fast.search_mask` and trained by :func:`oes_fast.train_sparse` with the forward operator
+    ``physics``. It takes the place of deepinv.models.DeepImagePrior: by itself, in deepinv.test or in a
+    Trainer's evaluation. Every call starts from the same weights, drawn from ``seed``.
+
+    Args:
+        generator: network from z to the image; left alone. None for a fresh one of ``model`` for each image.
+        z: input of ``generator``: a tensor [1, C, ...], or its shape (C, ...), to be drawn from U(0, 0.1).
+        density: share of the weights to keep.
+        search_steps: updates of the mask search.
+        train_steps: updates of the training.
+        search_lr: learning rate of the search.
+        search_kl: weight of its KL term.
+        lr: learning rate of the training.
+        model: name of the fresh generator, one of :data:`oes_fast.models.MODELS`.
+        options: of ``model``, by name.
+        img_size: shape (C, H, W) of the image that ``model`` is to give; None for that of
+            ``physics.A_adjoint(y)``.
+        mask: to train, in the place of a search; of ``generator`` or of ``model``.
+        share_mask: search on the first image alone, and train its mask for the others.
+        average: decay of the running average of the images, which is the result; None for the last image.
+        loss: of (measured, noisy); None for the mean squared error.
+        tv: weight of the image's total variation.
+        seed: of weights, z and search; image i of a batch has seed + i.
+        backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
+        verify: compare each rewritten network with the one that it is of.
+        verbose: show progress.
+        search: further arguments of :func:`oes_fast.search_mask`, by name.
+        train: further arguments of :func:`oes_fast.train_sparse`, by name.
+
+    Attributes:
+        trained: a :class:`Reconstruction` for each image of the last call.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+
+    Example:
+        >>> import deepinv  # doctest: +SKIP
+        >>> physics = deepinv.physics.Inpainting(img_size=(3, 64, 64), mask=0.5)  # doctest: +SKIP
+        >>> model = oes.SparseDIP(  # doctest: +SKIP
+        ...     density=0.2, search_steps=300, search_lr=0.3, search_kl=3e-7, train_steps=1200
+        ... )
+        >>> x_hat = model(physics(x), physics)  # doctest: +SKIP
+    """
+
+    trained: tuple[Reconstruction, ...]
+
+    def __init__(
+        self,
+        generator: nn.Module | None = None,
+        z: Tensor | Sequence[int] | None = None,
+        *,
+        density: float = 0.05,
+        search_steps: int = 60_000,
+        train_steps: int = 40_000,
+        search_lr: float = 1e-2,
+        search_kl: float = 1e-9,
+        lr: float = 1e-2,
+        model: str = "skip",
+        options: Mapping[str, Any] | None = None,
+        img_size: Sequence[int] | None = None,
+        mask: Mask | None = None,
+        share_mask: bool = False,
+        average: float | None = 0.99,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        tv: float = 0.0,
+        seed: int = 0,
+        backend: str = "auto",
+        verify: bool = True,
+        verbose: bool = False,
+        search: Mapping[str, Any] | None = None,
+        train: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if generator is not None and not isinstance(generator, nn.Module):
+            raise InputError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
+        if (generator is None) != (z is None):
+            raise InputError("z: expected it together with generator, got one without the other")
+        if mask is not None and not isinstance(mask, Mask):
+            raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
+        find_model(model).check(options or {})
+        if img_size is not None:
+            img_size = tuple(check_integer("img_size", side, minimum=1) for side in img_size)
+        self.generator = generator
+        self.register_buffer("_z", z if isinstance(z, Tensor) else None, persistent=False)
+        self._z_size = None if z is None or isinstance(z, Tensor) else tuple(z)
+        self.img_size, self.mask = img_size, mask
+        self._model, self._options = model, options
+        self._share_mask = check_flag("share_mask", share_mask)
+        self._seed = check_integer("seed", seed, minimum=0, below=2**63)
+        common = {
+            "loss": loss,
+            "tv": check_number("tv", tv, minimum=0.0),
+            "backend": backend,
+            "verify": verify,
+            "progress": check_flag("verbose", verbose),
+        }
+        self._search = {
+            "density": check_number("density", density, above=0.0, below=1.0),
+            "steps": check_integer("search_steps", search_steps, minimum=0),
+            "lr": check_number("search_lr", search_lr, above=0.0),
+            "kl": check_number("search_kl", search_kl, minimum=0.0),
+            **common,
+            **(search or {}),
+        }
+        self._train = {
+            "steps": check_integer("train_steps", train_steps, minimum=0),
+            "lr": check_number("lr", lr, above=0.0),
+            "average": average,
+            **common,
+            **(train or {}),
+        }
+        self.trained = ()
+
+    def forward(self, y: Any, physics: Any, **kwargs: Any) -> Tensor:
+        """Restore the images of a batch of measurements, one after the other.
+
+        Args:
+            y: measurements [N, ...], float32, float64 or complex; or a list of them, as stacked physics give.
+            physics: their forward operator, with a method ``A`` that autograd differentiates.
+            **kwargs: taken, as by every Reconstructor, and not used.
+
+        Returns:
+            Images [N, C, H, W], without gradient.
+
+        Raises:
+            InputError: the measurements do not fit, or the image's shape is not known.
+            OESError: as :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse`.
+        """
+        if not callable(getattr(physics, "A", None)):
+            raise InputError(f"physics: expected an operator with a method A, got {type(physics).__name__}")
+        with torch.inference_mode(False), torch.enable_grad():
+            problem = _Batch(y, physics)
+            mask, trained, images = self.mask, [], []
+            for number in range(problem.count):
+                noisy = problem.noisy(number)
+                net, z = self._network(problem, number)
+                forward = problem.forward(number, self._image_shape(net, z))
+                search, found = None, mask
+                if found is None:
+                    options = {"seed": self._seed + number, **self._search}
+                    search = search_mask(net, z, noisy, forward=forward, **options)
+                    found = search.mask
+                fit = train_sparse(net, found, z, noisy, forward=forward, **self._train)
+                if self._share_mask:
+                    mask = found
+                trained.append(Reconstruction(found, search, fit))
+                images.append(fit.output if fit.average is None else fit.average)
+            self.trained = tuple(trained)
+            return torch.cat(images)
+
+    def _network(self, problem: _Batch, number: int) -> tuple[nn.Module, Tensor]:
+        seed = self._seed + number
+        if self.generator is None:
+            shape = problem.image_shape() if self.img_size is None else self.img_size
+            return fresh_generator(
+                problem.like, shape=shape, model=self._model, options=self._options, seed=seed
+            )
+        if self._z is not None:
+            return self.generator, self._z
+        weights = next(self.generator.parameters(), problem.like)
+        assert self._z_size is not None
+        channels, *size = self._z_size
+        z = draw_input(channels, size, seed=seed, dtype=weights.dtype, device=weights.device)
+        return self.generator, z
+
+    @staticmethod
+    def _image_shape(net: nn.Module, z: Tensor) -> Callable[[], torch.Size]:
+        def shape() -> torch.Size:
+            with torch.no_grad(), torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
+                found: torch.Size = net(z).shape
+            return found
+
+        return shape
+
+
+class _Batch:
+    """Measurements of a batch, and the operator of each image.
+
+    Args:
+        y: tensor [N, ...], or a list of them.
+        physics: operator of all.
+    """
+
+    def __init__(self, y: Any, physics: Any) -> None:
+        self._stacked = not isinstance(y, Tensor)
+        parts = list(y) if self._stacked and hasattr(y, "__len__") else [y]
+        for part in parts:
+            if not isinstance(part, Tensor) or part.ndim < 1:
+                raise InputError(f"y: expected measurements [N, ...], got {type(part).__name__}")
+        kinds = {(part.dtype, part.device, part.shape[0]) for part in parts}
+        if len(kinds) != 1:
+            raise InputError("y: expected measurements of one dtype, device and batch, got several")
+        self._parts = [part.detach().clone() if part.is_inference() else part.detach() for part in parts]
+        first = self._parts[0]
+        if first.real.dtype not in FLOAT_DTYPES:
+            raise InputError(f"y: expected float32, float64 or their complex kinds, got {first.dtype}")
+        self.count = first.shape[0]
+        if self.count == 0:
+            raise InputError(f"y: expected a measurement at least, got shape {tuple(first.shape)}")
+        self.like = first.new_empty(0, dtype=first.real.dtype)
+        self._y, self._physics = y, physics
+
+    def noisy(self, number: int) -> Tensor:
+        """What was measured of an image; of a list all of it in a row."""
+        parts = [part[number : number + 1] for part in self._parts]
+        return torch.cat([part.flatten(1) for part in parts], 1) if self._stacked else parts[0]
+
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) as ``A_adjoint`` gives it.
+
+        Raises:
+            InputError: it gives no image.
+        """
+        try:
+            with torch.no_grad():
+                shape = tuple(self._physics.A_adjoint(self._y).shape[1:])
+        except Exception as error:
+            raise InputError(
+                "img_size: expected the image's shape (C, H, W), since physics.A_adjoint(y) fails: "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
+        return shape
+
+    def forward(self, number: int, image_shape: Callable[[], torch.Size]) -> Any:
+        """The operator of one image: the physics, if it measures one by itself.
+
+        Args:
+            number: of the image.
+            image_shape: gives the shape [1, C, H, W] of the network's image.
+        """
+        if not self._stacked and (self.count == 1 or self._measures_one(image_shape())):
+            return self._physics
+        return _OfOne(self._physics, number, self.count, stacked=self._stacked)
+
+    def _measures_one(self, shape: torch.Size) -> bool:
+        """Whether the operator is the same for all images: those with parameters for each give as many."""
+        try:
+            with torch.no_grad():
+                measured = self._physics.A(torch.zeros(shape, dtype=self.like.dtype, device=self.like.device))
+            return bool(measured.shape[0] == 1)
+        except Exception:
+            return False
+
+
+class _OfOne:
+    """The operator of one image of a batch, whose parameters are of the whole batch."""
+
+    def __init__(self, physics: Any, number: int, count: int, *, stacked: bool) -> None:
+        self._physics, self._number, self._count, self._stacked = physics, number, count, stacked
+
+    def A(self, x: Tensor) -> Tensor:
+        """What is measured of an image [1, C, H, W]."""
+        one = slice(self._number, self._number + 1)
+        measured = self._physics.A(x.expand(self._count, *x.shape[1:]))
+        if not self._stacked:
+            return measured[one]
+        return torch.cat([part[one].flatten(1) for part in measured], 1)

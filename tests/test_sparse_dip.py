@@ -1,0 +1,223 @@
+"""``oes.SparseDIP`` where deepinv's own DeepImagePrior runs: its tests' substance, and batches."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+from optional_packages import deepinv
+from torch import nn
+
+import oes_fast as oes
+
+pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.errors.CollapsedRunWarning")
+
+SMALL = {"num_channels_down": (4, 6), "filter_size_down": 3}
+QUICK = {"density": 0.5, "search_steps": 2, "train_steps": 3, "backend": "torch", "verify": False}
+
+
+@pytest.fixture(scope="module")
+def physics():
+    return deepinv().physics
+
+
+def image(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def dip(**options):
+    return oes.SparseDIP(**({"options": SMALL} | QUICK | options))
+
+
+def test_it_is_imported_when_it_is_asked_for():
+    code = """
+import sys
+import oes_fast as oes
+assert "deepinv" not in sys.modules
+assert "SparseDIP" in dir(oes)
+sys.modules["deepinv"] = None
+try:
+    oes.SparseDIP
+except oes.OESError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'pip install "oes_fast[physics]"' in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not hasattr(oes, "Sparse")
+
+
+def test_it_removes_noise_as_deepinvs_prior_does(physics):
+    """The test that deepinv has for DeepImagePrior, with its decoder."""
+    size, models = (3, 37, 31), deepinv().models
+    torch.manual_seed(0)
+    denoising = physics.Denoising(physics.GaussianNoise(0.2))
+    decoder = models.ConvDecoder(img_size=size, layers=3, channels=16)
+    before = copy.deepcopy(decoder.state_dict())
+    model = oes.SparseDIP(
+        decoder,
+        (16, 37, 31),
+        density=0.7,
+        search_steps=5,
+        train_steps=120,
+        lr=2e-2,
+        average=0.9,
+        backend="torch",
+        verify=False,
+    )
+    assert isinstance(model, models.Reconstructor)
+    x = torch.ones(1, *size)
+    y = denoising(x)
+    restored = model(y, denoising)
+    assert restored.shape == x.shape
+    assert not restored.requires_grad
+    assert (restored - x).pow(2).mean() < (y - x).pow(2).mean()
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+    (found,) = model.trained
+    assert torch.equal(found.train.average, restored)
+    assert found.mask.density == pytest.approx(0.7, abs=1e-3)
+    assert found.search.steps == 5
+
+
+def test_it_is_evaluated_by_deepinv(physics):
+    """As a model of deepinv.test, without gradients, on batches; a last step of a benchmark."""
+    dinv = deepinv()
+    operator = physics.Inpainting(img_size=(3, 16, 16), mask=0.7)
+    x = image(2, 3, 16, 16)
+    data = torch.utils.data.TensorDataset(x, operator(x))
+    results = dinv.test(
+        dip().eval(),
+        torch.utils.data.DataLoader(data, batch_size=2),
+        operator,
+        device="cpu",
+        verbose=False,
+        show_progress_bar=False,
+    )
+    assert any("PSNR" in name for name in results)
+
+
+def operators(physics):
+    size = (3, 16, 20)
+    kernel = torch.ones(1, 1, 3, 3) / 9
+    mask = (image(16, 20) > 0.4).float()
+    return {
+        "blur": (physics.Blur(filter=kernel, padding="circular"), size),
+        "smaller": (physics.Downsampling(img_size=size, factor=2, filter="gaussian"), size),
+        "MRI": (physics.MRI(mask=mask, img_size=(2, 16, 20)), (2, 16, 20)),
+        "stacked": (
+            physics.StackedLinearPhysics(
+                [physics.Denoising(), physics.Blur(filter=kernel, padding="circular")]
+            ),
+            size,
+        ),
+        "sensing": (physics.CompressedSensing(m=40, img_size=(1, 16, 20)), (1, 16, 20)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["blur", "smaller", "MRI", "stacked", "sensing"])
+def test_operators_and_batches(physics, kind):
+    operator, size = operators(physics)[kind]
+    x = image(2, *size)
+    y = operator(x)
+    model = dip()
+    both = model(y, operator)
+    assert both.shape == x.shape
+    assert len(model.trained) == 2
+    assert not torch.equal(*(each.mask.flat for each in model.trained))
+    one = [part[:1] for part in y] if kind == "stacked" else y[:1]
+    alone = dip()(deepinv().utils.TensorList(one) if kind == "stacked" else one, operator)
+    torch.testing.assert_close(alone, both[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_operators_with_parameters_for_each_image(physics):
+    x = image(2, 3, 16, 20)
+    masks = (image(2, 3, 16, 20, seed=1) > 0.5).float()
+    operator = physics.Inpainting(img_size=(3, 16, 20), mask=masks)
+    both = dip(seed=4)(operator(x), operator)
+    for number in range(2):
+        own = physics.Inpainting(img_size=(3, 16, 20), mask=masks[number])
+        alone = dip(seed=4 + number)(own(x[number : number + 1]), own)
+        torch.testing.assert_close(alone[0], both[number], rtol=1e-4, atol=1e-5)
+
+
+def test_complex_measurements():
+    deepinv()
+
+    class Fourier:
+        def A(self, x):
+            return torch.fft.fft2(x, norm="ortho")
+
+    x = image(1, 3, 16, 20)
+    model = dip(img_size=(3, 16, 20), tv=0.1, train={"clean": x})
+    assert model(Fourier().A(x), Fourier()).shape == x.shape
+    assert model.trained[0].train.history.psnr[-1] > 0
+    with pytest.raises(oes.InputError, match=r"^img_size: expected .* physics.A_adjoint\(y\) fails: Attr"):
+        dip()(Fourier().A(x), Fourier())
+
+
+def test_masks_that_are_given_or_shared(physics):
+    operator = physics.Denoising()
+    y = image(2, 3, 16, 16)
+    model = dip(share_mask=True)
+    model(y, operator)
+    first, second = model.trained
+    assert first.search is not None
+    assert second.search is None
+    assert torch.equal(first.mask.flat, second.mask.flat)
+    given = dip(mask=first.mask, average=None)
+    restored = given(y[:1], operator)
+    assert given.trained[0].search is None
+    assert torch.equal(restored, given.trained[0].train.output)
+
+
+def test_the_same_again(physics):
+    operator, y = physics.Denoising(), image(1, 3, 16, 16)
+    model = dip(seed=3)
+    with torch.inference_mode():
+        first = model(y, operator)
+    assert torch.equal(model(y, operator), first)
+    assert not torch.equal(dip(seed=4)(y, operator), first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generator": 3}, r"^generator: expected a torch.nn.Module, got int"),
+        ({"generator": nn.Identity()}, r"^z: expected it together with generator"),
+        ({"z": (3, 8, 8)}, r"^z: expected it together with generator"),
+        ({"mask": torch.ones(3)}, r"^mask: expected an oes_fast.Mask, got Tensor"),
+        ({"options": {"depth": 3}}, r"^options: expected options of skip"),
+        ({"model": "unknown"}, r"^model: "),
+        ({"img_size": (3, 0, 8)}, r"^img_size: expected an integer >= 1"),
+        ({"density": 1.0}, r"^density: "),
+        ({"search_steps": -1}, r"^search_steps: "),
+        ({"train_steps": 1.5}, r"^train_steps: "),
+        ({"search_lr": 0}, r"^search_lr: "),
+        ({"search_kl": -1}, r"^search_kl: "),
+        ({"tv": -1}, r"^tv: "),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_arguments_that_do_not_fit(options, message):
+    deepinv()
+    with pytest.raises(oes.InputError, match=message):
+        oes.SparseDIP(**options)
+
+
+def test_measurements_that_do_not_fit(physics):
+    operator, y = physics.Denoising(), image(1, 3, 16, 16)
+    for wrong, message in (
+        (y.numpy(), r"^y: expected measurements \[N, ...\]"),
+        (y[:0], r"^y: expected a measurement at least"),
+        (y.half(), r"^y: expected float32, float64"),
+        ([y, y.double()], r"^y: expected measurements of one dtype"),
+    ):
+        with pytest.raises(oes.InputError, match=message):
+            dip()(wrong, operator)
+    with pytest.raises(oes.InputError, match=r"^physics: expected an operator with a method A, got NoneType"):
+        dip()(y, None)
