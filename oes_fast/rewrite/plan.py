@@ -174,9 +174,9 @@ class Plan:
         return output
 
     @property
-    def chains(self) -> int:
-        """How many chains there are."""
-        return len(self._chains)
+    def chains(self) -> list[Chain]:
+        """The chains."""
+        return [run.chain for run in self._chains]
 
     def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
         """How chains read what :meth:`prepare` gave, laid out now if need be."""

@@ -69,7 +69,7 @@ class Unet(nn.Module):
             self.ups = nn.ModuleList(
                 nn.Upsample(size=each, mode="bilinear", align_corners=up == "corners") for each in sizes
             )
-        self.a, self.b, self.c = block(3, 5), block(5, 7), block(7, 6)
+        self.a, self.b, self.c = block(3, 5), block(5, 7), block(7, 6)[:-1]
         self.act = nn.PReLU(6)
         self.d, self.e = block(6 + 7, 5), block(5 + 5, 4)
         self.last = nn.Conv2d(4, 3, 1)
@@ -197,4 +197,4 @@ def chains(net: SparseGenerator, z: Tensor) -> tuple[int, Sequence[ir.Node]]:
         and node not in plan.input_only
         and len(plan.alive[node].varying)
     ]
-    return plan.chains, outside
+    return len(plan.chains), outside
