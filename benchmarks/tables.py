@@ -381,8 +381,27 @@ def gpu_of(name: str) -> str:
     return text
 
 
+def networks() -> str:
+    """Training steps of networks that people bring."""
+    result = load("networks")
+    rows = []
+    for case in result["cases"]:
+        share = f"{100 * case['density']:.0f} %" if case["density"] < 1 else "all"
+        found = case["chains"]["chains"]
+        inside = f"{found['chains']} ({found['convolutions']} of {found['convolutions'] + found['outside']})"
+        for threads, row in case["threads"].items():
+            times, faster = row["ms"], row["times faster"]
+            ways = ("dense", "reference", "rows", "chains")
+            cells = [case["network"], share, threads, inside, *(ms(times[way]) for way in ways)]
+            rows.append([*cells, f"{two(faster['chains'], 1)} x"])
+    header = ["network", "weights", "threads", "chains (convolutions in them)"]
+    header += ["dense, ms", "rewritten, PyTorch, ms", "chains that end at joins, ms", "whole chains, ms"]
+    return f"{caption('networks', result)}\n{table([*header, 'faster than dense'], rows)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gain": gain,
+    "networks": networks,
     "steps": steps,
     "sparseprop": sparseprop,
     "verification": verification,

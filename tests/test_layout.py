@@ -18,8 +18,8 @@ CHECKS = {"_checks", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": {
         "_command", "_startup", "analysis", "backends", "baselines", "errors", "flat", "functional", "io",
-        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "reconstructor", "rewrite", "tasks",
-        "version",
+        "mask", "models", "nn", "noise", "pipelines", "precision", "pruning", "reconstructor", "rewrite",
+        "tasks", "version",
     },
     "__main__": {"cli"},
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast

@@ -107,7 +107,7 @@ def operators(physics):
     mask = (image(16, 20) > 0.4).float()
     return {
         "blur": (physics.Blur(filter=kernel, padding="circular"), size),
-        "smaller": (physics.Downsampling(img_size=size, factor=2), size),
+        "smaller": (physics.Downsampling(img_size=size, factor=2, filter="gaussian"), size),
         "MRI": (physics.MRI(mask=mask, img_size=(2, 16, 20)), (2, 16, 20)),
         "stacked": (
             physics.StackedLinearPhysics(

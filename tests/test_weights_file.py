@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_generator import small_generator
+from tiny_models import TINY, tiny
 
 import oes_fast as oes
 from oes_fast.weights_file import load_weights, save_weights
@@ -34,3 +35,15 @@ def test_other_files_and_networks_are_refused(tmp_path: Path) -> None:
     save_weights(path, torch.nn.Conv2d(1, 2, 1))
     with pytest.raises(oes.InputError, match="which differ in weight"):
         load_weights(path, torch.nn.Conv2d(1, 2, 3))
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_every_model_comes_back(case: str, tmp_path: Path) -> None:
+    net, z, _ = tiny(case)
+    name, options = TINY[case]
+    image = net(z)  # running statistics of its own
+    other, _ = oes.models.generator(name, image.shape[1:], seed=9, dtype=torch.float64, **options)
+    save_weights(tmp_path / "a.safetensors", net)
+    load_weights(tmp_path / "a.safetensors", other)
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(other.state_dict()[key], tensor)

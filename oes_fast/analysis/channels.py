@@ -92,11 +92,13 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
         stage = node.stage
         if not isinstance(stage, ir.Conv):
             continue
-        outputs = stage.channels[1]
+        filters = kept[stage.weight]
+        if stage.transposed:  # [I, O, kH, kW], and every channel is computed pixel by pixel of s x s
+            filters = filters.transpose(0, 1)
         for found, indices in ((varying, alive[node].varying), (constant, alive[node].constant)):
-            flags = found.setdefault(stage.weight, torch.zeros(outputs, dtype=torch.bool, device="cpu"))
-            flags[indices] = True  # a layer that is called twice is alive if one of its calls is
-        nothing = ~kept[stage.weight].flatten(1).any(1)
+            flags = found.setdefault(stage.weight, torch.zeros(len(filters), dtype=torch.bool, device="cpu"))
+            flags[stage.bias_of(indices)] = True  # a layer that is called twice is alive if one call is
+        nothing = ~filters.flatten(1).any(1)
         empty[stage.weight] = int((nothing if stage.bias is None else nothing & ~kept[stage.bias]).sum())
     return [
         LiveChannels(

@@ -17,8 +17,8 @@ from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
-from oes_fast.rewrite.run.context import FusedLoss
 from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
+from oes_fast.rewrite.run.context import FusedLoss
 
 Rewritten = TypeVar("Rewritten")
 

@@ -38,6 +38,9 @@ def table(dense: ir.Graph, plan: Plan, layout: FlatLayout, dtype: torch.dtype) -
     ]
     widths = [max(len(line[i]) for line in text) for i in range(len(_HEADER))]
     printed = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in text]
+    if plan.chains:
+        inside = sum(isinstance(node.stage, ir.Conv | ir.UpConv) for node in plan.chained)
+        printed.append(f"chains: {len(plan.chains)}, of {inside} convolutions")
     if plan.kernels == "cuda":
         printed.append(f'backend "auto" on a GPU: {automatic_order()["cuda"]}')
     return "\n".join(printed)

@@ -21,6 +21,7 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite.explain import table
 from oes_fast.rewrite.ir import Graph, Node
 from oes_fast.rewrite.named_weights import NamedWeights
+from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.rules import (
     conv_before_upsample,
@@ -30,9 +31,9 @@ from oes_fast.rewrite.rules import (
     split_concat,
 )
 from oes_fast.rewrite.run.context import FusedLoss, Value
-from oes_fast.rewrite.noisy_input import StepNoise, noisy_input, step_noise
 from oes_fast.rewrite.tracing.side_effects import refuse_gradient_hooks
 from oes_fast.rewrite.tracing.trace import trace
+from oes_fast.rewrite.uncompiled import refuse_transforms, uncompiled
 from oes_fast.rewrite.verify import verify
 
 # In this order: each makes matches for the ones after it.
@@ -116,6 +117,7 @@ class SparseGenerator(nn.Module):
         super().zero_grad(set_to_none)
         self._named.clear(set_to_none=set_to_none)
 
+    @uncompiled
     def forward(self, z: Tensor, *, input_noise: float = 0.0, step: int = 0, seed: int = 0) -> Tensor:
         """Image [N, C', H, W] of the input [N, C, H, W]; in training mode running statistics are updated.
 
@@ -143,6 +145,7 @@ class SparseGenerator(nn.Module):
         noise = step_noise(input_noise, step=step, seed=seed)
         return self.evaluate(weights, z, dict(self.dense_buffers()), update_stats=True, noise=noise)
 
+    @uncompiled
     def evaluate(
         self,
         weights: Tensor,
@@ -164,8 +167,10 @@ class SparseGenerator(nn.Module):
             noise: on the input, or None.
 
         Raises:
-            InputError: a tensor does not fit.
+            InputError: a tensor does not fit, has a tangent of forward-mode differentiation or is a batch of
+                torch.func.vmap.
         """
+        refuse_transforms(z=z, weights=weights)
         check_tensor("z", z, ndim=4, like=self.weights)
         check_tensor("weights", weights, shape=self.weights.shape, like=z)
         self._check_buffers(buffers)

@@ -11,9 +11,10 @@ import importlib
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, proxy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oes_fast._checks import check_integer, check_number
@@ -84,7 +85,7 @@ class NoisyInput:
     """
 
     def __init__(self, plan: Plan, z: Tensor) -> None:
-        self._plan = plan
+        self._plan = proxy(plan)  # which holds this one, and goes with its memory when nobody needs it
         self._z = z.detach().contiguous()
         self._drawn: StepNoise | None = None
         with torch.inference_mode(False), torch.no_grad():
@@ -135,48 +136,74 @@ class NoisyInput:
 
         Found by trying on an image of random numbers: what a chain asks of its source is its own affair.
         """
-        probe = torch.rand(self._z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(0)
+        probe = torch.rand(self._z.shape, generator=generator, dtype=torch.float64, device="cpu")
         probe = probe.to(self._z.dtype)
         values = self._plan.prepare(probe)
         return [self._layout_of(read, probe) for read in self._plan.constant_reads(values)]
 
     def _layout_of(self, read: ConstantRead, probe: Tensor) -> Any | None:
-        source = _path(read.source)
-        if source is None:
+        box = isinstance(read.source.stage, ir.Box) and read.source.stage.size == 2
+        shown = _shown(read.source.inputs[0] if box else read.source)
+        if shown is None:
             return None
-        pad, box = source
+        rows, columns = (indices.tolist() for indices in shown)
         channels = self._plan.alive[read.source].varying.tolist()
-        mode, border = ("zeros", (0, 0, 0, 0)) if pad is None else (pad.mode, pad.amount)
+        extension = importlib.import_module("oes_fast._C")
         for phases, row_major in product((True, False), repeat=2):
-            extension = importlib.import_module("oes_fast._C")
             try:
                 layout = extension.SourceLayout(
                     *probe.shape[1:],
                     channels=channels,
-                    padding=getattr(extension.Padding, mode.upper()),
-                    border=list(border),
+                    rows=rows,
+                    columns=columns,
                     box=box,
                     phases=phases,
                     row_major=row_major,
                 )
-                found = torch.full_like(read.planes, 0)
+                found = torch.zeros_like(read.planes)
                 layout.write(probe.numpy(), found.numpy())
-            except ValueError:  # it has no such border, or more elements
+            except ValueError:  # it has more elements
                 continue
             if torch.equal(found, read.planes):
                 return layout
         return None
 
 
-def _path(node: ir.Node) -> tuple[ir.Pad | None, bool] | None:
-    """Padding and summing between the input and ``node``, None where there is more."""
-    box = isinstance(node.stage, ir.Box) and node.stage.size == 2
-    if box:
-        (node,) = node.inputs
-    pad = node.stage if isinstance(node.stage, ir.Pad) else None
-    if pad is not None:
-        (node,) = node.inputs
-    return (pad, box) if isinstance(node.stage, ir.Input) else None
+def _shown(node: ir.Node) -> tuple[Tensor, Tensor] | None:
+    """Which rows and columns of the input stand where in the image of ``node``, -1 where zeros do.
+
+    Returns:
+        (rows, columns), int64, or None where the image is something else.
+    """
+    stage = node.stage
+    if isinstance(stage, ir.Input):
+        return torch.arange(node.shape[2], device="cpu"), torch.arange(node.shape[3], device="cpu")
+    if not node.inputs or (shown := _shown(node.inputs[0])) is None:
+        return None
+    rows, columns = shown
+    if isinstance(stage, ir.Pad):
+        left, right, top, bottom = stage.amount
+        return _padded(rows, top, bottom, stage.mode), _padded(columns, left, right, stage.mode)
+    if isinstance(stage, ir.Crop):
+        return rows[stage.top :][: stage.height], columns[stage.left :][: stage.width]
+    if isinstance(stage, ir.Opaque) and stage.target == "index_select":
+        index = node.inputs[1].stage if len(node.inputs) > 1 else None
+        if isinstance(index, ir.Constant) and len(stage.args) == 3:
+            at = index.value.cpu()
+            if stage.args[1] in (2, -2):
+                return rows[at], columns
+            if stage.args[1] in (3, -1):
+                return rows, columns[at]
+    return None
+
+
+def _padded(indices: Tensor, before: int, after: int, mode: str) -> Tensor:
+    """Indices of a padded dimension."""
+    if mode == "zeros":
+        return F.pad(indices, (before, after), value=-1)
+    line = indices.double().view(1, 1, -1)
+    return F.pad(line, (before, after), mode=mode).flatten().long()
 
 
 _INPUTS: WeakKeyDictionary[Plan, tuple[Tensor, tuple[int, int], NoisyInput]] = WeakKeyDictionary()

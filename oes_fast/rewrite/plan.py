@@ -173,6 +173,11 @@ class Plan:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
+    @property
+    def chains(self) -> list[Chain]:
+        """The chains."""
+        return [run.chain for run in self._chains]
+
     def constant_reads(self, values: Mapping[ir.Node, Value]) -> list[ConstantRead]:
         """How chains read what :meth:`prepare` gave, laid out now if need be."""
         return [read for chain in self._chains for read in chain.constant_reads(values)]

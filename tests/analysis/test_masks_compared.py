@@ -11,6 +11,7 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.analysis import dead_channels, layer_densities, overlap
+from oes_fast.flat import FlatLayout
 
 
 def random_mask(net: nn.Module, density: float, seed: int) -> oes.Mask:
@@ -217,3 +218,19 @@ class TestOverlap:
             overlap(problem.mask, problem.mask, nn.Conv2d(2, 3, 3))
         with pytest.raises(oes.InputError, match=r"mask_a: expected an oes_fast\.Mask"):
             overlap(problem.mask.flat, problem.mask)
+
+
+def test_channels_of_transposed_convolutions_are_counted():
+    net, z = oes.models.generator("dcgan", (2, 20, 20), seed=0, num_input_channels=3, ndf=4)
+    count = sum(p.numel() for p in net.parameters())
+    views = FlatLayout.of(net).views(torch.ones(count, dtype=torch.bool))
+    views["0.weight"][:, 1] = False  # a filter of the first, and what the batch norm behind it makes of none
+    views["1.bias"][1] = False
+    views["3.weight"][:, 0] = False
+    mask = oes.Mask.from_dict(net, views)
+    found = {each.name: each for each in dead_channels(net, mask, z)}
+    first, second, third = found.values()
+    assert list(found) == [layer.name for layer in layer_densities(net)[:3]]
+    assert (first.channels, first.alive, first.empty) == (4, 3, 1)
+    assert (second.channels, second.alive, second.empty) == (4, 3, 1)
+    assert (third.channels, third.alive, third.empty) == (2, 2, 0)

@@ -30,7 +30,7 @@ def sample(problem, **options):
     return oes.baselines.sgld(problem.net, problem.z, problem.noisy, **(settings | options))
 
 
-def transcribed(problem, steps):
+def transcribed(problem, steps, factor=lambda step: 1.0):
     """Images of the steps before each update, and the image of z after the last."""
     net = copy.deepcopy(problem.net).train()
     lr, seed = SETTINGS["lr"], SETTINGS["seed"]
@@ -38,6 +38,7 @@ def transcribed(problem, steps):
     layout = FlatLayout.of(net)
     images = []
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * factor(step)
         output = net(noisy_input(problem.z, SETTINGS["input_noise"], seed, step))
         images.append(output.detach())
         optimizer.zero_grad()
@@ -48,7 +49,7 @@ def transcribed(problem, steps):
         with torch.no_grad():
             for name, parameter in net.named_parameters():
                 if parameter.ndim == 4:
-                    parameter += SETTINGS["param_noise"] * lr * noise[name]
+                    parameter += SETTINGS["param_noise"] * lr * factor(step) * noise[name]
     return images, net(problem.z).detach()
 
 
@@ -71,6 +72,18 @@ def test_it_is_the_published_update_and_the_mean_of_its_samples(small, backend):
     assert fit.report()["posterior"] == fit.posterior_psnr
     assert fit.mask.flat.all()
     assert isinstance(fit, oes.TrainResult)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_schedule_is_of_both_steps_and_noise(small, backend):
+    skip_unless_available(backend)
+    seen = []
+    watch = {"callback": lambda info: seen.append(info.output.clone())}
+    fit = sample(small, steps=5, backend=backend, schedule="linear", verify=False, **watch)
+    images, output = transcribed(small, 5, lambda step: 1 - step / 5)
+    for ours, theirs in zip(seen[:-1], images, strict=True):
+        assert_close(ours, theirs, rtol=1e-7)
+    assert_close(fit.output, output, rtol=1e-7)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

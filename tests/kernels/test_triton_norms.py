@@ -398,13 +398,19 @@ def test_passes_give_the_same_bits_again(small_blocks, monkeypatch):
 
 
 @pytest.mark.parametrize("out", [kinds.OUT_LEAKY, kinds.OUT_SIGMOID], ids=["leaky", "sigmoid"])
-@pytest.mark.parametrize(("of_error", "shifted"), [(False, True), (True, False)], ids=["grad", "error"])
-def test_gradient_of_the_image(out, of_error, shifted, small_blocks):
+@pytest.mark.parametrize(
+    ("of_error", "weighted", "shifted"),
+    [(False, False, True), (True, False, False), (True, True, True)],
+    ids=["grad", "error", "weighted error"],
+)
+def test_gradient_of_the_image(out, of_error, weighted, shifted, small_blocks):
     """Of a last convolution's result, and of its bias; or of the error to a target."""
     y = drawn(NETWORKS, 5, 7, 9, seed=1).requires_grad_()
     other = drawn(*y.shape, seed=2)
     image = torch.sigmoid(y) if out == kinds.OUT_SIGMOID else F.leaky_relu(y, SLOPE)
-    error = sum(F.mse_loss(image[n], other[n]) for n in range(NETWORKS))
+    weight = drawn(*y.shape, seed=3).square() if weighted else None
+    squares = (image - other).square() if weight is None else weight * (image - other).square()
+    error = sum(squares[n].mean() for n in range(NETWORKS))
     error.backward() if of_error else image.backward(other)
     names, sizes = shifts(torch.float64)
     found, tickets = unset(*y.shape), torch.zeros(NETWORKS * 5, dtype=torch.int32, device=y.device)
@@ -418,6 +424,7 @@ def test_gradient_of_the_image(out, of_error, shifted, small_blocks):
     norm_pass.norm_pass(
         norm_pass.PASS_IMAGE_GRAD, y=y.detach(), out=found, act=out.value, slope=SLOPE,
         grad=None if of_error else other, target=other if of_error else None,
+        weight=weight,
         finalise=(kinds.SHIFT_BACKWARD if shifted else kinds.FINALISE_NONE).value,
         finish=f if shifted else None, tickets=tickets,
     )  # fmt: skip

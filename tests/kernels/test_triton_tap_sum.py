@@ -269,14 +269,17 @@ def test_input_gradient(conv):
         close(finish.partials[..., 1].sum(-1), (of_pixels * off).sum((2, 3)))
 
 
-@pytest.mark.parametrize("target", [False, True])
-@pytest.mark.parametrize("outputs", [3, 18])
-def test_the_image_and_its_error(target, outputs):
+@pytest.mark.parametrize(
+    ("target", "weighted", "outputs"),
+    [(False, False, 3), (True, False, 3), (True, True, 3), (False, False, 18), (True, True, 18)],
+)
+def test_the_image_and_its_error(target, weighted, outputs):
     problem = Problem(Conv(kernel=1, border=0, channels=(5, outputs), networks=2))
     plan = problem.plan(problem.taps.forward)
     n, shape = 2, (2, outputs, *problem.conv.size)
     bias, wanted_target = problem.random(n, outputs), problem.random(*shape)
     image = problem.empty(*shape)
+    weight = problem.random(*shape).square() if weighted else None
     finish = Loss(
         partials=problem.empty(n, outputs, plan.chunks, 3),
         sizes=finalise_sizes(
@@ -306,6 +309,7 @@ def test_the_image_and_its_error(target, outputs):
             tl.constexpr(kinds.OUT_SIGMOID.value),
             image,
             wanted_target if target else None,
+            weight,
         ),
         finalise=(kinds.LOSS if target else kinds.FINALISE_NONE).value,
         finish=finish,
@@ -314,7 +318,8 @@ def test_the_image_and_its_error(target, outputs):
     close(out, wanted)
     close(image, wanted.sigmoid())
     if target:
-        close(finish.loss, (wanted.sigmoid() - wanted_target).square().mean((1, 2, 3)))
+        squares = (wanted.sigmoid() - wanted_target).square()
+        close(finish.loss, (squares if weight is None else weight * squares).mean((1, 2, 3)))
 
 
 def test_one_image_for_all_networks_is_read_as_it_is():

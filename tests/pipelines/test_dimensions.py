@@ -9,6 +9,7 @@ from tiny_models import tiny
 import oes_fast as oes
 from oes_fast.flat import FlatLayout
 from oes_fast.pipelines.differences import describe_image
+from oes_fast.pipelines.schedule import Schedule
 from oes_fast.pipelines.weight_noise import WeightNoise
 
 pytestmark = [
@@ -116,7 +117,7 @@ def test_noise_on_the_weights_is_that_of_convolutions(case):
     net, _, _ = tiny(case)
     layout = FlatLayout.of(net)
     weights = torch.zeros(layout.numel, dtype=torch.float64)
-    WeightNoise(net, 1.0, seed=0).finish(0, weights)
+    WeightNoise(net, 1.0, Schedule.of(0.01), seed=0).finish(0, weights)
     convs = {f"{name}.weight" for name, module in net.named_modules() if hasattr(module, "kernel_size")}
     for name, view in layout.views(weights).items():
         assert bool(view.any()) == (name in convs)

@@ -420,7 +420,7 @@ def test_the_spread_of_known_pixels(small):
     spread, expected = objective.spreads(torch.where(known > 0, 0.5, small.noisy))
     assert spread < 1e-12
     channels = [noisy[0, c][known[0, 0] > 0].std(correction=0) for c in range(3)]
-    assert_close(expected, torch.stack(channels).mean())
+    assert_close(expected, torch.stack(channels).mean()[None])
     blind = known * torch.tensor([1.0, 0.0, 1.0]).double().view(1, 3, 1, 1)
     assert torch.isfinite(make_objective(noisy, weight=blind).spreads(noisy)[1])
 
@@ -442,6 +442,18 @@ def test_a_collapsed_run_says_so(small):
 
     fit = oes.train_sparse(small.net, small.mask, small.z, half(small.noisy), forward=picky, steps=1)
     assert not fit.collapsed
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_run_that_leaves_is_said_whatever_the_unit(small, scale):
+    """Also where all losses are below those that count as equal for images in 0..1."""
+    forward = lambda image: scale * half(image)  # noqa: E731
+    fit = functools.partial(
+        oes.baselines.dense_dip, small.net, small.z, forward(small.noisy), forward=forward, record_every=1
+    )
+    assert not fit(steps=20, lr=1e-2).diverged
+    with pytest.warns(oes.DivergedRunWarning, match="has diverged"):
+        assert fit(steps=20, lr=30.0).diverged
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ def small():
 
 def train(problem, optimizer, **changes):
     net, mask, z, noisy, clean = problem
-    options = {"steps": STEPS, "backend": "reference", "record_every": 1, "clean": clean} | changes
+    options = {"steps": STEPS, "backend": "reference", "record_every": 1, "clean": clean, "verify": False}
+    options |= changes
     return oes.train_sparse(net, mask, z, noisy, optimizer=optimizer, **options)
 
 

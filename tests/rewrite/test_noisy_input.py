@@ -45,6 +45,12 @@ def expected_planes(x, mode, border, box, phases, row_major):
     return (x[0].transpose(0, 1) if row_major else x[0]).contiguous().flatten()
 
 
+def shown(size, before, after, mode):
+    """Indices of a padded dimension, -1 for zeros."""
+    line = torch.arange(1.0, size + 1).view(1, 1, -1)
+    return (F.pad(line, (before, after), mode=MODES[mode]).flatten().long() - 1).tolist()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_layout_is_that_of_the_steps_one_by_one(mode):
     require("cpu")
@@ -54,9 +60,10 @@ def test_a_layout_is_that_of_the_steps_one_by_one(mode):
     ):
         z = torch.rand(1, 5, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         channels = [0, 2, 4]
+        left, right, top, bottom = border
         layout = extension.SourceLayout(
-            5, *size, channels=channels, padding=getattr(extension.Padding, mode), border=list(border),
-            box=box, phases=phases, row_major=row_major,
+            5, *size, channels=channels, rows=shown(size[0], top, bottom, mode),
+            columns=shown(size[1], left, right, mode), box=box, phases=phases, row_major=row_major,
         )  # fmt: skip
         for dtype in (torch.float64, torch.float32):
             image = z.to(dtype)
@@ -78,12 +85,12 @@ def test_a_layout_refuses_what_it_would_read_or_write_beyond():
     require("cpu")
     extension = importlib.import_module("oes_fast._C")
     good = {
-        "image_channels": 2, "rows": 4, "columns": 5, "channels": [1], "padding": extension.Padding.REFLECT,
-        "border": [1, 1, 1, 1], "box": True, "phases": True, "row_major": True,
+        "image_channels": 2, "image_rows": 4, "image_columns": 5, "channels": [1], "rows": [1, 0, 1, 2, 3, 2],
+        "columns": [-1, 0, 1, 2, 3, 4, -1], "box": True, "phases": True, "row_major": True,
     }  # fmt: skip
     for wrong in (
-        {"channels": [2]}, {"channels": []}, {"channels": [-1]}, {"border": [0, 0, 4, 0]}, {"rows": 0},
-        {"border": [-1, 0, 0, 0]}, {"rows": 1, "border": [0, 0, 0, 0]},
+        {"channels": [2]}, {"channels": []}, {"channels": [-1]}, {"rows": [0, 4]}, {"rows": [-2, 0]},
+        {"image_rows": 0}, {"columns": [0, 5]}, {"columns": []}, {"rows": [0]},
     ):  # fmt: skip
         with pytest.raises(ValueError, match="source: expected"):
             extension.SourceLayout(**(good | wrong))

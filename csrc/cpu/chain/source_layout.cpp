@@ -16,8 +16,9 @@ constexpr int64_t kStripRows = 32; // of planes, which one task makes
 
 template <typename T>
 struct SourceRows {
-  const Border* border;
-  int64_t columns, high, wide, plane_columns;
+  const int64_t *rows, *columns; // of the bordered image
+  int64_t bordered, run_first, run_last; // columns
+  int64_t image_columns, high, wide, plane_columns;
   bool box, phases;
   const T* image; // of the channel, from row `first` on
   int64_t first;
@@ -32,30 +33,39 @@ struct SourceRows {
 } // namespace
 
 SourceLayout::SourceLayout(
-    int64_t image_channels, int64_t rows, int64_t columns, std::vector<int64_t> channels, Padding padding,
-    std::array<int64_t, 4> border, bool box, bool phases, bool row_major)
+    int64_t image_channels, int64_t image_rows, int64_t image_columns, std::vector<int64_t> channels,
+    std::vector<int64_t> rows, std::vector<int64_t> columns, bool box, bool phases, bool row_major)
     : image_channels_(image_channels),
-      rows_(rows),
-      columns_(columns),
+      image_rows_(image_rows),
+      image_columns_(image_columns),
       channels_(std::move(channels)),
+      rows_(std::move(rows)),
+      columns_(std::move(columns)),
       box_(box),
       phases_(phases),
       row_major_(row_major) {
-  expect(image_channels > 0 && rows > 0 && columns > 0 && !channels_.empty(), "source: expected an image");
-  for (const int64_t channel : channels_) {
-    expect(channel >= 0 && channel < image_channels, "source: expected channels of the image");
-  }
-  const auto [left, right, top, bottom] = border;
-  for (const int64_t size : border) {
-    // Reflected, a border shows no pixel twice; no mode shows more than the image.
-    expect(
-        size >= 0 && (padding == Padding::kZeros || padding == Padding::kReplicate || size < std::min(rows, columns)),
-        "source: expected a border narrower than the image");
-  }
-  border_ = make_border(padding, rows, columns, left, right, top, bottom);
-  high_ = border_.high() - (box ? 1 : 0);
-  wide_ = border_.wide() - (box ? 1 : 0);
+  const auto within = [](const std::vector<int64_t>& indices, int64_t least, int64_t end) {
+    return !indices.empty() &&
+        std::all_of(indices.begin(), indices.end(), [&](int64_t i) { return i >= least && i < end; });
+  };
+  expect(image_channels > 0 && image_rows > 0 && image_columns > 0, "source: expected an image");
+  expect(within(channels_, 0, image_channels), "source: expected channels of the image");
+  expect(within(rows_, -1, image_rows), "source: expected rows of the image, or -1");
+  expect(within(columns_, -1, image_columns), "source: expected columns of the image, or -1");
+  high_ = static_cast<int64_t>(rows_.size()) - (box ? 1 : 0);
+  wide_ = static_cast<int64_t>(columns_.size()) - (box ? 1 : 0);
   expect(high_ > 0 && wide_ > 0, "source: expected two rows and columns");
+  for (int64_t first = 0, last = 0; first < static_cast<int64_t>(columns_.size()); first = last) {
+    last = first + 1;
+    while (columns_[first] >= 0 && last < static_cast<int64_t>(columns_.size()) &&
+           columns_[last] == columns_[last - 1] + 1) {
+      ++last;
+    }
+    if (columns_[first] >= 0 && last - first > run_last_ - run_first_) {
+      run_first_ = first;
+      run_last_ = last;
+    }
+  }
   plane_rows_ = phases ? ceil_div(high_, 2) : high_;
   plane_columns_ = phases ? ceil_div(wide_, 2) : wide_;
 }
@@ -72,19 +82,34 @@ void SourceLayout::write_rows(T* planes, const Rows& rows) const {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t channel = task / strips, from = task % strips * kStripRows;
       const int64_t to = std::min(from + kStripRows, plane_rows_);
-      const int64_t last = std::min((phases_ ? 2 * to : to) + (box_ ? 1 : 0), border_.high());
-      int64_t low = rows_, high = 0; // of the image
+      const int64_t last = std::min((phases_ ? 2 * to : to) + (box_ ? 1 : 0), static_cast<int64_t>(rows_.size()));
+      int64_t low = image_rows_, high = 0; // of the image
       for (int64_t row = phases_ ? 2 * from : from; row < last; ++row) {
-        if (border_.rows[row] >= 0) {
-          low = std::min<int64_t>(low, border_.rows[row]);
-          high = std::max<int64_t>(high, border_.rows[row] + 1);
+        if (rows_[row] >= 0) {
+          low = std::min(low, rows_[row]);
+          high = std::max(high, rows_[row] + 1);
         }
       }
       low = std::min(low, high);
       const auto [image, lines] = rows(channels_[channel], low, high);
-      const SourceRows<T> a{&border_, columns_, high_,    wide_, plane_columns_,
-                            box_,     phases_,  image,    low,   planes + channel * phases * plane,
-                            row_step, plane,    lines};
+      SourceRows<T> a{};
+      a.rows = rows_.data();
+      a.columns = columns_.data();
+      a.bordered = static_cast<int64_t>(columns_.size());
+      a.run_first = run_first_;
+      a.run_last = run_last_;
+      a.image_columns = image_columns_;
+      a.high = high_;
+      a.wide = wide_;
+      a.plane_columns = plane_columns_;
+      a.box = box_;
+      a.phases = phases_;
+      a.image = image;
+      a.first = low;
+      a.planes = planes + channel * phases * plane;
+      a.row_step = row_step;
+      a.plane_step = plane;
+      a.lines = lines;
       OES_DISPATCH(source_rows, a, from, to);
     }
   });
@@ -97,7 +122,7 @@ void SourceLayout::write(const T* image, T* planes) const {
     T* lines;
   };
   write_rows(planes, [&](int64_t channel, int64_t first, int64_t) {
-    return Found{image + (channel * rows_ + first) * columns_, workspace<T>(2 * border_.wide() + 2)};
+    return Found{image + (channel * image_rows_ + first) * image_columns_, workspace<T>(2 * columns_.size() + 2)};
   });
 }
 
@@ -107,9 +132,10 @@ void SourceLayout::write_noisy(const float* image, float* planes, float std, con
     float* lines;
   };
   write_rows(planes, [&](int64_t channel, int64_t first, int64_t last) {
-    const int64_t begin = (channel * rows_ + first) * columns_, end = (channel * rows_ + last) * columns_;
+    const int64_t begin = (channel * image_rows_ + first) * image_columns_;
+    const int64_t end = (channel * image_rows_ + last) * image_columns_;
     const int64_t tile = begin / kPhiloxTile, aligned = tile * kPhiloxTile;
-    float* noisy = workspace<float>(philox_tiles(end - aligned) * kPhiloxTile + 2 * border_.wide() + 2);
+    float* noisy = workspace<float>(philox_tiles(end - aligned) * kPhiloxTile + 2 * columns_.size() + 2);
     normal_noise(
         {key, std::min(philox_tiles(end) * kPhiloxTile, image_size()), image + aligned, nullptr, std, noisy, aligned},
         tile, philox_tiles(end));

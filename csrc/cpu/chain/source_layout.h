@@ -1,23 +1,21 @@
-// A constant source of a chain laid out as its first convolution reads it, with noise added on the way: padded, summed
-// over 2 x 2 pixels, its even and odd rows and columns apart. The rounding is that of these steps done one by one.
+// A constant source of a chain laid out as its first convolution reads it, with noise added on the way: with a border,
+// summed over 2 x 2 pixels, its even and odd rows and columns apart. The rounding is that of these steps one by one.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
-#include "cpu/core/border.h"
 #include "cpu/core/philox.h"
 
 namespace oes::chain {
 
 class SourceLayout {
  public:
-  // `image_channels`: of the image, of which those in `channels` are laid out, in order. `border`: left, right, top,
-  // bottom. `row_major`: see ChainConv::constant_source_row_major.
+  // Which channels of the image are laid out, in order, and which of its rows and columns stand where in the bordered
+  // one; -1: zero. `row_major`: see ChainConv::constant_source_row_major.
   SourceLayout(
-      int64_t image_channels, int64_t rows, int64_t columns, std::vector<int64_t> channels, Padding padding,
-      std::array<int64_t, 4> border, bool box, bool phases, bool row_major);
+      int64_t image_channels, int64_t image_rows, int64_t image_columns, std::vector<int64_t> channels,
+      std::vector<int64_t> rows, std::vector<int64_t> columns, bool box, bool phases, bool row_major);
 
   // Writes what lies at `planes` but for the slack behind.
   template <typename T>
@@ -28,7 +26,7 @@ class SourceLayout {
   void write_noisy(const float* image, float* planes, float std, const PhiloxKey& key) const;
 
   int64_t image_size() const { // elements
-    return image_channels_ * rows_ * columns_;
+    return image_channels_ * image_rows_ * image_columns_;
   }
   int64_t planes_size() const {
     return static_cast<int64_t>(channels_.size()) * (phases_ ? 4 : 1) * plane_rows_ * plane_columns_;
@@ -38,9 +36,9 @@ class SourceLayout {
   template <typename T, typename Rows>
   void write_rows(T* planes, const Rows& rows) const;
 
-  int64_t image_channels_, rows_, columns_;
-  std::vector<int64_t> channels_;
-  Border border_;
+  int64_t image_channels_, image_rows_, image_columns_;
+  std::vector<int64_t> channels_, rows_, columns_;
+  int64_t run_first_ = 0, run_last_ = 0; // bordered columns that show columns of the image side by side
   bool box_, phases_, row_major_;
   int64_t high_, wide_; // of the bordered, summed image
   int64_t plane_rows_, plane_columns_;

@@ -59,8 +59,9 @@ void bind_source_layout(py::module_& module) {
   py::class_<SourceLayout>(module, "SourceLayout", "A constant source as a chain's first convolution reads it.")
       .def(
           py::init<
-              int64_t, int64_t, int64_t, std::vector<int64_t>, Padding, std::array<int64_t, 4>, bool, bool, bool>(),
-          arg("image_channels"), arg("rows"), arg("columns"), arg("channels"), arg("padding"), arg("border"),
+              int64_t, int64_t, int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>, bool, bool,
+              bool>(),
+          arg("image_channels"), arg("image_rows"), arg("image_columns"), arg("channels"), arg("rows"), arg("columns"),
           arg("box"), arg("phases"), arg("row_major"))
       .def("write", &write, arg("image"), arg("planes"), "Lay the image out; beyond what is written lies slack.")
       .def(

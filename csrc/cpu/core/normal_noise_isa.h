@@ -1,27 +1,31 @@
 // The loops of normal noise, included once for each instruction set: see isa_variants.h.
 
-// Standard normal noise of 32-bit words.
+// x = (u - v) / 2^23 of a word, uniform in (-1, 1), and w = -log(1 - x^2), where 1 - x^2 = 4 u v / 2^46.
+struct NormalDraw {
+  float x, w;
+};
+
+OES_ISA_INLINE NormalDraw normal_draw(uint32_t word) {
+  const auto [u, v] = logistic_odds<float>(word);
+  return {(u - v) * 0x1p-23f, log_ratio(0x1p44f, u * v)};
+}
+
+// Standard normal noise of the words of a tile. The tail is rare enough to go over its block again.
 OES_ISA_INLINE void normal_tile(const uint32_t* __restrict words, float* __restrict noise) {
-  alignas(64) float of_log[kPhiloxTile], of_sign[kPhiloxTile];
-  for (int i = 0; i < kPhiloxTile; ++i) {
-    const auto [u, v] = logistic_odds<float>(words[i]); // u / 2^23 is uniform: x = (u - v) / 2^23
-    const float w = log_ratio(0x1p44f, u * v); // 1 - x^2 = 4 u v / 2^46
-    const float x = (u - v) * 0x1p-23f;
-    of_log[i] = w;
-    of_sign[i] = x;
-    noise[i] = x * normal_centre(w);
-  }
   for (int block = 0; block < kPhiloxTile; block += kTailBlock) {
     uint32_t any = 0;
     for (int i = block; i < block + kTailBlock; ++i) {
-      any |= static_cast<uint32_t>(of_log[i] >= kNormalTail);
+      const auto [x, w] = normal_draw(words[i]);
+      noise[i] = x * normal_centre(w);
+      any |= static_cast<uint32_t>(w >= kNormalTail);
     }
     if (any == 0) {
       continue;
     }
     for (int i = block; i < block + kTailBlock; ++i) {
-      const float tail = of_sign[i] * normal_tail(of_log[i]);
-      noise[i] = of_log[i] < kNormalTail ? noise[i] : tail;
+      const auto [x, w] = normal_draw(words[i]);
+      const float tail = x * normal_tail(w);
+      noise[i] = w < kNormalTail ? noise[i] : tail;
     }
   }
 }

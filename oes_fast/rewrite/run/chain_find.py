@@ -260,7 +260,13 @@ class _Finder:
             pad = source
             before.insert(0, pad)
             source = pad.inputs[0]
-        if not _convolves(node, pad, box, transposed=self._joins) or not self._reads(source, before):
+        # A border of zeros makes an image of a constant channel: an engine with joins takes it for one.
+        while (
+            before and not self._joins and not all(_same(self._alive[n], self._alive[source]) for n in before)
+        ):
+            source = before.pop(0)
+            pad, box = (None, box) if source is pad else (None, None)
+        if not _convolves(node, pad, box, transposed=self._joins):
             return None
         varying, constant = self._alive[node].varying, self._alive[node].constant
         if not self._joins and (len(varying) == 0 or len(self._alive[source].varying) == 0):
@@ -274,16 +280,6 @@ class _Finder:
     def _belongs(self, node: ir.Node) -> bool:
         """Whether it is a stage of its one reader."""
         return node not in self._input_only and self._sole_user(node) is not None
-
-    def _reads(self, source: ir.Node, between: list[ir.Node]) -> bool:
-        """Whether the stages between pass the source's channels on as they are, or as an engine knows.
-
-        A border of zeros makes an image of a constant channel: an engine with joins takes it for one.
-        """
-        if self._joins:
-            return True
-        before = self._alive[source]
-        return all(_same(self._alive[node], before) for node in between)
 
     def _join(self, node: ir.Node) -> Block | None:
         """The block of a join, or of a norm or an activation that belongs to no other."""

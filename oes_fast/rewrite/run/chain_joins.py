@@ -40,13 +40,14 @@ def join_spec(extension: Any, block: JoinBlock, sources: Sequence[Result], weigh
         _pixel_shuffle(spec, extension, stage, outputs, sources[0])
         return spec
     terms, constants = _sum_terms(outputs, _summed(stage, block, len(sources)), sources)
-    spec.constant_terms = [n for o, i, c in constants for n in (o, i, c, -1)]
     # What nothing varies of is not read.
     used = sorted({i for _, i, _ in (*terms, *constants)})
     spec.inputs = [sources[i].number for i in used]
     order = {i: number for number, i in enumerate(used)}
     spec.terms = [n for o, i, c in terms for n in (o, order[i], c)]
     spec.constant_terms = [n for o, i, c in constants for n in (o, order[i], c, -1)]
+    if not used or (not spec.outputs and not isinstance(stage, ir.PReLU)):
+        return spec  # a map of constants passes them on
     if isinstance(stage, ir.Upsample):
         spec.kind = extension.JoinKind.RESAMPLE
         rows, columns = block.core.inputs[0].shape[2:]

@@ -1,9 +1,9 @@
 """The C++ object of a chain: what it is bound to, and calls of it.
 
 One program runs on several engines. What a chain computes is written here, convolution by convolution and
-norm by norm, in specs that all take (csrc/common/chain_specs.h); :mod:`oes_fast.rewrite.run.chain_joins`
-writes those of joins. :mod:`oes_fast.rewrite.run.chain_cpu` and :mod:`oes_fast.rewrite.run.chain_cuda` give it
-their C++ objects, and the memory of tensors.
+norm by norm, in specs that all take (csrc/common/chain_specs.h);
+:mod:`oes_fast.rewrite.run.chain_joins` writes those of joins. :mod:`oes_fast.rewrite.run.chain_cpu` and
+:mod:`oes_fast.rewrite.run.chain_cuda` give it their C++ objects, and the memory of tensors.
 """
 
 from __future__ import annotations

@@ -95,7 +95,6 @@ class ConvBuilder:
         if self._folds_into_conv(source):
             assert isinstance(source.stage, ir.Pad)
             pixels = [source.stage.amount[2], source.stage.amount[0]]
-            source = source.inputs[0]
         # The last tap reaches back so far: what a transposed convolution has, and this one needs padding for.
         pixels = [(k - 1 - p) * stride for k, p in zip(conv.kernel, pixels, strict=True)]
         crop = self._cropped(shuffle)
@@ -274,11 +273,10 @@ class ConvBuilder:
         if not isinstance(node.stage, ir.Pad) or node.stage.mode != "zeros":
             return False
         left, right, top, bottom = node.stage.amount
-        same = torch.equal(self._alive[node].varying, self._alive[node.inputs[0]].varying)
         reader = self._graph.sole_user(node)
-        if same and reader is not None and self._shuffled(reader) is not None:
+        if reader is not None and self._shuffled(reader) is not None:
             return True
-        if left != right or top != bottom or not same or reader is None or reader in self._chained:
+        if left != right or top != bottom or reader is None or reader in self._chained:
             return False
         if isinstance(reader.stage, ir.UpConv):
             crop, factor = reader.stage.crop, reader.stage.factor

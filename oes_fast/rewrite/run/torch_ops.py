@@ -156,7 +156,7 @@ class Builder(ConvBuilder):
         pad = node.stage
         assert isinstance(pad, ir.Pad)
         if self._folds_into_conv(node):
-            return self._each(node, lambda _, x: x, lambda _, k: k)
+            return self._assembled(node.inputs[0], self._alive[node].varying)
         mode = PAD_MODES[pad.mode]
         if pad.mode == "zeros":
             assemble = self._assembled(node.inputs[0], self._alive[node].varying)

@@ -66,7 +66,9 @@ def refuse_side_effects(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def isinstance_of_traced(net: nn.Module, shown: Callable[[Any], Any]) -> Iterator[None]:
-    """Let the modules' code see tensors in traced values, when it asks isinstance or torch.is_tensor.
+    """Let the modules' code see tensors in traced values, when it asks for their type.
+
+    By isinstance, torch.is_tensor or torch.jit.isinstance.
 
     Traced values are no tensors, and making them pretend to be would crash code in C, which looks inside.
     So the name ``isinstance`` gets another meaning where the code of the network's modules was written.
@@ -83,8 +85,9 @@ def isinstance_of_traced(net: nn.Module, shown: Callable[[Any], Any]) -> Iterato
         return isinstance(value, Tensor) or isinstance(shown(value), Tensor)
 
     changed: list[dict[str, Any]] = []
-    before = torch.is_tensor
+    before, before_of_jit = torch.is_tensor, torch.jit.isinstance
     torch.is_tensor = is_tensor  # type: ignore[assignment]
+    torch.jit.isinstance = lambda value, classes: before_of_jit(shown(value), classes)
     try:
         for variables in {id(f.__globals__): f.__globals__ for f in functions_of(net)}.values():
             if "isinstance" not in variables:
@@ -92,7 +95,7 @@ def isinstance_of_traced(net: nn.Module, shown: Callable[[Any], Any]) -> Iterato
                 changed.append(variables)
         yield
     finally:
-        torch.is_tensor = before
+        torch.is_tensor, torch.jit.isinstance = before, before_of_jit
         for variables in changed:
             del variables["isinstance"]
 
