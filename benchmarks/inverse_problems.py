@@ -5,7 +5,8 @@
 
 A seed is that of what the operator draws, of the noise, the weights, the input, the search and the random
 masks. One search gives the masks of all densities: at its weight of the KL term the density does not change
-the logits to speak of. Every cell that is done is written at once; the same command does what is missing.
+the logits to speak of; a longer search goes on from a shorter one. Every cell that is done is written at
+once; the same command does what is missing.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import skimage.data
@@ -75,34 +77,60 @@ TASKS: dict[str, tuple[str, str, Callable[[int, int], oes.tasks.Task]]] = {
 }
 
 
-def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, float | None, int]]:
-    """(task, method, density, seed), the most telling ones first."""
+class Cell(NamedTuple):
+    """What is run once.
+
+    Attributes:
+        task: its name.
+        method: "oes", "random" or "dense".
+        density: share of the weights kept, None for "dense".
+        seed: of everything.
+        search_steps: of "oes", None for the others.
+    """
+
+    task: str
+    method: str
+    density: float | None
+    seed: int
+    search_steps: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Of its files."""
+        return "-".join(str(part) for part in self if part is not None)
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """The most telling ones first."""
+    short, *longer = sorted(options.search_steps)
+    first, *others = options.densities
     for seed in options.seeds:
-        first, *others = options.densities
         for task in options.tasks:
-            yield task, "oes", first, seed
-            yield task, "random", first, seed
-            yield task, "dense", None, seed
+            yield Cell(task, "oes", first, seed, short)
+            yield Cell(task, "random", first, seed)
+            yield Cell(task, "dense", None, seed)
         for task in options.tasks:
             for density in others:
-                yield task, "oes", density, seed
-                yield task, "random", density, seed
+                yield Cell(task, "oes", density, seed, short)
+                yield Cell(task, "random", density, seed)
+        for steps in longer:
+            for task in options.tasks:
+                for density in options.densities:
+                    yield Cell(task, "oes", density, seed, steps)
 
 
-def run_cell(
-    options: argparse.Namespace, name: str, method: str, density: float | None, seed: int
-) -> tuple[Result, Tensor]:
+def run_cell(options: argparse.Namespace, cell: Cell) -> tuple[Result, Tensor]:
     """One cell's figures, and the picture of its average."""
+    name, method, density, seed, _ = cell
     task = TASKS[name][2](options.size, seed)
     net, z = oes.fresh_generator(task.noisy, shape=task.shape, options=task.model_options, seed=seed)
-    label = f"{name}-{method}-{density}-{seed}"
     common: dict[str, Any] = {
         **task.arguments(),
         "verify": False,
         "record_every": options.record_every,
         "average": 0.99,
         "steps": options.train_steps,
-        "checkpoint": options.work / f"{label}.ckpt",
+        "checkpoint": options.work / f"{cell.label}.ckpt",
         "resume": True,
     }
     if method == "dense":
@@ -110,7 +138,7 @@ def run_cell(
     else:
         assert density is not None
         if method == "oes":
-            mask = searched(options, task, net, z, f"{name}-{seed}", density, seed)
+            mask = searched(options, cell, task, net, z)
         else:
             mask = oes.pruning.random(net, density=density, seed=seed)
         fit = oes.train_sparse(net, mask, z, task.noisy, lr=options.train_lr, **common)
@@ -119,30 +147,37 @@ def run_cell(
 
 
 def searched(
-    options: argparse.Namespace,
-    task: oes.tasks.Task,
-    net: nn.Module,
-    z: Tensor,
-    label: str,
-    density: float,
-    seed: int,
+    options: argparse.Namespace, cell: Cell, task: oes.tasks.Task, net: nn.Module, z: Tensor
 ) -> oes.Mask:
-    """The mask of a search, which is made once for all densities."""
+    """The mask of a search, which is made once for all densities, and goes on from a shorter one."""
+    assert cell.density is not None
+    assert cell.search_steps is not None
+    seed, path = cell.seed, search_file(options, cell, cell.search_steps)
+    for steps in sorted(options.search_steps, reverse=True):
+        shorter = search_file(options, cell, steps)
+        if steps < cell.search_steps and shorter.exists() and not path.exists():
+            shutil.copyfile(shorter, path)
     found = oes.search_mask(
         net,
         z,
         task.noisy,
         density=options.densities[0],
-        steps=options.search_steps,
+        steps=cell.search_steps,
         lr=options.search_lr,
         kl=options.kl,
         seed=seed,
         verify=False,
-        checkpoint=options.work / f"{label}.search.ckpt",
+        checkpoint=path,
         resume=True,
         **task.arguments(),
     )
-    return oes.Mask.from_logits(net, found.logits, density=density, seed=seed)
+    return oes.Mask.from_logits(net, found.logits, density=cell.density, seed=seed)
+
+
+def search_file(options: argparse.Namespace, cell: Cell, steps: int) -> Path:
+    """Checkpoint of the search of a task and seed."""
+    path: Path = options.work / f"{cell.task}-{cell.seed}-{steps}.search.ckpt"
+    return path
 
 
 def figures(task: oes.tasks.Task, fit: TrainResult) -> Result:
@@ -176,10 +211,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.2, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--search-steps", type=int, default=1500)
+    parser.add_argument("--search-steps", nargs="+", type=int, default=[500, 1500])
     parser.add_argument("--search-lr", type=float, default=0.3)
     parser.add_argument("--kl", type=float, default=1e-9)
-    parser.add_argument("--train-steps", type=int, default=2000)
+    parser.add_argument("--train-steps", type=int, default=1000)
     parser.add_argument("--train-lr", type=float, default=1e-2)
     parser.add_argument("--dense-lr", type=float, default=1e-3)
     parser.add_argument("--record-every", type=int, default=10)
@@ -195,24 +230,23 @@ def main() -> None:
     rows: list[Result] = []
     if options.json.is_file():
         before = json.loads(options.json.read_text(encoding="utf-8"))
-        kept = {
-            name: before["settings"][name] for name in said if name not in ("tasks", "seeds", "densities")
-        }
+        more = ("tasks", "seeds", "densities", "search_steps")
+        kept = {name: before["settings"][name] for name in said if name not in more}
         wanted = {name: said[name] for name in kept}
         if kept != wanted:
             raise SystemExit(f"{options.json}: made with {kept}, asked for {wanted}")
         rows = before["cells"]
-    done = {(row["task"], row["method"], row["density"], row["seed"]) for row in rows}
+    done = {Cell(*(row[name] for name in Cell._fields)) for row in rows}
     for cell in cells(options):
         if cell in done:
             continue
-        found, picture = run_cell(options, *cell)
-        task, method, density, seed = cell
-        np.save(options.work / f"{task}-{method}-{density}-{seed}.npy", picture.numpy())
-        row = {"task": task, "method": method, "density": density, "seed": seed}
-        row |= {name: rounded(value) if isinstance(value, float) else value for name, value in found.items()}
+        found, picture = run_cell(options, cell)
+        np.save(options.work / f"{cell.label}.npy", picture.numpy())
+        row = cell._asdict() | {
+            name: rounded(value) if isinstance(value, float) else value for name, value in found.items()
+        }
         rows.append(row)
-        print(*cell, f"end {found['end']:.2f} dB, average {found['average']:.2f} dB", flush=True)
+        print(cell.label, f"end {found['end']:.2f} dB, average {found['average']:.2f} dB", flush=True)
         write_result(str(options.json), {"environment": environment(), "settings": said, "cells": rows})
 
 
@@ -223,9 +257,12 @@ def draw(options: argparse.Namespace, name: str) -> None:
     assert task.clean is not None
     clean = clean_pixels(task.clean)
     panels = [("clean", clean), (f"measured, {oes.psnr(task.first, clean):.2f} dB", task.first)]
-    shown = {"dense": None, f"random, {density:.0%}": density, f"OES, {density:.0%}": density}
-    for label, share in shown.items():
-        file = options.work / f"{name}-{label.split(',')[0].lower()}-{share}-{seed}.npy"
+    steps = max(options.search_steps)
+    shown = {"dense": Cell(name, "dense", None, seed)}
+    shown |= {f"random, {density:.0%}": Cell(name, "random", density, seed)}
+    shown |= {f"OES, {density:.0%}": Cell(name, "oes", density, seed, steps)}
+    for label, cell in shown.items():
+        file = options.work / f"{cell.label}.npy"
         if file.is_file():
             image = torch.from_numpy(np.load(file))
             panels.append((f"{label}, {oes.psnr(image, clean):.2f} dB", image))
@@ -240,7 +277,18 @@ def draw(options: argparse.Namespace, name: str) -> None:
 
 
 LABELS = {"oes": "OES", "random": "random", "dense": "dense"}
-HEADER = ["network", "kept", "seeds", "peak", "at step", "end", "average", "SSIM, average", ""]
+HEADER = [
+    "network",
+    "search steps",
+    "kept",
+    "seeds",
+    "peak",
+    "at step",
+    "end",
+    "average",
+    "SSIM, average",
+    "",
+]
 
 
 def spread(rows: list[Result], name: str) -> dict[str, float | None]:
@@ -252,11 +300,13 @@ def spread(rows: list[Result], name: str) -> dict[str, float | None]:
 
 def lines(rows: list[Result]) -> list[list[object]]:
     """The lines of a task's table."""
-    found: dict[tuple[str, float | None], list[Result]] = {}
-    for row in sorted(rows, key=lambda row: (-(row["density"] or 1.0), row["method"])):
-        found.setdefault((row["method"], row["density"]), []).append(row)
+    found: dict[tuple[str, float | None, int | None], list[Result]] = {}
+    for row in sorted(
+        rows, key=lambda row: (-(row["density"] or 1.0), row["method"], row["search_steps"] or 0)
+    ):
+        found.setdefault((row["method"], row["density"], row["search_steps"]), []).append(row)
     made: list[list[object]] = []
-    for (method, density), group in found.items():
+    for (method, density, search), group in found.items():
         flat = sum(row["collapsed"] for row in group)
         wrong = f"{flat} of {len(group)} flat" if flat else ""
         kept = "all" if density is None else f"{100 * density:g} %"
@@ -264,7 +314,7 @@ def lines(rows: list[Result]) -> list[list[object]]:
         measured = [decibels(spread(group, "peak")), f"{steps:.0f}"]
         measured += [decibels(spread(group, name)) for name in ("end", "average")]
         measured += [decibels(spread(group, "ssim of average"), 3), wrong]
-        made.append([LABELS[method], kept, len(group), *measured])
+        made.append([LABELS[method], search or "", kept, len(group), *measured])
     return made
 
 

@@ -186,6 +186,7 @@ class ChainFloat(_Chain):
         out: NDArray[np.float32],
         running: Sequence[NDArray[np.float32] | None],
         target: NDArray[np.float32] | None,
+        weight: NDArray[np.float32] | None,
     ) -> float: ...
     def backward(
         self,
@@ -204,6 +205,7 @@ class ChainDouble(_Chain):
         out: NDArray[np.float64],
         running: Sequence[NDArray[np.float64] | None],
         target: NDArray[np.float64] | None,
+        weight: NDArray[np.float64] | None,
     ) -> float: ...
     def backward(
         self,

@@ -15,7 +15,7 @@ from oes_fast.pipelines.history import History
 
 _MIN_STEPS = 10  # updates before a run is judged: Adam's first ones may go up
 _MIN_RECORDS = 3
-_FLOOR = 1e-6  # losses below it, 60 dB, are as good as equal
+_FLOOR = 1e-6  # losses of images below it, 60 dB, are as good as equal
 
 
 class _Rule(NamedTuple):
@@ -35,7 +35,7 @@ class _Rule(NamedTuple):
 _RULES = {"train": _Rule(1.25, 2.0), "search": _Rule(1.5, 3.0)}
 
 
-def has_diverged(losses: Sequence[float], steps: int, phase: str) -> bool:
+def has_diverged(losses: Sequence[float], steps: int, phase: str, *, unit: float = 1.0) -> bool:
     """Whether a run's loss ended clearly above where it began, or lost most of what it had reached.
 
     The end is the median of the last records (three, or a tenth of them), and what was reached the lowest
@@ -46,23 +46,32 @@ def has_diverged(losses: Sequence[float], steps: int, phase: str) -> bool:
         losses: of the recorded steps, finite.
         steps: updates made.
         phase: "train" or "search".
+        unit: of the losses, > 0: 1 for squared errors of images in 0..1.
     """
     if steps < _MIN_STEPS or len(losses) < _MIN_RECORDS:
         return False
     window = min(max(3, len(losses) // 10), len(losses) - 1)
     medians = [statistics.median(losses[i : i + window]) for i in range(len(losses) - window + 1)]
     start, best, end = losses[0], min(medians), medians[-1]
-    rule = _RULES[phase]
-    if min(end, losses[-1]) > max(rule.above_start * start, _FLOOR):
+    rule, floor = _RULES[phase], _FLOOR * unit
+    if min(end, losses[-1]) > max(rule.above_start * start, floor):
         return True
     lost = end - best > 0.5 * max(start - best, 0.0)
-    return lost and best < start and min(end, losses[-1]) > max(rule.above_best * best, _FLOOR)
+    return lost and best < start and min(end, losses[-1]) > max(rule.above_best * best, floor)
 
 
-def detect_divergence(history: History, steps: int, phase: str) -> bool:
-    """:func:`has_diverged` of a run; warns with :class:`DivergedRunWarning` if so."""
+def detect_divergence(history: History, steps: int, phase: str, *, of_images: bool = True) -> bool:
+    """:func:`has_diverged` of a run; warns with :class:`DivergedRunWarning` if so.
+
+    Args:
+        history: of the run.
+        steps: updates made.
+        phase: "train" or "search".
+        of_images: the losses are squared errors of images; others are measured by the first of them.
+    """
     losses = history.loss
-    if not has_diverged(losses, steps, phase):
+    unit = 1.0 if of_images or not losses else abs(losses[0])
+    if not has_diverged(losses, steps, phase, unit=unit):
         return False
     best = min(history, key=lambda record: record.loss)
     remedy = "a lower learning rate may help" + (", or a smaller kl" if phase == "search" else "")

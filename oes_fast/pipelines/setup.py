@@ -22,7 +22,7 @@ from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
 from oes_fast.pipelines.loop import Callback, Finished, run_steps
-from oes_fast.pipelines.objective import Forward, Loss, Objective, make_objective, prepare
+from oes_fast.pipelines.objective import Forward, Loss, Objective, SquaredError, make_objective, prepare
 from oes_fast.pipelines.schedule import Factor, Schedule
 from oes_fast.reference.philox import STEP_INPUT_NOISE
 
@@ -207,7 +207,13 @@ class Setup:
             "collapsed": detect_collapse(
                 *self.objective.spreads(output), phase, forward=options.forward is not None
             ),
-            "diverged": finished.fell_back or detect_divergence(finished.history, finished.steps, phase),
+            "diverged": finished.fell_back
+            or detect_divergence(
+                finished.history,
+                finished.steps,
+                phase,
+                of_images=isinstance(self.objective, SquaredError),
+            ),
             "seconds": finished.seconds,
             "backend": self._backend,
         }

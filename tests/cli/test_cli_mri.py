@@ -101,6 +101,23 @@ def test_simulated_from_all_of_kspace(scan: Path, tmp_path: Path) -> None:
     assert result["psnr"]["noisy"] > 10
 
 
+def test_single_coil_file_with_a_mask_of_its_own(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    mask = np.load(columns(tmp_path)).astype(bool)
+    with h5py.File(tmp_path / "test.hdf5", "w") as file:
+        file["kspace"] = (to_kspace(disc()) * mask)[None].astype(np.complex64)
+        file["mask"] = mask
+        file["reconstruction_esc"] = disc()[None, 4:28, 2:22].astype(np.float32)
+    out = tmp_path / "out.png"
+    assert run("mri", tmp_path / "test.hdf5", "-o", out, *RUN, "--no-plots") == 0
+    result = result_of(out)
+    assert result["image"]["task"]["measured"] == pytest.approx(13 / 24)
+    assert (result["image"]["task"]["coils"], result["image"]["height"]) == (1, 24)
+    assert result["psnr"]["noisy"] > 10
+    assert run("mri", tmp_path / "test.hdf5", "--acceleration", "2", "-o", out, *RUN, "--no-plots") == 0
+    assert result_of(out)["image"]["task"]["measured"] == pytest.approx(0.5)
+
+
 def test_single_coil_array(tmp_path: Path) -> None:
     kspace = to_kspace(disc()) + 1e-9  # an image without noise has zeros of its own
     kspace[:, [1, 5, 20]] = 0

@@ -444,6 +444,18 @@ def test_a_collapsed_run_says_so(small):
     assert not fit.collapsed
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_run_that_leaves_is_said_whatever_the_unit(small, scale):
+    """Also where all losses are below those that count as equal for images in 0..1."""
+    forward = lambda image: scale * half(image)  # noqa: E731
+    fit = functools.partial(
+        oes.baselines.dense_dip, small.net, small.z, forward(small.noisy), forward=forward, record_every=1
+    )
+    assert not fit(steps=20, lr=1e-2).diverged
+    with pytest.warns(oes.DivergedRunWarning, match="has diverged"):
+        assert fit(steps=20, lr=30.0).diverged
+
+
 # ---------------------------------------------------------------------------------------------------------
 # checkpoints
 

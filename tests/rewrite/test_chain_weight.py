@@ -170,7 +170,7 @@ def test_networks_at_once_have_weights_each(engine):
         w = w.clone().requires_grad_()
         buffers = {}
         image, loss = function(
-            w, source, buffers, update_stats=False, counted=[], target=target, weight=weight
+            w, [source], buffers, update_stats=False, counted=[], target=target, weight=weight
         )
         return [image.detach(), loss.detach(), *torch.autograd.grad(loss.sum(), w)]
 

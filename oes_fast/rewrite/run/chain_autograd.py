@@ -42,9 +42,9 @@ class ChainFunction:
         engine: what runs it.
         input_only: nodes that depend on the input alone: sources among them are made once.
         networks: how many networks of the mask are evaluated at once, N: with weights [N, kept], running
-            statistics [N, channels], targets and the weights of their errors [N, C, H, W], a source of one
-            image for all or [N, C, H, W], the result [N, C, H, W] and losses [N]. The shapes below are those
-            for one, the usual case.
+            statistics [N, channels] and targets (and their weights) [N, C, H, W], a source of one image for
+            all or [N, C, H, W], the result [N, C, H, W] and losses [N]. The shapes below are those for one,
+            the usual case.
     """
 
     def __init__(
