@@ -17,7 +17,7 @@ WITHOUT_NAMESPACE = ("cuda/module.cpp", "cuda/core/device_names.h")  # the modul
 EMULATION = REPO / "tests" / "cuda_emulation"
 FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
 # From the top to the bottom; those of one floor do not know each other.
-FLOORS = (("module",), ("chain",), ("conv",), ("norm", "mask"), ("core",), ("common",))
+FLOORS = (("module",), ("chain",), ("conv", "join"), ("norm", "mask"), ("core",), ("common",))
 HEIGHT = {name: height for height, floor in enumerate(reversed(FLOORS)) for name in floor}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -23,21 +24,17 @@ def uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     As :func:`torch.compiler.disable`, which imports the compiler and with it doubles the time that
     ``import oes_fast`` takes.
     """
-    try:
-        from torch._C._dynamo.eval_frame import set_eval_frame, skip_code  # type: ignore[attr-defined]
-    except ImportError:  # another version of PyTorch
-        disabled: Callable[Arguments, Result] = torch.compiler.disable(function)
-        return disabled
+    alone: list[Callable[Arguments, Result]] = []
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        compiler = set_eval_frame(None)
-        try:
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled
             return function(*args, **kwargs)
-        finally:
-            set_eval_frame(compiler)
+        if not alone:
+            alone.append(torch.compiler.disable(function))
+        return alone[0](*args, **kwargs)
 
-    skip_code(call.__code__)  # type: ignore[attr-defined]
+    # Dynamo calls it in place of looking into it.
     call._torchdynamo_disable = True  # type: ignore[attr-defined]
     call._torchdynamo_disable_msg = _REASON  # type: ignore[attr-defined]
     call._torchdynamo_disable_recursive = True  # type: ignore[attr-defined]
