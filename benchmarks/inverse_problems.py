@@ -257,10 +257,12 @@ def draw(options: argparse.Namespace, name: str) -> None:
     assert task.clean is not None
     clean = clean_pixels(task.clean)
     panels = [("clean", clean), (f"measured, {oes.psnr(task.first, clean):.2f} dB", task.first)]
-    steps = max(options.search_steps)
     shown = {"dense": Cell(name, "dense", None, seed)}
     shown |= {f"random, {density:.0%}": Cell(name, "random", density, seed)}
-    shown |= {f"OES, {density:.0%}": Cell(name, "oes", density, seed, steps)}
+    for steps in sorted(options.search_steps):  # the longest that is there
+        cell = Cell(name, "oes", density, seed, steps)
+        if (options.work / f"{cell.label}.npy").is_file():
+            shown[f"OES, {density:.0%}"] = cell
     for label, cell in shown.items():
         file = options.work / f"{cell.label}.npy"
         if file.is_file():
