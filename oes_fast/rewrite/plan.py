@@ -93,6 +93,7 @@ class Plan:
             if engine is None
             else find_chains(graph, self.alive, self.input_only, engine.takes, joins=engine.joins)
         )
+        chains = [chain for chain in chains if _pays(chain, kept)]
         self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
         builder = Builder(
@@ -259,6 +260,19 @@ def _engine(kernels: str, device: torch.device) -> type[NativeChain] | None:
     if kernels == "triton" and (device.type == "cuda" or (device.type == "cpu" and triton_interprets())):
         return TritonChain
     return None
+
+
+def _pays(chain: Chain, kept: Mapping[str, Tensor] | None) -> bool:
+    """Whether the kernels of a chain are faster than PyTorch's operations.
+
+    Not where all its convolutions are transposed ones with all their weights: the image is shuffled and
+    cropped between them, which PyTorch's do on the way (a DCGAN generator took 1.2 times as long in a chain).
+    """
+    convs = [block.conv.stage for block in chain.convolutions]
+    transposed = [conv for conv in convs if isinstance(conv, ir.Conv) and conv.transposed]
+    if len(transposed) < len(convs):
+        return True
+    return kept is not None and any(not bool(kept[conv.weight].all()) for conv in transposed)
 
 
 def _laid_out(value: Value) -> Value:

@@ -262,3 +262,13 @@ def test_monai_unet(units):
     fast = check(perturbed(net), z, 1.0)
     assert chains(fast, z) == (1, [])
     check(perturbed(net), z, 0.4)
+
+
+def test_transposed_convolutions_with_all_their_weights_are_pytorchs():
+    """Chains of nothing else take longer: they shuffle and crop in passes of their own."""
+    net = nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(6, 3, 4, 2, 1)
+    ).double()
+    z = noise((1, 4, 6, 5))
+    assert chains(check(net, z, 1.0), z)[0] == 0
+    assert chains(check(net, z, 0.5), z)[0] == 1
