@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import FLOAT_DTYPES, check_flag, check_integer, check_number
+from oes_fast._checks import FLOAT_DTYPES, check_flag, check_integer, check_number, described
+from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError
 from oes_fast.mask import Mask
 from oes_fast.models.registry import find_model
 from oes_fast.noise import draw_input
+from oes_fast.pipelines.functions import run_network
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
@@ -48,6 +50,7 @@ class SparseDIP(Reconstructor):
     Args:
         generator: network from z to the image; left alone. None for a fresh one of ``model`` for each image.
         z: input of ``generator``: a tensor [1, C, ...], or its shape (C, ...), to be drawn from U(0, 0.1).
+        entry: which of several results of ``generator`` is the image.
         density: share of the weights to keep.
         search_steps: updates of the mask search.
         train_steps: updates of the training.
@@ -92,6 +95,7 @@ class SparseDIP(Reconstructor):
         generator: nn.Module | None = None,
         z: Tensor | Sequence[int] | None = None,
         *,
+        entry: Entry | None = None,
         density: float = 0.05,
         search_steps: int = 60_000,
         train_steps: int = 40_000,
@@ -118,6 +122,8 @@ class SparseDIP(Reconstructor):
             raise InputError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
         if (generator is None) != (z is None):
             raise InputError("z: expected it together with generator, got one without the other")
+        if check_entry(entry) is not None and generator is None:
+            raise InputError(f"entry: expected it together with generator, got {entry!r} without")
         if mask is not None and not isinstance(mask, Mask):
             raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
         find_model(model).check(options or {})
@@ -130,7 +136,9 @@ class SparseDIP(Reconstructor):
         self._model, self._options = model, options
         self._share_mask = check_flag("share_mask", share_mask)
         self._seed = check_integer("seed", seed, minimum=0, below=2**63)
+        self._entry = entry
         common = {
+            "entry": entry,
             "loss": loss,
             "tv": check_number("tv", tv, minimum=0.0),
             "backend": backend,
@@ -206,12 +214,13 @@ class SparseDIP(Reconstructor):
         z = draw_input(channels, size, seed=seed, dtype=weights.dtype, device=weights.device)
         return self.generator, z
 
-    @staticmethod
-    def _image_shape(net: nn.Module, z: Tensor) -> Callable[[], torch.Size]:
+    def _image_shape(self, net: nn.Module, z: Tensor) -> Callable[[], torch.Size]:
         def shape() -> torch.Size:
             with torch.no_grad(), torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
-                found: torch.Size = net(z).shape
-            return found
+                image = run_network(net, z, self._entry)
+            if not isinstance(image, Tensor):
+                raise InputError(f"generator: expected an image as output, got {described(image)}")
+            return image.shape
 
         return shape
 

@@ -33,14 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "precision", "pruning", "version", "weights_file",
     },
     "analysis": {
-        *CHECKS, "copies", "flat", "mask", "pipelines", "reference", "rewrite.ir", "rewrite.liveness",
-        "rewrite.tracing",
+        *CHECKS, "copies", "entry", "flat", "mask", "pipelines", "reference", "rewrite.ir",
+        "rewrite.liveness", "rewrite.tracing",
     },
     "pruning": {
-        *CHECKS, "backends", "copies", "flat", "mask", "pipelines", "precision", "reference", "rewrite",
+        *CHECKS, "backends", "copies", "entry", "flat", "mask", "pipelines", "precision", "reference",
+        "rewrite",
     },
     "baselines": {*CHECKS, "entry", "models", "pipelines", "precision"},
-    "reconstructor": {*CHECKS, "mask", "models", "noise", "pipelines", "tasks"},
+    "reconstructor": {*CHECKS, "entry", "mask", "models", "noise", "pipelines", "tasks"},
     "pipelines": {
         *CHECKS, "autotune_cache", "backends", "copies", "entry", "flat", "io", "mask", "models", "noise",
         "ops", "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",

@@ -200,6 +200,7 @@ def test_the_same_again(physics):
         ({"search_lr": 0}, r"^search_lr: "),
         ({"search_kl": -1}, r"^search_kl: "),
         ({"tv": -1}, r"^tv: "),
+        ({"entry": 1}, r"^entry: expected it together with generator, got 1 without"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
 )
@@ -207,6 +208,31 @@ def test_arguments_that_do_not_fit(options, message):
     deepinv()
     with pytest.raises(oes.InputError, match=message):
         oes.SparseDIP(**options)
+
+
+class Beside(nn.Module):
+    """Its image beside the features that it is made of."""
+
+    def __init__(self, together):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.together = together
+
+    def forward(self, z):
+        features = torch.relu(self.first(z))
+        image = torch.sigmoid(self.last(features))
+        return (features, image) if self.together else image
+
+
+def test_a_generator_of_several_results(physics):
+    operator = physics.Denoising()
+    y, z = image(2, 3, 8, 8), image(1, 2, 8, 8)
+    options = {"density": 0.9, "search_steps": 2, "train_steps": 3, "backend": "torch", "verify": False}
+    wanted = oes.SparseDIP(Beside(False), z, **options)(y, operator)
+    assert torch.equal(oes.SparseDIP(Beside(True), z, entry=1, **options)(y, operator), wanted)
+    with pytest.raises(oes.InputError, match=r"generator: .* got a tuple of 2; .* entry="):
+        oes.SparseDIP(Beside(True), z, **options)(y, operator)
 
 
 def test_measurements_that_do_not_fit(physics):

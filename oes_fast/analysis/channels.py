@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oes_fast.analysis.layers import flat_mask, row_names
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import Mask
@@ -44,7 +45,9 @@ class LiveChannels:
 
 
 @torch.no_grad()
-def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = None) -> list[LiveChannels]:
+def dead_channels(
+    net: nn.Module, mask: Mask | None = None, z: Tensor | None = None, *, entry: Entry | None = None
+) -> list[LiveChannels]:
     """Channels that are alive, constant and dead in every convolution, as the rewriting finds them.
 
     A channel is dead where its filter is empty, but also where the mask drops the scale of the batch norm
@@ -57,12 +60,14 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
         mask: which weights are kept, None for all.
         z: an input [N, C, H, W], of which only the shape counts; None for an image of 32 x 32 with the
             channels that the first convolution reads.
+        entry: which of several results of the network is the image.
 
     Returns:
         The convolutions in parameters() order. What is not traced as a convolution (a grouped one,
         MaskedConv2d, a linear layer) is run as it is and has no entry.
 
     Raises:
+        InputError: an argument does not fit, with its name.
         MaskMismatchError: the mask belongs to another network.
         TraceError: the network's code cannot be traced.
 
@@ -73,6 +78,7 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
         >>> first.channels, first.alive + first.constant + first.dead
         (8, 8)
     """
+    check_entry(entry)
     flat = flat_mask(net, mask)
     kept = FlatLayout.of(net).views(flat)
     if z is None:
@@ -83,7 +89,7 @@ def dead_channels(net: nn.Module, mask: Mask | None = None, z: Tensor | None = N
         z = torch.zeros(
             1, first.in_channels, _SIDE, _SIDE, dtype=weight.dtype, device=weight.device, requires_grad=False
         )
-    graph = trace(copy_network(net).train(), z)
+    graph = trace(copy_network(net).train(), z, entry=entry)
     alive = alive_channels(graph, None if mask is None else kept)
     varying: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.analysis.weights import check_second_order, check_seed, dot, kept_function, probe
+from oes_fast.entry import Entry
 from oes_fast.errors import InputError, OESError
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import ordinary
@@ -52,6 +53,7 @@ class HessianProduct:
         mask: which weights are kept, None for all.
         z: input [1, C, H, W].
         noisy: what the image is compared with.
+        entry: which of several results of the network is the image.
         backend: "torch" or "reference".
         verify: compare the rewritten network with ``net`` first.
 
@@ -62,10 +64,18 @@ class HessianProduct:
     """
 
     def __init__(
-        self, net: nn.Module, mask: Mask | None, z: Tensor, noisy: Tensor, *, backend: str, verify: bool
+        self,
+        net: nn.Module,
+        mask: Mask | None,
+        z: Tensor,
+        noisy: Tensor,
+        *,
+        entry: Entry | None,
+        backend: str,
+        verify: bool,
     ) -> None:
         check_second_order(backend)
-        function = kept_function(net, mask, z, noisy, backend=backend, verify=verify)
+        function = kept_function(net, mask, z, noisy, entry=entry, backend=backend, verify=verify)
         objective = SquaredError(ordinary(noisy))
         self._leaf = function.initial_weights().requires_grad_()
         with torch.enable_grad():
@@ -94,6 +104,7 @@ def hessian_eigenvalues(
     z: Tensor,
     noisy: Tensor,
     *,
+    entry: Entry | None = None,
     k: int = 5,
     which: str = "largest",
     tolerance: float = 1e-3,
@@ -115,6 +126,7 @@ def hessian_eigenvalues(
         mask: which weights are kept, None for all.
         z: fixed input, shape [1, C, H, W].
         noisy: image to compare with, shape [1, C', H', W'].
+        entry: which of several results of the network is the image.
         k: how many eigenvalues, of as many kept weights at most.
         which: "largest" or "smallest" in value, or of the largest "magnitude".
         tolerance: relative accuracy of the eigenvalues, 0 for that of float64. A float32 network cannot be
@@ -146,7 +158,7 @@ def hessian_eigenvalues(
     check_number("tolerance", tolerance, minimum=0.0)
     check_integer("iterations", iterations, minimum=1)
     check_seed(seed)
-    product = HessianProduct(net, mask, z, noisy, backend=backend, verify=verify)
+    product = HessianProduct(net, mask, z, noisy, entry=entry, backend=backend, verify=verify)
     count = product.weights.numel()
     if k > count:
         raise InputError(f"k: expected at most {count}, the number of kept weights, got {k}")

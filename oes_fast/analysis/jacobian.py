@@ -17,6 +17,7 @@ from oes_fast.analysis.weights import (
     kept_function,
     probe,
 )
+from oes_fast.entry import Entry
 from oes_fast.mask import Mask
 
 
@@ -56,6 +57,7 @@ def jacobian_norm(
     mask: Mask | None,
     z: Tensor,
     *,
+    entry: Entry | None = None,
     probes: int = 20,
     iterations: int = 100,
     tolerance: float = 1e-2,
@@ -75,6 +77,7 @@ def jacobian_norm(
         net: generator at the weights in question; copied, and left alone.
         mask: which weights are kept, None for all.
         z: fixed input, shape [1, C, H, W].
+        entry: which of several results of the network is the image.
         probes: vectors u, one backward pass each.
         iterations: of the power iteration at most, two backward passes each; 0 for no spectral norm (NaN).
         tolerance: residual to stop at.
@@ -101,7 +104,9 @@ def jacobian_norm(
     check_integer("iterations", iterations, minimum=0)
     check_number("tolerance", tolerance, minimum=0.0)
     check_seed(seed)
-    function = kept_function(net, mask, z, None, backend=check_second_order(backend), verify=verify)
+    function = kept_function(
+        net, mask, z, None, entry=entry, backend=check_second_order(backend), verify=verify
+    )
     jacobian = _Jacobian(function)
     squares = []
     for index in range(probes):

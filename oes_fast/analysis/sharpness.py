@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.analysis.weights import KeptFunction, check_seed, dot, kept_function, probe
+from oes_fast.entry import Entry
 from oes_fast.mask import Mask
 from oes_fast.pipelines.inputs import ordinary
 from oes_fast.pipelines.objective import SquaredError
@@ -48,6 +49,7 @@ def sharpness(
     z: Tensor,
     noisy: Tensor,
     *,
+    entry: Entry | None = None,
     rho: float = 0.05,
     adaptive: bool = False,
     steps: int = 20,
@@ -74,6 +76,7 @@ def sharpness(
         mask: which weights are kept, None for all.
         z: fixed input, shape [1, C, H, W].
         noisy: image to compare with, shape [1, C', H', W'].
+        entry: which of several results of the network is the image.
         rho: radius of the ball, > 0; Foret et al. use 0.05, Kwon et al. 0.5 to 2 for their ball.
         adaptive: measure the ball in units of the weights.
         steps: of the ascent at most, a forward and a backward pass each; 0 for the start alone.
@@ -103,7 +106,7 @@ def sharpness(
     check_integer("steps", steps, minimum=0)
     check_integer("probes", probes, minimum=0, below=2**31)
     check_seed(seed)
-    function = kept_function(net, mask, z, noisy, backend=backend, verify=verify)
+    function = kept_function(net, mask, z, noisy, entry=entry, backend=backend, verify=verify)
     ball = _Ball(function, SquaredError(ordinary(noisy)), rho, adaptive)
     loss, gradient = ball.gradient(ball.middle)
     rises = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_integer, check_number, check_tensor
 from oes_fast.analysis.hessian import HessianProduct
 from oes_fast.analysis.weights import check_seed, dot, probe
+from oes_fast.entry import Entry
 from oes_fast.mask import Mask
 
 
@@ -99,6 +100,7 @@ def hessian_spectrum(
     z: Tensor,
     noisy: Tensor,
     *,
+    entry: Entry | None = None,
     probes: int = 4,
     steps: int = 30,
     seed: int = 0,
@@ -116,6 +118,7 @@ def hessian_spectrum(
         mask: which weights are kept, None for all.
         z: fixed input, shape [1, C, H, W].
         noisy: image to compare with, shape [1, C', H', W'].
+        entry: which of several results of the network is the image.
         probes: vectors to start from.
         steps: of Lanczos for each, a Hessian-vector product a step; as many vectors of the kept weights are
             held in memory. Fewer are made where the vector spans a smaller space.
@@ -142,7 +145,7 @@ def hessian_spectrum(
     check_integer("probes", probes, minimum=1, below=2**31)
     check_integer("steps", steps, minimum=1)
     check_seed(seed)
-    product = HessianProduct(net, mask, z, noisy, backend=backend, verify=verify)
+    product = HessianProduct(net, mask, z, noisy, entry=entry, backend=backend, verify=verify)
     points, weights = [], []
     for index in range(probes):
         start = probe(seed, index, product.weights.shape, product.weights)

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from oes_fast._checks import check_choice, check_flag, check_integer, check_tensor, described
 from oes_fast.analysis.layers import flat_mask
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, check_entry, entry_of
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.mask import Mask
@@ -36,7 +37,8 @@ class KeptFunction(Protocol):
 class _Dense:
     """The network as it is, called with the kept weights in their places and zeros in the others."""
 
-    def __init__(self, net: nn.Module, z: Tensor, mask: Tensor) -> None:
+    def __init__(self, net: nn.Module, z: Tensor, mask: Tensor, entry: Entry | None) -> None:
+        self._entry = entry
         self._net = copy_network(net).train()
         self._z = z
         self._places = torch.nonzero(mask).flatten().to(z.device)
@@ -49,14 +51,22 @@ class _Dense:
     def __call__(self, weights: Tensor, *, update_stats: bool) -> Tensor:
         dense = weights.new_zeros(self._layout.numel).index_copy(0, self._places, weights)
         values = self._layout.views(dense) | {n: b.clone() for n, b in self._buffers.items()}
-        image = functional_call(self._net, values, (self._z,))
+        output = functional_call(self._net, values, (self._z,))
+        image = entry_of(output, self._entry, of=type(self._net).__name__)
         if not isinstance(image, Tensor):
             raise InputError(f"net: expected a network that returns one tensor, got {described(image)}")
         return image if image.requires_grad or not weights.requires_grad else image + 0 * weights.sum()
 
 
 def kept_function(
-    net: nn.Module, mask: Mask | None, z: Tensor, noisy: Tensor | None, *, backend: str, verify: bool
+    net: nn.Module,
+    mask: Mask | None,
+    z: Tensor,
+    noisy: Tensor | None,
+    *,
+    entry: Entry | None,
+    backend: str,
+    verify: bool,
 ) -> KeptFunction:
     """The image of ``net`` at ``z`` as a function of the weights that the mask keeps.
 
@@ -65,6 +75,7 @@ def kept_function(
         mask: which weights are kept, None for all.
         z: input [1, C, H, W].
         noisy: what the image is to be compared with, checked against the network; None for nothing.
+        entry: which of several results of the network is the image.
         backend: "reference" for the network as it is, another for the rewritten one.
         verify: compare the rewritten network with ``net`` first.
 
@@ -77,6 +88,7 @@ def kept_function(
     flat = flat_mask(net, mask)
     check_finite_network(net)
     check_flag("verify", verify)
+    check_entry(entry)
     check_tensor("z", z, ndim=4, like=next(net.parameters()).detach(), finite=True)
     if noisy is not None:
         check_run_inputs(net, z, noisy)
@@ -84,10 +96,10 @@ def kept_function(
         raise InputError("mask: expected one that keeps a weight, got one that keeps none")
     z = ordinary(z)
     if backend != "reference":
-        function, _ = make_function(net, z, mask, backend, verify=verify)
+        function, _ = make_function(net, z, mask, backend, verify=verify, entry=entry)
         if isinstance(function, RewrittenFunction):
             return function
-    return _Dense(net, z, flat)
+    return _Dense(net, z, flat, entry)
 
 
 def check_second_order(backend: str) -> str:

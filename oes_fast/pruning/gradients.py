@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from oes_fast._checks import check_flag
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, check_entry, entry_of
 from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout
 from oes_fast.pipelines.functions import make_function, rewritten
@@ -36,7 +37,7 @@ def checked_objective(net: nn.Module, z: Tensor, noisy: Tensor, options: Mapping
 
 
 def loss_gradient(
-    net: nn.Module, z: Tensor, objective: Objective, *, backend: str, verify: bool
+    net: nn.Module, z: Tensor, objective: Objective, *, entry: Entry | None, backend: str, verify: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradient of an objective in training mode, on the kernels of a backend.
 
@@ -44,6 +45,7 @@ def loss_gradient(
         net: generator; left alone.
         z: input [1, C, ...].
         objective: of the image.
+        entry: which of several results is the image.
         backend: see :func:`oes_fast.pipelines.functions.make_function`.
         verify: compare the rewritten network with ``net`` first.
 
@@ -51,10 +53,11 @@ def loss_gradient(
         (weights [n], gradient [n]).
 
     Raises:
+        InputError: no such entry.
         OESError: the gradient is not finite.
     """
     check_flag("verify", verify)
-    function, _ = make_function(net, ordinary(z), None, backend, verify=verify)
+    function, _ = make_function(net, ordinary(z), None, backend, verify=verify, entry=check_entry(entry))
     weights = function.initial_weights().requires_grad_()
     with torch.enable_grad():
         _, loss = evaluate(objective, function, weights, update_stats=False)
@@ -63,7 +66,7 @@ def loss_gradient(
 
 
 def differentiable(
-    net: nn.Module, z: Tensor, backend: str, *, verify: bool, twice: bool = False
+    net: nn.Module, z: Tensor, backend: str, *, entry: Entry | None, verify: bool, twice: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The network as a function of its flat weights and a constant input, in the mode that it is in.
 
@@ -71,6 +74,7 @@ def differentiable(
         net: copied, and left alone.
         z: input [1, C, ...] of the shape that the function will see.
         backend: "reference" for the network as it is, any other for the rewritten network.
+        entry: which of several results is the image.
         verify: compare the rewritten network with ``net`` first; where they differ, warn and take ``net``.
         twice: "auto" takes PyTorch operations, which can be differentiated more than once.
 
@@ -78,13 +82,15 @@ def differentiable(
         Function of (weights [n], z).
 
     Raises:
+        InputError: no such entry.
         BackendError: the backend cannot run here, or not in the network's dtype.
         TraceError: the network's code cannot be traced and the backend was named; "auto" warns and takes the
             network as it is.
     """
+    check_entry(entry)
 
     def make(chosen: str) -> Callable[[Tensor, Tensor], Tensor]:
-        module = sparsify(net, None, backend=chosen, verify=verify)
+        module = sparsify(net, None, entry=entry, backend=chosen, verify=verify)
         module.plan(z)  # refuses here
         buffers = dict(module.dense_buffers())
         return lambda weights, z: module.evaluate(weights, z, buffers, update_stats=False)
@@ -98,8 +104,9 @@ def differentiable(
     def dense(weights: Tensor, z: Tensor) -> Tensor:
         # Copies, since training mode updates them.
         buffers = {name: buffer.clone() for name, buffer in copy.named_buffers()}
-        output: Tensor = functional_call(copy, (layout.views(weights), buffers), (z,))
-        return output
+        output = functional_call(copy, (layout.views(weights), buffers), (z,))
+        image: Tensor = entry_of(output, entry, of=type(copy).__name__)
+        return image
 
     return dense
 

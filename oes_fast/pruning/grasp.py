@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_flag
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry
 from oes_fast.errors import BackendError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
@@ -31,6 +32,7 @@ def grasp_scores(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     backend: str = "auto",
     verify: bool = False,
@@ -51,6 +53,7 @@ def grasp_scores(
             make of the image takes the place of the mean squared error.
         loss: of (measured, noisy).
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         backend: "auto" or "torch" for the rewritten network on PyTorch operations, "reference" for the
             network as it is; the kernels have no second derivative.
@@ -74,7 +77,7 @@ def grasp_scores(
     """
     options = {"forward": forward, "loss": loss, "weight": weight, "tv": tv}
     objective = checked_objective(net, z, noisy, options)
-    weights, _, product = _hessian_product(net, z, objective, backend, verify, by_weights=False)
+    weights, _, product = _hessian_product(net, z, objective, entry, backend, verify, by_weights=False)
     return -weights * product
 
 
@@ -87,6 +90,7 @@ def grasp(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     density: float,
     scope: str = "global",
@@ -113,6 +117,7 @@ def grasp(
             make of the image takes the place of the mean squared error.
         loss: of (measured, noisy).
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         density: share of all parameters to keep, in (0, 1].
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
@@ -146,7 +151,7 @@ def grasp(
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
         objective = checked_objective(net, z, noisy, options)
-        _, gradient, product = _hessian_product(net, z, objective, backend, verify, by_weights=True)
+        _, gradient, product = _hessian_product(net, z, objective, entry, backend, verify, by_weights=True)
         score = gradient + product
         if scope == "global":
             flat = drop_above(score, share)
@@ -154,12 +159,21 @@ def grasp(
             flat = keep_above(net, gradient.abs() / (score.abs() + _EPS), share, scope=scope)
         return published_mask(net, flat, density, scope=scope, seed=seed, method="grasp")
     check_options(net, density, scope=scope, small=small, seed=seed)
-    scores = grasp_scores(net, z, noisy, **options, backend=backend, verify=verify, precision=precision)
+    scores = grasp_scores(
+        net, z, noisy, **options, entry=entry, backend=backend, verify=verify, precision=precision
+    )
     return select(net, -scores, density, scope=scope, small=small, seed=seed, method="grasp")
 
 
 def _hessian_product(
-    net: nn.Module, z: Tensor, objective: Objective, backend: str, verify: bool, *, by_weights: bool
+    net: nn.Module,
+    z: Tensor,
+    objective: Objective,
+    entry: Entry | None,
+    backend: str,
+    verify: bool,
+    *,
+    by_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights w, gradient g, H w if ``by_weights`` else H g), each of shape [n]."""
     check_flag("verify", verify)
@@ -169,7 +183,7 @@ def _hessian_product(
         )
     net = copy_network(net).train()
     z = ordinary(z)
-    function = differentiable(net, z, backend, verify=verify, twice=True)
+    function = differentiable(net, z, backend, entry=entry, verify=verify, twice=True)
     weights = flatten(net).requires_grad_()
     with torch.enable_grad():
         loss = objective.loss(objective.check(function(weights, z)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError, OESError
 from oes_fast.flat import flatten
 from oes_fast.mask import Mask
@@ -34,6 +35,7 @@ def imp_rounds(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     densities: Sequence[float] | None = None,
     density: float | None = None,
@@ -79,6 +81,7 @@ def imp_rounds(
         forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``.
         loss: of (measured, noisy).
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         densities: shares of all parameters to keep after each round, each less than the one before.
         density: the last of them; with ``densities`` to be left out.
@@ -145,7 +148,13 @@ def imp_rounds(
     plan = Schedule(cuts, int(steps), float(lr), int(rewind_step), scope, small, int(seed), published)
     options: dict[str, Any] = {
         **{"forward": forward, "loss": loss, "weight": weight, "tv": tv},
-        **{"clean": clean, "backend": backend, "verify": verify, "precision": precision},
+        **{
+            "entry": check_entry(entry),
+            "clean": clean,
+            "backend": backend,
+            "verify": verify,
+            "precision": precision,
+        },
         **{"record_every": record_every, "progress": progress, "checkpoint_seconds": checkpoint_seconds},
     }
     return Tickets(net, z, noisy, plan, options, folder=checkpoint, resume=resume).run(callback)

@@ -41,8 +41,8 @@ def oes(
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
         small: "score" or "keep", see :func:`oes_fast.pruning.select`.
         seed: of the search and the choice among equal logits, in [0, 2^64).
-        **search: further arguments of :func:`oes_fast.search_mask`: steps, lr, kl, checkpoint and others, but
-            for mask_option.
+        **search: further arguments of :func:`oes_fast.search_mask`: steps, lr, kl, entry, checkpoint and
+            others, but for mask_option.
 
     Returns:
         The mask, with the settings of the search. Warns with :class:`oes_fast.EmptyLayerWarning` of layers

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from oes_fast._checks import check_flag
+from oes_fast.entry import Entry
 from oes_fast.mask import Mask
 from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.precision import DEFAULT, in_precision
@@ -24,6 +25,7 @@ def snip_scores(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     backend: str = "auto",
     verify: bool = False,
@@ -41,6 +43,7 @@ def snip_scores(
             make of the image takes the place of the mean squared error.
         loss: of (measured, noisy).
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         backend: as for :func:`oes_fast.train_sparse`.
         verify: compare the rewritten network with ``net`` first, which takes ten times as long as the score.
@@ -63,7 +66,7 @@ def snip_scores(
     """
     options = {"forward": forward, "loss": loss, "weight": weight, "tv": tv}
     objective = checked_objective(net, z, noisy, options)
-    weights, gradient = loss_gradient(net, z, objective, backend=backend, verify=verify)
+    weights, gradient = loss_gradient(net, z, objective, entry=entry, backend=backend, verify=verify)
     return (weights * gradient).abs()
 
 
@@ -76,6 +79,7 @@ def snip(
     forward: Forward | None = None,
     loss: Loss | None = None,
     weight: Tensor | None = None,
+    entry: Entry | None = None,
     tv: float = 0.0,
     density: float,
     scope: str = "global",
@@ -100,6 +104,7 @@ def snip(
             make of the image takes the place of the mean squared error.
         loss: of (measured, noisy).
         weight: of each squared error.
+        entry: which of several results of the network is the image.
         tv: weight of the image's total variation.
         density: share of all parameters to keep, in (0, 1].
         scope: "global", "tensor" or "erdos_renyi_kernel", see :func:`oes_fast.pruning.select`.
@@ -131,9 +136,11 @@ def snip(
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
         objective = checked_objective(net, z, noisy, options)
-        _, gradient = loss_gradient(net, z, objective, backend=backend, verify=verify)
+        _, gradient = loss_gradient(net, z, objective, entry=entry, backend=backend, verify=verify)
         flat = keep_above(net, gradient.abs(), share, scope=scope)
         return published_mask(net, flat, density, scope=scope, seed=seed, method="snip")
     check_options(net, density, scope=scope, small=small, seed=seed)
-    scores = snip_scores(net, z, noisy, **options, backend=backend, verify=verify, precision=precision)
+    scores = snip_scores(
+        net, z, noisy, **options, entry=entry, backend=backend, verify=verify, precision=precision
+    )
     return select(net, scores, density, scope=scope, small=small, seed=seed, method="snip")

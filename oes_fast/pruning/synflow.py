@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from oes_fast._checks import check_flag, check_integer, described
 from oes_fast.copies import copy_network
+from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError
 from oes_fast.flat import flatten, unflatten_
 from oes_fast.mask import Mask
@@ -24,7 +25,13 @@ from oes_fast.pruning.select import check_options, choose, select
 
 @in_precision
 def synflow_scores(
-    net: nn.Module, z: Tensor, kept: Tensor | None = None, *, backend: str = "auto", verify: bool = True
+    net: nn.Module,
+    z: Tensor,
+    kept: Tensor | None = None,
+    *,
+    entry: Entry | None = None,
+    backend: str = "auto",
+    verify: bool = True,
 ) -> Tensor:
     """|w| * dR/d|w|, with R the sum of what the network gives for an input of ones under the weights |w|.
 
@@ -37,6 +44,7 @@ def synflow_scores(
         net: network with its initial weights; left alone.
         z: input, of whose shape the ones are.
         kept: bool, shape [n]: the weights of a round before; the others count as 0. None for all.
+        entry: which of several results of the network is the image.
         backend: as for :func:`oes_fast.train_sparse`.
         verify: as for :func:`oes_fast.train_sparse`.
 
@@ -56,7 +64,7 @@ def synflow_scores(
         >>> oes.pruning.synflow_scores(net, torch.rand(1, 1, 4, 4)).tolist()  # of 16 pixels each
         [8.0, 8.0]
     """
-    return SynapticFlow(net, z, backend=backend, verify=verify).scores(kept)
+    return SynapticFlow(net, z, entry=entry, backend=backend, verify=verify).scores(kept)
 
 
 @in_precision
@@ -65,6 +73,7 @@ def synflow(
     z: Tensor,
     noisy: Tensor | None = None,
     *,
+    entry: Entry | None = None,
     density: float,
     scope: str = "global",
     small: str = "keep",
@@ -90,6 +99,7 @@ def synflow(
         net: network with its initial weights; left alone.
         z: input, of whose shape the ones are.
         noisy: not used: every way to a mask takes it.
+        entry: which of several results of the network is the image.
         density: share of all parameters to keep, in (0, 1].
         scope: of every round: "global", "tensor" or "erdos_renyi_kernel", see
             :func:`oes_fast.pruning.select`.
@@ -121,11 +131,11 @@ def synflow(
     check_integer("rounds", rounds, minimum=1)
     if check_flag("published", published):
         share = share_to_prune(net, density, scope=scope, seed=seed)
-        scores = _published_scores(net, z, backend=backend, verify=verify)
+        scores = _published_scores(net, z, entry=entry, backend=backend, verify=verify)
         flat = keep_above(net, scores, share, scope=scope)
         return published_mask(net, flat, density, scope=scope, seed=seed, method="synflow")
     check_options(net, density, scope=scope, small=small, seed=seed)
-    flow = SynapticFlow(net, z, backend=backend, verify=verify)
+    flow = SynapticFlow(net, z, entry=entry, backend=backend, verify=verify)
     kept: Tensor | None = None
     for step in range(1, rounds):
         reached = density ** (step / rounds)
@@ -142,19 +152,21 @@ class SynapticFlow:
     Args:
         net: see :func:`synflow_scores`, as for the following ones.
         z: of whose shape the ones are.
+        entry: which result counts.
         backend: that runs it.
         verify: whether to compare the rewritten network.
     """
 
-    def __init__(self, net: nn.Module, z: Tensor, *, backend: str, verify: bool) -> None:
+    def __init__(self, net: nn.Module, z: Tensor, *, entry: Entry | None, backend: str, verify: bool) -> None:
         check_input(net, z)
+        check_entry(entry)
         check_flag("verify", verify)
         linear = copy_network(net).double().eval()
         unflatten_(linear, flatten(linear).abs())
         linear = _without_statistics(linear)
         self._ones = torch.ones_like(z, dtype=torch.float64)
         self._weights = flatten(linear)
-        last = _last_sigmoid(linear, self._ones)
+        last = _last_sigmoid(linear, self._ones, entry)
         if isinstance(last, str):
             parent, _, key = last.rpartition(".")
             setattr(linear.get_submodule(parent), key, nn.Identity())
@@ -162,7 +174,7 @@ class SynapticFlow:
         # What is left out by its number among the calls is not seen by a trace.
         chosen = backend if self._call is None else "reference"
         # For all rounds: most are too dense for sparse convolutions to make up for binding anew.
-        self._function = differentiable(linear, self._ones, chosen, verify=verify)
+        self._function = differentiable(linear, self._ones, chosen, entry=entry, verify=verify)
 
     def scores(self, kept: Tensor | None) -> Tensor:
         """|w| * dR/d|w| [n] of the weights that ``kept`` [n] leaves, 0 of the others."""
@@ -227,7 +239,7 @@ class _Sigmoids(TorchFunctionMode):
 _SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, torch.sigmoid_, Tensor.sigmoid_, torch.special.expit}
 
 
-def _last_sigmoid(net: nn.Module, ones: Tensor) -> str | int | None:
+def _last_sigmoid(net: nn.Module, ones: Tensor, entry: Entry | None) -> str | int | None:
     """The sigmoid whose result, or a part of it, is the output: a module's name, or its number among all.
 
     None where there is none. A module that runs more than once is known by its number.
@@ -241,7 +253,7 @@ def _last_sigmoid(net: nn.Module, ones: Tensor) -> str | int | None:
                 module.register_forward_hook(lambda _, __, result, keep=results: keep.append(result))
             )
     with torch.no_grad(), _Sigmoids() as sigmoids:
-        output = _checked(run_network(net, ones))
+        output = _checked(run_network(net, ones, entry))
     for hook in hooks:
         hook.remove()
     for name, results in runs.items():
@@ -271,13 +283,15 @@ def _without_statistics(net: nn.Module) -> nn.Module:
     return net
 
 
-def _published_scores(net: nn.Module, z: Tensor, *, backend: str, verify: bool) -> Tensor:
+def _published_scores(
+    net: nn.Module, z: Tensor, *, entry: Entry | None, backend: str, verify: bool
+) -> Tensor:
     """|dR/dw|, R the sum of the image for z in training mode."""
     check_input(net, z)
     check_flag("verify", verify)
     net = copy_network(net).train()
     z = ordinary(z)
-    function = differentiable(net, z, backend, verify=verify)
+    function = differentiable(net, z, backend, entry=entry, verify=verify)
     weights = flatten(net).requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(_checked(function(weights, z)).sum(), weights)

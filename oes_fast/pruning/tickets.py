@@ -259,13 +259,13 @@ class Tickets:
         return net
 
     def _checkpoint(self) -> Checkpoint:
-        clean = self._options["clean"]
+        clean, entry = self._options["clean"], self._options["entry"]
         images = {"z": self._z} | ({} if clean is None else {"clean": clean})
         compared = {name: self._options[name] for name in ("forward", "loss", "weight", "tv")}
         objective = make_objective(ordinary(self._noisy), clean=clean, **compared)
         if self._folder is not None:
             net = copy_network(self._net).train()
-            prepare(objective, lambda: run_network(net, self._z), self._z.device)
+            prepare(objective, lambda: run_network(net, self._z, entry), self._z.device)
         plan = asdict(self._plan)
         return Checkpoint(
             None if self._folder is None else self._folder / "rounds.safetensors",
@@ -279,6 +279,7 @@ class Tickets:
                 "weights": digest(flatten(self._net), *self._net.buffers()),
                 "clean": None,
                 **{name: digest(image) for name, image in images.items()},
+                **({} if entry is None else {"entry": entry}),
                 **objective.settings(),
             },
             every_seconds=self._options["checkpoint_seconds"],
