@@ -270,7 +270,10 @@ def test_transfer_passes_it_on(monkeypatch):
     monkeypatch.setattr(
         "oes_fast.pipelines.transfer.train_sparse", lambda *_, **options: seen.update(options)
     )
-    oes.transfer_mask(None, torch.rand(1, 3, 64, 64), precision="tf32", steps=1)
+    noisy = torch.rand(1, 3, 64, 64)
+    net, _ = oes.fresh_generator(noisy)
+    keep = torch.ones(sum(p.numel() for p in net.parameters()), dtype=torch.bool)
+    oes.transfer_mask(oes.Mask.from_flat(net, keep), noisy, precision="tf32", steps=1)
     assert seen["precision"] == "tf32"
 
 

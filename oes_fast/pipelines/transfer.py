@@ -82,6 +82,7 @@ def transfer_mask(
         :class:`TrainResult`.
 
     Raises:
+        InputError: ``mask`` is none.
         MaskMismatchError: the mask belongs to another network, such as one for grey images.
         OESError: as :func:`oes_fast.train_sparse`.
 
@@ -90,6 +91,8 @@ def transfer_mask(
         >>> other = oes.load_image("other.png").pixels  # doctest: +SKIP
         >>> oes.save_image("restored.png", oes.transfer_mask(mask, other).output)  # doctest: +SKIP
     """
+    if not isinstance(mask, Mask):
+        raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
     made = mask.recipe or Recipe("skip")
     net, z = fresh_generator(noisy, shape=shape, model=made.name, options=made.options, seed=seed)
     return train_sparse(net, mask, z, noisy, seed=seed, **train)

@@ -43,7 +43,13 @@ class TestDenoise:
         assert result["versions"]["torch"] == torch.__version__
         assert result["seeds"] == {"seed": 3, "noise": 3}
         assert result["steps"] == {"search": 2, "train": 8}
-        assert result["settings"]["train"] == {"steps": 8, "lr": 1e-2, "average": 0.99}
+        train = {"steps": 8, "lr": 1e-2, "average": 0.99}
+        assert result["settings"]["train"] == {
+            **train,
+            "schedule": None,
+            "weight_decay": 0.0,
+            "input_noise": 0.0,
+        }
         assert result["settings"]["search"]["density"] == 0.5
         assert result["mask"]["fingerprint"] == oes.fingerprint(oes.models.skip())
         assert result["mask"]["kept"] == int(0.5 * 3_008_867)
