@@ -23,13 +23,14 @@ from oes_fast.copies import copy_network
 from oes_fast.entry import Entry, EntryError, entry_of
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import ir
-from oes_fast.rewrite.tracing.convert import Converter, attribute
+from oes_fast.rewrite.tracing.convert import Converter
 from oes_fast.rewrite.tracing.dataflow import place_in_code
 from oes_fast.rewrite.tracing.errors import TraceError
 from oes_fast.rewrite.tracing.in_place import OPERATORS, SIGNS, in_place_message
 from oes_fast.rewrite.tracing.recorded import check_recorded
 from oes_fast.rewrite.tracing.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
 from oes_fast.rewrite.tracing.state import seeds
+from oes_fast.rewrite.tracing.statistics import attribute
 
 
 def trace(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> ir.Graph:
