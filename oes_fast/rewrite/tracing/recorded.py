@@ -182,7 +182,7 @@ class _Comparison:
     def _run(self, call: Callable[[], Any]) -> _Run:
         recorder = Recorder(self._numbers, self._named)
         norms = [m for m in self._net.modules() if tracks(m)]
-        counts = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+        counts = [count for m in norms if isinstance(count := m.num_batches_tracked, Tensor)]
         before = [] if self._without_values else [count.clone() for count in counts]
         with self._mode, recorder:
             output = call()
