@@ -26,7 +26,7 @@ from oes_fast.rewrite import ir
 from oes_fast.rewrite.tracing.convert import Converter
 from oes_fast.rewrite.tracing.dataflow import place_in_code
 from oes_fast.rewrite.tracing.errors import TraceError
-from oes_fast.rewrite.tracing.in_place import OPERATORS, SIGNS, in_place_message
+from oes_fast.rewrite.tracing.in_place import OPERATORS, SIGNS, changes, in_place_message
 from oes_fast.rewrite.tracing.recorded import check_recorded
 from oes_fast.rewrite.tracing.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
 from oes_fast.rewrite.tracing.state import seeds
@@ -220,9 +220,7 @@ class _Proxy(torch.fx.Proxy):
 
     def _changed(self, target: Any, other: Any) -> Any:
         """Recorded as what it is; :class:`Converter` refuses it where it is not harmless."""
-        proxy = self.tracer.create_proxy("call_function", target, (self, other), {})
-        proxy.node.meta["place"] = place_in_code()
-        return proxy
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
 
     def _refuse(self, reason: str) -> NoReturn:
         error = TraceError(reason)
@@ -321,6 +319,8 @@ class _Tracer(torch.fx.Tracer):
         if not torch.is_grad_enabled():
             raise TraceError("the network's own code switches gradients off")
         proxy = super().create_proxy(kind, *args, **kwargs)
+        if changes(proxy.node, self.root):
+            proxy.node.meta["place"] = place_in_code()
         self._on_meta = True
         try:
             proxy.node.meta["value"] = self._value(proxy.node)
