@@ -12,6 +12,11 @@ from torch import Tensor, nn
 # (what it does, names of its layer, numbers of the tensors it reads, more)
 Instruction = tuple[str, str, tuple[int, ...], tuple[Any, ...]]
 
+_KINDS = [
+    *("conv", "conv", "conv", "norm", "norm", "act", "act", "again", "again", "up", "pool", "add", "add"),
+    *("cat", "cat", "slice", "crop", "in_place", "in_place", "transposed", "grouped", "own"),
+]
+
 
 class Program(nn.Module):
     """Runs instructions, each of which appends a tensor to those that later ones may read."""
@@ -57,10 +62,7 @@ class Program(nn.Module):
         # The last one more often than others, so that programs are not all dead.
         at = draw.choice([len(values) - 1] * 3 + list(range(len(values))))
         _, c, h, w = values[at].shape
-        kind = draw.choice(
-            "conv conv conv norm norm act act again again up pool add add cat cat slice crop in_place in_place "
-            "transposed grouped own".split()
-        )
+        kind = draw.choice(_KINDS)
         if kind == "conv":
             kernel = draw.choice([1, 3])
             options: dict[str, Any] = {"padding": kernel // 2, "stride": draw.choice([1, 1, 2])}

@@ -27,7 +27,7 @@ def agrees(seed: int, density: float, backend: str) -> bool:
     unflatten_(dense, flatten(net) * keep)
     try:
         image = dense(z.clone())
-        (target := torch.linspace(0, 1, image.numel(), dtype=z.dtype).view_as(image))
+        target = torch.linspace(0, 1, image.numel(), dtype=z.dtype).view_as(image)
         grads = torch.autograd.grad(
             (image - target).square().mean(), list(dense.parameters()), materialize_grads=True
         )
@@ -37,8 +37,9 @@ def agrees(seed: int, density: float, backend: str) -> bool:
     try:
         got = fast(z)
     except oes.TraceError as error:
-        assert "in place" in str(error), error
-        return False
+        if "in place" in str(error):
+            return False
+        raise
     torch.testing.assert_close(got, image, **TOLERANCE)
     (grad,) = torch.autograd.grad((got - target).square().mean(), fast.weights, materialize_grads=True)
     torch.testing.assert_close(grad, torch.cat([g.flatten() for g in grads])[keep], **TOLERANCE)
@@ -60,7 +61,7 @@ def agrees(seed: int, density: float, backend: str) -> bool:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.integers(0, 2**16), st.sampled_from([0.0, 0.1, 0.4, 0.7, 1.0]))
 def test_as_in_the_dense_network(backend: str, seed: int, density: float) -> None:
     agrees(seed, density, backend)
