@@ -278,12 +278,14 @@ class Opaque(Stage):
         kind: call_module, call_function or call_method.
         target: name of the module, the function, or name of the method.
         args, kwargs: with :class:`Slot` where an input goes.
+        updates: it changes buffers, so it runs even where nothing reads its result.
     """
 
     kind: str
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    updates: bool = False
 
 
 @dataclass(frozen=True)
@@ -345,10 +347,11 @@ class Graph:
                 node.inputs = [new[-1] if i is old and node is not new[-1] else i for i in node.inputs]
 
     def sweep(self) -> None:
-        """Drop nodes that nothing reads."""
+        """Drop nodes that neither the output nor an update of buffers needs."""
         needed: set[Node] = set()
         for node in reversed(self.nodes):
-            if node is self.output or node in needed:
+            updates = isinstance(node.stage, Opaque) and node.stage.updates
+            if node is self.output or updates or node in needed:
                 needed.add(node)
                 needed.update(node.inputs)
         self.nodes = [node for node in self.nodes if node in needed]

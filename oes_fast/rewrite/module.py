@@ -52,9 +52,10 @@ class SparseGenerator(nn.Module):
             made once. Where inputs change from call to call, as with noise added to one, False spares the
             work of preparing each of them.
 
-    Buffers are the running statistics of the dense network, complete; those of channels that reach no
-    output in any mode stay as they were. A plan is made for every input shape and mode when it is first seen,
-    and what depends on the input alone is kept as long as the same tensor comes again.
+    Buffers are the running statistics of the dense network, complete. Of a layer that the output depends on,
+    those of channels that reach no output in any mode, as the mask drops what reads them, stay as they were.
+    A plan is made for every input shape and mode when it is first seen, and what depends on the input alone
+    is kept as long as the same tensor comes again.
     """
 
     _net: nn.Module
@@ -405,7 +406,8 @@ def sparsify(
             as it is.
         mask: which weights to keep; None for the dense network, rewritten, as the mask search uses it.
         entry: which of several results is the image, where the network gives a tuple or list (an index) or
-            a dict or named tuple (a name); None where it gives the image. The others are not computed.
+            a dict or named tuple (a name); None where it gives the image. The others are not
+            computed, but for layers with running statistics.
         backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels, "cuda" for CUDA C++ kernels and
             "triton" for Triton kernels, of rows of convolutions and batch norms; "auto" for the first of them
             that can run here, see :func:`oes_fast.backends`. The kernels have no second derivative.

@@ -243,6 +243,7 @@ class Plan:
         last: dict[ir.Node, ir.Node] = {}
         for step in self._steps:
             if step.node not in self.input_only:
+                last[step.node] = step.node  # nothing reads what runs for running statistics alone
                 last.update(dict.fromkeys(step.inputs, step.node))
         last.pop(self.graph.output, None)
         readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in self.graph.nodes}

@@ -27,6 +27,7 @@ from oes_fast.errors import OESError
 from oes_fast.flat import FlatLayout, unflatten_
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.run.context import FusedLoss, Value, activate
+from oes_fast.rewrite.tracing.dataflow import content
 from oes_fast.rewrite.verify_problem import (
     DrawsNumbersError,
     Watch,
@@ -403,17 +404,27 @@ class _NoImageError(Exception):
 
 
 def _running_statistics(plan: Plan, ours: Outcome, theirs: Outcome) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, ours, theirs) of the running statistics of channels that reach an output."""
+    """(name, ours, theirs) of all buffers that differ, the running statistics among them.
+
+    Of the stages that compute what the mask keeps, those of channels that reach an output.
+    """
+    channels: dict[str, list[Tensor]] = {}
     for node in plan.graph.nodes:
         norm = node.stage
-        if not isinstance(norm, ir.Norm) or not norm.tracks:
-            continue
-        alive = plan.alive[node]
-        channels = torch.cat([alive.varying, alive.tracked]) + norm.first
-        for name in (norm.mean, norm.var):
-            if name is not None:
-                at = channels.to(theirs.buffers[name].device)
-                yield name, ours.buffers[name][at], theirs.buffers[name][at]
+        if isinstance(norm, ir.Norm) and norm.tracks:
+            alive = plan.alive[node]
+            for name in (norm.mean, norm.var):
+                if name is not None:
+                    at = torch.cat([alive.varying, alive.tracked]) + norm.first
+                    channels.setdefault(name, []).append(at)
+    for name, other in theirs.buffers.items():
+        one = ours.buffers[name]
+        if name in channels:
+            at = torch.cat(channels[name]).to(other.device)
+            one, other = one[at], other[at]
+        one = one.to(other.dtype)
+        if content(one) != content(other):  # an infinity is as far from itself as from anything
+            yield name, one, other
 
 
 def _number(tensor: Tensor, at: int) -> str:

@@ -278,12 +278,13 @@ def test_functional_gradient() -> None:
     torch.testing.assert_close(torch.func.grad(loss)(weights.detach()), wanted, **TOLERANCE)
 
 
-@pytest.mark.parametrize("operation", ["+=", "*=", "[...] ="])
+@pytest.mark.parametrize("operation", ["+=", "*=", "[...] =", "add_", "relu_", "last"])
 def test_a_change_in_place_is_named_with_its_line(operation):
     class Changing(nn.Module):
         def __init__(self):
             super().__init__()
             self.first = nn.Conv2d(4, 3, 3, padding=1)
+            self.last = nn.ReLU(inplace=True)
 
         def forward(self, x):
             x = self.first(x)
@@ -292,6 +293,12 @@ def test_a_change_in_place_is_named_with_its_line(operation):
                 row += 1
             elif operation == "*=":
                 row *= 2
+            elif operation == "add_":
+                row.add_(1)
+            elif operation == "relu_":
+                torch.relu_(row)
+            elif operation == "last":
+                self.last(row)
             else:
                 x[:, :1] = 0
             return torch.sigmoid(x)

@@ -184,8 +184,8 @@ def test_a_loss_of_some_channels_is_found(monkeypatch, backend):
     mask = mask_of(net, [("8.weight", 1)])
     evaluate = oes.SparseGenerator.evaluate
 
-    def wrong(self, weights, z, buffers, *, update_stats, fused_loss=None):
-        output = evaluate(self, weights, z, buffers, update_stats=update_stats)
+    def wrong(self, weights, z, buffers, *, update_stats, fused_loss=None, noise=None):
+        output = evaluate(self, weights, z, buffers, update_stats=update_stats, noise=noise)
         if fused_loss is not None:
             fused_loss.loss = nn.functional.mse_loss(output[:, ::2], fused_loss.target[:, ::2])
         return output

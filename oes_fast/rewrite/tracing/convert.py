@@ -13,6 +13,7 @@ from oes_fast.rewrite.tracing.errors import TraceError
 from oes_fast.rewrite.tracing.in_place import Changes, plain, without_change
 from oes_fast.rewrite.tracing.layers import FUNCTIONS, LAYERS, METHODS, Function
 from oes_fast.rewrite.tracing.stages import AsItIsError, Stages, name_of
+from oes_fast.rewrite.tracing.statistics import attribute, reads_of_buffers, unread, updates
 
 
 class Converter(Stages):
@@ -24,6 +25,8 @@ class Converter(Stages):
         called = [root.get_submodule(str(n.target)) for n in fx_graph.nodes if n.op == "call_module"]
         self._calls = Counter(id(module) for module in called)
         self._fx_graph = fx_graph
+        self._unread = unread(fx_graph)
+        self._reads = reads_of_buffers(root, fx_graph, self._names)
         self._changes = Changes(root, fx_graph)
 
     def convert(self) -> ir.Graph:
@@ -61,6 +64,8 @@ class Converter(Stages):
             return self.add(node, ir.Constant(tensor) if known is None else ir.Parameter(known), [])
         target, kwargs = without_change(node, self._root) or (node.target, dict(node.kwargs))
         try:
+            if node in self._unread and updates(node, self._root):
+                raise AsItIsError  # on all channels, for its running statistics alone
             if node.op == "call_module":
                 return self._layer(node)
             function = METHODS.get(str(target)) if node.op == "call_method" else _looked_up(target)
@@ -89,7 +94,8 @@ class Converter(Stages):
         args, kwargs = torch.fx.map_arg(node.args, slot), torch.fx.map_arg(kwargs, slot)
         if node.op == "call_module":
             target = name_of(node)
-        return self.add(node, ir.Opaque(node.op, target, args, kwargs), inputs)
+        stage = ir.Opaque(node.op, target, args, kwargs, updates(node, self._root))
+        return self.add(node, stage, inputs)
 
 
 def _looked_up(function: Any) -> Function | None:
@@ -97,11 +103,3 @@ def _looked_up(function: Any) -> Function | None:
         return FUNCTIONS.get(function)
     except TypeError:  # an object of the user's own that has no hash
         return None
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """The parameter, buffer or other attribute at a dotted path."""
-    owner_path, _, name = path.rpartition(".")
-    owner = root.get_submodule(owner_path)
-    # Not by getattr, which torch.fx patches while it traces.
-    return next(store[name] for store in (owner._parameters, owner._buffers, vars(owner)) if name in store)

@@ -24,6 +24,8 @@ _ATEN = torch.ops.aten
 # Other names for a tensor: they come and go with hooks and gradients. The way of gradients tells of them.
 _RESHAPED = (_ATEN.view.default, _ATEN._unsafe_view.default)
 _SAME = (_ATEN.alias.default, _ATEN.detach.default, _ATEN.lift_fresh.default, *_RESHAPED)
+# Their schemas do not say that they write the running statistics.
+_BATCH_NORMS = ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm")
 _LIBRARIES = (os.path.dirname(torch.__file__), str(Path(__file__).parents[2]))
 
 
@@ -231,6 +233,9 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = kwargs.get(argument.name, args[index] if index < len(args) else None)
             found.extend(t for t in pytree.tree_leaves(value) if isinstance(t, Tensor))
+    if func._schema.name in _BATCH_NORMS:
+        _, _, _, mean, var, training, *_ = args
+        found.extend(t for t in (mean, var) if training and t is not None)
     return found
 
 

@@ -121,11 +121,10 @@ class Changes:
 
     def _refusal(self, node: torch.fx.Node) -> TraceError:
         sign = SIGNS.get(node.target) if node.op == "call_function" else None
+        which = sign or getattr(node.target, "__name__", str(node.target)).removeprefix("net.")
         source = node.args[0] if node.args else None
-        if sign is not None and isinstance(source, torch.fx.Node):
-            place = node.meta.get("place")
-            return TraceError(in_place_message(sign, source, place))
-        which = str(node.target).removeprefix("net.") if node.op == "call_module" else node.name
+        if isinstance(source, torch.fx.Node):
+            return TraceError(in_place_message(which, source, node.meta.get("place")))
         return TraceError(f"{which} changes a tensor in place")
 
     def _memory(self, target: torch.fx.Node) -> set[torch.fx.Node] | None:
@@ -207,7 +206,7 @@ class Changes:
 
 
 def in_place_message(sign: str, source: torch.fx.Node, place: str | None) -> str:
-    """What a refusal says of a change by an operator."""
+    """What a refusal says of a change by an operator, a function, a method or a layer."""
     of = str(source.target).removeprefix("net.") if source.op == "call_module" else source.name
     return (
         f"the network's own code changes a tensor in place: {sign} on the result of {of}"

@@ -9,7 +9,7 @@ with gradients off, so that what it remembers or asks for shows as well.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from oes_fast.copies import copy_network
 from oes_fast.entry import Entry, entry_of
-from oes_fast.rewrite.tracing.convert import attribute
 from oes_fast.rewrite.tracing.dataflow import (
     MOST_OPERATIONS,
     Numbers,
@@ -39,6 +38,7 @@ from oes_fast.rewrite.tracing.errors import TraceError
 from oes_fast.rewrite.tracing.in_place import changes
 from oes_fast.rewrite.tracing.side_effects import random_left_alone
 from oes_fast.rewrite.tracing.state import asks_inference_mode, asks_types, remembered, seeds
+from oes_fast.rewrite.tracing.statistics import attribute, tracks, updates
 
 # What tensors without values cannot do: then the comparison is made with values.
 _NEED_VALUES = (
@@ -181,30 +181,28 @@ class _Comparison:
 
     def _run(self, call: Callable[[], Any]) -> _Run:
         recorder = Recorder(self._numbers, self._named)
+        norms = [m for m in self._net.modules() if tracks(m)]
+        counts = [count for m in norms if isinstance(count := m.num_batches_tracked, Tensor)]
+        before = [] if self._without_values else [count.clone() for count in counts]
         with self._mode, recorder:
             output = call()
+        for count, old in zip(counts, before, strict=False):  # a cumulative average depends on its value
+            count.copy_(old)
         if recorder.asked and self._without_values:  # an error that the code may have caught
             raise UnsupportedFakeTensorException("values are needed")
-        buffers = {name: recorder.number(b) for name, b in self._own_buffers()}
+        buffers = {name: recorder.number(b) for name, b in self._net.named_buffers()}
         gradient = None
         if torch.is_grad_enabled() and isinstance(output, Tensor):
             gradient = gradient_way(output, self._names, self._numbers)
         return _Run(output, recorder, gradient, buffers)
 
-    def _own_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Buffers but for running statistics: those of layers that reach no output are left as they were."""
-        for path, module in self._net.named_modules():
-            if not isinstance(module, nn.modules.batchnorm._NormBase):
-                for name, buffer in module.named_buffers(recurse=False):
-                    yield f"{path}.{name}".lstrip("."), buffer
-
 
 def _replay(root: nn.Module, net: nn.Module, fx_graph: torch.fx.Graph, z: Tensor) -> Any:
-    """Make the recorded calls that the output depends on."""
+    """Make the recorded calls that the output depends on, or that change something."""
     values: dict[torch.fx.Node, Any] = {}
     needed: set[torch.fx.Node] = set()
     for node in reversed(fx_graph.nodes):
-        if node.op == "output" or node in needed or changes(node, root):
+        if node.op == "output" or node in needed or changes(node, root) or updates(node, root):
             needed.update((node, *node.all_input_nodes))
     for node in fx_graph.nodes:
         if node.op == "output":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch.fx
@@ -38,6 +39,7 @@ class Stages:
         # The name under which parameters() knows a parameter, also where modules share one.
         self._parameters = {id(p): name for name, p in net.named_parameters()}
         self._names = self._parameters | {id(b): name for name, b in net.named_buffers()}
+        self._reads: Counter[str] = Counter()  # how many calls are given a buffer, by its name
 
     # ---- what calls are given
 
@@ -79,8 +81,8 @@ class Stages:
             name = stage.name if isinstance(stage, ir.Parameter) and len(value.users) == 1 else None
         else:
             name = self._names.get(id(value))
-        if name is None or name in self._parameters.values():
-            raise AsItIsError
+        if name is None or name in self._parameters.values() or self._reads[name] > 1:
+            raise AsItIsError  # one stage alone may hold running statistics
         return name
 
     def shape_of(self, value: Any) -> tuple[int, ...]:

@@ -23,13 +23,14 @@ from oes_fast.copies import copy_network
 from oes_fast.entry import Entry, EntryError, entry_of
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import ir
-from oes_fast.rewrite.tracing.convert import Converter, attribute
+from oes_fast.rewrite.tracing.convert import Converter
 from oes_fast.rewrite.tracing.dataflow import place_in_code
 from oes_fast.rewrite.tracing.errors import TraceError
-from oes_fast.rewrite.tracing.in_place import OPERATORS, SIGNS, in_place_message
+from oes_fast.rewrite.tracing.in_place import OPERATORS, SIGNS, changes, in_place_message
 from oes_fast.rewrite.tracing.recorded import check_recorded
 from oes_fast.rewrite.tracing.side_effects import isinstance_of_traced, random_left_alone, refuse_side_effects
 from oes_fast.rewrite.tracing.state import seeds
+from oes_fast.rewrite.tracing.statistics import attribute
 
 
 def trace(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> ir.Graph:
@@ -219,9 +220,7 @@ class _Proxy(torch.fx.Proxy):
 
     def _changed(self, target: Any, other: Any) -> Any:
         """Recorded as what it is; :class:`Converter` refuses it where it is not harmless."""
-        proxy = self.tracer.create_proxy("call_function", target, (self, other), {})
-        proxy.node.meta["place"] = place_in_code()
-        return proxy
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
 
     def _refuse(self, reason: str) -> NoReturn:
         error = TraceError(reason)
@@ -320,6 +319,8 @@ class _Tracer(torch.fx.Tracer):
         if not torch.is_grad_enabled():
             raise TraceError("the network's own code switches gradients off")
         proxy = super().create_proxy(kind, *args, **kwargs)
+        if changes(proxy.node, self.root):
+            proxy.node.meta["place"] = place_in_code()
         self._on_meta = True
         try:
             proxy.node.meta["value"] = self._value(proxy.node)
