@@ -86,7 +86,7 @@ def name_of(function: object) -> str:
 def _of_probes(
     find: Callable[[Tensor], Fingerprint], first: Tensor, others: Sequence[Tensor]
 ) -> Fingerprint | None:
-    """What ``find`` gives for the probes: None where not for the first, an empty part where not for another."""
+    """What ``find`` gives for probes: None where not for the first, an empty part where not for another."""
     found = _twice(lambda: find(first), first)
     if found is None:
         return None
