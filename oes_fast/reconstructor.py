@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from oes_fast.errors import InputError
 from oes_fast.mask import Mask
 from oes_fast.models.registry import find_model
 from oes_fast.noise import draw_input
+from oes_fast.pipelines.clean import CleanView, clean_pixels
 from oes_fast.pipelines.functions import run_network
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
@@ -70,8 +74,10 @@ class SparseDIP(Reconstructor):
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare each rewritten network with the one that it is of.
         verbose: show progress.
-        search: further arguments of :func:`oes_fast.search_mask`, by name.
-        train: further arguments of :func:`oes_fast.train_sparse`, by name.
+        search: further arguments of :func:`oes_fast.search_mask`, by name. Of a batch of N images, image i
+            has the i-th of N ``clean`` images and of N ``weight``s, and a ``checkpoint`` of its own:
+            "stem-0.ckpt", "stem-1.ckpt" and so on for "stem.ckpt".
+        train: further arguments of :func:`oes_fast.train_sparse`, by name, alike.
 
     Attributes:
         trained: a :class:`Reconstruction` for each image of the last call.
@@ -151,15 +157,19 @@ class SparseDIP(Reconstructor):
             "lr": check_number("search_lr", search_lr, above=0.0),
             "kl": check_number("search_kl", search_kl, minimum=0.0),
             **common,
-            **(search or {}),
+            **_further("search", search, search_mask),
         }
         self._train = {
             "steps": check_integer("train_steps", train_steps, minimum=0),
             "lr": check_number("lr", lr, above=0.0),
             "average": average,
             **common,
-            **(train or {}),
+            **_further("train", train, train_sparse),
         }
+        files = [each.get("checkpoint") for each in (self._search, self._train)]
+        paths = [Path(file) for file in files if isinstance(file, str | os.PathLike)]
+        if len(paths) == 2 and paths[0] == paths[1]:
+            raise InputError(f"train: expected another checkpoint than search's, got {paths[0]} in both")
         self.trained = ()
 
     def forward(self, y: Any, physics: Any, **kwargs: Any) -> Tensor:
@@ -188,10 +198,11 @@ class SparseDIP(Reconstructor):
                 forward = problem.forward(number, self._image_shape(net, z))
                 search, found = None, mask
                 if found is None:
-                    options = {"seed": self._seed + number, **self._search}
+                    options = {"seed": self._seed + number, **problem.options(number, self._search)}
                     search = search_mask(net, z, noisy, forward=forward, **options)
                     found = search.mask
-                fit = train_sparse(net, found, z, noisy, forward=forward, **self._train)
+                options = problem.options(number, self._train)
+                fit = train_sparse(net, found, z, noisy, forward=forward, **options)
                 if self._share_mask:
                     mask = found
                 trained.append(Reconstruction(found, search, fit))
@@ -225,6 +236,29 @@ class SparseDIP(Reconstructor):
         return shape
 
 
+def _further(name: str, given: object, function: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments of ``function`` by name, as they were given.
+
+    Raises:
+        InputError: it has no such argument, or the model sets it for each image.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"{name}: expected arguments of oes_fast.{function.__name__} by name, got {type(given).__name__}"
+        )
+    own = ("net", "mask", "z", "noisy", "forward")
+    possible = [each for each in inspect.signature(function).parameters if each not in own]
+    unknown = [each for each in given if each not in possible]
+    if unknown:
+        raise InputError(
+            f"{name}: expected arguments of oes_fast.{function.__name__} ({', '.join(possible)}), got "
+            f"{', '.join(map(repr, unknown))}"
+        )
+    return dict(given)
+
+
 class _Batch:
     """Measurements of a batch, and the operator of each image.
 
@@ -256,6 +290,32 @@ class _Batch:
         """What was measured of an image; of a list all of it in a row."""
         parts = [part[number : number + 1] for part in self._parts]
         return torch.cat([part.flatten(1) for part in parts], 1) if self._stacked else parts[0]
+
+    def options(self, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the arguments for all images those of one: its clean image, its weights and its checkpoint.
+
+        Raises:
+            InputError: neither one clean image nor one for each.
+        """
+        found = dict(options)
+        if self.count == 1:
+            return found
+        one = slice(number, number + 1)
+        clean, weight, file = (found.get(name) for name in ("clean", "weight", "checkpoint"))
+        pixels = clean_pixels(clean) if isinstance(clean, Tensor | CleanView) else None
+        if pixels is not None and pixels.ndim > 0:
+            if pixels.shape[0] not in (1, self.count):
+                raise InputError(f"clean: expected {self.count} images as y has, got {pixels.shape[0]}")
+            if pixels.shape[0] == self.count:
+                part = pixels[one]
+                found["clean"] = replace(clean, image=part) if isinstance(clean, CleanView) else part
+        dims = 2 if self._stacked else self._parts[0].ndim
+        if isinstance(weight, Tensor) and weight.ndim == dims and weight.shape[0] == self.count:
+            found["weight"] = weight[one]
+        if isinstance(file, str | os.PathLike):
+            path = Path(file)
+            found["checkpoint"] = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        return found
 
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) as ``A_adjoint`` gives it.

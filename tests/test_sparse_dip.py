@@ -247,3 +247,71 @@ def test_measurements_that_do_not_fit(physics):
             dip()(wrong, operator)
     with pytest.raises(oes.InputError, match=r"^physics: expected an operator with a method A, got NoneType"):
         dip()(y, None)
+
+
+def batch(physics, count=2):
+    denoising = physics.Denoising(physics.GaussianNoise(0.0))
+    return image(count, 3, 16, 16), denoising
+
+
+def test_checkpoints_are_of_each_image(physics, tmp_path):
+    y, operator = batch(physics)
+    search = {"checkpoint": tmp_path / "search.ckpt", "resume": True, "checkpoint_seconds": 0.0}
+    train = {**search, "checkpoint": str(tmp_path / "train.ckpt")}
+    whole = dip()(y, operator)
+    stop = {"callback": lambda info: info.step == 1}
+    stopped = dip(search=search, train={**train, **stop})
+    stopped(y, operator)
+    assert all(each.train.interrupted for each in stopped.trained)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "search-0.ckpt",
+        "search-1.ckpt",
+        "train-0.ckpt",
+        "train-1.ckpt",
+    ]
+    resumed = dip(search=search, train=train)
+    assert torch.equal(resumed(y, operator), whole)
+    dip(train={"checkpoint": tmp_path / "one.ckpt"})(y[:1], operator)
+    assert (tmp_path / "one.ckpt").is_file()
+
+
+def test_clean_images_and_weights_are_of_each_image(physics):
+    y, operator = batch(physics)
+    clean, weight = image(2, 3, 16, 16, seed=1), (image(2, 3, 16, 16, seed=2) > 0.5).float()
+    model = dip(search={"clean": clean, "weight": weight}, train={"clean": clean, "weight": weight})
+    model(y, operator)
+    for number, each in enumerate(model.trained):
+        one = slice(number, number + 1)
+        psnr = float(oes.psnr(each.train.output, clean[one]))
+        assert each.train.history.psnr[-1] == pytest.approx(psnr, abs=1e-3)
+        options = {"clean": clean[one], "weight": weight[one]}
+        alone = dip(seed=number, search=options, train=options)
+        alone(y[one], operator)
+        assert alone.trained[0].search.history.psnr == each.search.history.psnr
+        assert torch.equal(alone.trained[0].train.output, each.train.output)
+    shared = dip(train={"clean": clean[:1]})
+    shared(y, operator)
+    assert all(each.train.history.psnr for each in shared.trained)
+    with pytest.raises(oes.InputError, match="clean: expected 2 images as y has, got 3"):
+        dip(train={"clean": image(3, 3, 16, 16)})(y, operator)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"train": {"step": 3}},
+            r"train: expected arguments of oes_fast.train_sparse \(loss, .*steps.* 'step'",
+        ),
+        ({"search": {"clear": 3}}, r"search: expected arguments of oes_fast.search_mask \(.*clean.* 'clear'"),
+        ({"train": {"forward": abs}}, "train: expected arguments .* got 'forward'"),
+        ({"train": 3}, "train: expected arguments of oes_fast.train_sparse by name, got int"),
+        (
+            {"train": {"checkpoint": "a.ckpt"}, "search": {"checkpoint": "./a.ckpt"}},
+            "train: expected another checkpoint than search's, got a.ckpt in both",
+        ),
+    ],
+)
+def test_further_arguments_that_do_not_fit(options, says, physics):
+    with pytest.raises(oes.InputError, match=says):
+        dip(**options)

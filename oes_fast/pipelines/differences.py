@@ -114,9 +114,14 @@ def describe_mask(flat: Tensor) -> str:
 
 
 def describe_network(net: nn.Module) -> str:
-    """What it was made from where that is known, the number of parameters, and the layers by kind."""
+    """What it was made from where that is known, the number of parameters, and the layers by kind.
+
+    Then how many of the parameters it holds fixed, if any.
+    """
     kinds = Counter(type(m).__name__ for m in net.modules() if not list(m.children()))
     layers = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     recipe = getattr(net, "recipe", None)
     made = f"{recipe}: " if isinstance(recipe, Recipe) else ""
-    return f"{made}{sum(p.numel() for p in net.parameters())} parameters in {layers}"
+    fixed = sum(p.numel() for p in net.parameters() if not p.requires_grad)
+    held = f", {fixed} of them fixed" if fixed else ""
+    return f"{made}{sum(p.numel() for p in net.parameters())} parameters in {layers}{held}"

@@ -10,49 +10,59 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 PROJECTIONS = 4
+SCALES = (1.0, 10.0)  # of normal numbers that an operator is probed with beside those in 0..1
+ERRORS = (0.01, 1.0, 10.0)  # scales of normal errors that a loss is probed with, in units of the target's
 TOLERANCE = 1e-5  # of the largest number in a list
 
 Fingerprint = list[list[float]]
 
 
 def of_operator(operator: Callable[[Tensor], Any], image: Tensor) -> Fingerprint | None:
-    """What an operator measures of random images in 0..1.
+    """What an operator measures of random images: in 0..1, and normal ones, negative and larger too.
 
     Args:
         operator: from image to measurement.
         image: of the shape, dtype and device of the network's.
 
     Returns:
-        Root mean square and projections; None where the operator gives something else each time, or fails,
-        which is left to the run to say.
+        Root mean square and projections of each, nothing of normal ones that it refuses; None where the
+        operator gives something else each time, or fails, which is left to the run to say.
     """
-    return _twice(lambda: [_projected(operator(_drawn(image, seed=0)))], image)
+
+    def find(probe: Tensor) -> Fingerprint:
+        return [_projected(operator(probe.clone()))]
+
+    return _of_probes(find, _drawn(image, seed=0), [scale * _normal(image, seed=3) for scale in SCALES])
 
 
 def of_loss(loss: Callable[[Tensor], Tensor], target: Tensor) -> Fingerprint | None:
-    """Value and gradient of a loss of what is measured, near the target; None as :func:`of_operator`.
+    """Value and gradient of a loss of what is measured, near the target and further from it.
 
     Args:
         loss: of what was measured.
         target: what it is compared with.
-    """
 
-    def find() -> Fingerprint:
-        scale = float(target.abs().double().square().mean().sqrt()) or 1.0
+    Returns:
+        As :func:`of_operator`.
+    """
+    scale = float(target.abs().double().square().mean().sqrt()) or 1.0
+
+    def find(error: Tensor) -> Fingerprint:
         with torch.enable_grad():
-            measured = (target + scale * (_drawn(target, seed=1) - 0.5)).detach().requires_grad_()
+            measured = (target + scale * error).detach().requires_grad_()
             value = loss(measured)
             (gradient,) = torch.autograd.grad(value, measured)
         return [[float(value.detach())], _projected(gradient * gradient.numel())]
 
-    return _twice(find, target)
+    others = [size * _normal(target, seed=4) for size in ERRORS]
+    return _of_probes(find, _drawn(target, seed=1) - 0.5, others)
 
 
 def same(found: object, wanted: object) -> bool:
@@ -71,6 +81,18 @@ def name_of(function: object) -> str:
         return f"partial of {name_of(function.func)}"
     owner = function if hasattr(function, "__qualname__") else type(function)
     return f"{getattr(owner, '__module__', None) or '?'}.{getattr(owner, '__qualname__', '?')}"
+
+
+def _of_probes(
+    find: Callable[[Tensor], Fingerprint], first: Tensor, others: Sequence[Tensor]
+) -> Fingerprint | None:
+    """What ``find`` gives for probes: None where not for the first, an empty part where not for another."""
+    found = _twice(lambda: find(first), first)
+    if found is None:
+        return None
+    for probe in others:
+        found = [*found, *(_twice(functools.partial(find, probe), probe) or [[]])]
+    return found
 
 
 def _twice(find: Callable[[], Fingerprint], like: Tensor) -> Fingerprint | None:
@@ -109,3 +131,9 @@ def _drawn(like: Tensor, *, seed: int) -> Tensor:
     """Uniform in 0..1, of the shape, dtype and device of ``like``; the same on every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.rand(like.shape, dtype=like.dtype, generator=generator, device="cpu").to(like.device)
+
+
+def _normal(like: Tensor, *, seed: int) -> Tensor:
+    """Normal with variance 1, as :func:`_drawn`."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(like.shape, dtype=like.dtype, generator=generator, device="cpu").to(like.device)

@@ -36,7 +36,12 @@ class GeneratorFunction(Protocol):
         """Weights of the network it was made from; masked weights where there is a mask."""
 
     def update_mask(self) -> Tensor | None:
-        """Which entries of the weights are trained, bool; None for all."""
+        """Which entries of the weights are trained, bool; None for all.
+
+        The others are those that a mask drops, which are zero, and those of parameters that the network holds
+        fixed (``requires_grad`` off), which stay as they are. Each has a gradient all the same: a search may
+        mask any.
+        """
 
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
         """Image [1, C, H, W], differentiable in ``weights``.
@@ -49,7 +54,7 @@ class GeneratorFunction(Protocol):
         """Read z with this noise from the next call on, or as it is."""
 
     def to_net(self, weights: Tensor) -> nn.Module:
-        """The dense network with these weights and statistics in place."""
+        """The dense network with these weights and statistics in place, ``requires_grad`` as it was."""
 
 
 class DenseFunction:
@@ -76,6 +81,7 @@ class DenseFunction:
         self._z = self._source = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
+        self._trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         self._parameters = [parameter.requires_grad_() for parameter in self._net.parameters()]
         self._places = [
             (module, key, name)
@@ -91,8 +97,13 @@ class DenseFunction:
         return weights if self._mask is None else weights * self._mask
 
     def update_mask(self) -> Tensor | None:
-        """The mask."""
-        return self._mask
+        """See :class:`GeneratorFunction`: what the mask keeps, but for parameters held fixed."""
+        if all(self._trained.values()):
+            return self._mask
+        trained = torch.ones(self._layout.numel, dtype=torch.bool, device=self._z.device)
+        for name, view in self._layout.views(trained).items():
+            view.fill_(self._trained[name])
+        return trained if self._mask is None else trained & self._mask
 
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
         """Image [1, C, H, W], differentiable in ``weights`` [numel]; ``fused_loss`` is never taken along."""
@@ -118,6 +129,8 @@ class DenseFunction:
         unflatten_(net, weights)
         for name, buffer in net.named_buffers():
             buffer.copy_(self.buffers[name])
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(self._trained[name])
         return net
 
 
@@ -206,8 +219,8 @@ class RewrittenFunction:
         return self._module.weights.detach().clone()
 
     def update_mask(self) -> Tensor | None:
-        """None: every entry is trained."""
-        return None
+        """See :class:`GeneratorFunction`: all kept weights, but for parameters held fixed."""
+        return self._module.trained()
 
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
         """Image [1, C, H, W] of ``weights`` [kept]; ``fused_loss`` is taken along where it can be."""

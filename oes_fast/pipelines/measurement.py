@@ -186,9 +186,11 @@ class Measurement:
             error = measured - self.target
             squares = error.real.square() + error.imag.square() if error.is_complex() else error.square()
             return (squares if self._weight is None else self._weight * squares).mean()
-        version = self.target._version, measured._version
-        loss = _call("loss", "measured and noisy", self._own_loss, self._loss, measured, self.target)
-        if (self.target._version, measured._version) != version:
+        # Until a call was looked at, a copy: the caller's tensor is not to change before that is refused.
+        target = self.target if self._tried else self.target.clone()
+        version = target._version, measured._version
+        loss = _call("loss", "measured and noisy", self._own_loss, self._loss, measured, target)
+        if (target._version, measured._version) != version:
             raise InputError(
                 "loss: expected to leave measured and noisy as they are, got one that changes them"
             )

@@ -17,14 +17,37 @@ _LAYOUT = f"{STATE}layout"
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
     """Class and options, by which a checkpoint knows it: "torch.optim.sgd.SGD(lr=0.1, momentum=0.9)".
 
-    What is neither number nor text goes by its type.
+    An option that is neither number nor text goes by its type. Of classes that are not PyTorch's, attributes
+    of object and class that are numbers, text or tuples of them come behind: " with clip=1.0".
     """
     kind = type(optimizer)
+    others = {name: value for name, value in _attributes(optimizer).items() if _is_plain(value)}
+    behind = ", ".join(f"{name}={_said(value)}" for name, value in sorted(others.items()))
     groups = []
     for group in optimizer.param_groups:
         options = {name: value for name, value in group.items() if name != "params"}
         groups.append(", ".join(f"{name}={_said(value)}" for name, value in sorted(options.items())))
-    return f"{kind.__module__}.{kind.__qualname__}({'; '.join(groups)})"
+    made = f"{kind.__module__}.{kind.__qualname__}({'; '.join(groups)})"
+    return f"{made} with {behind}" if behind else made
+
+
+def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser has beside that of PyTorch's: of its own classes, then of itself."""
+    own = [kind for kind in type(optimizer).__mro__ if not kind.__module__.startswith("torch.")]
+    own.remove(object)
+    if not own:
+        return {}
+    common = vars(torch.optim.Optimizer([torch.zeros(1, device="cpu")], {}))
+    found: dict[str, Any] = {}
+    for kind in reversed(own):
+        found |= {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+    return found | {name: value for name, value in vars(optimizer).items() if name not in common}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str)
 
 
 def _said(value: object) -> str:

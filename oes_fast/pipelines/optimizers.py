@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from oes_fast.errors import InputError
+from oes_fast.errors import InputError, OESError
 from oes_fast.ops._clock import Clock
 from oes_fast.ops.masked_adam import masked_adam
 from oes_fast.pipelines.optimizer_state import (
@@ -119,12 +119,12 @@ class Adam:
 class OwnOptimizer:
     """An optimiser that the caller's factory makes of the weights.
 
-    The gradient may be recorded; the optimiser's step never is. Entries that the mask drops have no gradient
-    and are put back to zero after each step, whatever the optimiser does to them.
+    The gradient may be recorded; the optimiser's step never is. Entries that are not moved have no gradient
+    and are put back after each step, whatever the optimiser does to them. Without weights it makes no step.
 
     Args:
         weights: flat [n], a leaf that requires a gradient, updated in place.
-        mask: bool [n], entries that are moved, the others being zero; None for all.
+        mask: bool [n], entries that are moved; None for all.
         rate: factors on the learning rates that the optimiser's groups begin with.
         factory: makes it of [weights].
 
@@ -136,7 +136,8 @@ class OwnOptimizer:
         self, weights: Tensor, mask: Tensor | None, rate: Schedule, factory: OptimizerFactory
     ) -> None:
         self._weights, self._rate = weights, rate
-        self._dropped = None if mask is None else ~mask
+        self._held = None if mask is None else ~mask
+        self._values = None if mask is None else weights.detach().clone()  # of what is held
         self._grad = torch.zeros_like(weights, requires_grad=False)
         self._optimizer = _made(factory, weights)
         self._rates: list[Any] = [group.get("lr") for group in self._optimizer.param_groups]
@@ -151,45 +152,63 @@ class OwnOptimizer:
 
     def update(self, grad: Tensor, step: int | Clock) -> None:
         """See :class:`FlatOptimizer`: keeps the gradient."""
-        self._grad.copy_(grad if self._dropped is None else grad.masked_fill(self._dropped, 0))
+        self._grad.copy_(grad if self._held is None else grad.masked_fill(self._held, 0))
 
     def finish(self, step: int, loss: Tensor, again: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """See :class:`FlatOptimizer`: the optimiser's step, which begins with the gradient that is known.
 
         Raises:
-            InputError: the optimiser puts other memory in the place of the weights.
+            InputError: the optimiser's code fails, or puts other memory in the place of the weights.
         """
+        if self._weights.numel() == 0:
+            return
         if self._rate.varies:
             for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = float(lr) * self._rate.factor(step)
         at, known = self._weights.data_ptr(), True
+        failed: Exception | None = None  # within the evaluation, which is none of the optimiser's
 
         def closure() -> Tensor:
-            nonlocal known
+            nonlocal known, failed
             if known:
                 known = False
                 self._weights.grad = self._grad
                 return loss
-            other, grad = again()
-            if self._dropped is not None:
-                grad = grad.masked_fill(self._dropped, 0)
-            self._weights.grad = grad
+            self._put_back()
+            try:
+                other, grad = again()
+            except Exception as error:
+                failed = error
+                raise
+            self._weights.grad = grad if self._held is None else grad.masked_fill(self._held, 0)
             return other
 
-        if self._takes_closure:
-            self._optimizer.step(closure)  # type: ignore[arg-type]  # a scalar tensor, as in torch's examples
-        else:
-            closure()
-            self._optimizer.step()
+        try:
+            if self._takes_closure:
+                self._optimizer.step(closure)  # type: ignore[arg-type]  # a scalar tensor, as torch's examples
+            else:
+                closure()
+                self._optimizer.step()
+        except Exception as error:
+            if error is failed or isinstance(error, torch.OutOfMemoryError | OESError):
+                raise
+            raise InputError(
+                f"optimizer: expected one that takes a dense gradient of {self._weights.dtype} and shape "
+                f"{tuple(self._weights.shape)}, {type(self._optimizer).__name__} raises in step {step} "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         self._weights.grad = None
         if self._weights.data_ptr() != at:
             raise InputError(
                 "optimizer: expected one that updates the weights in place, "
                 f"{type(self._optimizer).__name__} replaces them"
             )
-        if self._dropped is not None:
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self._held is not None and self._values is not None:
             with torch.no_grad():
-                self._weights.masked_fill_(self._dropped, 0)
+                self._weights.copy_(torch.where(self._held, self._values, self._weights))
 
     def first_gradient(self) -> Tensor:
         """See :class:`FlatOptimizer`."""
@@ -220,10 +239,12 @@ def _made(factory: OptimizerFactory, weights: Tensor) -> torch.optim.Optimizer:
         )
     try:
         optimizer = factory([weights])
-    except (TypeError, ValueError) as error:
+    except (torch.OutOfMemoryError, OESError):
+        raise
+    except Exception as error:
         raise InputError(
             "optimizer: expected a function that makes a torch.optim.Optimizer of [weights], it raises "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from oes_fast._checks import check_choice, check_number
-from oes_fast.errors import InputError
+from oes_fast.errors import InputError, OESError
 from oes_fast.ops._clock import Clock
 
 SCHEDULES = ("cosine", "linear")
-_SAMPLES = 1000  # values of a function that a checkpoint knows it by
+_SAMPLES = 100_000  # values of a function that a checkpoint knows it by
 _ROWS = 1 << 15  # steps whose rates a clock holds at a time
 _LEAST = math.ulp(0.0)  # the operators refuse 0, and this moves nothing either
 
@@ -44,6 +44,7 @@ class Schedule:
             check_choice("schedule", schedule, SCHEDULES)
         self.lr = lr
         self._schedule, self._steps = schedule, steps
+        self._name: str | None = None  # of a function, once its values were looked at
 
     @classmethod
     def of(cls, lr: float | Schedule) -> Schedule:
@@ -69,7 +70,15 @@ class Schedule:
         if self._schedule == "linear":
             return 1.0 - step / max(self._steps, 1)
         assert not isinstance(self._schedule, str)
-        value = self._schedule(step)
+        try:
+            value = self._schedule(step)
+        except OESError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"schedule({step}): expected a number from a function of the step, it raises "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
@@ -87,14 +96,22 @@ class Schedule:
         return Clock(like.device, lr=rate, rows=max(rows, 1), dtype=like.dtype)
 
     def settings(self) -> dict[str, Any]:
-        """What a result depends on, as JSON values: a function by a hash of its values."""
+        """What a result depends on, as JSON values: a function by a hash of its values.
+
+        Of all steps, or of _SAMPLES among more: no more calls than the run makes.
+
+        Raises:
+            InputError: as :meth:`factor`.
+        """
         if self._schedule is None:
             return {}
         if isinstance(self._schedule, str):
             name = self._schedule
+        elif self._name is not None:
+            name = self._name
         else:
             count = min(self._steps, _SAMPLES)
             places = [number * self._steps // count for number in range(count)]
             values = struct.pack(f"<{count}d", *map(self.factor, places))
-            name = f"function {hashlib.sha256(values).hexdigest()[:16]}"
+            name = self._name = f"function {hashlib.sha256(values).hexdigest()[:16]}"
         return {"schedule": f"{name} over {self._steps} steps"}

@@ -115,6 +115,7 @@ def search_mask(
 
     Args:
         net: generator with its initial weights w0; neither they nor its running statistics are changed.
+            Weights of parameters that it holds fixed (``requires_grad`` off) may be masked like any other.
         z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
             [1, C, L] on the reference. Or N of them for N images, see :func:`oes_fast.train_sparse`.

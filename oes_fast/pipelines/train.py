@@ -95,7 +95,8 @@ def train_sparse(
     """Train the kept weights by Adam on mean((G(w * mask, z) - noisy)^2); the dropped ones stay zero.
 
     Args:
-        net: generator; copied, and left alone.
+        net: generator; copied, and left alone. Parameters that it holds fixed (``requires_grad`` off) stay as
+            they are, but for what the mask drops.
         mask: which weights to keep.
         z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and
@@ -122,7 +123,7 @@ def train_sparse(
         schedule: factor on the learning rate in update t of T, from t = 0: "cosine", (1 + cos(pi t / T)) / 2;
             "linear", 1 - t / T; a function of t that gives one, finite and >= 0, and the same whenever it is
             asked; None for 1. A run with one is resumed with the same number of steps; a function is known
-            to checkpoints by its values, at up to 1000 steps.
+            to checkpoints by its values, at all steps, or at 100,000 among more.
         weight_decay: >= 0, coupled as in torch.optim.Adam: its multiple of the weights is added to the
             gradient before the moments are taken. For AdamW's, see ``optimizer``.
         optimizer: function that makes a torch.optim.Optimizer of [weights], one flat tensor, to take Adam's

@@ -17,7 +17,8 @@ class WeightNoise(StepHook):
 
     The noise of a weight is that of its place in the flat vector. Only weights of convolutions get noise,
     parameters of four dimensions as in the published code and those of one- and three-dimensional
-    convolutions: biases and batch norm's scales and shifts do not.
+    convolutions: biases and batch norm's scales and shifts do not, nor does what the network holds fixed
+    (``requires_grad`` off).
 
     Args:
         net: whose parameters the flat vector holds, all of them.
@@ -33,8 +34,9 @@ class WeightNoise(StepHook):
         convs = {
             f"{name}.weight".removeprefix(".") for name, m in net.named_modules() if isinstance(m, _ConvNd)
         }
+        trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         for name, view in layout.views(self._std).items():
-            if view.ndim == 4 or name in convs:
+            if name in trained and (view.ndim == 4 or name in convs):
                 view.fill_(std)
         self._rate, self._seed = rate, seed
 

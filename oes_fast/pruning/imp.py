@@ -75,7 +75,8 @@ def imp_rounds(
     are kept; a shift is kept where training has moved it far enough.
 
     Args:
-        net: generator with its initial weights; copied, and left alone.
+        net: generator with its initial weights; copied, and left alone. Parameters that it holds fixed
+            (``requires_grad`` off) are pruned like others and not trained.
         z: fixed input, shape [1, C, H, W].
         noisy: image to fit, shape [1, C', H', W'], or with ``forward`` a measurement.
         forward: as for :func:`oes_fast.train_sparse`, and so are ``loss``, ``weight`` and ``tv``.

@@ -140,7 +140,7 @@ class SparseGenerator(nn.Module):
         """
         weights: Tensor = self.weights
         self._named.check(weights)
-        trained = self._named.trained(weights.device)
+        trained = self.trained()
         if trained is not None:  # parameters that the network holds fixed get no gradient here either
             weights = torch.where(trained, weights, weights.detach())
         noise = step_noise(input_noise, step=step, seed=seed)
@@ -278,6 +278,10 @@ class SparseGenerator(nn.Module):
             InputError: values given by ``.data = `` do not fit, or both a part and the vector got other ones.
         """
         return self._named.parts(self.weights)
+
+    def trained(self) -> Tensor | None:
+        """Which of ``weights`` are of parameters that the network does not hold fixed, bool; None for all."""
+        return self._named.trained(self.weights.device)
 
     def dense_buffers(self) -> list[tuple[str, Tensor]]:
         """The running statistics under their names in the dense network."""

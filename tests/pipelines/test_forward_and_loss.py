@@ -456,6 +456,20 @@ def test_a_run_that_leaves_is_said_whatever_the_unit(small, scale):
         assert fit(steps=20, lr=30.0).diverged
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_loss_that_changes_the_measurement_leaves_the_callers(small, checkpoint, tmp_path):
+    noisy = small.noisy.clone()
+    path = tmp_path / "run.safetensors" if checkpoint else None
+    with pytest.raises(oes.InputError, match="loss: expected to leave measured and noisy as they are"):
+        script(
+            small,
+            path,
+            noisy=noisy,
+            loss=lambda measured, noisy: (measured - noisy.mul_(0.5)).square().mean(),
+        )
+    assert torch.equal(noisy, small.noisy)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # checkpoints
 
@@ -483,12 +497,22 @@ def by(factor):
     return lambda image: factor * half(image)
 
 
+def only_above(least, image):
+    """Refuses others."""
+    assert image.min() >= least, "too small"
+    return 1 * image
+
+
 MADE = {
     "lambda": lambda: {"forward": lambda image: F.avg_pool2d(image, 2)},
     "closure": lambda: {"forward": by(torch.tensor(0.5).double())},
     "partial": lambda: {"forward": functools.partial(F.avg_pool2d, kernel_size=2)},
     "module": lambda: {"forward": nn.AvgPool2d(2)},
     "method A": lambda: {"forward": types.SimpleNamespace(A=half)},
+    "refuses negative values": lambda: {"forward": lambda image: only_above(-0.5, half(image))},
+    "NaN of negative values": lambda: {
+        "forward": lambda image: half(image).clamp(min=-1e-3).add(1e-3).sqrt()
+    },
     "loss": lambda: {"forward": half, "loss": nn.SmoothL1Loss()},
     "weight": lambda: {"forward": half, "weight": drawn(8, 10)},
     "tv": lambda: {"forward": half, "tv": 0.1},
@@ -530,6 +554,32 @@ OTHERS = {
     "loss, slope": (
         {"forward": half, "loss": nn.HuberLoss(delta=0.1)},
         {"forward": half, "loss": nn.HuberLoss(delta=0.101)},
+        "loss function",
+    ),
+    "negative values": ({"forward": half}, {"forward": lambda x: half(x).abs()}, "forward"),
+    "large values": (
+        {"forward": lambda x: half(x).clamp(max=3)},
+        {"forward": lambda x: half(x).clamp(max=6)},
+        "forward",
+    ),
+    "none below zero": (
+        {"forward": lambda x: only_above(-0.5, half(x))},
+        {"forward": lambda x: 1.001 * only_above(-0.5, half(x))},
+        "forward",
+    ),
+    "refuses negative values, or not": (
+        {"forward": lambda x: only_above(-0.5, half(x))},
+        {"forward": half},
+        "forward",
+    ),
+    "loss far off": (
+        {"forward": half, "loss": nn.HuberLoss(delta=2.0)},
+        {"forward": half, "loss": nn.HuberLoss(delta=3.0)},
+        "loss function",
+    ),
+    "loss close by": (
+        {"forward": half, "loss": nn.SmoothL1Loss(beta=1e-3)},
+        {"forward": half, "loss": nn.SmoothL1Loss(beta=2e-3)},
         "loss function",
     ),
     "weight": (

@@ -114,6 +114,16 @@ def test_dropped_weights_stay_zero_whatever_it_does(small, backend):
     assert_close(found[small.mask.flat], start[small.mask.flat] + 0.01 * STEPS, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lbfgs", "adamw"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_without_weights_it_makes_no_step(small, name, backend):
+    skip_unless_available(backend)
+    empty = oes.Mask.from_flat(small.net, torch.zeros_like(small.mask.flat))
+    fit = train(small._replace(mask=empty), OPTIMIZERS[name], backend=backend)
+    assert fit.steps == STEPS
+    assert not flatten(fit.net).any()
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_interrupted_it_goes_on_bit_for_bit(name, backend, tmp_path):
@@ -150,18 +160,43 @@ def test_dense_dip_takes_one(small):
     assert fit.history.loss == pytest.approx(adam.history.loss, rel=1e-9)
 
 
+class Scaled(SGD):
+    """Has settings outside of its groups."""
+
+    rule = "plain"
+
+    def __init__(self, params, *, scale, ramp=(0, 1)):
+        super().__init__(params, lr=0.1)
+        self.scale, self._ramp = scale, ramp
+        self.calls = []  # no number: may change
+
+
+class Other(Scaled):
+    rule = "other"
+
+
 @pytest.mark.parametrize(
     ("of", "this", "says"),
     [
+        (
+            lambda w: Scaled(w, scale=1.0), lambda w: Scaled(w, scale=1.5),
+            r"with _ramp=\(0, 1\), rule='plain', scale=1\.0, this run has .* scale=1\.5",
+        ),
+        (
+            lambda w: Scaled(w, scale=1, ramp=(0, 1)), lambda w: Scaled(w, scale=1, ramp=(0, 2)),
+            r"_ramp=\(0, 1\).*_ramp=\(0, 2\)",
+        ),
+        (lambda w: Scaled(w, scale=1), lambda w: Other(w, scale=1), "rule='plain'.* rule='other'"),
         (None, "sgd", r"with optimizer = None, this run has torch\.optim\.sgd\.SGD\("),
         ("sgd", None, r"with optimizer = torch\.optim\.sgd\.SGD\(.*, this run has None"),
         ("sgd", "adamw", "with optimizer = "),
         ("sgd", lambda w: SGD(w, lr=0.25, momentum=0.9, nesterov=True), r"lr=0\.5.* this run has .*lr=0\.25"),
     ],
-)
+)  # fmt: skip
 def test_a_checkpoint_of_another_one_is_refused(small, of, this, says, tmp_path):
     options = {"checkpoint": tmp_path / "checkpoint", "resume": True}
-    train(small, OPTIMIZERS.get(of), **options)
+    train(small, OPTIMIZERS.get(of, of), **options)
+    assert train(small, OPTIMIZERS.get(of, of), **options).steps == STEPS  # the same goes on
     with pytest.raises(oes.CheckpointError, match=says):
         train(small, OPTIMIZERS.get(this, this), **options)
 
@@ -219,6 +254,12 @@ def replacing(w):
         (lambda w: SGD(w, lr=-1.0), {}, "optimizer: .* it raises ValueError: Invalid learning rate"),
         (lambda w: w, {}, "optimizer: expected it to make a torch.optim.Optimizer, got list"),
         (lambda w: SGD([w[0].detach().clone()], lr=0.1), {}, "optimizer: expected one of the weights"),
+        (lambda w: 1 / 0, {}, "optimizer: .* it raises ZeroDivisionError: division by zero"),
+        (
+            lambda w: torch.optim.SparseAdam(w), {},
+            r"optimizer: expected one that takes a dense gradient of torch\.float64 and shape \(\d+,\), "
+            "SparseAdam raises in step 0 RuntimeError: SparseAdam does not support dense gradients",
+        ),
         (replacing, {}, "optimizer: expected one that updates the weights in place, Replacing"),
         (OPTIMIZERS["sgd"], {"lr": 0.1}, "lr: expected none beside optimizer, which has its own, got 0.1"),
         (OPTIMIZERS["sgd"], {"weight_decay": 0.1}, "weight_decay: expected none beside optimizer"),
@@ -231,6 +272,21 @@ def replacing(w):
 def test_what_does_not_fit_is_refused(small, optimizer, options, says):
     with pytest.raises(oes.InputError, match=says):
         train(small, optimizer, **options)
+
+
+@pytest.mark.parametrize("kind", [oes.OESError, KeyError])
+def test_what_fails_in_an_evaluation_is_not_its_fault(small, kind):
+    calls = []
+
+    def forward(image):
+        calls.append(1)
+        if len(calls) == 3:
+            raise kind("why")
+        return 1 * image
+
+    with pytest.raises(oes.OESError, match="why") as caught:
+        train(small, OPTIMIZERS["lbfgs"], forward=forward)
+    assert "optimizer" not in str(caught.value)
 
 
 def test_a_first_gradient_that_is_not_finite_is_said(small):

@@ -111,11 +111,28 @@ def test_a_checkpoint_of_another_schedule_is_refused(small, run, of, changes, tm
         (lambda step: -1.0, r"schedule\(\d\): expected a finite number >= 0.0, got -1.0"),
         (lambda step: math.nan, r"schedule\(\d\): expected a finite number"),
         (lambda step: "fast", r"schedule\(\d\): expected a number, got str"),
+        (lambda step: 1 / 0, r"schedule\(0\): expected a number from .* it raises ZeroDivisionError: divis"),
+        (lambda: 1.0, r"schedule\(0\): expected a number from a function of the step, it raises TypeError"),
     ],
 )
 def test_what_is_no_schedule_is_refused(small, run, schedule, says):
     with pytest.raises(oes.InputError, match=says):
         start(run, small, schedule=schedule)
+
+
+def test_a_function_that_differs_at_one_step_is_another():
+    for steps, place in ((4_000, 1), (100_000, 77_777)):
+        plain = Schedule(0.1, lambda step: 1.0, steps).settings()
+        assert Schedule(0.1, lambda step: 1.0, steps).settings() == plain
+        other = Schedule(0.1, lambda step, place=place: 0.5 if step == place else 1.0, steps).settings()
+        assert other != plain
+
+
+def test_a_function_is_looked_at_once_and_not_at_all_steps_of_a_long_run():
+    asked = []
+    schedule = Schedule(0.1, lambda step: asked.append(step) or 1.0, 400_000)
+    assert schedule.settings() == schedule.settings()
+    assert asked == list(range(0, 400_000, 4))
 
 
 def test_names_end_at_zero():
