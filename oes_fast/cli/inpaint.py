@@ -41,7 +41,9 @@ class InpaintOptions(TaskOptions):
 
     def task(self, pixels: Tensor, clean: Tensor | None, seed: int) -> Task:
         """As :func:`oes_fast.tasks.inpainting`."""
-        mask = None if self.mask is None else load_plane(self.mask) > 0.5
+        mask = None if self.mask is None else load_plane(self.mask)
+        if mask is not None and self.mask is not None and self.mask.suffix.lower() != ".npy":
+            mask = mask > 0.5  # an image; numbers are to be 0 and 1
         return inpainting(pixels, mask, missing=self.missing, sigma=self.sigma, seed=seed, clean=clean)
 
 

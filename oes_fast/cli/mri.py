@@ -143,11 +143,12 @@ def _complex(path: Path) -> Tensor:
 
 
 def _mask(path: Path) -> Tensor:
-    """0 and 1, [W] or [H, W]; above half of white is measured."""
+    """[W] or [H, W]: the numbers of a .npy, to be 0 and 1; of an image, above half of white is measured."""
     if path.suffix.lower() == ".npy":
         array = load_numbers(path)
         if array.ndim == 1 and array.dtype.kind != "c":
-            return torch.from_numpy(array.astype(np.float32)) > 0.5
+            return torch.from_numpy(array.astype(np.float32))
+        return load_plane(path)
     return load_plane(path) > 0.5
 
 

@@ -69,7 +69,15 @@ def superresolution(
     shape = channels, height, width
     check_clean(clean, sigma, (1, *shape), image)
     forward = _operator(shape, factor, filter, image)
-    noisy = image if sigma is None else simulated(forward, image, sigma, seed)
+    try:
+        noisy = image if sigma is None else simulated(forward, image, sigma, seed)
+    except (
+        IndexError,
+        RuntimeError,
+    ) as error:  # of deepinv's bicubic filter where it is wider than the image
+        raise InputError(
+            f"factor: expected one whose filter fits the image of {width} x {height} pixels, got {factor}"
+        ) from error
     return Task(
         name="superresolution",
         noisy=noisy,

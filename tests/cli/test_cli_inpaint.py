@@ -225,3 +225,11 @@ def test_help_lists_own_and_shared_options(capsys: pytest.CaptureFixture[str]) -
             "--output",
         ):
             assert option in text
+
+
+def test_a_mask_of_other_numbers_is_refused(
+    cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "mask.npy", np.full((24, 24), 0.7))
+    args = ["inpaint", cli_images / "rgb.png", "--mask", tmp_path / "mask.npy", "-o", tmp_path / "o.png"]
+    assert "--mask: expected 0 or 1 in every element" in fails(capsys, *args)

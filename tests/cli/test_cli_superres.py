@@ -56,6 +56,7 @@ def test_of_a_measured_image(cli_images: Path, tmp_path: Path, capsys: pytest.Ca
         ([], "--factor"),
         (["--factor", "1"], "--factor: expected an integer >= 2, got 1"),
         (["--factor", "2.5"], "--factor"),
+        (["--factor", "24", "--sigma", "0"], "--factor: expected one whose filter fits the image of 24 x 24"),
         (["--factor", "5", "--sigma", "0"], "--factor: expected one that divides the image's 24 rows"),
         (["--factor", "2", "--filter", "lanczos"], "--filter: expected one of bicubic, gaussian, bilinear"),
         (
