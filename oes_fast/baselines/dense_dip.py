@@ -57,7 +57,8 @@ def dense_dip(
 
     Args:
         net: generator, such as :func:`oes_fast.fresh_generator`'s or :func:`oes_fast.models.deep_decoder`;
-            copied, and left alone. Parameters that it holds fixed (``requires_grad`` off) stay as they are.
+            copied, and left alone. Parameters that it holds fixed (``requires_grad`` off) stay as
+            they are, unless it holds all fixed.
         z: fixed input, shape [1, C, h, w], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's. Or N of them for N
             images, see :func:`oes_fast.train_sparse`.

@@ -97,7 +97,8 @@ def sgld(
 
     Args:
         net: generator, such as :func:`oes_fast.fresh_generator`'s or :func:`oes_fast.models.deep_decoder`;
-            copied, and left alone. Parameters that it holds fixed (``requires_grad`` off) stay as they are.
+            copied, and left alone. Parameters that it holds fixed (``requires_grad`` off) stay as
+            they are, unless it holds all fixed.
         z: fixed input, shape [1, C, h, w], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's.
         noisy: image to fit, shape [1, C', H, W] as the network gives, same dtype and device as the network.

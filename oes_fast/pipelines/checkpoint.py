@@ -186,10 +186,11 @@ def checkpoint_step(path: str | os.PathLike[str]) -> int | None:
 def network_digest(net: nn.Module) -> str:
     """The network's fingerprint and 8 hex digits of the SHA-256 of its layers, in which options show.
 
-    Of a network that holds parameters fixed, their names are in the hash as well.
+    Of a network that holds some parameters fixed, their names are in the hash as well.
     """
     fixed = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-    text = f"{net!r}{fixed or ''}"
+    some = 0 < len(fixed) < sum(1 for _ in net.parameters())
+    text = f"{net!r}{fixed if some else ''}"
     return f"{fingerprint(net)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

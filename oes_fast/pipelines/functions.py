@@ -98,7 +98,7 @@ class DenseFunction:
 
     def update_mask(self) -> Tensor | None:
         """See :class:`GeneratorFunction`: what the mask keeps, but for parameters held fixed."""
-        if all(self._trained.values()):
+        if all(self._trained.values()) or not any(self._trained.values()):
             return self._mask
         trained = torch.ones(self._layout.numel, dtype=torch.bool, device=self._z.device)
         for name, view in self._layout.views(trained).items():
@@ -190,6 +190,8 @@ class RewrittenFunction:
         entry: Entry | None = None,
     ) -> None:
         self._module = sparsify(net, mask, entry=entry, backend=backend, verify=verify).train()
+        # Where all are held fixed, as in a network prepared for inference, that says nothing of a training.
+        self._any_trained = any(parameter.requires_grad for parameter in net.parameters())
         self._z = self._source = z
         self._noise: StepNoise | None = None
         if noisy and not self._lays_out(backend):
@@ -220,7 +222,8 @@ class RewrittenFunction:
 
     def update_mask(self) -> Tensor | None:
         """See :class:`GeneratorFunction`: all kept weights, but for parameters held fixed."""
-        return self._module.trained()
+        trained = self._module.trained()
+        return trained if trained is None or self._any_trained else None
 
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
         """Image [1, C, H, W] of ``weights`` [kept]; ``fused_loss`` is taken along where it can be."""

@@ -96,7 +96,7 @@ def train_sparse(
 
     Args:
         net: generator; copied, and left alone. Parameters that it holds fixed (``requires_grad`` off) stay as
-            they are, but for what the mask drops.
+            they are, but for what the mask drops; a network that holds all fixed is trained whole.
         mask: which weights to keep.
         z: fixed input, shape [1, C, H, W], see :func:`oes_fast.noise_input`. Networks other than
             :func:`oes_fast.models.skip`'s may take one of another size than the image's; [1, C] and

@@ -36,7 +36,7 @@ class WeightNoise(StepHook):
         }
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         for name, view in layout.views(self._std).items():
-            if name in trained and (view.ndim == 4 or name in convs):
+            if (name in trained or not trained) and (view.ndim == 4 or name in convs):
                 view.fill_(std)
         self._rate, self._seed = rate, seed
 

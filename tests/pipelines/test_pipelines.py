@@ -263,7 +263,7 @@ def test_a_density_that_keeps_nothing_is_refused_before_the_work(problem):
 def test_nothing_of_the_caller_changes(make_problem, run, training):
     net, mask, z, noisy, clean = problem = make_problem()
     net.train(training)
-    next(net.parameters()).requires_grad_(False)
+    net.requires_grad_(False)
     grad_mode = torch.is_grad_enabled()
     with unchanged(net, mask.flat, z, noisy, clean):
         result = start(run, problem, average=0.9) if run == "train" else start(run, problem)
