@@ -94,6 +94,16 @@ def check_network(net: object) -> nn.Module:
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
+def fixed_parameters(net: nn.Module) -> list[str]:
+    """Names of the parameters that a training leaves as they are, in parameters() order.
+
+    Those with ``requires_grad`` off; none where all are, as in a network that was prepared for inference:
+    that says nothing of a training.
+    """
+    fixed = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    return fixed if any(parameter.requires_grad for parameter in net.parameters()) else []
+
+
 def flatten(net: nn.Module) -> Tensor:
     """A copy of all parameters as one vector [numel], without gradient."""
     FlatLayout.of(net)

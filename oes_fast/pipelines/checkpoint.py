@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from oes_fast._checks import check_number
 from oes_fast.autotune_cache import choices_in_use, take_choices
 from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError, warn_caller
-from oes_fast.flat import fingerprint
+from oes_fast.flat import fingerprint, fixed_parameters
 from oes_fast.io.files import check_writable, load_metadata, load_tensors, save_tensors
 from oes_fast.pipelines.differences import compare
 from oes_fast.pipelines.environment import differences as differences_of
@@ -188,9 +188,7 @@ def network_digest(net: nn.Module) -> str:
 
     Of a network that holds some parameters fixed, their names are in the hash as well.
     """
-    fixed = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-    some = 0 < len(fixed) < sum(1 for _ in net.parameters())
-    text = f"{net!r}{fixed if some else ''}"
+    text = f"{net!r}{fixed_parameters(net) or ''}"
     return f"{fingerprint(net)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -13,7 +13,7 @@ from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
 from oes_fast.entry import Entry, entry_of
 from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
-from oes_fast.flat import FlatLayout, flatten, unflatten_
+from oes_fast.flat import FlatLayout, fixed_parameters, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
@@ -81,6 +81,7 @@ class DenseFunction:
         self._z = self._source = z
         self._mask = mask
         self._layout = FlatLayout.of(net)
+        self._fixed = fixed_parameters(net)
         self._trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
         self._parameters = [parameter.requires_grad_() for parameter in self._net.parameters()]
         self._places = [
@@ -98,11 +99,12 @@ class DenseFunction:
 
     def update_mask(self) -> Tensor | None:
         """See :class:`GeneratorFunction`: what the mask keeps, but for parameters held fixed."""
-        if all(self._trained.values()) or not any(self._trained.values()):
+        if not self._fixed:
             return self._mask
         trained = torch.ones(self._layout.numel, dtype=torch.bool, device=self._z.device)
-        for name, view in self._layout.views(trained).items():
-            view.fill_(self._trained[name])
+        views = self._layout.views(trained)
+        for name in self._fixed:
+            views[name].fill_(False)
         return trained if self._mask is None else trained & self._mask
 
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
@@ -190,8 +192,7 @@ class RewrittenFunction:
         entry: Entry | None = None,
     ) -> None:
         self._module = sparsify(net, mask, entry=entry, backend=backend, verify=verify).train()
-        # Where all are held fixed, as in a network prepared for inference, that says nothing of a training.
-        self._any_trained = any(parameter.requires_grad for parameter in net.parameters())
+        self._fixed = fixed_parameters(net)
         self._z = self._source = z
         self._noise: StepNoise | None = None
         if noisy and not self._lays_out(backend):
@@ -222,8 +223,7 @@ class RewrittenFunction:
 
     def update_mask(self) -> Tensor | None:
         """See :class:`GeneratorFunction`: all kept weights, but for parameters held fixed."""
-        trained = self._module.trained()
-        return trained if trained is None or self._any_trained else None
+        return self._module.trained() if self._fixed else None
 
     def __call__(self, weights: Tensor, *, update_stats: bool, fused_loss: FusedLoss | None = None) -> Tensor:
         """Image [1, C, H, W] of ``weights`` [kept]; ``fused_loss`` is taken along where it can be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from oes_fast.flat import FlatLayout
+from oes_fast.flat import FlatLayout, fixed_parameters
 from oes_fast.ops.philox import add_normal_noise
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.schedule import Schedule
@@ -34,9 +34,9 @@ class WeightNoise(StepHook):
         convs = {
             f"{name}.weight".removeprefix(".") for name, m in net.named_modules() if isinstance(m, _ConvNd)
         }
-        trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+        fixed = fixed_parameters(net)
         for name, view in layout.views(self._std).items():
-            if (name in trained or not trained) and (view.ndim == 4 or name in convs):
+            if name not in fixed and (view.ndim == 4 or name in convs):
                 view.fill_(std)
         self._rate, self._seed = rate, seed
 
