@@ -50,6 +50,8 @@ def refuse_transforms(**tensors: Tensor) -> None:
         InputError: naming the argument.
     """
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
             raise InputError(
                 f"{name}: expected no tangent of forward-mode differentiation (torch.func.jvp, jacfwd), got "

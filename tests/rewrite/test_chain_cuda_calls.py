@@ -95,7 +95,7 @@ def test_wrong_tensors_are_refused_before_their_address_is_taken():
     target = torch.zeros(fast.plan(z).graph.output.shape, device=z.device)
 
     def run(weights=weights, source=source, buffers=buffers, target=target):
-        return function(weights, source, buffers, update_stats=True, counted=[], target=target)
+        return function(weights, [source], buffers, update_stats=True, counted=[], target=target)
 
     run()
     for changes, name in (
@@ -126,7 +126,7 @@ def test_more_networks_than_a_grid_has_are_refused(count):
     _, fast, z = networks(CASES[0], torch.float32, backend=BACKEND)
     function, source = chain_of(fast, z, CudaChain, count)
     with pytest.raises(oes.InputError, match=f"networks: expected 1 to 65535, got {count}"):
-        function(fast.weights, source, dict(fast.dense_buffers()), update_stats=False, counted=[])
+        function(fast.weights, [source], dict(fast.dense_buffers()), update_stats=False, counted=[])
 
 
 @pytest.mark.parametrize("refusals", [1, 2])

@@ -232,14 +232,14 @@ def test_wrong_tensors_are_refused():
         with pytest.raises(oes.InputError, match=f"{name}: expected"):
             function(
                 given["weights"],
-                given["source"],
+                [given["source"]],
                 buffers,
                 update_stats=True,
                 counted=[],
                 target=given["target"],
             )
     with pytest.raises(oes.InputError, match="networks: expected 1 to 65535, got 0"):
-        chain_of(fast, z, TritonChain, 0)[0](weights, source, buffers, update_stats=False, counted=[])
+        chain_of(fast, z, TritonChain, 0)[0](weights, [source], buffers, update_stats=False, counted=[])
 
 
 def test_what_the_engine_does_not_take_runs_on_pytorch():

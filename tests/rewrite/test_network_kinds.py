@@ -288,5 +288,5 @@ def test_inputs_that_are_no_image_run_on_the_reference(shape: tuple[int, ...]) -
     assert found.backend == "reference"
     with pytest.raises(oes.TraceError, match="needs a z of shape"):
         oes.search_mask(net, z, NOISY, steps=2, density=0.5, backend="torch")
-    with pytest.raises(oes.InputError, match="z: expected one input"):
+    with pytest.raises(oes.InputError, match="z: expected an input for each of 1 images"):
         oes.search_mask(net, z.repeat(2, *[1] * (len(shape) - 1)), NOISY, steps=2, density=0.5)
