@@ -30,11 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "batch": {
         *CHECKS, "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
-        "recipe", "version",
+        "recipe", "version", "workers",
     },
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "version", "weights_file",
+        "precision", "pruning", "version", "weights_file", "workers",
     },
     "analysis": {
         *CHECKS, "copies", "entry", "flat", "mask", "pipelines", "reference", "rewrite.ir",
@@ -96,6 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "requirements": set(),
     "timing": set(),
     "version": set(),
+    "workers": set(),
 }  # fmt: skip
 
 
