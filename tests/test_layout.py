@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
     },
     "batch": {
-        *CHECKS, "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
+        *CHECKS, "backends", "flat", "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
         "recipe", "version", "workers",
     },
     "comparison": {

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from oes_fast.batch.job import FAILED, Job, Options, Outcome, Step, Stopped, ignore, never
+from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
 from oes_fast.batch.run import run_job
 from oes_fast.workers import Told, work_in_processes
 
@@ -17,7 +17,7 @@ DIED = f"its process was killed {TRIES} times, by lack of memory perhaps: fewer 
 
 
 def outcomes(
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | MaskSearch],
     options: Options,
     *,
     workers: int = 1,
@@ -43,7 +43,7 @@ def outcomes(
     return _in_processes(jobs, options, workers, threads or 1, stopping, tell)
 
 
-def _here(jobs: Iterator[Job], options: Options, threads: int | None) -> Iterator[Outcome]:
+def _here(jobs: Iterator[Job | MaskSearch], options: Options, threads: int | None) -> Iterator[Outcome]:
     before = torch.get_num_threads()
     try:
         if threads is not None:
@@ -60,7 +60,7 @@ def _here(jobs: Iterator[Job], options: Options, threads: int | None) -> Iterato
 
 
 def _in_processes(
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | MaskSearch],
     options: Options,
     workers: int,
     threads: int,
@@ -81,12 +81,12 @@ def _in_processes(
 
 def _prepare(
     options: Options, tell: Callable[[Step], None], stopping: Callable[[], bool]
-) -> Callable[[Job], Outcome | None]:
+) -> Callable[[Job | MaskSearch], Outcome | None]:
     """What runs a job in a process."""
     return partial(_stoppable, options=replace(options, stopping=stopping, report=tell))
 
 
-def _stoppable(job: Job, options: Options) -> Outcome | None:
+def _stoppable(job: Job | MaskSearch, options: Options) -> Outcome | None:
     """The outcome of a job, None where it was stopped."""
     if options.stopping():
         return None
