@@ -261,7 +261,7 @@ class Manifest:
             yield
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # a full disk, no permission
-                with suppress(sqlite3.Error):
+                with suppress(sqlite3.Error, AttributeError):  # it may not be open
                     self._db.execute("rollback")
                 raise OutputError(f"{self.path}: cannot write: {error}") from error
             raise InputError(
