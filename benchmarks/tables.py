@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.batch_manifest import tables as batch_manifest
 from benchmarks.comparison import comparison_at, comparison_cells
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.table_text import (
@@ -405,6 +406,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps": steps,
     "sparseprop": sparseprop,
     "verification": verification,
+    "batch manifest": batch_manifest,
     "own loop": own_loop,
     "convolutions": convolutions,
     "memory bound": memory_bound,

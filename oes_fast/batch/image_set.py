@@ -338,6 +338,7 @@ class _Set:
 
     def summarised(self, left_out: int, began: float) -> Batch:
         """Write the summary; remove what is left over once all is done."""
+        self.manifest.rest()
         found = self.manifest.counts()
         counts = {name: found[name] for name in (DONE, FAILED)}
         counts["waiting"] = sum(found.values()) - sum(counts.values())

@@ -60,7 +60,6 @@ def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
     except OutputError as error:
         return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
     except OESError as error:
-        shutil.rmtree(job.work, ignore_errors=True)  # the image's own fault: nothing to go on from
         return _failed(job, _one_line(error))
     except OSError as error:
         return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
@@ -178,9 +177,11 @@ def _owned(work: Path, options: Options) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)  # whoever had it before may have removed it
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OESError) and not isinstance(error, OutputError):
+                shutil.rmtree(work, ignore_errors=True)  # the image's own fault: nothing to go on from
             with suppress(OSError):
-                work.rmdir()  # nothing is in it where the image was bad
+                work.rmdir()
             raise
         shutil.rmtree(work, ignore_errors=True)
     finally:
