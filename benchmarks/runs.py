@@ -110,7 +110,7 @@ def run_cell(options: argparse.Namespace, cell: Cell) -> None:
         seconds += time.process_time() - began
         assert fit.average is not None
         np.save(options.work / f"{cell.label}-{steps}.npy", fit.average.numpy())
-        figures = {
+        figures: Result = {
             "steps": steps,
             "average": oes.psnr(fit.average, clean),
             "last": oes.psnr(fit.output, clean),

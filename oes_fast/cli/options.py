@@ -146,6 +146,15 @@ WeightsMask = Annotated[
         ".pkl (never run).",
     ),
 ]
+SearchedMask = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask",
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Skip the search and use this mask: .safetensors, or a published .npz or .pkl (never run).",
+    ),
+]
 SearchSteps = Annotated[
     int | None,
     typer.Option(

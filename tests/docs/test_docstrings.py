@@ -37,6 +37,7 @@ WITHOUT = {
     "SgldResult",
     "Sharpness",
     "SparseGenerator",
+    "RunsMean",
     "SparsePattern",
     "StepInfo",
     "Task",
