@@ -44,6 +44,7 @@ from oes_fast.nn import MaskedConv2d
 from oes_fast.noise import add_noise, noise_input
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.loop import StepInfo
+from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.runs_mean import RunsMean, mean_of_runs
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
@@ -94,6 +95,7 @@ __all__ = [
     "search_mask",
     "sparsify",
     "tasks",
+    "train_many",
     "train_sparse",
     "transfer_mask",
 ]

@@ -140,6 +140,7 @@ def run_steps(
     callback: Callback | None,
     progress: bool,
     checkpoint: Checkpoint,
+    stopping: Callable[[], bool] | None = None,
 ) -> Finished:
     """Make ``steps`` updates, then evaluate once more.
 
@@ -149,6 +150,8 @@ def run_steps(
     SIGTERM and SIGHUP are the host application's, which may have set a handler for them: it is called as
     ever. Where it has set none, the process would end at once, and does so after the update under way and its
     checkpoint. Without a checkpoint they are left alone.
+
+    Where ``stopping`` is given, signals are its affair: the run ends as by Ctrl-C where it says true.
 
     Raises:
         InputError: the callback is no function, or returned something that is neither true nor false, such
@@ -174,7 +177,10 @@ def run_steps(
         run.load_state(state)
     stop = fell_back = False
     wrong: InputError | None = None
-    with _delayed_signals(saves=checkpoint.path is not None) as interrupted, _display(progress) as show:
+    signals = (
+        delayed_signals(saves=checkpoint.path is not None) if stopping is None else nullcontext(stopping)
+    )
+    with signals as interrupted, _display(progress) as show:
         while True:
             final = step >= steps or stop or interrupted()
             if final or checkpoint.due():
@@ -280,7 +286,7 @@ def _neither(answer: object, error: Exception) -> InputError:
 
 
 @contextmanager
-def _delayed_signals(*, saves: bool) -> Iterator[Callable[[], bool]]:
+def delayed_signals(*, saves: bool) -> Iterator[Callable[[], bool]]:
     """Turn signals into a flag while inside, so that they never fall into the middle of an update.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,10 @@ from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Arguments that :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse` share; see there."""
+    """Arguments that :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse` share; see there.
+
+    ``stopping`` is that of :func:`oes_fast.pipelines.loop.run_steps`.
+    """
 
     steps: int
     lr: float
@@ -51,6 +54,7 @@ class RunOptions:
     schedule: str | Factor | None = None
     input_noise: float = 0.0
     seed: int = 0  # of that noise
+    stopping: Callable[[], bool] | None = None
 
 
 class Setup:
@@ -159,6 +163,7 @@ class Setup:
             clean=clean,
             callback=options.callback,
             progress=options.progress,
+            stopping=options.stopping,
             checkpoint=Checkpoint(
                 options.checkpoint,
                 {

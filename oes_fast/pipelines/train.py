@@ -204,9 +204,66 @@ def train_sparse(
     )
     if not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
-    mask.check(net)
-    check_optimizer(optimizer, lr=lr, default=LR, weight_decay=weight_decay)
-    return TrainResult(**fit(setup, mask, average=average, weight_decay=weight_decay, optimizer=optimizer))
+    return Training(setup, mask, average=average, weight_decay=weight_decay, optimizer=optimizer).run()
+
+
+class Training:
+    """A training of :func:`train_sparse` before it begins, its arguments checked.
+
+    Args:
+        setup: network, input, image and options, checked.
+        mask: which weights to keep, None for all.
+        average: decay of the running average of the outputs, or None.
+        weight_decay: see :func:`train_sparse`.
+        optimizer: in Adam's place, or None.
+
+    Attributes:
+        setup: as given.
+        mask: as given.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+        MaskMismatchError: the mask belongs to another network.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        mask: Mask | None,
+        *,
+        average: float | None,
+        weight_decay: float,
+        optimizer: OptimizerFactory | None,
+    ) -> None:
+        if mask is not None:
+            mask.check(setup.net)
+        check_optimizer(optimizer, lr=setup.lr, default=LR, weight_decay=weight_decay)
+        self.setup, self.mask = setup, mask
+        self._average, self._weight_decay = check_average(average, weight_decay)
+        self._optimizer = optimizer
+
+    def run(self) -> TrainResult:
+        """Train; see :func:`train_sparse`."""
+        return TrainResult(
+            **fit(
+                self.setup,
+                self.mask,
+                average=self._average,
+                weight_decay=self._weight_decay,
+                optimizer=self._optimizer,
+            )
+        )
+
+
+def check_average(average: float | None, weight_decay: float) -> tuple[float | None, float]:
+    """Both, if they are in range.
+
+    Raises:
+        InputError: one is not.
+    """
+    if average is not None:
+        average = check_number("average", average, minimum=0.0, below=1.0)
+    return average, check_number("weight_decay", weight_decay, minimum=0.0)
 
 
 def fit(
@@ -233,9 +290,7 @@ def fit(
     Raises:
         InputError: ``average`` or ``weight_decay`` is out of range, or ``optimizer`` makes no optimiser.
     """
-    if average is not None:
-        average = check_number("average", average, minimum=0.0, below=1.0)
-    decay = check_number("weight_decay", weight_decay, minimum=0.0)
+    average, decay = check_average(average, weight_decay)
     net = setup.net
     function, backend = setup.bind(mask)
     run = TrainRun(
