@@ -232,6 +232,17 @@ TrainRate = Annotated[
         help=f"Adam's learning rate of the training.  [default: {by_preset('train_lr')}]",
     ),
 ]
+Runs = Annotated[
+    int,
+    typer.Option(
+        "--runs",
+        metavar="K",
+        rich_help_panel=TRAIN,
+        help="Train so many times, each from other weights and another input: those of the seed and of the "
+        "K - 1 numbers after it. OUT is the mean of the images, which is better than each, and "
+        "OUT_spread.png and OUT_spread.npy say how far they lie apart. A search is made once.",
+    ),
+]
 ScheduleName = Annotated[
     str | None,
     typer.Option(

@@ -123,6 +123,7 @@ def _restored(
     tv: o.TotalVariation = 0.0,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    runs: o.Runs = 1,
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
@@ -188,6 +189,7 @@ def _restored(
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
             tv=check_number("--tv", tv, minimum=0.0),
+            runs=runs,
         )
     )
 

@@ -26,6 +26,7 @@ def train(
     lr: o.TrainRate = None,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    runs: o.Runs = 1,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -94,5 +95,6 @@ def train(
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
             weights=weights,
+            runs=runs,
         )
     )

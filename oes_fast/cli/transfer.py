@@ -21,6 +21,7 @@ def transfer(
     lr: o.TrainRate = None,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    runs: o.Runs = 1,
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
@@ -79,5 +80,6 @@ def transfer(
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
             fresh=True,
+            runs=runs,
         )
     )
