@@ -225,7 +225,7 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
         settings["runs"] = request.runs
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
     if several is not None:
-        result |= several.describe(problem)
+        result = several.described(result, problem)
     if request.weights is not None:
         result["weights"] = request.weights
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}

@@ -89,14 +89,20 @@ class Runs:
         planes = shown[0].to("cpu").permute(1, 2, 0).numpy().astype(np.float32)
         return planes[..., 0] if planes.shape[-1] == 1 else planes
 
-    def describe(self, problem: Problem) -> dict[str, Any]:
-        """For the JSON result, in the place of what a single training says."""
+    def described(self, said: dict[str, Any], problem: Problem) -> dict[str, Any]:
+        """The JSON result, with what there is of all runs in the place of what was said of the first."""
         spread = self.spread_shown(problem)
+        seconds = {**said["seconds"], "train": self.seconds}
+        del seconds["total"]
         return {
-            "runs": [self._describe_run(number, problem) for number in range(len(self.results))],
-            "spread": None if spread is None else {"mean": float(spread.mean()), "max": float(spread.max())},
+            **said,
             "collapsed": all(result.collapsed for result in self.there),
             "diverged": all(result.diverged for result in self.there),
+            "steps": {**said["steps"], "train": min(result.steps for result in self.there)},
+            "seconds": {**seconds, "total": sum(seconds.values())},
+            "history": {name: value for name, value in said["history"].items() if name != "train"},
+            "runs": [self._describe_run(number, problem) for number in range(len(self.results))],
+            "spread": None if spread is None else {"mean": float(spread.mean()), "max": float(spread.max())},
         }
 
     def _describe_run(self, number: int, problem: Problem) -> dict[str, Any]:
@@ -228,7 +234,8 @@ def train_runs(
         ]
     except OESError as error:
         results = getattr(error, "results", [])
-        if isinstance(error, InputError) or all(result is None for result in results):
+        # A loss that is not finite is a plain one; others are of arguments, files or backends.
+        if type(error) is not OESError or all(result is None for result in results):
             raise
         failed = {number: str(error) for number, result in enumerate(results) if result is None}
         warn(f"{error}; it is left out of the mean")

@@ -92,7 +92,7 @@ def spread_picture(path: str | os.PathLike[str], spread: Tensor) -> None:
     height, width = values.shape
     enlarge = max(1, math.ceil(MIN_PANEL / width))
     picture = width * enlarge / DPI, height * enlarge / DPI  # inches
-    figure = new_figure(picture[0] + 1.6, picture[1] + 0.4)
+    figure = new_figure(picture[0] + 1.8, picture[1] + 0.4)
     box = figure.get_size_inches()
     axes = figure.add_axes((0.2 / box[0], 0.2 / box[1], picture[0] / box[0], picture[1] / box[1]))
     axes.set_axis_off()
@@ -102,7 +102,7 @@ def spread_picture(path: str | os.PathLike[str], spread: Tensor) -> None:
         drawn,
         cax=bar,
         extend="max" if values.max() > top else "neither",
-        label="standard deviation over the runs (black 0, white 1)",
+        label="standard deviation over the runs,\nin pixel values (white is 1)",
     )
     save_figure(figure, path)
 

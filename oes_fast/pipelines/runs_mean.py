@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +37,9 @@ def mean_of_runs(results: Sequence[TrainResult | None]) -> RunsMean:
     """The mean image of several runs of one image from different seeds: better than each of them.
 
     The image of a run is the running average of its outputs where it has one, else its last output. Runs
-    that collapsed or diverged are left out with a warning, unless all did, and so are those that were
-    interrupted, unless all were. Sums are taken in float64 by Welford's method, one image after another.
+    that collapsed or diverged are left out with a warning, unless all did. So are those that were
+    interrupted; if all were, those are that made less than half the steps of the one that came furthest.
+    Sums are taken in float64 by Welford's method, one image after another.
 
     Args:
         results: of the runs, all of one shape, dtype and device; None for a run that failed, which is left
@@ -82,16 +83,21 @@ def mean_of_runs(results: Sequence[TrainResult | None]) -> RunsMean:
     return RunsMean(mean, spread, used)
 
 
-def runs_to_use(found: dict[int, TrainResult]) -> tuple[int, ...]:
+def runs_to_use(found: Mapping[int, TrainResult]) -> tuple[int, ...]:
     """The numbers of the runs that make the mean, of those that have results; warns of what is left out."""
     sound = {n: r for n, r in found.items() if not r.collapsed and not r.diverged}
-    bad = sorted(set(found) - set(sound))
-    if bad:
-        how = "left out of the mean" if sound else "all of them, so the mean is of all"
-        warn_caller(f"runs {_numbers(bad)} collapsed or diverged: {how}", DivergedRunWarning)
+    if not sound:
+        warn_caller("all runs collapsed or diverged; the mean is of all of them", DivergedRunWarning)
+    elif len(sound) < len(found):
+        bad = ", ".join(str(number) for number in found if number not in sound)
+        warn_caller(
+            f"runs that collapsed or diverged are left out of the mean: number {bad} of {len(found)}, from 0",
+            DivergedRunWarning,
+        )
     kept = sound or found
-    whole = {n: r for n, r in kept.items() if not r.interrupted}
-    return tuple(sorted(whole or kept))
+    whole = tuple(n for n, r in kept.items() if not r.interrupted)
+    furthest = max(r.steps for r in kept.values())
+    return whole or tuple(n for n, r in kept.items() if 2 * r.steps >= furthest)
 
 
 def run_image(result: TrainResult) -> Tensor:
@@ -121,7 +127,3 @@ def mean_and_spread(images: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
         squares = change if squares is None else squares.add_(change)
     spread = None if squares is None else (squares / (count - 1)).sqrt_().to(first.dtype)
     return mean.to(first.dtype), spread
-
-
-def _numbers(numbers: Sequence[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
