@@ -33,8 +33,8 @@ from oes_fast.pipelines.runs_mean import mean_and_spread
 
 NAME = "runs"
 COUNTS = (1, 2, 4, 8, 16)
-METHODS = ("oes", "dense")
 SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average")  # that runs of one folder share
+ABSENT = "not measured"
 LABELS = {"oes": "OES", "nlm": "non-local means", "bm3d": "BM3D"}
 
 
@@ -317,33 +317,32 @@ def tables() -> str:
     result = load(NAME)
     parts = []
     places = {(row["size"], row["image"]): row["noisy"] for row in result["cases"]}
-    for size, image in sorted(places, key=lambda place: (-place[0], place[1] != "pepper")):
-        here = [row for row in result["cases"] if (row["size"], row["image"]) == (size, image)]
-        other = [row for row in result["classical"] if (row["size"], row["image"]) == (size, image)]
-        counts = [k for k in COUNTS if any(mean["runs"] == k for row in here for mean in row["means"])]
-        header = ["", *(f"{k} run{'s' if k > 1 else ''}" for k in counts)]
-        lines = [line for row in here for line in lines_of(row, counts)]
-        for row in other:
-            empty = [""] * (len(counts) - 1)
-            said = f"{row['psnr']:.2f} dB, {seconds_text(row['seconds'])}"
-            lines.append([LABELS[row["method"]], said, *empty])
+    for size, image in sorted(places, key=lambda place: -place[0]):
+        cases, classical = (
+            [row for row in result[kind] if (row["size"], row["image"]) == (size, image)]
+            for kind in ("cases", "classical")
+        )
+        lines = [line for row in cases for line in lines_of(row)]
+        for row in classical:
+            name = LABELS[row["method"]]
+            lines.append([f"{name}, dB", f"{row['psnr']:.2f}", *[""] * (len(COUNTS) - 1)])
+            lines.append([f"{name}, seconds", f"{row['seconds']:.0f}", *[""] * (len(COUNTS) - 1)])
+        header = ["", *(f"{count} run{'s' if count > 1 else ''}" for count in COUNTS)]
         title = f"{image.capitalize()}, {size} x {size}, noisy image {places[size, image]:.2f} dB:"
         parts.append(f"{title}\n\n{table(header, lines)}")
     return f"{caption(NAME, result)}\n" + "\n".join(parts)
 
 
-def lines_of(row: Result, counts: list[int]) -> list[list[object]]:
-    """The lines of one method: PSNR in dB of means, their spread over the groups; seconds."""
+def lines_of(row: Result) -> list[list[object]]:
+    """The lines of one method: PSNR of means in dB, with their spread over the groups; seconds."""
     means = {mean["runs"]: mean for mean in row["means"]}
-    name = LABELS.get(row["method"], f"dense DIP, {row['steps']} steps")
-    psnr = [decibels(means[k]["groups"]) if k in means else "" for k in counts]
-    seconds = [seconds_text(means[k]["seconds"]) if k in means else "" for k in counts]
-    return [[f"{name}, dB", *psnr], [f"{name}, time", *seconds]]
-
-
-def seconds_text(seconds: float | None) -> str:
-    """ "215 s", empty where it is not known."""
-    return "" if seconds is None else f"{seconds:.0f} s"
+    name = LABELS.get(row["method"], f"dense DIP, {row['steps']:,} steps")
+    psnr = [decibels(means[count]["groups"]) if count in means else ABSENT for count in COUNTS]
+    seconds = [
+        f"{means[count]['seconds']:.0f}" if count in means and means[count]["seconds"] else ABSENT
+        for count in COUNTS
+    ]
+    return [[f"{name}, dB", *psnr], [f"{name}, seconds", *seconds]]
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def spread_picture(path: str | os.PathLike[str], spread: Tensor) -> None:
     check_tensor("spread", spread, shape=(1, None, None, None), finite=True)
     values = spread.detach()[0].to("cpu", torch.float64).square().mean(0).sqrt().numpy()
     top = float(np.quantile(values, 0.998)) or float(values.max()) or 1.0
+    thin = max(1, math.ceil(max(values.shape) / MAX_WIDTH))
+    values = values[::thin, ::thin]
     height, width = values.shape
     enlarge = max(1, math.ceil(MIN_PANEL / width))
     picture = width * enlarge / DPI, height * enlarge / DPI  # inches
