@@ -22,11 +22,12 @@ def denoise(
     * OUT_mask.safetensors, the mask, for `train` and `transfer`;
     * OUT_comparison.png, noisy, restored and clean side by side;
     * OUT_psnr.png, the PSNR over the steps (with --sigma or --clean);
+    * OUT_spread.png and OUT_spread.npy, how far several runs lie apart (with --runs);
     * OUT.json, everything about the run, for programs.
 
-    While it runs it keeps OUT.search.ckpt and OUT.train.ckpt, and removes them when every result is written:
-    a run that was stopped or killed goes on with --resume and ends where it would have ended. Ctrl-C writes
-    what there is.
+    While it runs it keeps OUT.search.ckpt and OUT.train.ckpt (one for each of --runs), and removes them when
+    every result is written: a run that was stopped or killed goes on with --resume and ends where it would
+    have ended. Ctrl-C writes what there is.
 
     A run whose output has become flat has collapsed: a warning and "collapsed" in the JSON say so, the
     results are written, and the exit code is 0.

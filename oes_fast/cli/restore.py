@@ -18,7 +18,7 @@ from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
-from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs
+from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs, warn_of_others
 from oes_fast.cli.settings import (
     RunSettings,
     SearchSettings,
@@ -151,6 +151,7 @@ def restore(request: Request) -> int:
     outputs = _plan(request)
     steps = [] if request.search is None else [request.search.steps]
     with outputs.owned(*steps, *[request.train.steps] * request.runs):
+        warn_of_others(outputs)
         return _restore(request, outputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import check_integer
 from oes_fast.cli.console import warn
+from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import Problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import columns, decibels, measure
@@ -182,6 +184,17 @@ def seeds_of(seed: int, runs: int) -> tuple[int, ...]:
 def phases_of(runs: int) -> list[str]:
     """The names of the phases, and in those of their checkpoints, of so many trainings."""
     return ["train"] if runs == 1 else [f"train.{number}" for number in range(runs)]
+
+
+def warn_of_others(outputs: Outputs) -> None:
+    """Warn of checkpoints of trainings that are those of the same output with another --runs."""
+    planned = outputs.checkpoints.paths.values()
+    name = re.compile(re.escape(outputs.beside("").name) + r"\.train(\.\d+)?\.ckpt")
+    folder = outputs.beside("").parent
+    found = sorted(path for path in folder.iterdir() if name.fullmatch(path.name) and path not in planned)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        warn(f"{found[0]}{more}: not of a command with this --runs; neither gone on with nor removed")
 
 
 def train_runs(

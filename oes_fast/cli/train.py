@@ -60,7 +60,8 @@ def train(
     options of one `denoise` give the same image.
 
     Writes, for -o OUT.png: OUT.png, OUT_comparison.png, OUT_psnr.png (with --sigma or --clean) and OUT.json;
-    OUT.train.ckpt while it runs. `oes-fast denoise --help` describes them.
+    OUT.train.ckpt while it runs; with --runs also OUT_spread.png and OUT_spread.npy. `oes-fast denoise
+    --help` describes them.
     """
     run = RunSettings.of(
         device=device,

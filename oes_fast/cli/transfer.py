@@ -45,7 +45,8 @@ def transfer(
     The mask fits any image size, and images with as many channels as the one it was found on (grey or RGB).
 
     Writes, for -o OUT.png: OUT.png, OUT_comparison.png, OUT_psnr.png (with --sigma or --clean) and OUT.json;
-    OUT.train.ckpt while it runs. `oes-fast denoise --help` describes them.
+    OUT.train.ckpt while it runs; with --runs also OUT_spread.png and OUT_spread.npy. `oes-fast denoise
+    --help` describes them.
     """
     run = RunSettings.of(
         device=device,

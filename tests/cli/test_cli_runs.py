@@ -296,6 +296,19 @@ class TestStopping:
         assert run(*train(cli_images, mask, out), *RUNS, "--resume") == 0
         assert images_of(out) == images_of(undisturbed)
 
+    def test_checkpoints_of_another_number_of_runs_are_left_alone(
+        self, cli_images: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out.png"
+        others = ["out.train.ckpt", "out.train.3.ckpt", "out.train.17.ckpt"]
+        for name in (*others, "out.train.1.old.ckpt", "out.search.ckpt", "out2.train.ckpt"):
+            (tmp_path / name).write_text("kept")
+        capsys.readouterr()
+        assert run(*train(cli_images, mask, out), *RUNS) == 0
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert "out.train.17.ckpt and 2 more: not of a command with this --runs" in warning
+        assert all((tmp_path / name).read_text() == "kept" for name in others)
+
     def test_a_second_signal_leaves_the_checkpoints(
         self, cli_images: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
