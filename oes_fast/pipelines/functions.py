@@ -193,6 +193,7 @@ class RewrittenFunction:
     ) -> None:
         self._module = sparsify(net, mask, entry=entry, backend=backend, verify=verify).train()
         self._fixed = fixed_parameters(net)
+        self._numel = FlatLayout.of(net).numel
         self._z = self._source = z
         self._noise: StepNoise | None = None
         if noisy and not self._lays_out(backend):
@@ -207,6 +208,26 @@ class RewrittenFunction:
         if backend != "cpu" or self._z.shape[0] != 1:
             return False
         return noisy_input(self._module.plan(self._z), self._z) is not None
+
+    @property
+    def in_one_chain(self) -> bool:
+        """Whether the kernels of one chain compute all of it and the squared error as well.
+
+        No random number is drawn then, and on the CPU bits do not depend on the number of threads.
+        """
+        return self._module.plan(self._source).in_one_chain(self._z.dtype)
+
+    @property
+    def memory(self) -> int:
+        """About the bytes that a run of it takes, beside its image and what it shares with others.
+
+        The kernels' buffers and the input as they read it; of each parameter of the dense network a float64
+        index, a flag and two copies. What PyTorch's operations keep for a backward pass is not counted.
+        """
+        plan = self._module.plan(self._source)
+        element = self._z.element_size()
+        of_parameters = self._numel * (9 + 2 * element)
+        return plan.memory(self._z.dtype) + 2 * self._z.numel() * element + of_parameters
 
     def draw_input(self, noise: StepNoise | None) -> None:
         """See :class:`GeneratorFunction`."""

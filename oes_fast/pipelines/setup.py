@@ -31,7 +31,7 @@ from oes_fast.reference.philox import STEP_INPUT_NOISE
 class RunOptions:
     """Arguments that :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse` share; see there.
 
-    ``stopping`` is that of :func:`oes_fast.pipelines.loop.run_steps`.
+    ``stopping`` is that of :func:`oes_fast.pipelines.loop.run_steps`, ``make`` makes the generator function.
     """
 
     steps: int
@@ -55,6 +55,7 @@ class RunOptions:
     input_noise: float = 0.0
     seed: int = 0  # of that noise
     stopping: Callable[[], bool] | None = None
+    make: Callable[..., tuple[GeneratorFunction, str]] = make_function
 
 
 class Setup:
@@ -127,7 +128,7 @@ class Setup:
         """
         options = self._options
         take_checkpoint_choices(options.checkpoint, resume=options.resume)
-        function, backend = make_function(
+        function, backend = options.make(
             self.net,
             self.z,
             mask,

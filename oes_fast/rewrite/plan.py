@@ -174,6 +174,23 @@ class Plan:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
+    def in_one_chain(self, dtype: torch.dtype) -> bool:
+        """Whether one chain computes all that depends on the weights, and takes a squared error along."""
+        if len(self._chains) != 1:
+            return False
+        (run,) = self._chains
+        inside = self.chained | self.input_only
+        return (
+            run.chain.end is self.graph.output
+            and len(self.alive[run.chain.end].varying) == self.graph.output.shape[1]
+            and all(node in inside for node in self.graph.nodes)
+            and run.takes_target(dtype, self._device)
+        )
+
+    def memory(self, dtype: torch.dtype) -> int:
+        """Bytes of the buffers of the chains, as far as their engines tell."""
+        return sum(run.memory(dtype, self._device) for run in self._chains)
+
     @property
     def chains(self) -> list[Chain]:
         """The chains."""
