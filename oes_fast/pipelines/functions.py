@@ -18,6 +18,7 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
 from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
+from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.run.context import FusedLoss
 
 Rewritten = TypeVar("Rewritten")
@@ -209,6 +210,10 @@ class RewrittenFunction:
             return False
         return noisy_input(self._module.plan(self._z), self._z) is not None
 
+    def plan_of_networks(self, networks: int) -> Plan:
+        """A plan for so many networks of the same kind at once."""
+        return self._module.plan_of_networks(self._source, networks)
+
     @property
     def in_one_chain(self) -> bool:
         """Whether the kernels of one chain compute all of it and the squared error as well.
@@ -316,7 +321,7 @@ def rewritten(
     if backend == "reference":
         return None, backend
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
-    chosen = resolve(auto if backend == "auto" else backend, z.device, _candidates(z.dtype))
+    chosen = resolve(auto if backend == "auto" else backend, z.device, candidates(z.dtype))
     try:
         if z.ndim != 4:
             raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
@@ -328,7 +333,7 @@ def rewritten(
         return None, "reference"
 
 
-def _candidates(dtype: torch.dtype) -> tuple[str, ...]:
+def candidates(dtype: torch.dtype) -> tuple[str, ...]:
     """What a run in this dtype can take: Triton's kernels of Adam and of masks are float32 only."""
     return tuple(name for name in BACKENDS if name != "triton" or dtype == torch.float32)
 

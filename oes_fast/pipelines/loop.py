@@ -188,8 +188,9 @@ class Member:
             return
         if self._leave is not None:
             self._leave()
+        output = info.output if self._number is None else info.output.clone()
         self.finished = Finished(
-            info.output, self.part.average(), self._history, info.step, interrupted, fell_back, seconds
+            output, self.part.average(), self._history, info.step, interrupted, fell_back, seconds
         )
 
 
@@ -244,10 +245,13 @@ def run_members(
         CheckpointError: see :meth:`Checkpoint.load`; or the members' are of different steps.
     """
     began = time.monotonic()
-    first, *others = (member.resume(steps) for member in members)
-    if any(other != first for other in others):
-        raise CheckpointError(f"checkpoints: expected all at one step, got {sorted({first, *others})}")
-    step = first
+    found = set()
+    for member in members:
+        with _failure_of(member):
+            found.add(member.resume(steps))
+    if len(found) > 1:
+        raise CheckpointError(f"checkpoints: expected all at one step, got {sorted(found)}")
+    step = next(iter(found), 0)
     saves = any(member.checkpoint.path is not None for member in members)
     signals = delayed_signals(saves=saves) if stopping is None else nullcontext(stopping)
     with signals as interrupted, _display(progress) as show:

@@ -19,10 +19,11 @@ from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.errors import InputError, OESError, OESWarning, warn_caller, warnings_to
 from oes_fast.mask import Mask
 from oes_fast.pipelines.at_once import AtOnce
+from oes_fast.pipelines.batched import batchable
+from oes_fast.pipelines.batches import run_in_batches, takes_several
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.kinds import SharedFunctions
 from oes_fast.pipelines.loop import Callback, StepInfo
-from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.pipelines.signals import delayed_signals
 from oes_fast.pipelines.train import Training, TrainResult, train_sparse
@@ -119,7 +120,9 @@ def train_many(
             tell=watch.told,
             warn=_warn,
         )
-        in_threads = threads.most > 1 and device is not None and device.type == "cpu"
+        on_cpu = device is not None and device.type == "cpu"
+        batches = takes_several(train.get("backend", "auto"), _each(z, count)[0])
+        in_threads = threads.most > 1 and on_cpu and not batches
         stop = _Stop()
         runs = []
         for number in range(count):
@@ -136,7 +139,9 @@ def train_many(
                 raise _of_run(error, number, lists) from None
         with delayed_signals(saves=checkpoints is not None) as interrupted:
             stop.requested = lambda: interrupted() or threads.stopped
-            return _finished(threads.run(runs) if in_threads else [_attempt(run) for run in runs])
+            if in_threads:
+                return _finished(threads.run(runs))
+            return _finished(run_in_batches(runs, functions, at_once=at_once, memory=memory, warn=_warn))
 
 
 class _Stop:
@@ -274,12 +279,20 @@ class _Run:
         setup = Setup(given["net"], given["z"], given["noisy"], RunOptions(**options, **inside))
         others = {name: given[name] for name in ("average", "weight_decay", "optimizer")}
         self.number = number
-        self.plain = isinstance(setup.objective, SquaredError) and given["optimizer"] is None
-        self._training = Training(setup, mask, **others)
+        self.training = Training(setup, mask, **others)
+        self.plain = batchable(self.training)
 
     def run(self) -> TrainResult:
         """See :meth:`Training.run`."""
-        return self._training.run()
+        return self.training.run()
+
+    def attempt(self) -> TrainResult | Exception:
+        """Make it in the calling thread: its result, or why it failed."""
+        try:
+            with warnings_to(partial(_warn, self.number)):
+                return self.run()
+        except Exception as error:  # the others go on
+            return error
 
 
 def _warn(number: int, message: str, category: type[OESWarning]) -> None:
@@ -296,14 +309,6 @@ def _of_run(error: InputError, number: int, lists: Mapping[str, object]) -> Inpu
         text = f"run {number}: {text}"
     error.args = (text, *error.args[1:])
     return error
-
-
-def _attempt(run: _Run) -> TrainResult | Exception:
-    try:
-        with warnings_to(partial(_warn, run.number)):
-            return run.run()
-    except Exception as error:  # the others go on
-        return error
 
 
 def _finished(ended: Sequence[TrainResult | Exception]) -> list[TrainResult]:
