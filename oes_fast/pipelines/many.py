@@ -5,23 +5,31 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer, check_number
-from oes_fast.errors import InputError, OESError
+from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast.errors import InputError, OESError, OESWarning, warn_caller, warnings_to
 from oes_fast.mask import Mask
+from oes_fast.pipelines.at_once import AtOnce
+from oes_fast.pipelines.batched import batchable
+from oes_fast.pipelines.batches import run_in_batches, takes_several
 from oes_fast.pipelines.clean import CleanView
-from oes_fast.pipelines.loop import StepInfo, delayed_signals
+from oes_fast.pipelines.kinds import SharedFunctions
+from oes_fast.pipelines.loop import Callback, StepInfo
 from oes_fast.pipelines.setup import RunOptions, Setup
+from oes_fast.pipelines.signals import delayed_signals
 from oes_fast.pipelines.train import Training, TrainResult, train_sparse
 from oes_fast.precision import DEFAULT, precision
 
+_SHOWN_SECONDS = 0.5  # from one time that progress is shown to the next
 ManyCallback = Callable[[int, StepInfo], object]
 
 _PLURAL = {"net": "nets", "mask": "masks"}  # arguments of train_sparse that have another name here
@@ -92,26 +100,48 @@ def train_many(
     lists = {name: value for name, value in given.items() if isinstance(value, list | tuple)}
     count = _count(lists, checkpoints)
     _check(at_once=at_once, memory=memory, callback=callback, resume=resume, checkpoints=checkpoints)
-    stop = _Stop()
     devices = {getattr(each, "device", None) for each in _each(z, count)}
     device = devices.pop() if len(devices) == 1 else None
-    with torch.inference_mode(False), precision(train.get("precision", DEFAULT), device=device):
-        trainings = []
+    setting = train.get("precision", DEFAULT)
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with torch.inference_mode(False), precision(setting, device=device):
+            yield
+
+    with context(), _Watch(count, callback, progress=progress) as watch:
+        functions = SharedFunctions()
+        threads = AtOnce(
+            count,
+            functions,
+            at_once=at_once,
+            memory=memory,
+            context=context,
+            tell=watch.told,
+            warn=_warn,
+        )
+        on_cpu = device is not None and device.type == "cpu"
+        batches = takes_several(train.get("backend", "auto"), _each(z, count)[0])
+        in_threads = threads.most > 1 and on_cpu and not batches
+        stop = _Stop()
+        runs = []
         for number in range(count):
             arguments = {name: _each(value, count)[number] for name, value in given.items()} | {
                 "checkpoint": None if checkpoints is None else checkpoints[number],
                 "checkpoint_seconds": checkpoint_seconds,
                 "resume": resume,
-                "callback": None if callback is None else partial(callback, number),
-                "progress": progress,
+                "callback": watch.callback(number, threads.told if in_threads else watch.told),
             }
+            make = partial(threads.make, number) if in_threads else functions.make
             try:
-                trainings.append(_training(arguments, train, stop))
+                runs.append(_Run(number, arguments, train, {"stopping": stop, "make": make}))
             except InputError as error:
                 raise _of_run(error, number, lists) from None
         with delayed_signals(saves=checkpoints is not None) as interrupted:
-            stop.requested = interrupted
-            return _finished([_attempt(training, number) for number, training in enumerate(trainings)])
+            stop.requested = lambda: interrupted() or threads.stopped
+            if in_threads:
+                return _finished(threads.run(runs))
+            return _finished(run_in_batches(runs, functions, at_once=at_once, memory=memory, warn=_warn))
 
 
 class _Stop:
@@ -126,6 +156,51 @@ class _Stop:
 
     def __call__(self) -> bool:
         return self.requested()
+
+
+class _Watch:
+    """What the calling thread has to do with evaluations: the caller's callback, the display of progress."""
+
+    def __init__(self, count: int, callback: ManyCallback | None, *, progress: bool) -> None:
+        self._callback = callback
+        self._at = [0] * count
+        self._shown = 0.0
+        self._display: Callable[[StepInfo], None] | None = None
+        self._context: AbstractContextManager[Any] = nullcontext()
+        if check_flag("progress", progress):
+            from oes_fast.pipelines.progress import ProgressDisplay  # Rich takes a while to import
+
+            self._display = self._context = ProgressDisplay()
+
+    def __enter__(self) -> _Watch:
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def callback(self, number: int, tell: Callable[[int, StepInfo], object]) -> Callback | None:
+        """What run ``number`` is to call, which has :meth:`told` called in the calling thread by ``tell``."""
+        if self._callback is None and self._display is None:
+            return None
+
+        def called(info: StepInfo) -> object:
+            self._at[number] = info.step
+            return tell(number, info) if self._callback is not None or self._is_due(info) else False
+
+        return called
+
+    def told(self, number: int, info: StepInfo) -> object:
+        """Show how far all runs are, and ask the caller's callback."""
+        if self._display is not None:
+            self._display(replace(info, step=sum(self._at), steps=len(self._at) * info.steps))
+        return False if self._callback is None else self._callback(number, info)
+
+    def _is_due(self, info: StepInfo) -> bool:
+        now = time.monotonic()
+        due = now - self._shown >= _SHOWN_SECONDS or info.step == info.steps
+        self._shown = now if due else self._shown
+        return due
 
 
 def _each(value: Any, count: int) -> Sequence[Any]:
@@ -181,24 +256,47 @@ def _check(
         seen[real] = number
 
 
-def _training(arguments: Mapping[str, Any], train: Mapping[str, Any], stop: _Stop) -> Training:
+class _Run:
     """One run, checked.
 
     Args:
+        number: of it.
         arguments: of :func:`train_sparse` that are the run's own or go by another name here.
         train: the others.
-        stop: whether it is to stop.
+        inside: further fields of :class:`RunOptions`.
     """
-    bound = inspect.signature(train_sparse).bind(**arguments, **train)
-    bound.apply_defaults()
-    all_ = bound.arguments
-    mask = all_["mask"]
-    if not (mask is None or isinstance(mask, Mask)):
-        raise InputError(f"mask: expected an oes_fast.Mask or None, got {type(mask).__name__}")
-    options = {field.name: all_[field.name] for field in fields(RunOptions) if field.name in all_}
-    setup = Setup(all_["net"], all_["z"], all_["noisy"], RunOptions(**options, stopping=stop))
-    others = {name: all_[name] for name in ("average", "weight_decay", "optimizer")}
-    return Training(setup, mask, **others)
+
+    def __init__(
+        self, number: int, arguments: Mapping[str, Any], train: Mapping[str, Any], inside: Mapping[str, Any]
+    ) -> None:
+        bound = inspect.signature(train_sparse).bind(**arguments, **train)
+        bound.apply_defaults()
+        given = bound.arguments
+        mask = given["mask"]
+        if not (mask is None or isinstance(mask, Mask)):
+            raise InputError(f"mask: expected an oes_fast.Mask or None, got {type(mask).__name__}")
+        options = {field.name: given[field.name] for field in fields(RunOptions) if field.name in given}
+        setup = Setup(given["net"], given["z"], given["noisy"], RunOptions(**options, **inside))
+        others = {name: given[name] for name in ("average", "weight_decay", "optimizer")}
+        self.number = number
+        self.training = Training(setup, mask, **others)
+        self.plain = batchable(self.training)
+
+    def run(self) -> TrainResult:
+        """See :meth:`Training.run`."""
+        return self.training.run()
+
+    def attempt(self) -> TrainResult | Exception:
+        """Make it in the calling thread: its result, or why it failed."""
+        try:
+            with warnings_to(partial(_warn, self.number)):
+                return self.run()
+        except Exception as error:  # the others go on
+            return error
+
+
+def _warn(number: int, message: str, category: type[OESWarning]) -> None:
+    warn_caller(f"run {number}: {message}", category)
 
 
 def _of_run(error: InputError, number: int, lists: Mapping[str, object]) -> InputError:
@@ -213,22 +311,15 @@ def _of_run(error: InputError, number: int, lists: Mapping[str, object]) -> Inpu
     return error
 
 
-def _attempt(training: Training, number: int) -> TrainResult | Exception:
-    try:
-        return training.run()
-    except Exception as error:  # the others go on
-        if isinstance(error, OESError):
-            error.args = (f"run {number}: {error}", *error.args[1:])
-        elif sys.version_info >= (3, 11):
-            error.add_note(f"in run {number} of oes_fast.train_many")
-        return error
-
-
 def _finished(ended: Sequence[TrainResult | Exception]) -> list[TrainResult]:
     """The results, or the first error raised."""
     results = [None if isinstance(each, Exception) else each for each in ended]
     for number, each in enumerate(ended):
         if isinstance(each, Exception):
+            if isinstance(each, OESError):
+                each.args = (f"run {number}: {each}", *each.args[1:])
+            elif sys.version_info >= (3, 11):
+                each.add_note(f"in run {number} of oes_fast.train_many")
             each.run, each.results = number, results  # type: ignore[attr-defined]
             raise each
     return [each for each in results if each is not None]

@@ -20,7 +20,7 @@ from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
-from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.loop import Callback, Finished
 from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
 from oes_fast.pipelines.optimizers import (
     Adam,
@@ -218,8 +218,7 @@ class Training:
         optimizer: in Adam's place, or None.
 
     Attributes:
-        setup: as given.
-        mask: as given.
+        setup, mask, average, weight_decay, optimizer: as given.
 
     Raises:
         InputError: an argument does not fit, with its name.
@@ -239,8 +238,8 @@ class Training:
             mask.check(setup.net)
         check_optimizer(optimizer, lr=setup.lr, default=LR, weight_decay=weight_decay)
         self.setup, self.mask = setup, mask
-        self._average, self._weight_decay = check_average(average, weight_decay)
-        self._optimizer = optimizer
+        self.average, self.weight_decay = check_average(average, weight_decay)
+        self.optimizer = optimizer
 
     def run(self) -> TrainResult:
         """Train; see :func:`train_sparse`."""
@@ -248,9 +247,9 @@ class Training:
             **fit(
                 self.setup,
                 self.mask,
-                average=self._average,
-                weight_decay=self._weight_decay,
-                optimizer=self._optimizer,
+                average=self.average,
+                weight_decay=self.weight_decay,
+                optimizer=self.optimizer,
             )
         )
 
@@ -304,12 +303,34 @@ def fit(
         hooks=(*setup.hooks, *hooks),
     )
     kept = {"average": average, **run.optimizer.settings(), **(settings or {})}
-    finished = setup.run(run, kept, digest(flatten(net), *net.buffers()))
+    finished = setup.run(run, kept, starting_point(net))
+    return outcome_of(setup, mask, run.phase, finished, function.to_net(run.weights.detach()))
+
+
+def starting_point(net: nn.Module) -> str:
+    """A hash of the weights and statistics that a training begins with."""
+    return digest(flatten(net), *net.buffers())
+
+
+def outcome_of(
+    setup: Setup, mask: Mask | None, phase: str, finished: Finished, net: nn.Module
+) -> dict[str, Any]:
+    """What a :class:`TrainResult` holds.
+
+    Args:
+        setup: of the run.
+        mask: which weights were kept, None for all.
+        phase: of the run.
+        finished: how its steps ended.
+        net: the dense network with the trained weights.
+    """
     return {
-        **setup.outcome(finished, finished.output, run.phase),
+        **setup.outcome(finished, finished.output, phase),
         "average": finished.average,
-        "net": function.to_net(run.weights.detach()),
-        "mask": Mask.from_flat(net, torch.ones(FlatLayout.of(net).numel, dtype=torch.bool, device="cpu"))
+        "net": net,
+        "mask": Mask.from_flat(
+            setup.net, torch.ones(FlatLayout.of(setup.net).numel, dtype=torch.bool, device="cpu")
+        )
         if mask is None
         else mask,
     }

@@ -14,6 +14,7 @@ from oes_fast.flat import flatten
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
 COUNT = 3
+QUICK: dict[str, Any] = {"steps": 5, "record_every": 2, "verify": False}
 BACKENDS = ("cpu", "torch", "reference")
 
 
@@ -44,12 +45,12 @@ def alone(small: Problem, each: dict[str, list[Any]], number: int, **options: An
         each["noisy"][number],
         clean=each["clean"][number],
         seed=each["seed"][number],
-        **({"steps": 5, "record_every": 2} | options),
+        **(QUICK | options),
     )
 
 
 def together(small: Problem, each: dict[str, list[Any]], **options: Any) -> list[oes.TrainResult]:
-    return oes.train_many(masks=small.mask, **each, **({"steps": 5, "record_every": 2} | options))
+    return oes.train_many(masks=small.mask, **each, **(QUICK | options))
 
 
 def assert_same(found: oes.TrainResult, expected: oes.TrainResult) -> None:
@@ -78,7 +79,7 @@ def test_runs_are_those_of_single_calls(small, each, backend, at_once):
 
 
 def test_one_of_anything_stands_for_all(small):
-    common = {"steps": 3, "input_noise": 0.1}
+    common = {"steps": 3, "input_noise": 0.1, "verify": False}
     fits = oes.train_many(small.net, small.mask, small.z, small.noisy, seed=[1, 2], **common)
     for seed, fit in zip((1, 2), fits, strict=True):
         assert_same(fit, oes.train_sparse(small.net, small.mask, small.z, small.noisy, seed=seed, **common))
@@ -86,7 +87,7 @@ def test_one_of_anything_stands_for_all(small):
 
 
 def test_masks_differ_and_may_be_none(small):
-    common = {"steps": 3}
+    common = {"steps": 3, "verify": False}
     dense = oes.Mask.from_flat(small.net, torch.ones(small.mask.flat.numel(), dtype=torch.bool))
     fits = oes.train_many(small.net, [small.mask, None], small.z, small.noisy, **common)
     assert_same(fits[0], oes.train_sparse(small.net, small.mask, small.z, small.noisy, **common))
@@ -98,9 +99,10 @@ def test_masks_differ_and_may_be_none(small):
 
 def test_images_of_different_sizes(small):
     other = build_problem(size=(20, 32), dtype=torch.float32)
-    fits = oes.train_many(small.net, small.mask, [small.z, other.z], [small.noisy, other.noisy], steps=2)
+    common = {"steps": 2, "verify": False}
+    fits = oes.train_many(small.net, small.mask, [small.z, other.z], [small.noisy, other.noisy], **common)
     assert [fit.output.shape for fit in fits] == [small.noisy.shape, other.noisy.shape]
-    assert_same(fits[1], oes.train_sparse(small.net, small.mask, other.z, other.noisy, steps=2))
+    assert_same(fits[1], oes.train_sparse(small.net, small.mask, other.z, other.noisy, **common))
 
 
 def test_a_callback_ends_its_own_run(small, each):
