@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -26,12 +25,11 @@ class ProgressReport(ProgressDisplay):
             made: steps that each has made before.
             steps: that each is to make.
         """
-        done, lock = list(made), threading.Lock()
+        done = list(made)
 
         def watch(number: int, info: StepInfo) -> bool:
-            with lock:  # runs may be made at once, in threads
-                done[number] = info.step
-                self(replace(info, step=sum(done), steps=len(done) * steps))
+            done[number] = info.step
+            self(replace(info, step=sum(done), steps=len(done) * steps))
             return signals.stop.requested
 
         return watch

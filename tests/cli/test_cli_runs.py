@@ -112,6 +112,15 @@ class TestResults:
         assert result["spread"]["mean"] == pytest.approx(spread.mean())
         assert result["spread"]["max"] == pytest.approx(spread.max())
 
+    def test_runs_at_once_have_the_same_bits(
+        self, undisturbed: Path, mask: Path, cli_images: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out.png"
+        args = [*train(cli_images, mask, out), *RUNS, "--threads", "2"]
+        assert run(*args, "--checkpoint-seconds", "0") == 0
+        assert images_of(out) == images_of(undisturbed)
+        assert figures_of(out)["runs"] == figures_of(undisturbed)["runs"]
+
     def test_json_describes_every_run(self, undisturbed: Path) -> None:
         result = result_of(undisturbed)
         assert [each["seed"] for each in result["runs"]] == [3, 4, 5]
