@@ -21,7 +21,7 @@ from typing import Any
 
 from oes_fast.batch.job import DONE, FAILED, UNMASKED, Job, MaskSearch, Options, Outcome, Stopped
 from oes_fast.batch.masks import searched
-from oes_fast.batch.restoring import MASK, Unmasked, mask_digest, restored
+from oes_fast.batch.restoring import Unmasked, mask_digest, restored
 from oes_fast.errors import InputError, OESError, OESWarning, OutputError
 from oes_fast.io.files import write_json
 from oes_fast.io.image import SKIMAGE_PREFIX
@@ -134,10 +134,9 @@ def _clauses(job: Job, found: dict[str, Any]) -> str:
 def _place(job: Job) -> None:
     """Let the results take their names, the record last."""
     job.image.parent.mkdir(parents=True, exist_ok=True)
-    for made, path in ((job.work / job.image_made, job.image), (job.work / MASK, job.mask)):
-        if path != job.mask or not job.masks:
-            with suppress(FileNotFoundError):  # it has its name
-                os.replace(made, path)
+    for made, path in job.files.items():
+        with suppress(FileNotFoundError):  # it has its name, or there is no spread of a single run
+            os.replace(job.work / made, path)
     os.replace(job.work / RECORD, job.record)
 
 
