@@ -236,8 +236,9 @@ class _Restoration:
             fits = going_on(paths, lambda on: _many(nets, mask, inputs, self.noisy, resume=on, **more))
         if any(fit is not None and fit.steps < steps for fit in fits):
             raise Stopped
-        if all(fit is not None and fit.backend != "reference" for fit in fits):
-            _verified.add(like)  # a network that fails is to fail for the next image as well
+        # A network that fails is to fail for the next image as well; a mask of one image has no next.
+        if self.job.masks and all(fit is not None and fit.backend != "reference" for fit in fits):
+            _verified.add(like)
         return fits
 
     def _common(self) -> dict[str, Any]:

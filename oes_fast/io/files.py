@@ -25,7 +25,8 @@ from oes_fast.io.locks import Busy, FileLock, NoLocks, label
 METADATA_KEY = "oes_fast"
 
 _ALIVE = "-lock"  # ends the name of the lock beside a temporary file
-_swept: set[Path] = set()  # whose temporary files this process has looked for
+_swept: set[Path] = set()  # whose temporary files this process has looked for, of the last ones
+_SWEPT = 1000  # of them at most: a process may write any number of files
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -34,7 +35,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     ``write`` is called with a temporary name in the same folder, with the same suffix. What it has written
     there is flushed to disk and then takes the name ``path`` in one step. A symbolic link keeps pointing
     where it did, an existing file keeps its permissions. Pipes and devices (/dev/stdout) have nothing to
-    lose and are written to directly. What a killed process left of ``path`` is removed, once by each process.
+    lose and are written to directly. What a killed process left of ``path`` is removed, once by each process
+    or seldom again.
 
     Args:
         path: file to write.
@@ -76,6 +78,8 @@ def sweep(target: Path) -> None:
     Args:
         target: path with symbolic links resolved.
     """
+    if len(_swept) >= _SWEPT:
+        _swept.clear()
     _swept.add(target)
     prefix = _temporary_prefix(target)
     with suppress(OSError):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import oes_fast as oes
 from oes_fast.errors import InputError, OESError, OutputError
+from oes_fast.io import files
 from oes_fast.io.files import atomic_write, check_writable, load_tensors, save_tensors, write_json
 
 needs_permissions = pytest.mark.skipif(
@@ -257,3 +258,11 @@ def test_what_is_no_file_name_is_refused(path):
             oes.InputError, match=rf"^path.*: expected the name of a file.*{type(path).__name__}$"
         ):
             call()
+
+
+def test_any_number_of_files_leaves_nothing_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SWEPT", 5)
+    monkeypatch.setattr(files, "_swept", set())
+    for number in range(12):
+        atomic_write(tmp_path / f"{number}.txt", lambda path: path.write_text("x"))
+    assert len(files._swept) <= 5
