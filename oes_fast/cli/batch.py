@@ -128,7 +128,7 @@ def batch(
             metavar="N",
             rich_help_panel=o.RUN,
             help="Images at once, each in a process of its own. On a CPU, one for each core with one thread "
-            "gives most images an hour, as far as memory goes.",
+            "should give most images an hour, as far as memory goes.",
         ),
     ] = 1,
     threads: Annotated[
