@@ -24,6 +24,7 @@ class TestBadInput:
             (["--sigma", "nan"], "--sigma: expected a finite number >= 0"),
             (["--sigma", "25"], "divide by 255"),
             (["--size", "0"], "--size: expected an integer >= 16, got 0"),
+            (["--size", "10000000000"], "--size: 10000000000 x 10000000000 pixels need 1,"),
             (["--size", "x"], "--size"),
             (["--density", "0"], "--density: expected a finite number > 0"),
             (["--density", "2"], "--density: expected a finite number"),
