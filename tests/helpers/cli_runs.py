@@ -30,7 +30,7 @@ def run(*args: object) -> int:
 
 
 def quick(args: Sequence[object]) -> list[str]:
-    """The arguments, with a small network where neither a network nor a mask, which is for one, is among them.
+    """The arguments, with a small network where neither a network nor a mask is among them.
 
     And without the comparison with the dense network, which has tests of its own.
     """
