@@ -66,9 +66,11 @@ gpu:
 
 setup: $(VENV)/.built
 
+# pip compiles to bytecode on one core, tests of other packages among it: half of what it does after the downloads.
 $(VENV)/.ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
+	-$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib
 	touch $@
 
 # As anybody installs it, and the CUDA kernels emulated on the CPU beside it, for the tests. Where there is a compiler,
