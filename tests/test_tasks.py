@@ -206,6 +206,7 @@ class TestDeblurring:
             ({"kernel": torch.zeros(3, 3)}, "kernel: expected weights with a sum above 0, got 0"),
             ({"kernel": torch.full((3, 3), torch.nan)}, "kernel: expected finite values"),
             ({"gaussian": 0.0}, "gaussian: expected a finite number > 0"),
+            ({"gaussian": 1e10, "padding": "valid"}, "gaussian: expected at most half the side of the image"),
             ({"gaussian": 9.0}, "gaussian: expected a kernel no larger than the image"),
             ({"gaussian": 1.0, "padding": "zeros"}, "padding: expected one of reflect"),
         ],
