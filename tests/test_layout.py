@@ -25,8 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "analysis", "backends", "comparison", "flat", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "recipe", "tasks", "version", "weights_file",
+        *CHECKS, "analysis", "backends", "batch", "comparison", "flat", "io", "mask", "mask_notes", "models",
+        "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
+    },
+    "batch": {
+        *CHECKS, "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
+        "recipe", "version",
     },
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",
@@ -71,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {*CHECKS, "noise", "recipe"},
     "io": CHECKS,
     "mask": {*CHECKS, "flat", "io", "named_masks", "recipe", "reference"},
+    "mask_notes": {"mask", "recipe"},
     "named_masks": {"errors", "flat"},
     "weights_file": {"errors", "flat", "io"},
     "noise": {*CHECKS, "reference"},

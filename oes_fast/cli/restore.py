@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import load_mask, mask_seed, with_network
+from oes_fast.cli.masks import load_mask, mask_seed
 from oes_fast.cli.model import ModelChoice, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
@@ -31,6 +31,7 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
+from oes_fast.mask_notes import with_network
 from oes_fast.pipelines.clean import clean_pixels
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
