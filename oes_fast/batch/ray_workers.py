@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oes_fast.batch.job import FAILED, Job, Options, Outcome, Step, Stopped
+from oes_fast.batch.job import FAILED, Job, Options, Outcome, Step, Stopped, ignore, never
 from oes_fast.batch.run import run_job
 from oes_fast.errors import InputError, OESError
 from oes_fast.version import __version__
@@ -140,7 +141,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     else:
         _check_reachable(address)
     try:
-        ray.init(address=address, **common)
+        with _own_signals():
+            ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         expected = (
             "a cluster to start here" if address == LOCAL else "the address of a Ray cluster, HOST:PORT"
@@ -150,6 +152,22 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back the handlers of signals afterwards: Ray's end a process that is told to stop with a dump."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _check_reachable(address: str) -> None:
@@ -219,7 +237,7 @@ class _Run:
         self._inbox = ray.remote(num_cpus=0, max_restarts=-1)(_Inbox).remote()
         self._taking: Any = None
         self._take_at = 0.0
-        plain = replace(options, stopping=_never, report=_ignore)  # those of this process cannot be pickled
+        plain = replace(options, stopping=never, report=ignore)  # those of this process cannot be pickled
         self._shared = ray.put((plain, place))
         self._pending: dict[Any, Job] = {}
         self._room, self._room_until = 1, 0.0
@@ -323,14 +341,6 @@ class _Run:
         for task in self._pending:
             with suppress(self._ray.exceptions.RayError, RuntimeError):
                 self._ray.cancel(task)
-
-
-def _never() -> bool:
-    return False
-
-
-def _ignore(step: Step) -> None:
-    pass
 
 
 def _work(job: Job, shared: tuple[Options, _Place], inbox: Any) -> Outcome | _Misplaced | None:
