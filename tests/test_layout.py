@@ -29,12 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
     },
     "batch": {
-        *CHECKS, "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
-        "recipe", "version",
+        *CHECKS, "backends", "flat", "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
+        "recipe", "version", "workers",
     },
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "version", "weights_file",
+        "precision", "pruning", "version", "weights_file", "workers",
     },
     "analysis": {
         *CHECKS, "copies", "entry", "flat", "mask", "pipelines", "reference", "rewrite.ir",
@@ -96,6 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "requirements": set(),
     "timing": set(),
     "version": set(),
+    "workers": set(),
 }  # fmt: skip
 
 

@@ -3,20 +3,29 @@
 :func:`restore_all` restores a set; ``oes-fast batch`` calls it.
 """
 
-from oes_fast.batch.job import Entry, Job, Options, Outcome, SharedMask, Step, Stopped
-from oes_fast.batch.manifest import Manifest
+from oes_fast.batch.entries import Listing
+from oes_fast.batch.image_set import Batch, Engine, Watcher, restore_all
+from oes_fast.batch.job import Entry, Job, MaskSearch, Options, Outcome, SharedMask, Step, Stopped
+from oes_fast.batch.manifest import Manifest, Row
 from oes_fast.batch.run import run_job
 from oes_fast.batch.settings import Settings
 
 __all__ = [
+    "Batch",
+    "Engine",
     "Entry",
     "Job",
+    "Listing",
     "Manifest",
+    "MaskSearch",
     "Options",
     "Outcome",
+    "Row",
     "Settings",
     "SharedMask",
     "Step",
     "Stopped",
+    "Watcher",
+    "restore_all",
     "run_job",
 ]

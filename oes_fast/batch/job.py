@@ -12,6 +12,7 @@ from typing import Any
 from oes_fast.batch.settings import Settings
 
 DONE, FAILED, UNMASKED = "done", "failed", "unmasked"
+COLOURS = {1: "grey", 3: "RGB"}  # by the number of channels
 UNFINISHED = ".oes-unfinished"  # folder for all that is under way
 
 
@@ -123,9 +124,41 @@ class SharedMask:
         return mask_path(root, self.channels)
 
 
+@dataclass(frozen=True)
+class MaskSearch:
+    """The search for a mask that images share.
+
+    Attributes:
+        root: folder of all results.
+        entries: the images to search on, all at once.
+        channels: of them.
+        settings: of the search.
+    """
+
+    root: Path
+    entries: tuple[Entry, ...]
+    channels: int
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"mask for {COLOURS[self.channels]} images"
+
+    @property
+    def path(self) -> Path:
+        """The mask to make."""
+        return mask_path(self.root, self.channels)
+
+    @property
+    def work(self) -> Path:
+        """Folder for what is under way."""
+        return self.root / UNFINISHED / self.path.stem
+
+
 def mask_path(root: Path, channels: int) -> Path:
     """The file of the mask for all images of so many channels."""
-    return root / f"batch_mask_{'grey' if channels == 1 else 'rgb'}.safetensors"
+    return root / f"batch_mask_{COLOURS[channels].lower()}.safetensors"
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def mask_digest(job: Job, channels: object) -> str | None:
     """Of the mask that images of so many channels share, None where there is none."""
     if not any(mask.channels == channels for mask in job.masks):
         return None
-    return _digest_of(shared_mask(mask_path(job.root, int(str(channels)))))
+    return digest_of_mask(shared_mask(mask_path(job.root, int(str(channels)))))
 
 
 def shared_mask(path: Path) -> Mask:
@@ -86,7 +86,8 @@ def _loaded(path: Path, changed: int) -> Mask:
     return Mask.load(path)
 
 
-def _digest_of(mask: Mask) -> str:
+def digest_of_mask(mask: Mask) -> str:
+    """Of its network and of what it keeps of that."""
     return f"{mask.fingerprint}-{digest(mask.flat)}"
 
 
@@ -194,7 +195,7 @@ class _Restoration:
 
     def _train(self, net: nn.Module, z: Tensor, mask: Mask) -> TrainResult:
         checkpoint = self.job.work / "train.ckpt"
-        like = (_digest_of(mask), tuple(self.noisy.shape), self.options.device, self.settings.backend)
+        like = (digest_of_mask(mask), tuple(self.noisy.shape), self.options.device, self.settings.backend)
         verify = self.options.verify and like not in _verified
         fit = going_on(
             checkpoint,
@@ -239,7 +240,7 @@ class _Restoration:
             "clean": self.job.entry.clean,
             "seeds": {"seed": self.seed, "noise": None if self.settings.sigma is None else self.noise_seed},
             "network": {"model": recipe.name, "model_options": dict(recipe.options)},
-            "mask": {"digest": _digest_of(mask) if self.job.masks else None, "kept": mask.kept},
+            "mask": {"digest": digest_of_mask(mask) if self.job.masks else None, "kept": mask.kept},
             "figures": figures,
             "backend": fit.backend,
             "device": str(self.noisy.device),

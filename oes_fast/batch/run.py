@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from oes_fast.batch.job import DONE, FAILED, UNMASKED, Job, Options, Outcome, Stopped
+from oes_fast.batch.job import DONE, FAILED, UNMASKED, Job, MaskSearch, Options, Outcome, Stopped
+from oes_fast.batch.masks import searched
 from oes_fast.batch.restoring import MASK, Unmasked, mask_digest, restored
 from oes_fast.errors import InputError, OESError, OESWarning, OutputError
 from oes_fast.io.files import write_json
@@ -35,8 +36,8 @@ _LOCK_SECONDS = 0.2  # from one look at a lock that another process holds to the
 _FATAL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE")} - {None}
 
 
-def run_job(job: Job, options: Options) -> Outcome:
-    """Restore an image, or go on with it, or find that it is done.
+def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
+    """Restore an image or search a mask, or go on with it, or find that it is done.
 
     Any number of processes may be given one job, one after another or at once: they wait for each other, and
     all but one find it done.
@@ -53,6 +54,8 @@ def run_job(job: Job, options: Options) -> Outcome:
     """
     try:
         with _owned(job.work, options):
+            if isinstance(job, MaskSearch):
+                return Outcome(job.name, DONE, searched(job, options))
             return _run(job, options)
     except OutputError as error:
         return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
@@ -214,8 +217,8 @@ def stamp_of(source: str) -> str | None:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _failed(job: Job, failure: str, *, fatal: bool = False) -> Outcome:
-    stamp = stamp_of(job.entry.source)
+def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False) -> Outcome:
+    stamp = stamp_of(job.entry.source) if isinstance(job, Job) else None
     return Outcome(job.name, FAILED, failure=failure[:_LONGEST], fatal=fatal, stamp=stamp)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -18,6 +20,7 @@ from oes_fast.precision import DEFAULT, PRECISIONS
 MAX_SEED = 2**63
 FIRST, EACH = "first", "each"
 _SEARCH = ("search", "density", "search_steps", "search_lr", "kl", "temperature", "mask_option")
+_TRAINING = ("train_steps", "train_lr", "average", "weight_decay", "format", "bits")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,12 @@ class Settings:
         """All of them as JSON values by name; without those of the search where nothing is searched."""
         found = asdict(self)
         return found if searched else {name: value for name, value in found.items() if name not in _SEARCH}
+
+    @property
+    def search_digest(self) -> str:
+        """16 hex digits of the SHA-256 of all that a search depends on beside its images."""
+        found = {name: value for name, value in asdict(self).items() if name not in _TRAINING}
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
     def of_search(self) -> dict[str, Any]:
         """Arguments of :func:`oes_fast.search_mask`."""
