@@ -7,12 +7,9 @@ a job ends with its process, so a task that is run again waits for one that is n
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,47 +17,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oes_fast.batch.job import FAILED, Job, Options, Outcome, Step, Stopped, ignore, never
+from oes_fast.batch.entries import MANIFEST
+from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
+from oes_fast.batch.ray_connection import check_room, connected, one_line, package
 from oes_fast.batch.run import run_job
 from oes_fast.errors import InputError, OESError
 from oes_fast.version import __version__
 
-LOCAL = "local"  # address of a cluster of this machine alone, which begins and ends with the command
-EXTRA = 'pip install "oes_fast[ray]"'
-
 _POLL_SECONDS = 0.2
 _STEP_SECONDS = 2.0  # from one step that a worker tells to its next
-_CONNECT_SECONDS = 15.0
 _END_SECONDS = 120.0  # that tasks have to write their checkpoints when the set is stopped
 _SEEN_SECONDS = 30.0  # until a file that one machine wrote must be there on another (NFS keeps names a while)
 _SLOTS_SECONDS = 5.0  # from one count of the cluster's CPUs and GPUs to the next
 _RETRIES = 20  # after so many deaths of its workers a job is taken to be what kills them
-_STORE_BYTES = 80 * 2**20  # for objects of Ray, which asks for 75 MiB: tasks pass names and numbers
+_DIED = (
+    f"its worker died {_RETRIES + 1} times, by lack of memory perhaps: more --ray-cpus for each image let fewer "
+    "of them share it"
+)
+_LONGEST = 500  # characters of a failure
 # Ray would let each task see its GPUs alone, by a variable that CUDA reads once, so that a process could
 # serve no second task; and would end the process with the task, to start Python, PyTorch and CUDA anew.
 _ALL_GPUS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
-_SETTINGS = {
-    # Read when Ray is imported. Statistics of use would be sent to Ray's makers.
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Under "uv run" Ray would have every worker install the command's environment once more; workers have
-    # the one that "ray start" was called in.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-}
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What a worker must see and be, to work for this driver.
+    """What a worker must be, and how it runs a task.
 
     Attributes:
-        witness: a file in the folder of results, which workers look for to know that it is the same folder.
         version: of oes_fast.
-        threads: of each task.
+        threads: CPU threads of the task.
+        gpu: whether it runs on the GPU that Ray gives it.
     """
 
-    witness: Path
     version: str
     threads: int
+    gpu: bool
 
 
 @dataclass(frozen=True)
@@ -71,132 +63,46 @@ class _Misplaced:
 
 
 def outcomes(
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | MaskSearch],
     options: Options,
     *,
     address: str,
-    witness: Path,
     cpus: float = 1,
     gpus: float = 0,
     stopping: Callable[[], bool],
     tell: Callable[[Step], None],
 ) -> Iterator[Outcome]:
-    """Run jobs on a Ray cluster, and say how each ended, in the order in which they end.
+    """Run jobs on a Ray cluster, and give the outcome of each as it ends; no order is promised.
 
-    About two jobs for each that runs are taken from ``jobs`` ahead, whatever their number.
+    About two jobs for each that can run are taken from ``jobs`` ahead, whatever their number. A job that was
+    stopped has no outcome.
 
     When ``stopping`` says so, and at a KeyboardInterrupt, jobs end after the update under way with their
-    checkpoints; the iterator then ends without their outcomes. A second KeyboardInterrupt is passed on, and
-    Ray kills what still runs, as it does where this process dies.
+    checkpoints. A second KeyboardInterrupt is passed on, and Ray kills what still runs, as it does where this
+    process dies.
 
     Args:
-        jobs: what to do. All machines must see their files under the same names.
-        options: how to run. Of ``device`` "cuda" every task has the GPUs that Ray gives it.
-        address: of a cluster, HOST:PORT or "auto" for the one this machine is part of; "local" starts one on
-            this machine alone. Where this process is connected to a cluster already, it is that one.
-        witness: a file in the folder of results that lies there all the while.
-        cpus: that each job takes, of those each machine was said to have; as many threads, at least 1.
-        gpus: that each job takes; a share such as 0.5 lets several jobs share one.
-        stopping: whether to stop.
-        tell: takes each :class:`Step`, those of a job a few seconds apart.
+        jobs: any number, below one folder of results. All machines must see it, and the images, under the
+            same names.
+        options: how to run; its ``stopping`` and ``report`` are replaced.
+        address: see :func:`connected`, which may be entered before, for several calls.
+        cpus: that each job takes, of those that each machine was said to have; as many threads, at least 1.
+        gpus: that each job takes, to run on a GPU; a share such as 0.5 lets two jobs have one.
+        stopping: asked all the time; true ends the jobs.
+        tell: is given each :class:`Step`, those of a job a few seconds apart.
 
     Raises:
-        InputError: the device is a GPU and ``gpus`` is 0, or the other way round.
+        InputError: ``options.device`` is a GPU, and ``gpus`` is 0.
         OESError: Ray is not installed, the cluster cannot be reached, has no machine with so many CPUs and
             GPUs, or one of its machines does not see the folder or has another version of oes_fast.
     """
-    if options.device not in ("cpu", "cuda") or (options.device == "cuda") != (gpus > 0):
-        raise InputError(
-            "gpus: expected device cuda and a number above 0, or device cpu and 0, got device "
-            f"{options.device} and {gpus:g}"
-        )
-    ray = _package()
-    with _connected(ray, address):
-        _check_room(ray, address, cpus, gpus)
-        run = _Run(ray, options, _Place(witness, __version__, max(1, int(cpus))), cpus, gpus)
-        yield from run.outcomes(jobs, stopping, tell)
-
-
-def _package() -> Any:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        if error.name == "ray":
-            raise OESError(f"ray: expected the package of that name, found none; {EXTRA}") from error
-        raise OESError(f"ray: expected a package that can be imported, got: {_one_line(error)}") from error
-
-
-@contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    """Be connected to the cluster while inside."""
-    if ray.is_initialized():  # by who called; it is theirs to end
-        yield
-        return
-    # The messages of workers go to Ray's files: a table of progress is no place for them.
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == LOCAL:
-        common |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    else:
-        _check_reachable(address)
-    try:
-        with _own_signals():
-            ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        expected = (
-            "a cluster to start here" if address == LOCAL else "the address of a Ray cluster, HOST:PORT"
-        )
-        raise OESError(f"ray: expected {expected}, got {address}: {_one_line(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put back the handlers of signals afterwards: Ray's end a process that is told to stop with a dump."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
-
-
-def _check_reachable(address: str) -> None:
-    """Ray looks for a cluster that is not there for two minutes, prints lines of its own and then exits."""
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, ValueError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or _one_line(error)
-        raise OESError(
-            f"ray: expected the address of a Ray cluster, HOST:PORT, got {address}: {reason}"
-        ) from error
-
-
-def _check_room(ray: Any, address: str, cpus: float, gpus: float) -> None:
-    """Fail if no machine of the cluster could ever run a job: Ray would wait for one to join.
-
-    A cluster that grows by itself may have none yet, so one of which nothing asks for CPUs is given the time.
-    """
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    able = [m for m in machines if m.get("CPU", 0) >= cpus and m.get("GPU", 0) >= gpus]
-    if machines and not able and any(m.get("CPU", 0) for m in machines):
-        most = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines[:8])
-        raise OESError(
-            f"ray: expected a machine with {cpus:g} CPUs and {gpus:g} GPUs for each image in the cluster "
-            f"{address}, got machines with {most}"
-        )
+    if options.device != "cpu" and not gpus:
+        raise InputError(f"gpus: expected a number above 0 with device {options.device}, got {gpus:g}")
+    ray = package()
+    with connected(address):
+        check_room(ray, address, cpus, gpus)
+        place = _Place(__version__, max(1, int(cpus)), gpus > 0)
+        yield from _Run(ray, options, place, cpus, gpus).outcomes(jobs, stopping, tell)
 
 
 class _Inbox:
@@ -221,7 +127,7 @@ class _Run:
     Args:
         ray: the package.
         options: how to run.
-        place: what workers must see and be.
+        place: what workers must be.
         cpus: of each task.
         gpus: of each task.
     """
@@ -239,11 +145,11 @@ class _Run:
         self._take_at = 0.0
         plain = replace(options, stopping=never, report=ignore)  # those of this process cannot be pickled
         self._shared = ray.put((plain, place))
-        self._pending: dict[Any, Job] = {}
+        self._pending: dict[Any, Job | MaskSearch] = {}
         self._room, self._room_until = 1, 0.0
 
     def outcomes(
-        self, jobs: Iterator[Job], stopping: Callable[[], bool], tell: Callable[[Step], None]
+        self, jobs: Iterator[Job | MaskSearch], stopping: Callable[[], bool], tell: Callable[[Step], None]
     ) -> Iterator[Outcome]:
         """See :func:`outcomes` of the module."""
         more, stopped = True, False
@@ -256,7 +162,8 @@ class _Run:
                         job = next(jobs, None)
                         more = job is not None
                         if job is not None:
-                            self._pending[self._task.remote(job, self._shared, self._inbox)] = job
+                            task = self._task.remote(job, _seen(job), self._shared, self._inbox)
+                            self._pending[task] = job
                     if not self._pending:
                         return
                     ended = self._ended()
@@ -304,7 +211,7 @@ class _Run:
                 found.append(outcome)
         return found
 
-    def _outcome(self, task: Any, job: Job) -> Outcome | None:
+    def _outcome(self, task: Any, job: Job | MaskSearch) -> Outcome | None:
         errors = self._ray.exceptions
         try:
             got = self._ray.get(task)
@@ -312,12 +219,11 @@ class _Run:
             return None
         except errors.RayTaskError as error:  # OES_FAST_DEBUG, or the worker has no oes_fast
             raise OESError(f"ray: a worker failed at {job.name}: {_last_line(error)}") from error
-        except errors.RayError as error:  # the death of workers or machines, again and again
-            why = (
-                f"its worker died {_RETRIES + 1} times, by lack of memory perhaps; the same command goes on "
-                f"from its checkpoint ({type(error).__name__})"
-            )
-            return Outcome(job.name, FAILED, failure=why)
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
+            return Outcome(job.name, FAILED, failure=_DIED)
+        except errors.RayError as error:
+            failure = f"ray: {type(error).__name__}: {one_line(error)}"
+            return Outcome(job.name, FAILED, failure=failure[:_LONGEST])
         if isinstance(got, _Misplaced):
             raise OESError(f"ray: {got.why}")
         return got
@@ -343,16 +249,26 @@ class _Run:
                 self._ray.cancel(task)
 
 
-def _work(job: Job, shared: tuple[Options, _Place], inbox: Any) -> Outcome | _Misplaced | None:
+def _seen(job: Job | MaskSearch) -> list[Path]:
+    """What a worker must see to run a job, as this machine does; a bad entry of the list fails by itself."""
+    entries = [job.entry] if isinstance(job, Job) else job.entries
+    files = [path for entry in entries for path in (entry.source, entry.clean) if path is not None]
+    # Only the folder that the driver writes to has a manifest: a worker without makes a folder of its own.
+    return [path for path in (job.root / MANIFEST, *map(Path, files)) if path.exists()]
+
+
+def _work(
+    job: Job | MaskSearch, seen: list[Path], shared: tuple[Options, _Place], inbox: Any
+) -> Outcome | _Misplaced | None:
     """Run a job in a worker; None where it was stopped."""
     import torch
 
     options, place = shared
-    why = _unfit(job, place)
+    why = _unfit(seen, place)
     if why:
         return _Misplaced(why)
     torch.set_num_threads(place.threads)
-    if options.device != "cpu":
+    if place.gpu:
         options = replace(options, device=_own_gpu())
         torch.cuda.set_device(options.device)
     told_at = 0.0
@@ -395,26 +311,23 @@ def _cancelled() -> Iterator[Callable[[], bool]]:
 
 def _own_gpu() -> str:
     """The device of this process that is the first GPU Ray has given the task."""
-    (number, *_) = _package().get_gpu_ids()
+    (number, *_) = package().get_gpu_ids()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "")  # what "ray start" was given
     return f"cuda:{visible.split(',').index(str(number)) if visible else number}"
 
 
-def _unfit(job: Job, place: _Place) -> str | None:
+def _unfit(seen: list[Path], place: _Place) -> str | None:
     """Why this process cannot work for the driver; None where it can."""
     here = f"the worker on {socket.gethostname()}"
     if place.version != __version__:
         return f"expected oes_fast {place.version} on all machines, as here, got {__version__} for {here}"
     end = time.monotonic() + _SEEN_SECONDS
-    while not place.witness.exists():
-        if time.monotonic() > end:
-            return f"expected a folder that all machines share, but {here} does not see {place.witness}"
-        time.sleep(_POLL_SECONDS)
+    for path in seen:
+        while not path.exists():
+            if time.monotonic() > end:
+                return f"expected folders that all machines share, but {here} does not see {path}"
+            time.sleep(_POLL_SECONDS)
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _last_line(error: BaseException) -> str:
