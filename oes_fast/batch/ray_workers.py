@@ -31,8 +31,8 @@ _SEEN_SECONDS = 30.0  # until a file that one machine wrote must be there on ano
 _SLOTS_SECONDS = 5.0  # from one count of the cluster's CPUs and GPUs to the next
 _RETRIES = 20  # after so many deaths of its workers a job is taken to be what kills them
 _DIED = (
-    f"its worker died {_RETRIES + 1} times, by lack of memory perhaps: more --ray-cpus for each image let fewer "
-    "of them share it"
+    f"its worker died {_RETRIES + 1} times, by lack of memory perhaps: with more CPUs for each image, fewer "
+    "share it"
 )
 _LONGEST = 500  # characters of a failure
 # Ray would let each task see its GPUs alone, by a variable that CUDA reads once, so that a process could
