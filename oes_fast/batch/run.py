@@ -179,9 +179,9 @@ def _owned(work: Path, options: Options) -> Iterator[None]:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > patience:
                 raise TimeoutError(
-                    f"{work}: expected the process that has the lock of this folder to go on or to end, but it "
-                    f"has written nothing for {patience / 60:.0f} minutes; the file server may keep the lock of "
-                    "a machine that has died"
+                    f"{work}: expected the process that has the lock of this folder to go on or to end, but "
+                    f"it has written nothing for {patience / 60:.0f} minutes; the file server may keep the "
+                    "lock of a machine that has died"
                 ) from None
             time.sleep(_LOCK_SECONDS)
             continue
