@@ -216,7 +216,7 @@ def command_for(images: Path, out: Path, *, steps: int) -> list[object]:
     """The command that restores the set."""
     words: list[object] = [sys.executable, "-m", "oes_fast", "batch", images, "-o", out, "--sigma", 0.1]
     words += ["--no-verify", "--search-steps", 40, "--train-steps", steps, "--density", 0.3]
-    words += ["--average", 0.9, "--model-option", "num_channels_down=[8,8]", "--checkpoint-seconds", 0.5]
+    words += ["--average", 0.9, "--model-option", "num_channels_down=8,8", "--checkpoint-seconds", 0.5]
     return [*words, "--quiet"]
 
 
