@@ -4,11 +4,12 @@
 """
 
 from oes_fast.batch.entries import Listing
-from oes_fast.batch.image_set import Batch, Engine, Watcher, restore_all
+from oes_fast.batch.image_set import Batch, restore_all
 from oes_fast.batch.job import Entry, Job, MaskSearch, Options, Outcome, SharedMask, Step, Stopped
 from oes_fast.batch.manifest import Manifest, Row
 from oes_fast.batch.run import run_job
 from oes_fast.batch.settings import Settings
+from oes_fast.batch.watching import Engine, Watcher
 
 __all__ = [
     "Batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from oes_fast._checks import check_flag, check_integer, check_number
 from oes_fast.backends import AUTO, NAMES, backends
@@ -29,13 +30,14 @@ from oes_fast.batch.job import (
     Options,
     Outcome,
     SharedMask,
-    Step,
+    mask_path,
 )
 from oes_fast.batch.manifest import RUNNING, WAITING, Manifest
 from oes_fast.batch.masks import candidates, found_masks, given_masks, keep_given, restore_seed
 from oes_fast.batch.restoring import digest_of_mask
 from oes_fast.batch.run import stamp_of
 from oes_fast.batch.settings import EACH, Settings
+from oes_fast.batch.watching import Engine, Watcher
 from oes_fast.errors import BackendError, InputError, OESError, OutputError
 from oes_fast.io.files import check_path, check_writable
 from oes_fast.io.locks import Busy, RunLocks
@@ -43,20 +45,6 @@ from oes_fast.pipelines.differences import Difference
 
 _SHOWN = 20  # failures that the result tells of
 _NO_MASK = SharedMask(0, 0)  # fits no image: each that can be read waits for one
-
-
-class Engine(Protocol):
-    """What runs jobs: :func:`oes_fast.batch.local.outcomes` with what is its own settled."""
-
-    def __call__(
-        self,
-        jobs: Iterator[Job | MaskSearch],
-        options: Options,
-        *,
-        stopping: Callable[[], bool],
-        tell: Callable[[Step], None],
-    ) -> Iterator[Outcome]:
-        """The outcome of each job, as it ends; a job that was stopped has none."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +72,10 @@ class Batch:
     interrupted: bool
     seconds: float
 
-
-class Watcher:
-    """Is told how a set goes on; the methods of this one do nothing."""
-
-    def listed(self, count: int, done: int) -> None:
-        """Before the first image: how many there are, and how many of them are done with."""
-
-    def step(self, step: Step) -> None:
-        """Now and then, of every image or search that runs."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """After every image."""
-
-    def searched(self, outcome: Outcome) -> None:
-        """After every search for a mask that images share."""
+    def lines(self) -> Iterator[dict[str, str]]:
+        """The lines of batch.csv, one at a time, by the names of their columns."""
+        with self.files["csv"].open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
 
 
 def restore_all(
@@ -141,7 +118,8 @@ def restore_all(
         clean: folder of clean images, to measure the PSNR against.
         workers: images at once, each in a process of its own where there is more than one. As always with
             processes, a script must then call this under ``if __name__ == "__main__":``.
-        threads: CPU threads of each; None for one, and with one worker for what torch has.
+        threads: CPU threads of each; None for the cores divided by ``workers``, and with one worker for what
+            torch has.
         device: to compute on.
         verify: compare the rewritten network with the dense one, once for each mask and size of image.
         checkpoint_seconds: time between two checkpoints of an image.
@@ -178,6 +156,8 @@ def restore_all(
             whole = _Set(root, settings, masks, options, manifest, watcher or Watcher(), stopping)
             if engine is None:
                 total = None if threads is None else threads * workers
+                if workers > 1 and threads is None:
+                    threads = max(1, (os.cpu_count() or 1) // workers)
                 whole.search_engine = partial(local.outcomes, workers=1, threads=total)
                 whole.engine = partial(local.outcomes, workers=workers, threads=threads)
             else:
@@ -211,9 +191,9 @@ class _Set:
         self._fatal: str | None = None
         self.interrupted = False
         given = given_masks(masks, settings)
-        self._given = bool(given)
+        self._noted: dict[str, Any] | None = None  # settings to note once there is an image
         self._check_settings({COLOURS[c]: digest_of_mask(mask) for c, (mask, _) in given.items()})
-        keep_given(root, given)
+        self._given = given
         self.masks = tuple(shared for _, shared in given.values()) or found_masks(root, settings)
 
     def _stopping(self) -> bool:
@@ -222,8 +202,8 @@ class _Set:
     def _check_settings(self, given: dict[str, str]) -> None:
         wanted: dict[str, Any] = {**self.settings.plain(searched=not given), "mask": given or None}
         before = self.manifest.settings
-        if before is None:
-            self.manifest.note_settings(wanted)
+        if before is None or self._nothing_made():
+            self._noted = wanted
             return
         keys = [key for key in dict.fromkeys((*wanted, *before)) if before.get(key) != wanted.get(key)]
         if "mask" in keys:  # what was searched, or is, follows from it
@@ -237,6 +217,12 @@ class _Set:
                 f"{self.root}: the set was restored {'; '.join(clauses)}; give this one another folder (-o)"
             )
 
+    def _nothing_made(self) -> bool:
+        """Whether there is no result yet, nor anything of one."""
+        unfinished = self.root / UNFINISHED
+        masks = any(mask_path(self.root, channels).exists() for channels in COLOURS)
+        return not (masks or self.manifest.holds(DONE) or (unfinished.is_dir() and any(unfinished.iterdir())))
+
     def take(self, listing: Listing, *, retry_failed: bool) -> None:
         """Note the images of the set, and which of them are to be run."""
         count = self.manifest.add(listing)
@@ -246,6 +232,9 @@ class _Set:
                 f"sources: expected one image at least, got none{more}; "
                 "--recursive takes folders within folders"
             )
+        if self._noted is not None:
+            self.manifest.note_settings(self._noted)
+        keep_given(self.root, self._given)
         for row in self.manifest.rows(DONE, FAILED):
             changed = row.stamp != stamp_of(row.entry.source)
             if row.state == DONE:

@@ -171,6 +171,11 @@ class Manifest:
         found = self._db.execute("select state, count(*) from entries where run = ? group by 1", (self.run,))
         return dict.fromkeys(STATES, 0) | dict(found.fetchall())
 
+    def holds(self, state: str) -> bool:
+        """Whether an image of this or an earlier run is in that state."""
+        found = self._db.execute("select 1 from entries where state = ? limit 1", (state,))
+        return found.fetchone() is not None
+
     def rows(self, *states: str, everything: bool = False) -> Iterator[Row]:
         """The images in order, a page at a time, so that they may change meanwhile.
 
@@ -256,7 +261,7 @@ class Manifest:
             yield
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # a full disk, no permission
-                with suppress(sqlite3.Error):
+                with suppress(sqlite3.Error, AttributeError):  # it may not be open
                     self._db.execute("rollback")
                 raise OutputError(f"{self.path}: cannot write: {error}") from error
             raise InputError(
