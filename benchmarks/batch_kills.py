@@ -32,12 +32,14 @@ from torch.nn.functional import interpolate
 
 from benchmarks.ray_cluster import Cluster, processes
 from benchmarks.report import environment, write_result
+from oes_fast.io.files import load_tensors
 from oes_fast.io.image import save_image
 
 SIDE = 32
 WORKERS = 2
+SHARES = {"command": 1, "worker": 3, "machine": 1}  # of the kills, as far as there is something of the kind
 _POLL_SECONDS = 0.05
-TIMES = ("seconds",)  # of results: what differs from run to run
+OTHER = ("seconds", "files")  # of results: times and names of folders differ from run to run
 
 Victims = dict[str, list[int]]  # process numbers by kind
 
@@ -147,7 +149,7 @@ def run_under_kills(
         log: file for what the commands print.
     """
     words = [*map(str, command), *way.words]
-    found = Killed()
+    found, kind = Killed(), None
     records: dict[Path, tuple[int, int]] = {}
     began = time.monotonic()
     while True:
@@ -160,13 +162,15 @@ def run_under_kills(
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
                 _watch(out, records, found.again)
-                if found.kills.total() < kills and time.monotonic() >= next_at:
-                    there = {kind: pids for kind, pids in way.victims(process.pid).items() if pids}
-                    kind = rng.choice(sorted(there))
+                if found.kills.total() == kills or time.monotonic() < next_at:
+                    continue
+                there = way.victims(process.pid)
+                kind = kind or rng.choices(list(there), [SHARES[name] for name in there])[0]
+                if there[kind]:  # else it is waited for
                     with suppress(ProcessLookupError):  # it has ended of itself
                         way.kill(kind, rng.choice(sorted(there[kind])))
                         found.kills[kind] += 1
-                    next_at = time.monotonic() + rng.uniform(0, 2 * pause)
+                    kind, next_at = None, time.monotonic() + rng.uniform(0, 2 * pause)
         _watch(out, records, found.again)
         if process.returncode != -signal.SIGKILL:
             found.code = process.returncode
@@ -197,7 +201,12 @@ def differences(out: Path, peace: Path) -> list[str]:
 
 
 def _content(path: Path) -> object:
-    """What is in a file, without times."""
+    """What is in a file, without times; of the manifest, that it is there: batch.csv has what is in it."""
+    if path.suffix == ".sqlite":
+        return None
+    if path.suffix == ".safetensors":
+        tensors, metadata = load_tensors(path)
+        return {name: tensor.tolist() for name, tensor in tensors.items()}, _untimed(metadata)
     if path.suffix == ".json":
         return _untimed(json.loads(path.read_text("utf-8")))
     if path.suffix == ".csv":
@@ -208,7 +217,7 @@ def _content(path: Path) -> object:
 
 def _untimed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _untimed(found) for key, found in value.items() if key not in TIMES}
+        return {key: _untimed(found) for key, found in value.items() if key not in OTHER}
     return [_untimed(each) for each in value] if isinstance(value, list) else value
 
 
