@@ -2,8 +2,8 @@
 
     python -m benchmarks.batch_kills --kills 50 --images 40 --json benchmarks/results/batch-kills.json
 
-``oes-fast batch`` restores the set in peace by one process; then with two worker processes of its own, and
-then on a Ray cluster of two workers, while SIGKILL hits workers, the command itself, and with Ray whole
+``oes-fast batch`` restores the set in peace; then with two worker processes of its own, and then on a Ray
+cluster of two workers, while SIGKILL hits workers, the command itself, and with Ray whole
 machines (a raylet with all that it runs), at random moments. A command that was killed is given again. At the
 end every image must be there as in peace to the last bit, its record written once, and nothing else.
 """
@@ -224,18 +224,23 @@ def _untimed(value: Any) -> Any:
 def command_for(images: Path, out: Path, *, steps: int) -> list[object]:
     """The command that restores the set."""
     words: list[object] = [sys.executable, "-m", "oes_fast", "batch", images, "-o", out, "--sigma", 0.1]
-    words += ["--no-verify", "--search-steps", 40, "--train-steps", steps, "--density", 0.3]
-    words += ["--average", 0.9, "--model-option", "num_channels_down=8,8", "--checkpoint-seconds", 0.5]
+    words += ["--no-verify", "--search-steps", 40, "--search-lr", 0.1, "--train-steps", steps]
+    words += ["--density", 0.5, "--average", 0.9, "--model-option", "num_channels_down=16,16"]
+    words += ["--checkpoint-seconds", 0.5]
     return [*words, "--quiet"]
 
 
 def study(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Restore the set in peace and in every way of ``options`` under kills; what became of each."""
     images, peace = folder / "images", folder / "peace"
+    os.environ["OES_FAST_CACHE_DIR"] = str(
+        folder / "choices"
+    )  # what is measured of convolutions is of all runs
     make_images(images, options.images)
     began = time.monotonic()
     command = command_for(images, peace, steps=options.steps)
-    subprocess.run([*map(str, command), "--workers", "1", "--threads", "1"], check=True)
+    with local() as way:
+        subprocess.run([*map(str, command), *way.words], check=True)
     yield "peace", {"seconds": round(time.monotonic() - began, 1)}
     for name in options.ways:
         out = folder / name
@@ -267,8 +272,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="of each way to run")
     parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=1500, help="of each training")
-    parser.add_argument("--pause", type=float, default=4.0, help="mean seconds from one kill to the next")
+    parser.add_argument("--steps", type=int, default=2000, help="of each training")
+    parser.add_argument("--pause", type=float, default=5.0, help="mean seconds from one kill to the next")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="new folder to work in and keep; a temporary one otherwise")
