@@ -3,9 +3,9 @@
     python -m benchmarks.batch_kills --kills 50 --images 40 --json benchmarks/results/batch-kills.json
 
 ``oes-fast batch`` restores the set in peace; then with two worker processes of its own, and then on a Ray
-cluster of two workers, while SIGKILL hits workers, the command itself, and with Ray whole
-machines (a raylet with all that it runs), at random moments. A command that was killed is given again. At the
-end every image must be there as in peace to the last bit, its record written once, and nothing else.
+cluster of two workers, while SIGKILL hits workers, the command itself, and with Ray whole machines (a raylet
+with all that it runs), at random moments. A command that was killed is given again. At the end every image
+must be there as in peace to the last bit, its record written once, and nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from benchmarks.ray_cluster import Cluster, processes
+from benchmarks.ray_cluster import Cluster, below
 from benchmarks.report import environment, write_result
 from oes_fast.io.files import load_tensors
 from oes_fast.io.image import save_image
@@ -66,7 +66,7 @@ def local() -> Iterator[Way]:
     """Processes of the command's own."""
 
     def victims(command: int) -> Victims:
-        workers = [pid for pid, parent, words in processes() if parent == command and "spawn_main" in words]
+        workers = [pid for pid, words in below(command).items() if "spawn_main" in words]
         return {"command": [command], "worker": workers}
 
     words = ("--workers", str(WORKERS), "--threads", "1")
@@ -78,11 +78,11 @@ def on_ray(workers: int = WORKERS) -> Iterator[Way]:
     """A Ray cluster of so many workers, which outlives the commands."""
 
     def victims(command: int) -> Victims:
-        return {"command": [command], "worker": cluster.tasks(), "machine": cluster.raylets()}
+        return {"command": [command], "worker": cluster.tasks(), "machine": cluster.machines()}
 
     def kill(kind: str, pid: int) -> None:
         if kind == "machine":
-            cluster.lose_worker(cluster.raylets().index(pid))
+            cluster.lose(pid)
         else:
             os.kill(pid, signal.SIGKILL)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from cli_runs import fails
+from cli_runs import run as cli
 
 import oes_fast as oes
+from benchmarks.batch_kills import command_for, differences, make_images, on_ray
 from oes_fast.batch import Entry, Job, Options, Outcome, Settings, Step, ray_connection, ray_workers
 from oes_fast.batch.entries import MANIFEST
+from oes_fast.cli.ray_options import ray_device
 from oes_fast.errors import OESError
 
 COUNT = 100
@@ -277,32 +286,87 @@ def test_no_cluster_there(ray: StandIn, address: str) -> None:
         ray_connection._check_reachable(address)
 
 
-# From here on with Ray itself.
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--ray-cpus", 2), "--ray-cpus: expected --ray beside it, got 2 alone"),
+        (("--ray-gpus", 1), "--ray-gpus: expected --ray beside it, got 1 alone"),
+        (
+            ("--ray", "auto", "--workers", 2),
+            "--workers: expected --ray-cpus in its place beside --ray, got 2",
+        ),
+        (
+            ("--ray", "auto", "--threads", 2),
+            "--threads: expected --ray-cpus in its place beside --ray, got 2",
+        ),
+        (("--ray", "auto", "--ray-cpus", 0), "--ray-cpus: expected a finite number > 0, got 0"),
+        (("--ray", "auto", "--ray-gpus", 2), "--ray-gpus: expected 0 to 1 with --device auto, got 2"),
+        (("--ray", "auto", "--ray-gpus", 1, "--device", "cpu"), "--ray-gpus: expected 0 with --device cpu"),
+        (
+            ("--ray", "auto", "--ray-gpus", 0, "--device", "cuda"),
+            "--ray-gpus: expected more than 0 and at most 1",
+        ),
+        (("--ray", "auto", "--device", "cuda:1"), "--device: expected auto, cpu or cuda beside --ray"),
+        (
+            ("--ray", "127.0.0.1:1"),
+            "ray: expected the address of a Ray cluster, HOST:PORT, got 127.0.0.1:1: ",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(
+    ray: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[object, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert said in fails(capsys, "batch", "skimage:camera", "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def on_a_cluster() -> Iterator[Way]:
-    """A cluster of one worker."""
-    pytest.importorskip("ray", reason="ray is not installed")
-    with on_ray(workers=1) as way:
-        yield way
+def test_the_gpus_of_a_cluster_are_not_those_of_this_machine() -> None:
+    assert ray_device("auto", None, "auto") == ("cpu", 0.0)
+    assert ray_device("auto", None, "cuda") == ("cuda", 1.0)
+    assert ray_device("auto", 0.5, "auto") == ("cuda", 0.5)
 
 
 @pytest.mark.slow
-def test_killed_workers_and_commands(
-    on_a_cluster: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker is killed, then the command, then all goes on in this process: as without kills."""
+def test_killed_workers_and_commands(tmp_path: Path) -> None:
+    """With Ray itself: a worker is killed, then the command; it is given again, and all is as in peace."""
+    pytest.importorskip("ray", reason="ray is not installed")
     images, peace, out = (tmp_path / name for name in ("images", "peace", "out"))
     make_images(images, 3)
-    command = [*map(str, command_for(images, out, steps=600)), *on_a_cluster.words]
-    for name, value in on_a_cluster.variables.items():
-        monkeypatch.setenv(name, value)
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        for victim in ("worker", "command"):
-            seen = _checkpoint_after(out, seen=None if victim == "worker" else seen, process=process)
-            on_a_cluster.kill(victim, on_a_cluster.victims(process.pid)[victim][0])
-    finally:
-        process.kill()
-        process.wait()
+    assert cli(*command_for(images, peace, steps=400)[3:], "--threads", 1) == 0
+    out.mkdir()
+    for path in peace.glob("batch_mask_*"):  # as if they had been searched already
+        shutil.copy(path, out)
+    with on_ray(workers=0) as way:
+        command = [*map(str, command_for(images, out, steps=400)), *way.words]
+        process = subprocess.Popen(command, env=os.environ | way.variables)
+        try:
+            for victim in ("worker", "command"):
+                _wait_for_a_checkpoint(out, process)
+                (pid, *_) = way.victims(process.pid)[victim]
+                way.kill(victim, pid)
+        finally:
+            process.kill()
+            process.wait()
+        subprocess.run(command, env=os.environ | way.variables, check=True)
+    assert differences(out, peace) == []
+
+
+def _wait_for_a_checkpoint(out: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait for one that is written from now on."""
+    began, deadline = time.time(), time.monotonic() + 120
+    while not any(_changed(path) > began for path in out.glob(".oes-unfinished/*/train.ckpt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _changed(path: Path) -> float:
+    with suppress(FileNotFoundError):  # the image is done
+        return path.stat().st_mtime
+    return 0.0
