@@ -18,7 +18,7 @@ _IDLE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Cluster:
-    """A head that runs no tasks, and workers of one CPU each: of each the processes that ``ray start`` starts.
+    """A head that runs no tasks, and workers of one CPU each: of each the processes of ``ray start``.
 
     Args:
         folder: for all that it writes; its name must be short, as sockets lie below it.
