@@ -431,9 +431,9 @@ class TestFailures:
             def ended(self, outcome: Outcome) -> None:
                 patch.setattr(restoring, "save_image", full)
 
-        with monkeypatch.context() as patch:
-            with pytest.raises(oes.OutputError, match="No space left on device; 1 of 3"):
-                go(source, tmp_path / "set", masks=[mask], watcher=Filling())
+        told = "No space left on device; 1 of 3"
+        with monkeypatch.context() as patch, pytest.raises(oes.OutputError, match=told):
+            go(source, tmp_path / "set", masks=[mask], watcher=Filling())
         done = go(source, tmp_path / "set", masks=[mask])
         assert done.counts == {"done": 3, "failed": 0, "waiting": 0}
         assert not (tmp_path / "set" / ".oes-unfinished").exists()
