@@ -166,11 +166,12 @@ def run_under_kills(
                     continue
                 there = way.victims(process.pid)
                 kind = kind or rng.choices(list(there), [SHARES[name] for name in there])[0]
-                if there[kind]:  # else it is waited for
+                next_at = time.monotonic() + rng.uniform(0, 2 * pause)
+                if there[kind]:  # else at the next moment: not as soon as there is one
                     with suppress(ProcessLookupError):  # it has ended of itself
                         way.kill(kind, rng.choice(sorted(there[kind])))
                         found.kills[kind] += 1
-                    kind, next_at = None, time.monotonic() + rng.uniform(0, 2 * pause)
+                    kind = None
         _watch(out, records, found.again)
         if process.returncode != -signal.SIGKILL:
             found.code = process.returncode
@@ -236,10 +237,11 @@ def study(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict
     os.environ["OES_FAST_CACHE_DIR"] = str(
         folder / "choices"
     )  # what is measured of convolutions is of all runs
-    make_images(images, options.images)
+    if not images.exists():
+        make_images(images, options.images)
     began = time.monotonic()
     command = command_for(images, peace, steps=options.steps)
-    with local() as way:
+    with local() as way:  # which finds all done where it was run before
         subprocess.run([*map(str, command), *way.words], check=True)
     yield "peace", {"seconds": round(time.monotonic() - began, 1)}
     for name in options.ways:
@@ -272,11 +274,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="of each way to run")
     parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=2000, help="of each training")
-    parser.add_argument("--pause", type=float, default=5.0, help="mean seconds from one kill to the next")
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
+    parser.add_argument("--pause", type=float, default=4.0, help="mean seconds from one kill to the next")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="new folder to work in and keep; a temporary one otherwise")
+    parser.add_argument("--work", type=Path, help="folder to work in and keep; a temporary one otherwise")
     parser.add_argument("--json", help="file for the result")
     options = parser.parse_args()
     settings = {key: getattr(options, key) for key in ("kills", "images", "steps", "pause", "seed")}
