@@ -116,12 +116,12 @@ class Killed:
     code: int = 0
 
 
-def make_images(folder: Path, count: int) -> None:
-    """Write so many smooth random images of 32 x 32 pixels, every third one grey."""
+def make_images(folder: Path, count: int, *, grey: bool = True) -> None:
+    """Write so many smooth random images of 32 x 32 pixels, every third one grey if ``grey``."""
     folder.mkdir(parents=True)
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
-        coarse = torch.rand(1, 1 if number % 3 == 2 else 3, 5, 5, generator=generator)
+        coarse = torch.rand(1, 1 if grey and number % 3 == 2 else 3, 5, 5, generator=generator)
         save_image(
             folder / f"{number:03}.png", interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
         )

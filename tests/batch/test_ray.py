@@ -337,12 +337,12 @@ def test_killed_workers_and_commands(tmp_path: Path) -> None:
     """With Ray itself: a worker is killed, then the command; it is given again, and all is as in peace."""
     pytest.importorskip("ray", reason="ray is not installed")
     images, peace, out = (tmp_path / name for name in ("images", "peace", "out"))
-    make_images(images, 3)
-    assert cli(*command_for(images, peace, steps=400)[3:], "--threads", 1) == 0
+    make_images(images, 2)
     out.mkdir()
-    for path in peace.glob("batch_mask_*"):  # as if they had been searched already
-        shutil.copy(path, out)
     with on_ray(workers=0) as way:
+        assert cli(*command_for(images, peace, steps=400)[3:], "--threads", 1) == 0
+        for path in peace.glob("batch_mask_*"):  # as if they had been searched already
+            shutil.copy(path, out)
         command = [*map(str, command_for(images, out, steps=400)), *way.words]
         process = subprocess.Popen(command, env=os.environ | way.variables)
         try:
