@@ -348,8 +348,8 @@ def test_killed_workers_and_commands(tmp_path: Path) -> None:
         try:
             for victim in ("worker", "command"):
                 _wait_for_a_checkpoint(out, process)
-                (pid, *_) = way.victims(process.pid)[victim]
-                way.kill(victim, pid)
+                for pid in way.victims(process.pid)[victim]:
+                    way.kill(victim, pid)
         finally:
             process.kill()
             process.wait()
