@@ -100,9 +100,10 @@ def restore_all(
 
     Each image is restored as :func:`oes_fast.transfer_mask` does it, with a mask that is given or is searched
     on the first images; or, with "each", by a search and a training of its own, as `oes-fast denoise` does.
-    Its results lie in ``folder``, at its path below the source: NAME.png and NAME.json, and with "each"
-    NAME_mask.safetensors. Of the whole set there are batch.csv, batch.json, batch_mask_rgb.safetensors or
-    batch_mask_grey.safetensors, and batch.sqlite, the manifest, which is written as the set goes on.
+    Its results lie in ``folder``, at its path below the source: NAME.png and NAME.json, with "each"
+    NAME_mask.safetensors, and with several runs NAME_spread.png and NAME_spread.npy. Of the whole set there
+    are batch.csv, batch.json, batch_mask_rgb.safetensors or batch_mask_grey.safetensors, and batch.sqlite,
+    the manifest, which is written as the set goes on.
 
     A second call with the same folder does what is missing: whatever was killed, no image is restored twice,
     and those that were under way go on from their checkpoints, bit for bit. It takes images that were added,
@@ -338,6 +339,7 @@ class _Set:
 
     def summarised(self, left_out: int, began: float) -> Batch:
         """Write the summary; remove what is left over once all is done."""
+        self.manifest.rest()
         found = self.manifest.counts()
         counts = {name: found[name] for name in (DONE, FAILED)}
         counts["waiting"] = sum(found.values()) - sum(counts.values())

@@ -13,6 +13,7 @@ from oes_fast.batch.settings import Settings
 
 DONE, FAILED, UNMASKED = "done", "failed", "unmasked"
 COLOURS = {1: "grey", 3: "RGB"}  # by the number of channels
+MASK, SPREAD, SPREAD_NUMBERS = "mask.safetensors", "spread.png", "spread.npy"
 UNFINISHED = ".oes-unfinished"  # folder for all that is under way
 
 
@@ -188,19 +189,19 @@ class Job:
         return self.root / f"{self.name}.{self.settings.format}"
 
     @property
-    def image_made(self) -> str:
-        """Name of the restored image in :attr:`work`, until all is there."""
-        return f"image.{self.settings.format}"
-
-    @property
     def record(self) -> Path:
         """The JSON file that says what the image was made of. Where it is, the job is done."""
         return self.root / f"{self.name}.json"
 
     @property
-    def mask(self) -> Path:
-        """The image's own mask, where every image has one."""
-        return self.root / f"{self.name}_mask.safetensors"
+    def files(self) -> dict[str, Path]:
+        """The results but for the record, by their names in :attr:`work` until all are there."""
+        found = {f"image.{self.settings.format}": self.image}
+        if not self.masks:
+            found[MASK] = self.root / f"{self.name}_mask.safetensors"
+        if self.settings.runs > 1:
+            found |= {name: self.root / f"{self.name}_{name}" for name in (SPREAD, SPREAD_NUMBERS)}
+        return found
 
     @property
     def work(self) -> Path:

@@ -91,7 +91,7 @@ class Manifest:
                 raise InputError(f"{path}: expected {_FORMAT}, got {found}")
             self.run = int(self._note("run") or 0) + 1
             self._set_note("run", str(self.run))
-            self._db.execute("update entries set state = ? where state = ?", (WAITING, RUNNING))
+            self.rest()
             self.commit()
 
     def __enter__(self) -> Manifest:
@@ -205,6 +205,11 @@ class Manifest:
         """The numbers of channels of images that wait for a mask."""
         query = "select distinct channels from entries where run = ? and state = ? order by 1"
         return [channels for (channels,) in self._db.execute(query, (self.run, UNMASKED))]
+
+    def rest(self) -> None:
+        """Let all that was running wait: nothing runs."""
+        with self._errors():
+            self._db.execute("update entries set state = ? where state = ?", (WAITING, RUNNING))
 
     def mark(self, name: str, state: str) -> None:
         """Note the state of an image; what is known of it is forgotten."""

@@ -189,7 +189,7 @@ def searched(job: MaskSearch, options: Options) -> dict[str, Any]:
     checkpoint = job.work / "search.ckpt"
     inputs = torch.cat([z, *more])
     found = going_on(
-        checkpoint,
+        [checkpoint],
         lambda resume: search_mask(
             net, inputs, noisy, clean=clean, seed=seed, callback=progress, checkpoint=checkpoint,
             checkpoint_seconds=options.checkpoint_seconds, resume=resume, verify=options.verify,

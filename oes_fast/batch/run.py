@@ -21,7 +21,7 @@ from typing import Any
 
 from oes_fast.batch.job import DONE, FAILED, UNMASKED, Job, MaskSearch, Options, Outcome, Stopped
 from oes_fast.batch.masks import searched
-from oes_fast.batch.restoring import MASK, Unmasked, mask_digest, restored
+from oes_fast.batch.restoring import Unmasked, mask_digest, restored
 from oes_fast.errors import InputError, OESError, OESWarning, OutputError
 from oes_fast.io.files import write_json
 from oes_fast.io.image import SKIMAGE_PREFIX
@@ -61,7 +61,6 @@ def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
     except OutputError as error:
         return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
     except OESError as error:
-        shutil.rmtree(job.work, ignore_errors=True)  # the image's own fault: nothing to go on from
         return _failed(job, _one_line(error))
     except OSError as error:
         return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
@@ -136,10 +135,9 @@ def _clauses(job: Job, found: dict[str, Any]) -> str:
 def _place(job: Job) -> None:
     """Let the results take their names, the record last."""
     job.image.parent.mkdir(parents=True, exist_ok=True)
-    for made, path in ((job.work / job.image_made, job.image), (job.work / MASK, job.mask)):
-        if path != job.mask or not job.masks:
-            with suppress(FileNotFoundError):  # it has its name
-                os.replace(made, path)
+    for made, path in job.files.items():
+        with suppress(FileNotFoundError):  # it has its name, or there is no spread of a single run
+            os.replace(job.work / made, path)
     os.replace(job.work / RECORD, job.record)
 
 
@@ -192,9 +190,11 @@ def _owned(work: Path, options: Options) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)  # whoever had it before may have removed it
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OESError) and not isinstance(error, OutputError):
+                shutil.rmtree(work, ignore_errors=True)  # the image's own fault: nothing to go on from
             with suppress(OSError):
-                work.rmdir()  # nothing is in it where the image was bad
+                work.rmdir()
             raise
         shutil.rmtree(work, ignore_errors=True)
     finally:

@@ -18,9 +18,10 @@ from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import DEFAULT, PRECISIONS
 
 MAX_SEED = 2**63
+MAX_RUNS = 100  # networks, inputs and results of all lie in memory at once
 FIRST, EACH = "first", "each"
 _SEARCH = ("search", "density", "search_steps", "search_lr", "kl", "temperature", "mask_option")
-_TRAINING = ("train_steps", "train_lr", "average", "weight_decay", "format", "bits")
+_TRAINING = ("train_steps", "train_lr", "runs", "average", "weight_decay", "format", "bits")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Settings:
         mask_option: how the mask is cut from its probabilities, see :func:`oes_fast.search_mask`.
         train_steps: updates of every training.
         train_lr: Adam's learning rate there.
+        runs: trainings of each image, from its seed and those that follow it; the image is their mean.
         average: decay of the running average of the outputs that is written; None for the last output.
         weight_decay: of the training.
         schedule: of the learning rates of search and training, None for constant ones.
@@ -68,6 +70,7 @@ class Settings:
     mask_option: str = "topk"
     train_steps: int = PRESETS["paper"].train_steps
     train_lr: float = PRESETS["paper"].train_lr
+    runs: int = 1
     average: float | None = 0.99
     weight_decay: float = 0.0
     schedule: str | None = None
@@ -95,6 +98,7 @@ class Settings:
             check_number(name, getattr(self, name), minimum=0.0)
         for name in ("search_steps", "train_steps"):
             check_integer(name, getattr(self, name), minimum=1, below=2**32)
+        check_integer("runs", self.runs, minimum=1, below=MAX_RUNS + 1)
         check_choice("mask_option", self.mask_option, MASK_OPTIONS)
         if self.average is not None:
             check_number("average", self.average, minimum=0.0, below=1.0)

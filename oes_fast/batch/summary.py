@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from oes_fast.batch.image_set import Batch
 
 FIGURES = (
-    "channels", "width", "height", "bits", "psnr_noisy", "psnr", "psnr_last", "psnr_peak", "density", "steps",
-    "seconds", "collapsed", "diverged",
+    "channels", "width", "height", "bits", "psnr_noisy", "psnr", "psnr_last", "psnr_peak", "spread",
+    "density", "steps", "seconds", "collapsed", "diverged",
 )  # fmt: skip
 
 

@@ -105,6 +105,7 @@ def batch(
     mask_option: o.MaskOption = "topk",
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,
+    runs: o.Runs = 1,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
     schedule: o.ScheduleName = None,
@@ -187,7 +188,7 @@ def batch(
     Writes into FOLDER, at the path of each image below its source:
 
     * NAME.png, the restored image, and NAME.json, what it was made of and its figures;
-    * NAME_mask.safetensors, with --search each;
+    * NAME_mask.safetensors, with --search each; NAME_spread.png and .npy, with --runs;
     * batch.csv, a line for every image, and batch.json, the whole;
     * batch_mask_rgb.safetensors, batch_mask_grey.safetensors, the masks that images share;
     * batch.sqlite, the manifest: what is done and what is not.
@@ -213,6 +214,7 @@ def batch(
         mask_option=mask_option,
         train_steps=train_steps,
         train_lr=train_lr,
+        runs=runs,
         weight_decay=weight_decay,
         schedule=schedule,
         input_noise=input_noise,

@@ -149,6 +149,28 @@ class TestResults:
         assert torch.equal(kept.flat, found.mask.flat)
         assert kept.settings["searched_on"] == ["a", "b c", "e"]
 
+    @pytest.mark.parametrize("search", ["first", "each"])
+    def test_several_runs_are_those_of_one_image(self, search: str, images: Path, tmp_path: Path) -> None:
+        wanted = settings(search=search, runs=3, sigma=0.1)
+        done = go(images / "a.png", tmp_path / "set", settings=wanted)
+        out, options = tmp_path / "out.png", ["--runs", 3, "--sigma", 0.1]
+        if search == "each":
+            assert run("denoise", images / "a.png", "-o", out, *options, *DENOISE) == 0
+        else:
+            assert run("transfer", done.folder / MASK, images / "a.png", "-o", out, *options, *TRANSFER) == 0
+        for ending in (".png", "_spread.npy"):
+            single, ours = (
+                folder / f"{name}{ending}" for folder, name in ((tmp_path, "out"), (done.folder, "a"))
+            )
+            assert single.read_bytes() == ours.read_bytes()
+        record, single = (
+            json.loads(path.read_text()) for path in (done.folder / "a.json", out.with_suffix(".json"))
+        )
+        assert record["figures"]["psnr"] == single["psnr"]["restored"]
+        assert record["figures"]["spread"] == pytest.approx(single["spread"]["mean"])
+        assert [each["seed"] for each in record["runs"]] == [each["seed"] for each in single["runs"]]
+        assert {path.suffix for path in done.folder.glob("a_spread.*")} == {".png", ".npy"}
+
     def test_clean_images_are_measured_against(self, mask: Path, images: Path, tmp_path: Path) -> None:
         write_images(tmp_path / "clean", "a.png", seed=4)
         done = go(images, tmp_path / "set", masks=[mask], clean=tmp_path / "clean")
@@ -327,8 +349,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("search", ["first", "each"])
-    @pytest.mark.parametrize("first", [1, 3])
+    @pytest.mark.parametrize(("search", "first"), [("first", 1), ("each", 3)])
     def test_killed_again_and_again_it_ends_the_same(
         self, first: int, search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -366,6 +387,22 @@ class TestInterrupted:
         assert watching.steps[0].step == step + 1
         assert not ended.interrupted
         assert _images(tmp_path / "set") == _images(tmp_path / "whole")
+        assert files_in(tmp_path / "set") == files_in(tmp_path / "whole")
+
+    def test_several_runs_go_on_from_their_checkpoints(
+        self, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(restoring, "_SHOWN_SECONDS", 0.0)
+        source = write_images(tmp_path / "in", "a.png")
+        more = {"settings": settings(runs=2), "masks": [mask]}
+        go(source, tmp_path / "whole", **more)
+        stopped = Watching(lambda s: getattr(s, "step", 0) == 2)
+        assert go(source, tmp_path / "set", watcher=stopped, **more).interrupted
+        watching = Watching()
+        go(source, tmp_path / "set", watcher=watching, **more)
+        assert watching.steps[0].step > 0
+        assert watching.steps[-1].steps == 2 * STEPS["train_steps"]
+        assert results_in(tmp_path / "set") == results_in(tmp_path / "whole")
         assert files_in(tmp_path / "set") == files_in(tmp_path / "whole")
 
     def test_stopped_between_images(self, mask: Path, tmp_path: Path) -> None:
@@ -478,6 +515,7 @@ class TestFailures:
             ({"search": 0}, "search"),
             ({"density": 1.0}, "density"),
             ({"train_steps": 0}, "train_steps"),
+            ({"runs": 0}, "runs"),
             ({"kl": -1.0}, "kl"),
             ({"seed": -1}, "seed"),
             ({"size": 8}, "size"),
