@@ -299,7 +299,7 @@ def test_no_cluster_there(ray: StandIn, address: str) -> None:
             ("--ray", "auto", "--threads", 2),
             "--threads: expected --ray-cpus in its place beside --ray, got 2",
         ),
-        (("--ray", "auto", "--ray-cpus", 0), "--ray-cpus: expected a finite number > 0, got 0"),
+        (("--ray", "auto", "--ray-cpus", 0), "--ray-cpus: expected a finite number > 0.0, got 0.0"),
         (("--ray", "auto", "--ray-gpus", 2), "--ray-gpus: expected 0 to 1 with --device auto, got 2"),
         (("--ray", "auto", "--ray-gpus", 1, "--device", "cpu"), "--ray-gpus: expected 0 with --device cpu"),
         (
