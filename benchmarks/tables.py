@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.batch_manifest import tables as batch_manifest
 from benchmarks.comparison import comparison_at, comparison_cells
 from benchmarks.inverse_problems import tables as inverse_problems
+from benchmarks.runs import tables as several_runs
 from benchmarks.table_text import (
     NAMES,
     ROOT,
@@ -405,6 +407,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps": steps,
     "sparseprop": sparseprop,
     "verification": verification,
+    "batch manifest": batch_manifest,
     "own loop": own_loop,
     "convolutions": convolutions,
     "memory bound": memory_bound,
@@ -420,6 +423,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison large": functools.partial(comparison_at, 512),
     "comparison cells": comparison_cells,
     "inverse problems": inverse_problems,
+    "several runs": several_runs,
 }
 
 

@@ -44,6 +44,8 @@ from oes_fast.nn import MaskedConv2d
 from oes_fast.noise import add_noise, noise_input
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.loop import StepInfo
+from oes_fast.pipelines.many import train_many
+from oes_fast.pipelines.runs_mean import RunsMean, mean_of_runs
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
@@ -67,6 +69,7 @@ __all__ = [
     "OESError",
     "OESWarning",
     "OutputError",
+    "RunsMean",
     "SearchResult",
     "SparseGenerator",
     "StepInfo",
@@ -82,6 +85,7 @@ __all__ = [
     "fresh_generator",
     "functional",
     "load_image",
+    "mean_of_runs",
     "models",
     "noise_input",
     "precision",
@@ -91,6 +95,7 @@ __all__ = [
     "search_mask",
     "sparsify",
     "tasks",
+    "train_many",
     "train_sparse",
     "transfer_mask",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -67,8 +70,35 @@ class DivergedRunWarning(OESWarning):
     """The loss left for good: it ended clearly above where it began, or lost most of what it had reached."""
 
 
+Sink = Callable[[str, type[OESWarning]], None]
+_of_thread = threading.local()
+
+
+@contextmanager
+def warnings_to(sink: Sink) -> Iterator[None]:
+    """What this thread warns of inside goes to ``sink``, and on to the caller from there.
+
+    A thread of ours has no line of the caller's above it.
+    """
+    before = getattr(_of_thread, "sink", None)
+    _of_thread.sink = sink
+    try:
+        yield
+    finally:
+        _of_thread.sink = before
+
+
 def warn_caller(message: str, category: type[OESWarning]) -> None:
     """Warn of a line of the caller's, outside the library, however deep inside this is called."""
+    sink: Sink | None = getattr(_of_thread, "sink", None)
+    if sink is not None:
+        with warnings_to(_warn):
+            sink(message, category)
+        return
+    _warn(message, category)
+
+
+def _warn(message: str, category: type[OESWarning]) -> None:
     level = 2
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "oes_fast":

@@ -25,12 +25,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "analysis", "backends", "comparison", "flat", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "recipe", "tasks", "version", "weights_file",
+        *CHECKS, "analysis", "backends", "batch", "comparison", "flat", "io", "mask", "mask_notes", "models",
+        "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
+    },
+    "batch": {
+        *CHECKS, "backends", "flat", "io", "mask", "mask_notes", "models", "noise", "pipelines", "precision",
+        "recipe", "version", "workers",
     },
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",
-        "precision", "pruning", "version", "weights_file",
+        "precision", "pruning", "version", "weights_file", "workers",
     },
     "analysis": {
         *CHECKS, "copies", "entry", "flat", "mask", "pipelines", "reference", "rewrite.ir",
@@ -71,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {*CHECKS, "noise", "recipe"},
     "io": CHECKS,
     "mask": {*CHECKS, "flat", "io", "named_masks", "recipe", "reference"},
+    "mask_notes": {"mask", "recipe"},
     "named_masks": {"errors", "flat"},
     "weights_file": {"errors", "flat", "io"},
     "noise": {*CHECKS, "reference"},
@@ -91,6 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "requirements": set(),
     "timing": set(),
     "version": set(),
+    "workers": set(),
 }  # fmt: skip
 
 

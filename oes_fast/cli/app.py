@@ -11,6 +11,7 @@ import torch
 import typer
 
 from oes_fast.cli import signals
+from oes_fast.cli.batch import batch
 from oes_fast.cli.compare import compare
 from oes_fast.cli.console import (
     EXIT_BAD_INPUT,
@@ -59,6 +60,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     train: "oes-fast train noisy.png mask.safetensors -o restored.png",
     transfer: "oes-fast transfer mask.safetensors another.png -o restored.png",
     prune: "oes-fast prune noisy.png --method snip -o mask.safetensors",
+    batch: "oes-fast batch photos --workers 4 --threads 1 -o restored",
     compare: "oes-fast compare skimage:camera --size 128 --methods oes,random,nlm --preset quick -o compared",
     inspect: "oes-fast inspect mask.safetensors another.safetensors -o masks.png",
     info: "oes-fast info --json info.json",
@@ -105,9 +107,9 @@ def options(
 
     `denoise` does it all; `inpaint`, `superres`, `deblur` and `mri` do the same for missing pixels, small
     images, blurred ones and k-space. `search` finds the mask, `train` restores with it, `transfer` restores
-    another image with it. `prune` finds a mask by another method, `inspect` shows what masks keep, `compare`
-    holds OES against other ways to prune, other networks and classical denoisers. `info` says what this
-    machine has.
+    another image with it, `batch` whole sets of images. `prune` finds a mask by another method, `inspect`
+    shows what masks keep, `compare` holds OES against other ways to prune, other networks and classical
+    denoisers. `info` says what this machine has.
     """
 
 

@@ -24,7 +24,8 @@ class Checkpoints:
     """The checkpoints of one run, in the order of its phases.
 
     Args:
-        paths: of the files, by phase: "search", "train" or both; or of a folder of them: "imp".
+        paths: of the files, by phase: "search", "train" or both; "train.0", "train.1" and so on of several
+            trainings of one search, which are started afresh together; or of a folder of them: "imp".
         options: by phase, the option for each setting a checkpoint holds, for messages.
         resume: go on from checkpoints (True), start afresh (False), refuse where there are any (None).
     """
@@ -94,7 +95,7 @@ class Checkpoints:
         phase = self._phase(error)
         if phase is None:
             return str(error)
-        aside = [p for p in self._there() if p == phase or phase == "search"]
+        aside = [p for p in self._there() if p != "search" or phase == "search"]
         return f"{self._reason(error)}; --restart {self._restart_does(aside)}"
 
     def remove(self) -> None:
@@ -127,7 +128,8 @@ class Checkpoints:
         """The phases that --restart starts afresh, of those with a checkpoint."""
         there = self._there()
         step = checkpoint_step(self.paths["search"]) if "search" in there else None
-        if step is not None and ("train" in there or step == steps["search"]):  # the search was finished
+        # There are checkpoints of what comes after it, or of its last step: the search was finished.
+        if step is not None and (len(there) > 1 or step == steps["search"]):
             there.remove("search")
         return there
 
@@ -138,7 +140,7 @@ class Checkpoints:
             new = _names([free_name(self.paths[phase]) for phase in aside])
             does.append(
                 f"sets {_names([self.paths[phase] for phase in aside])} aside as {new} and starts "
-                f"{'the training' if kept else 'it' if len(aside) == 1 else 'both'} afresh"
+                f"{'the training' if kept else ('it', 'both', 'all')[min(len(aside), 3) - 1]} afresh"
             )
         if kept:
             does.append(f"keeps the finished search in {_names(kept)} if it is one of this run")
@@ -169,4 +171,7 @@ def _set_aside(path: Path, reason: str) -> None:
 
 
 def _names(paths: list[Path]) -> str:
-    return " and ".join(str(path) for path in paths)
+    if len(paths) > 3:
+        return f"{paths[0]}, {paths[1]} and {len(paths) - 2} more"
+    *first, last = (str(path) for path in paths)
+    return f"{', '.join(first)} and {last}" if first else last

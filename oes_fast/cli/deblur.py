@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_choice, check_number
 from oes_fast.cli import options as o
-from oes_fast.cli.task import TaskOptions, one_of, task_command
+from oes_fast.cli.task import TaskOptions, one_of, restoring_command
 from oes_fast.io.arrays import load_plane
 from oes_fast.tasks import Task, deblurring
 from oes_fast.tasks.deblurring import PADDINGS
@@ -57,7 +57,7 @@ class DeblurOptions(TaskOptions):
         )
 
 
-@task_command
+@restoring_command()
 def deblur(
     image: o.ImageIn,
     size: o.Size = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_number
 from oes_fast.cli import options as o
-from oes_fast.cli.task import TaskOptions, one_of, task_command
+from oes_fast.cli.task import TaskOptions, one_of, restoring_command
 from oes_fast.io.arrays import load_plane
 from oes_fast.tasks import Task, inpainting
 
@@ -47,7 +47,7 @@ class InpaintOptions(TaskOptions):
         return inpainting(pixels, mask, missing=self.missing, sigma=self.sigma, seed=seed, clean=clean)
 
 
-@task_command
+@restoring_command()
 def inpaint(
     image: o.ImageIn,
     size: o.Size = None,

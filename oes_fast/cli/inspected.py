@@ -15,12 +15,13 @@ from oes_fast.analysis import Layer, LiveChannels, Overlap, dead_channels, layer
 from oes_fast.cli.console import warn
 from oes_fast.cli.display import lost_output
 from oes_fast.cli.figures import Figures
-from oes_fast.cli.masks import FoundMask, seed_of
+from oes_fast.cli.masks import FoundMask
 from oes_fast.cli.model import DEFAULT
 from oes_fast.cli.report import describe_mask, plain
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import Mask
+from oes_fast.mask_notes import seed_of
 from oes_fast.models.base import ImageGenerator
 from oes_fast.recipe import Recipe
 

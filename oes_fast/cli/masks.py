@@ -8,24 +8,18 @@ from pathlib import Path
 
 from torch import nn
 
-from oes_fast.cli.model import DEFAULT, OURS, describe
+from oes_fast.cli.model import DEFAULT, OURS
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import fingerprint
 from oes_fast.io.published import PUBLISHED_SUFFIXES
 from oes_fast.mask import Mask
+from oes_fast.mask_notes import seed_of
 from oes_fast.models.base import ImageGenerator
 from oes_fast.models.registry import find_model, network
 from oes_fast.recipe import Recipe
 
 PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey
 _SIDE = 256  # of the images that networks are made for to be told apart
-NETWORK_SEED = "network_seed"  # setting of a mask: the seed of the weights it was found on
-
-
-def with_network(mask: Mask, recipe: Recipe, seed: int) -> Mask:
-    """``mask`` with a note of the network it was found on, and the seed of its weights."""
-    noted = {**mask.settings, NETWORK_SEED: seed, **describe(recipe)}
-    return Mask(mask.flat, mask.fingerprint, noted)
 
 
 def load_mask(path: Path, net: nn.Module) -> Mask:
@@ -42,12 +36,6 @@ def load_mask(path: Path, net: nn.Module) -> Mask:
 def mask_seed(path: Path) -> int | None:
     """The seed of the weights that the mask in a file was found on, None if it does not say."""
     return None if path.suffix != OURS else seed_of(Mask.load(path))
-
-
-def seed_of(mask: Mask) -> int | None:
-    """The seed of the weights that a mask was found on, None if it does not say."""
-    seed = mask.settings.get(NETWORK_SEED)
-    return seed if isinstance(seed, int) else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.cli import options as o
 from oes_fast.cli.problem import Problem
-from oes_fast.cli.task import TaskOptions, task_command
+from oes_fast.cli.task import TaskOptions, restoring_command
 from oes_fast.errors import InputError
 from oes_fast.io.arrays import load_numbers, load_plane
 from oes_fast.io.image import Image, load_image
@@ -152,7 +152,7 @@ def _mask(path: Path) -> Tensor:
     return load_plane(path) > 0.5
 
 
-@task_command
+@restoring_command()
 def mri(
     image: Annotated[
         str,

@@ -146,6 +146,15 @@ WeightsMask = Annotated[
         ".pkl (never run).",
     ),
 ]
+SearchedMask = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask",
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Skip the search and use this mask: .safetensors, or a published .npz or .pkl (never run).",
+    ),
+]
 SearchSteps = Annotated[
     int | None,
     typer.Option(
@@ -221,6 +230,17 @@ TrainRate = Annotated[
         metavar="LR",
         rich_help_panel=TRAIN,
         help=f"Adam's learning rate of the training.  [default: {by_preset('train_lr')}]",
+    ),
+]
+Runs = Annotated[
+    int,
+    typer.Option(
+        "--runs",
+        metavar="K",
+        rich_help_panel=TRAIN,
+        help="Train so many times, each from other weights and another input: those of the seed and of the "
+        "K - 1 numbers after it. OUT is the mean of the images, which is better than each, and "
+        "OUT_spread.png and OUT_spread.npy say how far they lie apart. A search is made once.",
     ),
 ]
 ScheduleName = Annotated[

@@ -126,8 +126,16 @@ class Problem:
     def complex_image(self, image: Tensor) -> npt.NDArray[np.complexfloating[Any, Any]]:
         """The network's image of two channels as complex numbers [H, W], in the units of the measurement."""
         real, imaginary = image[0].detach().to("cpu").numpy()
-        scale = 1.0 if self.task is None else self.task.settings["scale"]
-        return scale * (real + 1j * imaginary)
+        return self._scale * (real + 1j * imaginary)
+
+    def complex_spread(self, spread: Tensor) -> npt.NDArray[np.floating[Any]]:
+        """The deviations of the two channels [1, 2, H, W] as that of the complex numbers, [H, W]."""
+        real, imaginary = spread[0].detach().to("cpu").numpy()
+        return self._scale * np.hypot(real, imaginary)
+
+    @property
+    def _scale(self) -> Any:
+        return 1.0 if self.task is None else self.task.settings["scale"]
 
     def describe(self) -> dict[str, Any]:
         """For the JSON result."""

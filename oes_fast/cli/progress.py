@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 from oes_fast.cli import signals
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.progress import ProgressDisplay
@@ -14,3 +17,19 @@ class ProgressReport(ProgressDisplay):
         """The callback for the pipelines: show ``info``, and end the run if a signal has asked for it."""
         self(info)
         return signals.stop.requested
+
+    def watch_runs(self, made: Sequence[int], steps: int) -> Callable[[int, StepInfo], bool]:
+        """The callback for several runs: show them as one.
+
+        Args:
+            made: steps that each has made before.
+            steps: that each is to make.
+        """
+        done = list(made)
+
+        def watch(number: int, info: StepInfo) -> bool:
+            done[number] = info.step
+            self(replace(info, step=sum(done), steps=len(done) * steps))
+            return signals.stop.requested
+
+        return watch

@@ -15,7 +15,6 @@ from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK
-from oes_fast.cli.masks import with_network
 from oes_fast.cli.model import OURS, ModelChoice, describe
 from oes_fast.cli.outputs import Interrupted, Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
@@ -27,6 +26,7 @@ from oes_fast.io.files import write_json
 from oes_fast.io.image import psnr
 from oes_fast.io.plots import layer_density
 from oes_fast.mask import Mask
+from oes_fast.mask_notes import with_network
 from oes_fast.pipelines.clean import compared
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.masked_output import masked_output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import load_mask, mask_seed, with_network
+from oes_fast.cli.masks import load_mask, mask_seed
 from oes_fast.cli.model import ModelChoice, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
+from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs, warn_of_others
 from oes_fast.cli.settings import (
     RunSettings,
     SearchSettings,
@@ -28,11 +30,13 @@ from oes_fast.cli.settings import (
 from oes_fast.errors import InputError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.files import write_json
-from oes_fast.io.image import save_image
-from oes_fast.io.plots import psnr_curve, side_by_side
+from oes_fast.io.image import psnr, save_image
+from oes_fast.io.plots import psnr_curve, side_by_side, spread_picture
 from oes_fast.mask import Mask
-from oes_fast.pipelines.clean import clean_pixels
+from oes_fast.mask_notes import with_network
+from oes_fast.pipelines.clean import clean_pixels, compared
 from oes_fast.pipelines.progress import duration
+from oes_fast.pipelines.runs_mean import run_image
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
@@ -59,6 +63,7 @@ class Request:
         weights: file of the weights to start from, None for those of ``seed``.
         model: the network to take.
         tv: weight of the image's total variation.
+        runs: trainings to make, of which the image is the mean.
     """
 
     command: str
@@ -75,6 +80,7 @@ class Request:
     weights: Path | None = None
     model: ModelChoice = field(default_factory=ModelChoice)
     tv: float = 0.0
+    runs: int = 1
 
 
 @dataclass
@@ -87,7 +93,8 @@ class Restoration:
         train_steps: steps of training asked for.
         recipe: of the network.
         found: the mask search, None where a mask was given.
-        fit: the training, None where the search was interrupted.
+        fit: the training, None where the search was interrupted, or there are several.
+        several: the trainings, None where there is one, or the search was interrupted.
     """
 
     problem: Problem
@@ -96,23 +103,41 @@ class Restoration:
     recipe: Recipe
     found: SearchResult | None = None
     fit: TrainResult | None = None
+    several: Runs | None = None
 
     @property
     def results(self) -> list[SearchResult | TrainResult]:
-        """The phases that ran, in order."""
-        return [result for result in (self.found, self.fit) if result is not None]
+        """The phases that ran, in order; the first training of several."""
+        fit = self.fit if self.several is None else self.several.there[0]
+        return [result for result in (self.found, fit) if result is not None]
 
     @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C left something undone."""
+        if self.several is not None:
+            return self.several.interrupted
         return self.fit is None or self.fit.steps < self.train_steps
 
     @property
     def restored(self) -> Tensor | None:
-        """The network's image to write: the average of the outputs where there is one."""
-        if self.fit is None:
-            return None
-        return self.fit.output if self.fit.average is None else self.fit.average
+        """The network's image to write: average of the outputs where there is one, mean of several runs."""
+        if self.several is not None:
+            return self.several.mean.mean
+        return None if self.fit is None else run_image(self.fit)
+
+    def measure(self) -> dict[str, Any] | None:
+        """Every PSNR, see :func:`oes_fast.cli.report.measure`; of several runs that of the mean image."""
+        figures = measure(self.problem, self.found, self.fit)
+        if figures is not None and self.several is not None and self.problem.clean is not None:
+            figures["restored"] = float(psnr(*compared(self.several.mean.mean, self.problem.clean)))
+        return figures
+
+    def stopped_after(self) -> str:
+        """What a message says of how far an interrupted run came."""
+        if self.several is not None:
+            return f"with {self.several.finished} of {len(self.several.results)} trainings finished"
+        last = self.results[-1]
+        return f"after {last.steps} steps of the {'training' if last is self.fit else 'search'}"
 
 
 def restore(request: Request) -> int:
@@ -123,9 +148,11 @@ def restore(request: Request) -> int:
         Interrupted: Ctrl-C before there was anything to write.
     """
     request.image.check()
+    check_runs(request.runs, request.weights)
     outputs = _plan(request)
     steps = [] if request.search is None else [request.search.steps]
-    with outputs.owned(*steps, request.train.steps):
+    with outputs.owned(*steps, *[request.train.steps] * request.runs):
+        warn_of_others(outputs)
         return _restore(request, outputs)
 
 
@@ -134,15 +161,13 @@ def _restore(request: Request, outputs: Outputs) -> int:
     with outputs.computing():
         with ProgressReport(quiet=request.run.quiet) as progress:
             _compute(request, outputs, progress, work, net, z, mask)
-        figures = measure(work.problem, work.found, work.fit)
+        figures = work.measure()
         _write(request, outputs, work, figures)
     if not request.run.quiet:
         print_table(_rows(work, figures), outputs.written.values())
     outputs.finish(complete=not work.interrupted)
     if work.interrupted:
-        last = work.results[-1]
-        phase = "training" if last is work.fit else "search"
-        made = f"{signals.stop.words} after {last.steps} steps of the {phase}"
+        made = f"{signals.stop.words} {work.stopped_after()}"
         warn(f"{made}, results so far were written{outputs.kept()}")
     return signals.stop.exit_code if work.interrupted else EXIT_OK
 
@@ -156,23 +181,25 @@ def _plan(request: Request) -> Outputs:
         outputs.plan(complex=outputs.beside(".npy"))
     if request.search is not None:
         outputs.plan(mask=outputs.beside("_mask.safetensors"))
+    if request.runs > 1:
+        outputs.plan(spread_numbers=outputs.beside("_spread.npy"))
     if request.run.plots:
+        if request.runs > 1:
+            outputs.plan(spread=outputs.beside("_spread.png"))
         outputs.plan(comparison=outputs.beside("_comparison.png"))
         if request.image.has_clean:
             outputs.plan(psnr_curve=outputs.beside("_psnr.png"))
     outputs.plan(json=request.run.json or outputs.beside(".json"))
-    if request.search is None:
-        outputs.plan_checkpoints(request.run.resume, train=train_options("--"))
-    else:
-        outputs.plan_checkpoints(
-            request.run.resume, search=search_options("--search-"), train=train_options("--train-")
-        )
+    phases = {} if request.search is None else {"search": search_options("--search-")}
+    prefix = "--" if request.search is None else "--train-"
+    phases |= {phase: train_options(prefix) for phase in phases_of(request.runs)}
+    outputs.plan_checkpoints(request.run.resume, **phases)
     return outputs
 
 
 def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[str, Any] | None) -> None:
     """Write every result there is, the JSON last: it names the others."""
-    problem, restored, found, fit = work.problem, work.restored, work.found, work.fit
+    problem, restored, found, several = work.problem, work.restored, work.found, work.several
     image = None if restored is None else problem.shown(restored)
     if image is not None:
         bits = request.bits or problem.image.bits
@@ -184,14 +211,23 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
         outputs.write("mask", with_network(found.mask, work.recipe, work.seed).save)
     if image is not None:
         outputs.write("comparison", lambda p: side_by_side(p, _panels(problem, image, figures)))
-    if fit is not None and figures is not None:
-        outputs.write("psnr_curve", lambda p: psnr_curve(p, _curves(fit), figures["noisy"]))
+    if figures is not None and (curves := _curves(work)) is not None:
+        mean = None if several is None else figures["restored"]
+        outputs.write("psnr_curve", lambda p: psnr_curve(p, curves, figures["noisy"], mean))
+    if several is not None and (spread := several.spread_shown(problem)) is not None:
+        numbers = several.spread_numbers(problem, spread)
+        outputs.write("spread", lambda p: spread_picture(p, spread))
+        outputs.write("spread_numbers", lambda p: save_numbers(p, numbers))
     settings = {**describe(work.recipe), "train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)
     if request.tv:
         settings["tv"] = request.tv
+    if request.runs > 1:
+        settings["runs"] = request.runs
     result = describe_run(request.command, problem, request.run, work.seed, work.results, settings)
+    if several is not None:
+        result = several.described(result, problem)
     if request.weights is not None:
         result["weights"] = request.weights
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
@@ -205,12 +241,11 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
     if known is not None and request.fresh:
         known += 1
     seed = find_seed("--seed", request.seed, known)
+    seeds_of(seed, request.runs)
     noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
     recipe = Recipe(recipe.name, {**problem.model_options, **recipe.options})
-    net, z = fresh_generator(
-        problem.noisy, shape=problem.shape, model=recipe.name, options=recipe.options, seed=seed
-    )
+    net, z = _generator(problem, recipe, seed)
     mask = None if request.mask is None else load_mask(request.mask, net)
     if request.weights is not None:
         load_weights(request.weights, net)
@@ -255,13 +290,54 @@ def _compute(
         mask = found.mask
     if mask is None:
         raise InputError("mask: expected a mask file or settings of a search, got neither")
-    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **plain(request.train), **common}
     cut = mask
+    if request.runs > 1:
+        _train_several(request, outputs, progress, work, (net, z), cut, common)
+        return
+    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **plain(request.train), **common}
     work.fit = kept.run(
         "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
     )
     if work.fit.interrupted:
         signals.stop.note(signal.SIGINT)
+
+
+def _train_several(
+    request: Request,
+    outputs: Outputs,
+    progress: ProgressReport,
+    work: Restoration,
+    first: tuple[nn.Module, Tensor],
+    mask: Mask,
+    common: Mapping[str, Any],
+) -> None:
+    """Train several times: from ``first``, network and input, then from those of the seeds after it."""
+    kept, problem, seeds = outputs.checkpoints, work.problem, seeds_of(work.seed, request.runs)
+    generators = [first, *(_generator(problem, work.recipe, seed) for seed in seeds[1:])]
+    phases = phases_of(request.runs)
+    settings = {**plain(request.train), **common}
+    del settings["callback"]
+    work.several = kept.run(
+        phases[0],
+        lambda resume: train_runs(
+            generators,
+            mask,
+            problem,
+            seeds=seeds,
+            checkpoints=[kept.paths[phase] for phase in phases],
+            progress=progress,
+            resume=resume,
+            **settings,
+        ),
+    )
+    if any(result.interrupted for result in work.several.there):
+        signals.stop.note(signal.SIGINT)
+
+
+def _generator(problem: Problem, recipe: Recipe, seed: int) -> tuple[nn.Module, Tensor]:
+    return fresh_generator(
+        problem.noisy, shape=problem.shape, model=recipe.name, options=recipe.options, seed=seed
+    )
 
 
 def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> list[tuple[str, Tensor]]:
@@ -273,7 +349,11 @@ def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> 
     return panels if problem.clean is None else [*panels, ("clean", clean_pixels(problem.clean))]
 
 
-def _curves(fit: TrainResult) -> dict[str, tuple[list[int], list[float]]]:
+def _curves(work: Restoration) -> dict[str, tuple[list[int], list[float]]] | None:
+    if work.several is not None:
+        return work.several.curves()
+    if (fit := work.fit) is None:
+        return None
     curves = {"output": (fit.history.step, fit.history.psnr)}
     if fit.average is not None:
         curves["average of the outputs"] = (fit.history.step, fit.history.psnr_average)
@@ -289,10 +369,13 @@ def _rows(work: Restoration, figures: dict[str, Any] | None) -> list[tuple[str, 
             rows += [("Last output", decibels(figures["last"]))]
         if figures["peak"] is not None:
             rows += [("Peak", f"{decibels(figures['peak'])} at step {figures['peak_step']}")]
+    if work.several is not None:
+        rows += work.several.rows(work.problem)
     if work.results:
         rows += [("Mask", f"{100 * work.results[-1].mask.density:.3g} % of the weights kept")]
-        times = [
-            f"{type(r).__name__.removesuffix('Result').lower()} {duration(r.seconds)}" for r in work.results
-        ]
+        phases = {"search": work.found, "train": work.fit}
+        times = [f"{name} {duration(r.seconds)}" for name, r in phases.items() if r is not None]
+        if work.several is not None:
+            times.append(work.several.time())
         rows += [("Time", ", ".join(times))]
     return rows

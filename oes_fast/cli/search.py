@@ -11,7 +11,6 @@ from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.masks import with_network
 from oes_fast.cli.model import ModelChoice, describe
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
@@ -22,6 +21,7 @@ from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
 from oes_fast.io.plots import layer_density, probability_histogram
 from oes_fast.mask import Mask
+from oes_fast.mask_notes import with_network
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.search import SearchResult, search_mask
 from oes_fast.pipelines.transfer import fresh_generator

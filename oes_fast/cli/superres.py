@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oes_fast._checks import check_choice, check_integer
 from oes_fast.cli import options as o
-from oes_fast.cli.task import TaskOptions, task_command
+from oes_fast.cli.task import TaskOptions, restoring_command
 from oes_fast.tasks import Task, superresolution
 from oes_fast.tasks.superresolution import FILTERS
 
@@ -44,7 +44,7 @@ class SuperresOptions(TaskOptions):
         )
 
 
-@task_command
+@restoring_command()
 def superres(
     image: o.ImageIn,
     factor: Annotated[

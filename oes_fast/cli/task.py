@@ -1,4 +1,4 @@
-"""What the commands of tasks share: the options they have in common, and how a task becomes a problem."""
+"""What the commands that search and train share: their options, and how a task becomes a problem."""
 
 from __future__ import annotations
 
@@ -75,30 +75,39 @@ class TaskOptions(ImageOptions):
             raise InputError(f"--{name.replace('_', '-')}:{rest}") from error
 
 
-def task_command(make: Callable[..., TaskOptions]) -> Callable[..., int]:
-    """The command of a task: the options of ``make``, which gives what to restore, and those of all tasks.
+def restoring_command(
+    *, weights_mask: Any = o.WeightsMask
+) -> Callable[[Callable[..., ImageOptions]], Callable[..., int]]:
+    """What makes a command of a function: its options, which say what to restore, and those of all of them.
+
+    The function is named and documented as the command, and gives what to restore.
 
     Args:
-        make: named and documented as the command.
+        weights_mask: annotation of the option that takes the place of the search.
     """
-    own = inspect.signature(make, eval_str=True).parameters
-    shared = inspect.signature(_restored, eval_str=True).parameters
-    order = [*own.values(), *(shared[name] for name in shared if name not in ("command", "image"))]
-    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in order]
 
-    @functools.wraps(make)
-    def command(**options: Any) -> int:
-        image = make(**{name: options.pop(name) for name in own})
-        return _restored(make.__name__, image, **options)
+    def decorate(make: Callable[..., ImageOptions]) -> Callable[..., int]:
+        own = inspect.signature(make, eval_str=True).parameters
+        shared = dict(inspect.signature(_restored, eval_str=True).parameters)
+        shared["weights_mask"] = shared["weights_mask"].replace(annotation=weights_mask)
+        order = [*own.values(), *(shared[name] for name in shared if name not in ("command", "image"))]
+        keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in order]
 
-    command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in keywords}
-    return command
+        @functools.wraps(make)
+        def command(**options: Any) -> int:
+            image = make(**{name: options.pop(name) for name in own})
+            return _restored(make.__name__, image, **options)
+
+        command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in keywords}
+        return command
+
+    return decorate
 
 
 def _restored(
     command: str,
-    image: TaskOptions,
+    image: ImageOptions,
     *,
     output: o.ImageOut,
     noise_seed: o.NoiseSeed = None,
@@ -114,6 +123,7 @@ def _restored(
     tv: o.TotalVariation = 0.0,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    runs: o.Runs = 1,
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
@@ -179,6 +189,7 @@ def _restored(
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
             tv=check_number("--tv", tv, minimum=0.0),
+            runs=runs,
         )
     )
 

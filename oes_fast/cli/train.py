@@ -26,6 +26,7 @@ def train(
     lr: o.TrainRate = None,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    runs: o.Runs = 1,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +60,8 @@ def train(
     options of one `denoise` give the same image.
 
     Writes, for -o OUT.png: OUT.png, OUT_comparison.png, OUT_psnr.png (with --sigma or --clean) and OUT.json;
-    OUT.train.ckpt while it runs. `oes-fast denoise --help` describes them.
+    OUT.train.ckpt while it runs; with --runs also OUT_spread.png and OUT_spread.npy. `oes-fast denoise
+    --help` describes them.
     """
     run = RunSettings.of(
         device=device,
@@ -94,5 +96,6 @@ def train(
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
             weights=weights,
+            runs=runs,
         )
     )

@@ -21,6 +21,7 @@ def transfer(
     lr: o.TrainRate = None,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    runs: o.Runs = 1,
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
@@ -44,7 +45,8 @@ def transfer(
     The mask fits any image size, and images with as many channels as the one it was found on (grey or RGB).
 
     Writes, for -o OUT.png: OUT.png, OUT_comparison.png, OUT_psnr.png (with --sigma or --clean) and OUT.json;
-    OUT.train.ckpt while it runs. `oes-fast denoise --help` describes them.
+    OUT.train.ckpt while it runs; with --runs also OUT_spread.png and OUT_spread.npy. `oes-fast denoise
+    --help` describes them.
     """
     run = RunSettings.of(
         device=device,
@@ -79,5 +81,6 @@ def transfer(
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
             fresh=True,
+            runs=runs,
         )
     )

@@ -74,10 +74,46 @@ def side_by_side(path: str | os.PathLike[str], panels: list[tuple[str, Tensor]])
     save_figure(figure, path)
 
 
+def spread_picture(path: str | os.PathLike[str], spread: Tensor) -> None:
+    """How far several images lie apart at each pixel, in colours beside a bar that says what they mean.
+
+    Args:
+        path: picture to write.
+        spread: standard deviations in units of pixel values, float >= 0, shape [1, C, H, W] with C = 1 or 3;
+            of colours the root of the mean square is drawn. The few highest, a pixel in 500, share a colour.
+
+    Raises:
+        InputError: another shape or dtype, what is not finite, or an unknown suffix.
+        OutputError: the file cannot be written.
+    """
+    check_tensor("spread", spread, shape=(1, None, None, None), finite=True)
+    values = spread.detach()[0].to("cpu", torch.float64).square().mean(0).sqrt().numpy()
+    top = float(np.quantile(values, 0.998)) or float(values.max()) or 1.0
+    thin = max(1, math.ceil(max(values.shape) / MAX_WIDTH))
+    values = values[::thin, ::thin]
+    height, width = values.shape
+    enlarge = max(1, math.ceil(MIN_PANEL / width))
+    picture = width * enlarge / DPI, height * enlarge / DPI  # inches
+    figure = new_figure(picture[0] + 1.8, picture[1] + 0.4)
+    box = figure.get_size_inches()
+    axes = figure.add_axes((0.2 / box[0], 0.2 / box[1], picture[0] / box[0], picture[1] / box[1]))
+    axes.set_axis_off()
+    drawn = axes.imshow(values, cmap="viridis", vmin=0.0, vmax=top, interpolation="nearest", aspect="auto")
+    bar = figure.add_axes(((picture[0] + 0.4) / box[0], 0.2 / box[1], 0.2 / box[0], picture[1] / box[1]))
+    figure.colorbar(
+        drawn,
+        cax=bar,
+        extend="max" if values.max() > top else "neither",
+        label="standard deviation over the runs,\nin pixel values (white is 1)",
+    )
+    save_figure(figure, path)
+
+
 def psnr_curve(
     path: str | os.PathLike[str],
     curves: dict[str, tuple[list[int], list[float]]],
     noisy: float | None = None,
+    mean: float | None = None,
 ) -> None:
     """PSNR against steps, each curve with its peak and its end in the legend.
 
@@ -85,6 +121,7 @@ def psnr_curve(
         path: picture to write.
         curves: (steps, PSNR in dB) by name; what is not finite is left out.
         noisy: PSNR of the noisy image in dB, drawn as a horizontal line.
+        mean: the same of the mean image of several runs.
 
     Raises:
         InputError: steps and values of different number, or an unknown suffix.
@@ -106,8 +143,9 @@ def psnr_curve(
         marker = "o" if len(points) == 1 else None
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, marker=marker, label=label)
         axes.plot([peak_step], [peak], "o", color=color, markersize=5)
-    if noisy is not None and math.isfinite(noisy):
-        axes.axhline(noisy, color=GREY, linestyle="--", linewidth=1, label=f"noisy image: {noisy:.2f} dB")
+    for name, value, style in (("noisy image", noisy, "--"), ("mean image", mean, ":")):
+        if value is not None and math.isfinite(value):
+            axes.axhline(value, color=GREY, linestyle=style, linewidth=1, label=f"{name}: {value:.2f} dB")
     axes.set_xlabel("step")
     axes.set_ylabel("PSNR (dB)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

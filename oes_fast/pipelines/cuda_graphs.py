@@ -18,7 +18,7 @@ from torch import Tensor
 from oes_fast.errors import OESWarning, warn_caller
 from oes_fast.ops import _library
 from oes_fast.ops._clock import Clock
-from oes_fast.pipelines.loop import RunState
+from oes_fast.pipelines.run_state import RunState
 
 WARM_UP = 3  # steps before a recording: libraries choose and allocate what they need in all but the last
 

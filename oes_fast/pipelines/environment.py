@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +13,18 @@ import torch
 from oes_fast.autotune_cache import processor
 from oes_fast.backends import backends
 from oes_fast.version import __version__
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def counted_as(threads: int) -> Iterator[None]:
+    """What this thread computes inside has the bits that so many threads would compute, and is said to."""
+    _of_thread.threads = threads
+    try:
+        yield
+    finally:
+        del _of_thread.threads
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -27,7 +42,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return found | {
         "processor": processor(),
         "instruction set": capability,
-        "threads": torch.get_num_threads(),
+        "threads": getattr(_of_thread, "threads", None) or torch.get_num_threads(),
     }
 
 

@@ -18,6 +18,7 @@ from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
 from oes_fast.rewrite.module import BACKENDS
 from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
+from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.run.context import FusedLoss
 
 Rewritten = TypeVar("Rewritten")
@@ -193,6 +194,7 @@ class RewrittenFunction:
     ) -> None:
         self._module = sparsify(net, mask, entry=entry, backend=backend, verify=verify).train()
         self._fixed = fixed_parameters(net)
+        self._numel = FlatLayout.of(net).numel
         self._z = self._source = z
         self._noise: StepNoise | None = None
         if noisy and not self._lays_out(backend):
@@ -207,6 +209,30 @@ class RewrittenFunction:
         if backend != "cpu" or self._z.shape[0] != 1:
             return False
         return noisy_input(self._module.plan(self._z), self._z) is not None
+
+    def plan_of_networks(self, networks: int) -> Plan:
+        """A plan for so many networks of the same kind at once."""
+        return self._module.plan_of_networks(self._source, networks)
+
+    @property
+    def in_one_chain(self) -> bool:
+        """Whether the kernels of one chain compute all of it and the squared error as well.
+
+        No random number is drawn then, and on the CPU bits do not depend on the number of threads.
+        """
+        return self._module.plan(self._source).in_one_chain(self._z.dtype)
+
+    @property
+    def memory(self) -> int:
+        """About the bytes that a run of it takes, beside its image and what it shares with others.
+
+        The kernels' buffers and the input as they read it; of each parameter of the dense network a float64
+        index, a flag and two copies. What PyTorch's operations keep for a backward pass is not counted.
+        """
+        plan = self._module.plan(self._source)
+        element = self._z.element_size()
+        of_parameters = self._numel * (9 + 2 * element)
+        return plan.memory(self._z.dtype) + 2 * self._z.numel() * element + of_parameters
 
     def draw_input(self, noise: StepNoise | None) -> None:
         """See :class:`GeneratorFunction`."""
@@ -295,7 +321,7 @@ def rewritten(
     if backend == "reference":
         return None, backend
     # Where a backend has no kernel for a stage, plain PyTorch runs it.
-    chosen = resolve(auto if backend == "auto" else backend, z.device, _candidates(z.dtype))
+    chosen = resolve(auto if backend == "auto" else backend, z.device, candidates(z.dtype))
     try:
         if z.ndim != 4:
             raise TraceError(f"rewriting needs a z of shape [1, C, H, W], got {tuple(z.shape)}")
@@ -307,7 +333,7 @@ def rewritten(
         return None, "reference"
 
 
-def _candidates(dtype: torch.dtype) -> tuple[str, ...]:
+def candidates(dtype: torch.dtype) -> tuple[str, ...]:
     """What a run in this dtype can take: Triton's kernels of Adam and of masks are float32 only."""
     return tuple(name for name in BACKENDS if name != "triton" or dtype == torch.float32)
 

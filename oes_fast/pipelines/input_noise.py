@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from oes_fast.pipelines.functions import GeneratorFunction
+from typing import Protocol
+
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.rewrite.noisy_input import StepNoise
+
+
+class ReadsInput(Protocol):
+    """What reads an input, such as a generator function."""
+
+    def draw_input(self, noise: StepNoise | None) -> None:
+        """Read it with this noise from now on, or as it is."""
 
 
 class InputNoise(StepHook):
@@ -13,13 +21,13 @@ class InputNoise(StepHook):
     A final evaluation, whose image is the run's result, has no noise.
 
     Args:
-        function: generator that reads z, made for noise.
+        function: reads z, made for noise.
         std: standard deviation, > 0.
         seed: of the noise, in [0, 2^64).
         stream: of the noise.
     """
 
-    def __init__(self, function: GeneratorFunction, std: float, *, seed: int, stream: int) -> None:
+    def __init__(self, function: ReadsInput, std: float, *, seed: int, stream: int) -> None:
         self._function, self._std, self._seed, self._stream = function, std, seed, stream
 
     def begin(self, step: int, *, final: bool) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,48 +23,8 @@ from oes_fast.pipelines.clean import CleanView, compared
 from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.optimizer_state import STATE
-
-
-class RunState(Protocol):
-    """What one step of a pipeline consists of."""
-
-    phase: str
-
-    def begin(self, step: int, *, final: bool) -> None:
-        """What comes before the evaluation after ``step`` updates and is never recorded with it."""
-
-    def evaluate(self, step: int, *, final: bool) -> Tensor:
-        """Output [1, C, H, W] after ``step`` updates; a final one leaves everything as it is."""
-
-    def objective(self) -> Tensor:
-        """Scalar objective of the output last evaluated."""
-
-    def update(self, step: int) -> None:
-        """Update number ``step``, from 0."""
-
-    def first_gradient(self) -> Tensor:
-        """After the first update, what is finite if its gradient was: Adam's first moment, a share of it."""
-
-    def finish(self, step: int) -> None:
-        """What comes after update number ``step`` and is never recorded with it."""
-
-    def terms(self) -> tuple[Tensor, tuple[float, float] | None]:
-        """(mean squared error of the objective, weight of its KL term and the term's value at the start)."""
-
-    def keep(self) -> None:
-        """Remember what a result can be made of, should the run be no longer finite at its end."""
-
-    def fall_back(self) -> bool:
-        """Go back to what was last kept; whether there is a result then."""
-
-    def average(self) -> Tensor | None:
-        """Running average of the outputs, or None."""
-
-    def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on."""
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave."""
+from oes_fast.pipelines.run_state import RunPart, RunState, Steps
+from oes_fast.pipelines.signals import delayed_signals
 
 
 @dataclass(frozen=True)
@@ -86,7 +42,7 @@ class StepInfo:
     step: int
     steps: int
     output: Tensor
-    _run: RunState
+    _run: RunPart
     _clean: Tensor | CleanView | None
 
     def __repr__(self) -> str:
@@ -104,8 +60,6 @@ class StepInfo:
 
 
 Callback = Callable[[StepInfo], object]
-
-_SAME_SECONDS = 2.0  # timeout(1), systemd and shells send two signals for one request
 
 
 @dataclass(frozen=True)
@@ -131,6 +85,115 @@ class Finished:
     seconds: float
 
 
+class Member:
+    """One of the runs that a loop makes step by step.
+
+    Args:
+        part: of the steps, that is its own.
+        clean: image to report the PSNR against, or None.
+        callback: see :func:`oes_fast.train_sparse`.
+        checkpoint: of the run.
+        number: of its image among the outputs; None where all of them are its.
+        leave: called when it has ended, before the others go on.
+
+    Attributes:
+        error: why it failed, or None.
+        finished: how it ended, None as long as it has not, or failed.
+
+    Raises:
+        InputError: the callback is no function.
+    """
+
+    def __init__(
+        self,
+        part: RunPart,
+        *,
+        clean: Tensor | CleanView | None,
+        callback: Callback | None,
+        checkpoint: Checkpoint,
+        number: int | None = None,
+        leave: Callable[[], object] | None = None,
+    ) -> None:
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback: expected a function, got {type(callback).__name__}")
+        self.part, self.checkpoint = part, checkpoint
+        self.error: Exception | None = None
+        self.finished: Finished | None = None
+        self._clean, self._callback = clean, callback
+        self._number, self._leave = number, leave
+        self._history = History()
+        self._stop = False
+        self._wrong: InputError | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it goes on."""
+        return self.error is None and self.finished is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its callback has ended it."""
+        return self._stop
+
+    def resume(self, steps: int) -> int:
+        """The step that it begins with: that of its checkpoint, whose state it takes over, or 0.
+
+        Raises:
+            CheckpointError: see :meth:`Checkpoint.load`; or it is beyond ``steps``.
+        """
+        path = self.checkpoint.path
+        resumed = self.checkpoint.load()
+        if resumed is None:
+            return 0
+        step, state = resumed
+        if step > steps:
+            raise CheckpointError(
+                f"{path}: the checkpoint is at step {step}, beyond the {steps} asked for", path=path
+            )
+        self._history = History(state.pop("history"))
+        _check_state(self.checkpoint, state, self.part.state())
+        self.part.load_state(state)
+        return step
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint."""
+        _save(self.checkpoint, step, self.part, self._history)
+
+    def see(self, info: StepInfo, *, record: bool, final: bool) -> bool:
+        """Take in an evaluation; whether the run is no longer finite and fell back to its last record.
+
+        Raises:
+            OESError: the loss is not finite.
+        """
+        fell_back = record and _record(
+            self._history, info.phase, info.step, self.part, info.output, self._clean, final=final
+        )
+        if self._callback is not None and self._wrong is None:
+            answer = self._callback(info)
+            try:
+                self._stop = bool(answer) or self._stop
+            except Exception as error:  # whatever the type of the answer raises
+                self._wrong, self._stop = _neither(answer, error), True
+        return fell_back
+
+    def info(self, phase: str, step: int, steps: int, outputs: Tensor) -> StepInfo:
+        """What a callback is told of its output among ``outputs``."""
+        output = outputs if self._number is None else outputs[self._number : self._number + 1]
+        return StepInfo(phase, step, steps, output, self.part, self._clean)
+
+    def end(self, info: StepInfo, *, interrupted: bool, fell_back: bool, seconds: float) -> None:
+        """Keep what there is after the last evaluation."""
+        if self._wrong is not None:
+            self.error = self._wrong
+            return
+        if self._leave is not None:
+            self._leave()
+        output = info.output if self._number is None else info.output.clone()
+        self.finished = Finished(
+            output, self.part.average(), self._history, info.step, interrupted, fell_back, seconds
+        )
+
+
 def run_steps(
     run: RunState,
     *,
@@ -140,15 +203,9 @@ def run_steps(
     callback: Callback | None,
     progress: bool,
     checkpoint: Checkpoint,
+    stopping: Callable[[], bool] | None = None,
 ) -> Finished:
-    """Make ``steps`` updates, then evaluate once more.
-
-    Ctrl-C, or a callback that returns anything true, ends the run after the update under way: a checkpoint
-    is written and what there is returned. A second Ctrl-C raises KeyboardInterrupt at once.
-
-    SIGTERM and SIGHUP are the host application's, which may have set a handler for them: it is called as
-    ever. Where it has set none, the process would end at once, and does so after the update under way and its
-    checkpoint. Without a checkpoint they are left alone.
+    """:func:`run_members` of a single run: how it ended.
 
     Raises:
         InputError: the callback is no function, or returned something that is neither true nor false, such
@@ -156,55 +213,96 @@ def run_steps(
         OESError: the loss is no longer finite.
         CheckpointError: see :meth:`Checkpoint.load`.
     """
-    if callback is not None and not callable(callback):
-        raise InputError(f"callback: expected a function, got {type(callback).__name__}")
+    member = Member(run, clean=clean, callback=callback, checkpoint=checkpoint)
+    run_members(run, [member], steps=steps, record_every=record_every, progress=progress, stopping=stopping)
+    if member.error is not None:
+        raise member.error
+    assert member.finished is not None
+    return member.finished
+
+
+def run_members(
+    run: Steps,
+    members: Sequence[Member],
+    *,
+    steps: int,
+    record_every: int,
+    progress: bool,
+    stopping: Callable[[], bool] | None = None,
+) -> None:
+    """Make ``steps`` updates, then evaluate once more: of every member, each ends with its result or error.
+
+    Ctrl-C ends all runs after the update under way, and a callback that returns anything true its own: a
+    checkpoint is written and what there is kept. A second Ctrl-C raises KeyboardInterrupt at once.
+
+    SIGTERM and SIGHUP are the host application's, which may have set a handler for them: it is called as
+    ever. Where it has set none, the process would end at once, and does so after the update under way and its
+    checkpoint. Without a checkpoint they are left alone.
+
+    Where ``stopping`` is given, signals are its affair: the runs end as by Ctrl-C where it says true.
+
+    Raises:
+        CheckpointError: see :meth:`Checkpoint.load`; or the members' are of different steps.
+    """
     began = time.monotonic()
-    history = History()
-    step = 0
-    resumed = checkpoint.load()
-    if resumed is not None:
-        step, state = resumed
-        if step > steps:
-            raise CheckpointError(
-                f"{checkpoint.path}: the checkpoint is at step {step}, beyond the {steps} asked for",
-                path=checkpoint.path,
-            )
-        history = History(state.pop("history"))
-        _check_state(checkpoint, state, run.state())
-        run.load_state(state)
-    stop = fell_back = False
-    wrong: InputError | None = None
-    with _delayed_signals(saves=checkpoint.path is not None) as interrupted, _display(progress) as show:
-        while True:
-            final = step >= steps or stop or interrupted()
-            if final or checkpoint.due():
-                _save(checkpoint, step, run, history)
+    found = set()
+    for member in members:
+        with _failure_of(member):
+            found.add(member.resume(steps))
+    if len(found) > 1:
+        raise CheckpointError(f"checkpoints: expected all at one step, got {sorted(found)}")
+    step = next(iter(found), 0)
+    saves = any(member.checkpoint.path is not None for member in members)
+    signals = delayed_signals(saves=saves) if stopping is None else nullcontext(stopping)
+    with signals as interrupted, _display(progress) as show:
+
+        def evaluate(chosen: Sequence[Member], *, final: bool) -> None:
+            for member in chosen:
+                if final or member.checkpoint.due():
+                    member.save(step)
             run.begin(step, final=final)
-            output = run.evaluate(step, final=final)
-            if final or step % record_every == 0:
-                fell_back = _record(history, step, run, output, clean, final=final)
-            info = StepInfo(run.phase, step, steps, output, run, clean)
-            if show is not None:
-                show(info)
-            if callback is not None and wrong is None:
-                answer = callback(info)
-                try:
-                    stop = bool(answer) or stop
-                except Exception as error:  # whatever the type of the answer raises
-                    wrong, stop = _neither(answer, error), True
-            if final:
-                break
-            run.update(step)
+            outputs = run.evaluate(step, final=final)
+            for member in chosen:
+                info = member.info(run.phase, step, steps, outputs)
+                with _failure_of(member):
+                    record = final or step % record_every == 0
+                    if show is not None:
+                        show(info)
+                    fell_back = member.see(info, record=record, final=final)
+                    if final:
+                        # Ctrl-C during the last step stops nothing here, but the caller may have another
+                        # run to leave out.
+                        stopped = step < steps or interrupted()
+                        gone = time.monotonic() - began
+                        member.end(info, interrupted=stopped, fell_back=fell_back, seconds=gone)
+
+        while active := [member for member in members if member.active]:
+            over = step >= steps or interrupted()
+            ending = [member for member in active if over or member.stopped]
+            if ending:
+                evaluate(ending, final=True)
+            going = [member for member in active if member not in ending]
+            if going:
+                evaluate(going, final=False)
+            if any(member.active for member in going):
+                run.update(step)
             if step == 0:
-                check_first_gradient(run.phase, run.first_gradient())
-            run.finish(step)
-            step += 1
-        # Ctrl-C during the last step stops nothing here, but the caller may have another run to leave out.
-        stopped = step < steps or interrupted()
-    if wrong is not None:
-        raise wrong
-    seconds = time.monotonic() - began
-    return Finished(output, run.average(), history, step, stopped, fell_back, seconds)
+                for member in going:
+                    if member.active:
+                        with _failure_of(member):
+                            check_first_gradient(run.phase, member.part.first_gradient())
+            if any(member.active for member in going):
+                run.finish(step)
+                step += 1
+
+
+@contextmanager
+def _failure_of(member: Member) -> Iterator[None]:
+    """What a run raises ends that run, and is kept."""
+    try:
+        yield
+    except Exception as error:
+        member.error = error
 
 
 def _display(progress: bool) -> AbstractContextManager[Callback | None]:
@@ -218,7 +316,11 @@ def _display(progress: bool) -> AbstractContextManager[Callback | None]:
 def psnr_tensor(output: Tensor, clean: Tensor | CleanView) -> Tensor:
     """PSNR in dB at a data range of 1, as a scalar tensor: no wait for the device."""
     seen, reference = compared(output.detach(), clean)
-    return -10 * torch.log10(torch.mean((seen.double() - reference.detach().double()) ** 2))
+    squares = (seen.double() - reference.detach().double()) ** 2
+    total = squares
+    while total.ndim:  # a sum of all at once is in an order that depends on the number of threads
+        total = total.sum(-1)
+    return -10 * torch.log10(total / squares.numel())
 
 
 def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[str, Tensor]) -> None:
@@ -236,7 +338,7 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
             )
 
 
-def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) -> None:
+def _save(checkpoint: Checkpoint, step: int, run: RunPart, history: History) -> None:
     try:
         checkpoint.save(step, {**run.state(), "history": history.rows})
     except Exception as error:  # a full disk, say, is no reason to lose what is computed
@@ -246,8 +348,9 @@ def _save(checkpoint: Checkpoint, step: int, run: RunState, history: History) ->
 
 def _record(
     history: History,
+    phase: str,
     step: int,
-    run: RunState,
+    run: RunPart,
     output: Tensor,
     clean: Tensor | CleanView | None,
     *,
@@ -261,7 +364,7 @@ def _record(
     loss = run.objective()
     if not torch.isfinite(loss):
         data_loss, kl = run.terms()
-        said = blame(run.phase, step, float(loss), float(data_loss), output, history, kl)
+        said = blame(phase, step, float(loss), float(data_loss), output, history, kl)
         if not final or not len(history) or not run.fall_back():
             raise OESError(said)
         warn_caller(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning)
@@ -277,49 +380,3 @@ def _neither(answer: object, error: Exception) -> InputError:
     wrong = InputError(f"callback: expected to return something true or false, got {what}")
     wrong.__cause__ = error
     return wrong
-
-
-@contextmanager
-def _delayed_signals(*, saves: bool) -> Iterator[Callable[[], bool]]:
-    """Turn signals into a flag while inside, so that they never fall into the middle of an update.
-
-    Args:
-        saves: whether the run leaves a checkpoint, so that it pays to delay what is to end the process.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    requested = False
-    deadly: int | None = None
-    since = 0.0
-    before: dict[int, Any] = {}
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal requested, deadly, since
-        if deadly is not None and time.monotonic() - since > _SAME_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if deadly is None:
-            requested, deadly, since = True, number, time.monotonic()
-
-    ctrl_c = signal.getsignal(signal.SIGINT)
-    if ctrl_c is not None and ctrl_c is not signal.SIG_IGN:  # set by C code, or a job in the background
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    if saves:
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, end)
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if deadly is not None:
-            signal.raise_signal(deadly)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from oes_fast.pipelines.differences import describe_image, describe_mask, descri
 from oes_fast.pipelines.divergence import detect_divergence
 from oes_fast.pipelines.functions import GeneratorFunction, make_function
 from oes_fast.pipelines.hooks import StepHook
-from oes_fast.pipelines.input_noise import InputNoise
+from oes_fast.pipelines.input_noise import InputNoise, ReadsInput
 from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
 from oes_fast.pipelines.loop import Callback, Finished, run_steps
 from oes_fast.pipelines.objective import Forward, Loss, Objective, SquaredError, make_objective, prepare
@@ -29,7 +29,10 @@ from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Arguments that :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse` share; see there."""
+    """Arguments that :func:`oes_fast.search_mask` and :func:`oes_fast.train_sparse` share; see there.
+
+    ``stopping`` is that of :func:`oes_fast.pipelines.loop.run_steps`, ``make`` makes the generator function.
+    """
 
     steps: int
     lr: float
@@ -51,6 +54,8 @@ class RunOptions:
     schedule: str | Factor | None = None
     input_noise: float = 0.0
     seed: int = 0  # of that noise
+    stopping: Callable[[], bool] | None = None
+    make: Callable[..., tuple[GeneratorFunction, str]] = make_function
 
 
 class Setup:
@@ -66,6 +71,7 @@ class Setup:
     Attributes:
         net: as given.
         z: as given, or a copy that autograd takes.
+        options: as given.
         objective: what is compared with what.
         lr: Adam's learning rate.
         rate: that of each step.
@@ -108,7 +114,7 @@ class Setup:
             check_integer("steps", options.steps, minimum=0, below=2**32)  # the noise is numbered by them
         self._std, self._seed, self._stream = std, seed, stream
         self.hooks: tuple[StepHook, ...] = ()
-        self._options = options
+        self.options = options
         self._mask: Mask | None = None
         self._backend = options.backend
 
@@ -121,9 +127,9 @@ class Setup:
         Returns:
             (function, name of the backend that runs it).
         """
-        options = self._options
+        options = self.options
         take_checkpoint_choices(options.checkpoint, resume=options.resume)
-        function, backend = make_function(
+        function, backend = options.make(
             self.net,
             self.z,
             mask,
@@ -132,9 +138,7 @@ class Setup:
             noisy=self._std > 0,
             entry=options.entry,
         )
-        if self._std:
-            self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
-        self._mask, self._backend = mask, backend
+        self.bound(function, mask, backend)
         if options.checkpoint is not None:
             prepare(
                 self.objective,
@@ -142,6 +146,23 @@ class Setup:
                 self.z.device,
             )
         return function, backend
+
+    def bound(self, function: ReadsInput, mask: Mask | None, backend: str) -> None:
+        """Take note of what it is bound to, and have the noise on the input drawn for that.
+
+        Args:
+            function: reads the input.
+            mask: which weights to keep, or None for all.
+            backend: that runs it.
+        """
+        if self._std:
+            self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
+        self._mask, self._backend = mask, backend
+
+    @property
+    def noisy_input(self) -> bool:
+        """Whether there is noise on the input."""
+        return self._std > 0
 
     def run(self, run: Recordable, settings: Mapping[str, Any], weights: str) -> Finished:
         """Make the steps, recorded once where the device has recordings, and keep the checkpoint.
@@ -151,44 +172,56 @@ class Setup:
             settings: what its result depends on beside the options here; kept in checkpoints.
             weights: digest of what it starts from.
         """
-        options, clean, mask = self._options, self._options.clean, self._mask
+        options = self.options
         return run_steps(
             graphed(run, self._backend, self.z.device),
             steps=options.steps,
             record_every=options.record_every,
-            clean=clean,
+            clean=options.clean,
             callback=options.callback,
             progress=options.progress,
-            checkpoint=Checkpoint(
-                options.checkpoint,
-                {
-                    "phase": run.phase,
-                    "backend": self._backend,
-                    "precision": options.precision,
-                    **settings,
-                    **self.rate.settings(),
-                    **({"input_noise": self._std, "seed": self._seed} if self._std else {}),
-                    "record_every": options.record_every,
-                    "network": network_digest(self.net),
-                    "weights": weights,
-                    **({} if mask is None else {"mask": digest(mask.flat)}),
-                    "z": digest(self.z),
-                    **({} if options.entry is None else {"entry": options.entry}),
-                    **self.objective.settings(),
-                    "clean": None if clean is None else digest(clean_pixels(clean)),
-                },
-                steps=options.steps,
-                every_seconds=options.checkpoint_seconds,
-                resume=options.resume,
-                words={
-                    "network": describe_network(self.net),
-                    **({} if mask is None else {"mask": describe_mask(mask.flat)}),
-                    "z": describe_image(self.z),
-                    **self.objective.words(),
-                    **({} if clean is None else {"clean": describe_image(clean_pixels(clean))}),
-                },
-                device=self.z.device,
-            ),
+            stopping=options.stopping,
+            checkpoint=self.checkpoint(run.phase, settings, weights),
+        )
+
+    def checkpoint(self, phase: str, settings: Mapping[str, Any], weights: str) -> Checkpoint:
+        """The run's, on what it is bound to.
+
+        Args:
+            phase: "search" or "train".
+            settings: as for :meth:`run`.
+            weights: as for :meth:`run`.
+        """
+        options, clean, mask = self.options, self.options.clean, self._mask
+        return Checkpoint(
+            options.checkpoint,
+            {
+                "phase": phase,
+                "backend": self._backend,
+                "precision": options.precision,
+                **settings,
+                **self.rate.settings(),
+                **({"input_noise": self._std, "seed": self._seed} if self._std else {}),
+                "record_every": options.record_every,
+                "network": network_digest(self.net),
+                "weights": weights,
+                **({} if mask is None else {"mask": digest(mask.flat)}),
+                "z": digest(self.z),
+                **({} if options.entry is None else {"entry": options.entry}),
+                **self.objective.settings(),
+                "clean": None if clean is None else digest(clean_pixels(clean)),
+            },
+            steps=options.steps,
+            every_seconds=options.checkpoint_seconds,
+            resume=options.resume,
+            words={
+                "network": describe_network(self.net),
+                **({} if mask is None else {"mask": describe_mask(mask.flat)}),
+                "z": describe_image(self.z),
+                **self.objective.words(),
+                **({} if clean is None else {"clean": describe_image(clean_pixels(clean))}),
+            },
+            device=self.z.device,
         )
 
     def outcome(self, finished: Finished, output: Tensor, phase: str) -> dict[str, Any]:
@@ -199,7 +232,7 @@ class Setup:
             output: images [N, C, H, W] of the result.
             phase: "search" or "train".
         """
-        options = self._options
+        options = self.options
         return {
             "output": output,
             "history": finished.history,

@@ -20,7 +20,7 @@ from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
-from oes_fast.pipelines.loop import Callback
+from oes_fast.pipelines.loop import Callback, Finished
 from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zero_loss
 from oes_fast.pipelines.optimizers import (
     Adam,
@@ -206,9 +206,65 @@ def train_sparse(
     )
     if not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
-    mask.check(net)
-    check_optimizer(optimizer, lr=lr, default=LR, weight_decay=weight_decay)
-    return TrainResult(**fit(setup, mask, average=average, weight_decay=weight_decay, optimizer=optimizer))
+    return Training(setup, mask, average=average, weight_decay=weight_decay, optimizer=optimizer).run()
+
+
+class Training:
+    """A training of :func:`train_sparse` before it begins, its arguments checked.
+
+    Args:
+        setup: network, input, image and options, checked.
+        mask: which weights to keep, None for all.
+        average: decay of the running average of the outputs, or None.
+        weight_decay: see :func:`train_sparse`.
+        optimizer: in Adam's place, or None.
+
+    Attributes:
+        setup, mask, average, weight_decay, optimizer: as given.
+
+    Raises:
+        InputError: an argument does not fit, with its name.
+        MaskMismatchError: the mask belongs to another network.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        mask: Mask | None,
+        *,
+        average: float | None,
+        weight_decay: float,
+        optimizer: OptimizerFactory | None,
+    ) -> None:
+        if mask is not None:
+            mask.check(setup.net)
+        check_optimizer(optimizer, lr=setup.lr, default=LR, weight_decay=weight_decay)
+        self.setup, self.mask = setup, mask
+        self.average, self.weight_decay = check_average(average, weight_decay)
+        self.optimizer = optimizer
+
+    def run(self) -> TrainResult:
+        """Train; see :func:`train_sparse`."""
+        return TrainResult(
+            **fit(
+                self.setup,
+                self.mask,
+                average=self.average,
+                weight_decay=self.weight_decay,
+                optimizer=self.optimizer,
+            )
+        )
+
+
+def check_average(average: float | None, weight_decay: float) -> tuple[float | None, float]:
+    """Both, if they are in range.
+
+    Raises:
+        InputError: one is not.
+    """
+    if average is not None:
+        average = check_number("average", average, minimum=0.0, below=1.0)
+    return average, check_number("weight_decay", weight_decay, minimum=0.0)
 
 
 def fit(
@@ -235,9 +291,7 @@ def fit(
     Raises:
         InputError: ``average`` or ``weight_decay`` is out of range, or ``optimizer`` makes no optimiser.
     """
-    if average is not None:
-        average = check_number("average", average, minimum=0.0, below=1.0)
-    decay = check_number("weight_decay", weight_decay, minimum=0.0)
+    average, decay = check_average(average, weight_decay)
     net = setup.net
     function, backend = setup.bind(mask)
     run = TrainRun(
@@ -251,12 +305,34 @@ def fit(
         hooks=(*setup.hooks, *hooks),
     )
     kept = {"average": average, **run.optimizer.settings(), **(settings or {})}
-    finished = setup.run(run, kept, digest(flatten(net), *net.buffers()))
+    finished = setup.run(run, kept, starting_point(net))
+    return outcome_of(setup, mask, run.phase, finished, function.to_net(run.weights.detach()))
+
+
+def starting_point(net: nn.Module) -> str:
+    """A hash of the weights and statistics that a training begins with."""
+    return digest(flatten(net), *net.buffers())
+
+
+def outcome_of(
+    setup: Setup, mask: Mask | None, phase: str, finished: Finished, net: nn.Module
+) -> dict[str, Any]:
+    """What a :class:`TrainResult` holds.
+
+    Args:
+        setup: of the run.
+        mask: which weights were kept, None for all.
+        phase: of the run.
+        finished: how its steps ended.
+        net: the dense network with the trained weights.
+    """
     return {
-        **setup.outcome(finished, finished.output, run.phase),
+        **setup.outcome(finished, finished.output, phase),
         "average": finished.average,
-        "net": function.to_net(run.weights.detach()),
-        "mask": Mask.from_flat(net, torch.ones(FlatLayout.of(net).numel, dtype=torch.bool, device="cpu"))
+        "net": net,
+        "mask": Mask.from_flat(
+            setup.net, torch.ones(FlatLayout.of(setup.net).numel, dtype=torch.bool, device="cpu")
+        )
         if mask is None
         else mask,
     }

@@ -204,6 +204,25 @@ class SparseGenerator(nn.Module):
                 self._verified(key, z)
         return self._plans[key]
 
+    def plan_of_networks(self, z: Tensor, networks: int) -> Plan:
+        """A plan of its own for so many networks of the mask at once, see :class:`Plan`.
+
+        Args:
+            z: an input [1, C, H, W] of one of them.
+            networks: how many.
+        """
+        graph = self.plan(z).graph
+        with torch.device("cpu"), torch.inference_mode(False):
+            return Plan(
+                graph,
+                self._net,
+                self._mask,
+                device=z.device,
+                kernels=self._kernels,
+                fixed_input=self.fixed_input,
+                networks=networks,
+            )
+
     def _verified(self, key: tuple[object, ...], z: Tensor) -> None:
         try:
             with torch.inference_mode(False), torch.enable_grad(), temporarily_clear_interpreter_stack():

@@ -61,6 +61,8 @@ class Plan:
         device: of the weights.
         kernels: "torch", or "cpu", "cuda" or "triton" for kernels where they are the better choice.
         fixed_input: the same input comes again and again, so what depends on it alone is made once.
+        networks: how many networks of the mask :meth:`run` evaluates at once, N; see
+            :class:`ChainFunction`. More than one where one chain computes all, see :meth:`in_one_chain`.
 
     Attributes:
         kernels: as asked for; "torch" where a network has been moved away from its kernels' device.
@@ -77,7 +79,9 @@ class Plan:
         device: torch.device,
         kernels: str = "torch",
         fixed_input: bool = True,
+        networks: int = 1,
     ) -> None:
+        self._networks = networks
         layout = FlatLayout.of(net)
         kept = None if mask is None else layout.views(mask.cpu())
         self.graph = graph
@@ -174,6 +178,23 @@ class Plan:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
         return output
 
+    def in_one_chain(self, dtype: torch.dtype) -> bool:
+        """Whether one chain computes all that depends on the weights, and takes a squared error along."""
+        if len(self._chains) != 1:
+            return False
+        (run,) = self._chains
+        inside = self.chained | self._input_only_nodes(fixed_input=True)
+        return (
+            run.chain.end is self.graph.output
+            and len(self.alive[run.chain.end].varying) == self.graph.output.shape[1]
+            and all(node in inside for node in self.graph.nodes)
+            and run.takes_target(dtype, self._device)
+        )
+
+    def memory(self, dtype: torch.dtype) -> int:
+        """Bytes of the buffers of the chains, as far as their engines tell."""
+        return sum(run.memory(dtype, self._device) for run in self._chains)
+
     @property
     def chains(self) -> list[Chain]:
         """The chains."""
@@ -198,7 +219,10 @@ class Plan:
         }
 
     def _chain(self, chain: Chain, engine: type[NativeChain]) -> StageFunction:
-        run = ChainFunction(chain, self.alive, self.weights, engine, input_only=self.input_only)
+        run = ChainFunction(
+            chain, self.alive, self.weights, engine, input_only=self.input_only, networks=self._networks
+        )
+        target_shape = self._networks * chain.end.shape[0], *chain.end.shape[1:]
         self._chains.append(run)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
         whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
@@ -208,7 +232,7 @@ class Plan:
         # It holds the chain and not the plan, so that both go, and their memory, when nobody needs them.
         def result(context: Context, values: list[Value]) -> Value:
             fused_loss = context.fused_loss if takes_loss else None
-            if fused_loss is not None and fused_loss.target.shape != chain.end.shape:
+            if fused_loss is not None and fused_loss.target.shape != target_shape:
                 fused_loss = None
             x, loss = run(
                 context.weights,

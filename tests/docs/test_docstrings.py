@@ -33,6 +33,7 @@ WITHOUT = {
     "Overlap",
     "PhaseSplit",
     "ResNet",
+    "RunsMean",
     "SearchResult",
     "SgldResult",
     "Sharpness",

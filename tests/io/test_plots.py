@@ -23,6 +23,7 @@ from oes_fast.io.plots import (
     psnr_curve,
     side_by_side,
     spectra,
+    spread_picture,
 )
 
 
@@ -121,6 +122,7 @@ def test_every_plot_is_written_in_every_format(tmp_path, suffix):
         lambda: layer_density(path, names, torch.rand(86, generator=generator).tolist(), 0.05),
         lambda: layer_densities(path, names, {"a": torch.rand(86, generator=generator).tolist()}),
         lambda: spectra(path, {"a": ([0.0, 1.0], [1.0, 0.5])}),
+        lambda: spread_picture(path, torch.rand(1, 3, 20, 20, generator=generator)),
         lambda: side_by_side(path, [("a", torch.zeros(3, 20, 20))]),
     ):
         draw()
@@ -149,6 +151,40 @@ def test_curves_that_are_empty_short_or_not_finite(tmp_path):
         assert path.stat().st_size > 1000
     with pytest.raises(InputError, match="as many steps as values, got 2 and 1"):
         psnr_curve(path, {"output": ([1, 2], [3.0])}, None)
+
+
+def test_the_mean_image_has_a_line_of_its_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    for mean in (29.89, None):
+        psnr_curve(tmp_path / "a.png", {"output": ([0, 1], [12.0, 28.0])}, 20.31, mean)
+    with_mean, without = ([t.get_text() for t in f.axes[0].get_legend().get_texts()] for f in figures)
+    assert with_mean[1:] == ["noisy image: 20.31 dB", "mean image: 29.89 dB"]
+    assert without == with_mean[:2]
+
+
+def test_spreads_are_drawn_in_their_units(tmp_path, monkeypatch):
+    figures = []
+    spread = torch.linspace(0, 0.2, 1000).reshape(1, 1, 20, 50).repeat(1, 3, 1, 1)
+    spread[:, :, 0, 0] = 9.0  # one pixel does not darken the others
+    spread[:, 0], spread[:, 2] = 0, math.sqrt(2) * spread[:, 1]  # the mean of the squares is that of one
+    spread_picture(tmp_path / "a.png", spread)
+    assert read(tmp_path / "a.png").shape[1] > MIN_PANEL
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    for image in (spread, torch.zeros(1, 1, 20, 50), torch.rand(1, 1, 2, 40_000)):
+        spread_picture(tmp_path / "b.png", image)
+    drawn = [figure.axes[0].images[0] for figure in figures]
+    np.testing.assert_allclose(drawn[0].get_array().data, spread[0, 1].numpy(), rtol=1e-5)
+    assert 0.19 < drawn[0].get_clim()[1] < 0.21
+    assert drawn[1].get_clim() == (0.0, 1.0)
+    assert figures[2].get_size_inches()[0] * plots.DPI < 2**15
+    assert "in pixel values" in figures[0].axes[1].get_ylabel()
+    for image, says in (
+        (spread[0], r"spread: expected shape \(1, any, any, any\)"),
+        (spread * math.nan, "spread: expected finite values"),
+    ):
+        with pytest.raises(InputError, match=says):
+            spread_picture(tmp_path / "c.png", image)
 
 
 def test_histograms_of_extreme_logits(tmp_path):

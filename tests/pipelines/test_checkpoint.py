@@ -22,7 +22,7 @@ from torch import nn
 import oes_fast as oes
 from oes_fast.io.files import load_tensors, save_tensors
 from oes_fast.pipelines import checkpoint as checkpoints
-from oes_fast.pipelines import loop
+from oes_fast.pipelines import signals
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
@@ -255,7 +255,7 @@ def default_handlers(monkeypatch) -> Iterator[list[int]]:
     raised: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
-    monkeypatch.setattr(loop.signal, "raise_signal", raised.append)
+    monkeypatch.setattr(signals.signal, "raise_signal", raised.append)
     try:
         yield raised
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2

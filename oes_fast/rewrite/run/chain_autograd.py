@@ -160,6 +160,14 @@ class ChainFunction:
 
         return ConstantRead(node, planes, take)
 
+    def takes_target(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether it compares its result with a target; binds the chain."""
+        return self._native(dtype, device, self._constant).takes_target
+
+    def memory(self, dtype: torch.dtype, device: torch.device) -> int:
+        """See :class:`NativeChain`; binds the chain."""
+        return self._native(dtype, device, self._constant).memory
+
     def explain(self, dtype: torch.dtype, device: torch.device) -> dict[ir.Node, str]:
         """What runs each stage; binds the chain where its engine has more to say than its name."""
         names = dict.fromkeys(self.chain.nodes, self._engine.name)

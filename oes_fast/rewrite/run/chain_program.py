@@ -8,6 +8,7 @@ norm by norm, in specs that all take (csrc/common/chain_specs.h);
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -107,6 +108,13 @@ class NativeChain(ABC):
     def takes_target(self) -> bool:
         """Whether it compares its result with a target: not where that comes from a norm or a join."""
         return not self._chain.blocks[-1].norms
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the buffers that hold images."""
+        elements = sum(math.prod(block.conv.shape[1:]) for block in self._chain.convolutions)
+        # Values and their gradients.
+        return 2 * self._networks * elements * self._dtype.itemsize
 
     @staticmethod
     def takes(block: ConvBlock) -> bool:

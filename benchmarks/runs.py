@@ -1,0 +1,349 @@
+"""Means of several runs of one image beside BM3D, non-local means and means of dense runs.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.runs --data published --work runs    # goes on where it was stopped
+    python -m benchmarks.runs --data published --work runs --summary            # writes what there is
+
+``--data`` holds NAME.png and NAME_mask.npz of each image. Run k has the weights and the input of seed k; all
+have one noisy image, that of seed 0. Means of different numbers of runs share the runs: there is the mean of
+the first K, and that of each group of K that follow each other. Every run that is done is written at once,
+and a run that was stopped goes on from its checkpoint. Seconds are the processor's, not the clock's: of one
+thread, whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import oes_fast as oes
+from benchmarks.comparison import decibels, rounded
+from benchmarks.report import environment, write_result
+from benchmarks.table_text import RESULTS, Result, caption, load, table
+from oes_fast.comparison.classical import CLASSICAL
+from oes_fast.pipelines.runs_mean import mean_and_spread
+
+NAME = "runs"
+COUNTS = (1, 2, 4, 8, 16)
+SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average")  # that runs of one folder share
+ABSENT = "not measured"
+LABELS = {"oes": "OES", "nlm": "non-local means", "bm3d": "BM3D"}
+
+
+class Cell(NamedTuple):
+    """What is run once.
+
+    Attributes:
+        image: its name.
+        method: "oes" or "dense".
+        size: side of the image in pixels.
+        seed: of the weights and the input.
+    """
+
+    image: str
+    method: str
+    size: int
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Of its files."""
+        return "-".join(str(part) for part in self)
+
+
+class Scene(NamedTuple):
+    """A clean image and the noisy one."""
+
+    clean: Tensor
+    noisy: Tensor
+
+
+def scene(options: argparse.Namespace, image: str, size: int) -> Scene:
+    """The image of that name, [1, 3, size, size], and with the noise of seed 0."""
+    clean = oes.load_image(options.data / f"{image}.png", size=size).pixels
+    return Scene(clean, oes.add_noise(clean, options.sigma, 0))
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Seed by seed, so that all means grow together."""
+    for seed in range(max(options.runs, options.dense_runs)):
+        for size in options.sizes:
+            for image in options.images:
+                if seed < options.runs:
+                    yield Cell(image, "oes", size, seed)
+        for size in options.dense_sizes:
+            for image in options.images:
+                if seed < options.dense_runs:
+                    yield Cell(image, "dense", size, seed)
+
+
+def stops(options: argparse.Namespace, method: str) -> list[int]:
+    """The numbers of steps whose images are kept."""
+    return sorted(options.dense_stops) if method == "dense" else [options.steps]
+
+
+def run_cell(options: argparse.Namespace, cell: Cell) -> None:
+    """Train, and write the images and their figures."""
+    clean, noisy = scene(options, cell.image, cell.size)
+    net, z = oes.fresh_generator(noisy, seed=cell.seed)
+    checkpoint = options.work / f"{cell.label}.ckpt"
+    common: dict[str, Any] = {"clean": clean, "average": options.average, "verify": False}
+    common |= {"checkpoint": checkpoint, "resume": True}
+    whole = not checkpoint.exists()  # else its seconds are those of a part
+    seconds = 0.0
+    found = []
+    for steps in stops(options, cell.method):
+        began = time.process_time()
+        if cell.method == "dense":
+            fit = oes.baselines.dense_dip(net, z, noisy, steps=steps, lr=options.dense_lr, **common)
+        else:
+            mask = oes.Mask.load(options.data / f"{cell.image}_mask.npz", net)
+            fit = oes.train_sparse(net, mask, z, noisy, steps=steps, lr=options.lr, **common)
+        seconds += time.process_time() - began
+        assert fit.average is not None
+        np.save(options.work / f"{cell.label}-{steps}.npy", fit.average.numpy())
+        figures: Result = {
+            "steps": steps,
+            "average": oes.psnr(fit.average, clean),
+            "last": oes.psnr(fit.output, clean),
+        }
+        figures |= {
+            "seconds": seconds if whole else None,
+            "collapsed": fit.collapsed,
+            "diverged": fit.diverged,
+        }
+        found.append(figures)
+    said = {"settings": settings(options), "cell": cell._asdict(), "stops": found}
+    write_json(options.work / f"{cell.label}.json", said)
+    checkpoint.unlink(missing_ok=True)
+
+
+def run_classical(options: argparse.Namespace, image: str, size: int, method: str) -> None:
+    """Denoise, and write the figures."""
+    clean, noisy = scene(options, image, size)
+    began = time.process_time()
+    found = CLASSICAL[method](noisy, options.sigma)
+    seconds = time.process_time() - began
+    row = {"image": image, "size": size, "method": method, "psnr": oes.psnr(found, clean), "seconds": seconds}
+    write_json(classical_file(options, image, size, method), row)
+
+
+def classical_file(options: argparse.Namespace, image: str, size: int, method: str) -> Path:
+    """Where the figures of a classical denoiser lie."""
+    path: Path = options.work / f"{image}-{method}-{size}.json"
+    return path
+
+
+def write_json(path: Path, value: Result) -> None:
+    """Write it whole or not at all: a file that is there says that its cell is done."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value), encoding="utf-8")
+    new.replace(path)
+
+
+def settings(options: argparse.Namespace) -> Result:
+    """What the runs of one folder share."""
+    return {name: getattr(options, name) for name in SETTINGS}
+
+
+def done(options: argparse.Namespace, cell: Cell) -> Result | None:
+    """What a finished cell wrote, None if it is not finished.
+
+    Raises:
+        SystemExit: it was made with other settings.
+    """
+    path = options.work / f"{cell.label}.json"
+    if not path.is_file():
+        return None
+    found: Result = json.loads(path.read_text(encoding="utf-8"))
+    if found["settings"] != settings(options):
+        raise SystemExit(f"{path}: made with {found['settings']}, asked for {settings(options)}")
+    return found
+
+
+def summary(options: argparse.Namespace) -> Result:
+    """All that is there: runs, means of them, classical denoisers."""
+    cases = []
+    for image in options.images:
+        for method, sizes in (("oes", options.sizes), ("dense", options.dense_sizes)):
+            for size in sizes:
+                found = {
+                    cell.seed: row
+                    for cell in cells(options)
+                    if cell[:3] == (image, method, size) and (row := done(options, cell)) is not None
+                }
+                count = next(n for n in range(len(found) + 1) if n not in found)  # without a gap from seed 0
+                cases += [
+                    case(options, [found[n] for n in range(count)], stop)
+                    for stop in range(len(stops(options, method)))
+                    if count
+                ]
+    classical = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for image in options.images
+        for size in sorted({*options.sizes, *options.dense_sizes}, reverse=True)
+        for method in options.classical
+        if (path := classical_file(options, image, size, method)).is_file()
+    ]
+    classical = [{name: neat(value) for name, value in row.items()} for row in classical]
+    return {"settings": settings(options), "cases": cases, "classical": classical}
+
+
+def case(options: argparse.Namespace, found: list[Result], stop: int) -> Result:
+    """The means of runs that differ in their seeds alone, at one number of steps.
+
+    Args:
+        options: of the command line.
+        found: what the cells wrote, by seed from 0.
+        stop: number of the number of steps.
+    """
+    cell, rows = Cell(**found[0]["cell"]), [each["stops"][stop] for each in found]
+    clean, noisy = scene(options, cell.image, cell.size)
+
+    def image(seed: int) -> Tensor:
+        name = f"{cell._replace(seed=seed).label}-{rows[seed]['steps']}.npy"
+        return torch.from_numpy(np.load(options.work / name))
+
+    means = []
+    for count in (k for k in COUNTS if k <= len(rows)):
+        groups = [range(first, first + count) for first in range(0, len(rows) - count + 1, count)]
+        figures = [psnr_and_spread([image(seed) for seed in sound(rows, group)], clean) for group in groups]
+        psnrs, spreads = zip(*figures, strict=True)
+        seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+        mean = {
+            "runs": count,
+            "first": psnrs[0],
+            "groups": statistics(psnrs),
+            "spread": spreads[0],
+            "seconds": count * float(np.mean(seconds)) if seconds else None,
+        }
+        means.append({name: neat(value) for name, value in mean.items()})
+    return {
+        "image": cell.image,
+        "method": cell.method,
+        "size": cell.size,
+        "steps": rows[0]["steps"],
+        "noisy": neat(oes.psnr(noisy, clean)),
+        "runs": [
+            {name: neat(value) for name, value in {"seed": n, **row}.items()} for n, row in enumerate(rows)
+        ],
+        "means": means,
+    }
+
+
+def sound(rows: list[Result], group: Iterable[int]) -> list[int]:
+    """The runs of a group that the library's mean is of: not those that collapsed or diverged."""
+    kept = [seed for seed in group if not rows[seed]["collapsed"] and not rows[seed]["diverged"]]
+    return kept or list(group)
+
+
+def psnr_and_spread(images: list[Tensor], clean: Tensor) -> tuple[float, float | None]:
+    """PSNR of the mean in dB, and the mean over the pixels of the standard deviation."""
+    mean, spread = mean_and_spread(images)
+    return oes.psnr(mean, clean), None if spread is None else float(spread.mean())
+
+
+def statistics(values: tuple[float, ...]) -> Result:
+    """Mean, standard deviation (n - 1) of several, and their number."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    found = {"mean": float(np.mean(values)), "spread": spread, "count": len(values)}
+    return {name: neat(value) for name, value in found.items()}
+
+
+def neat(value: Any) -> Any:
+    """Numbers to 4 digits behind the point."""
+    return rounded(value) if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of NAME.png and NAME_mask.npz")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and images")
+    parser.add_argument("--summary", action="store_true", help="run nothing, write what is there")
+    parser.add_argument("--images", nargs="+", default=["pepper", "barbara"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[512, 256])
+    parser.add_argument("--runs", type=int, default=16)
+    parser.add_argument("--dense-sizes", nargs="*", type=int, default=[256])
+    parser.add_argument("--dense-runs", type=int, default=4)
+    parser.add_argument("--classical", nargs="*", choices=CLASSICAL, default=["nlm", "bm3d"])
+    parser.add_argument("--sigma", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument(
+        "--dense-stops", nargs="+", type=int, default=[300, 500, 1000], help="numbers of steps"
+    )
+    parser.add_argument("--dense-lr", type=float, default=1e-3)
+    parser.add_argument("--average", type=float, default=0.99)
+    parser.add_argument("--json", type=Path, default=RESULTS / f"{NAME}.json", help="where to write")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore", oes.OESWarning)  # what they say is in the result
+
+    def write() -> None:
+        write_result(str(options.json), {"environment": environment(), **summary(options)})
+
+    for label, make in [] if options.summary else list(missing(options)):
+        began = time.monotonic()
+        make()
+        print(f"{label}: {time.monotonic() - began:.0f} s", flush=True)
+        write()
+    write()
+
+
+def missing(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is not done yet: its label, and the function that does it."""
+    for size in sorted({*options.sizes, *options.dense_sizes}, reverse=True):
+        for image in options.images:
+            for method in options.classical:
+                path = classical_file(options, image, size, method)
+                if not path.is_file():
+                    yield path.stem, lambda a=(image, size, method): run_classical(options, *a)  # type: ignore[misc]
+    for cell in cells(options):
+        if done(options, cell) is None:
+            yield cell.label, lambda cell=cell: run_cell(options, cell)  # type: ignore[misc]
+
+
+def tables() -> str:
+    """The page's tables, one for each size and image."""
+    result = load(NAME)
+    parts = []
+    places = {(row["size"], row["image"]): row["noisy"] for row in result["cases"]}
+    for size, image in sorted(places, key=lambda place: -place[0]):
+        cases, classical = (
+            [row for row in result[kind] if (row["size"], row["image"]) == (size, image)]
+            for kind in ("cases", "classical")
+        )
+        lines = [line for row in cases for line in lines_of(row)]
+        for row in classical:
+            name = LABELS[row["method"]]
+            lines.append([f"{name}, dB", f"{row['psnr']:.2f}", *[""] * (len(COUNTS) - 1)])
+            lines.append([f"{name}, seconds", f"{row['seconds']:.0f}", *[""] * (len(COUNTS) - 1)])
+        header = ["", *(f"{count} run{'s' if count > 1 else ''}" for count in COUNTS)]
+        title = f"{image.capitalize()}, {size} x {size}, noisy image {places[size, image]:.2f} dB:"
+        parts.append(f"{title}\n\n{table(header, lines)}")
+    return f"{caption(NAME, result)}\n" + "\n".join(parts)
+
+
+def lines_of(row: Result) -> list[list[object]]:
+    """The lines of one method: PSNR of means in dB, with their spread over the groups; seconds."""
+    means = {mean["runs"]: mean for mean in row["means"]}
+    name = LABELS.get(row["method"], f"dense DIP, {row['steps']:,} steps")
+    psnr = [decibels(means[count]["groups"]) if count in means else ABSENT for count in COUNTS]
+    seconds = [
+        f"{means[count]['seconds']:.0f}" if count in means and means[count]["seconds"] else ABSENT
+        for count in COUNTS
+    ]
+    return [[f"{name}, dB", *psnr], [f"{name}, seconds", *seconds]]
+
+
+if __name__ == "__main__":
+    main()
