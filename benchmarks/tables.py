@@ -29,6 +29,8 @@ from benchmarks.table_text import (
     table,
     two,
 )
+from benchmarks.throughput import photographs
+from benchmarks.throughput import table_of_rows as throughput_table
 from oes_fast.precision import PRECISIONS
 
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -420,6 +422,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison large": functools.partial(comparison_at, 512),
     "comparison cells": comparison_cells,
     "inverse problems": inverse_problems,
+    "throughput": throughput_table,
+    "photographs": photographs,
 }
 
 
