@@ -7,9 +7,9 @@ A step is that of the pipelines, on the published network; trainings at the same
 
 On a machine that is not idle the time of a step says little. Beside it stands the processor time that the
 process took for it, and how many cores others had meanwhile. Images an hour are reckoned from the processor
-time, as of cores that nobody else has: cores / processor time, where each has a run on one thread, which waits
-for nobody. What comes before the steps (the network is rewritten; it is verified, once for all of a kind) is
-measured by itself.
+time, as of cores that nobody else has: cores / processor time, where each has a run on one thread, which
+waits for nobody. What comes before the steps (the network is rewritten; it is verified, once for all of a
+kind) is measured by itself.
 
 The cost on a GPU is that of the predictions of benchmarks.gpu_model, measured by nobody.
 """
