@@ -21,6 +21,8 @@ from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.run.context import FusedLoss
 
+_SMALL_THINGS = 50_000_000  # bytes
+
 Rewritten = TypeVar("Rewritten")
 
 
@@ -226,13 +228,14 @@ class RewrittenFunction:
     def memory(self) -> int:
         """About the bytes that a run of it takes, beside its image and what it shares with others.
 
-        The kernels' buffers and the input as they read it; of each parameter of the dense network a float64
-        index, a flag and two copies. What PyTorch's operations keep for a backward pass is not counted.
+        The kernels' buffers and the input as they read it; of each parameter of the dense network an index
+        of 64 bits, a flag and two copies; 50 MB of small things. What PyTorch's operations keep for a
+        backward pass is not counted.
         """
         plan = self._module.plan(self._source)
         element = self._z.element_size()
         of_parameters = self._numel * (9 + 2 * element)
-        return plan.memory(self._z.dtype) + 2 * self._z.numel() * element + of_parameters
+        return plan.memory(self._z.dtype) + 2 * self._z.numel() * element + of_parameters + _SMALL_THINGS
 
     def draw_input(self, noise: StepNoise | None) -> None:
         """See :class:`GeneratorFunction`."""
