@@ -286,6 +286,11 @@ class TestMri:
         assert_close(known.shown(x), clean[None, None] / clean.max(), 1e-5)
         assert float(known.clean.image.max()) == 1.0
 
+    def test_numbers_that_overflow_are_refused(self, physics):
+        for value in (1e30, 1e-30):
+            with pytest.raises(oes.InputError, match="measured: expected"):
+                oes.tasks.mri(torch.full((16, 16), value, dtype=torch.complex64))
+
     def test_what_is_zero_was_not_measured(self, physics, phantom):
         kspace = physics.MRI.fft(maps_of() * phantom[0, 0])
         kspace[..., 3] = 0

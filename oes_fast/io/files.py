@@ -260,6 +260,8 @@ def check_readable(path: str | os.PathLike[str]) -> Path:
         InputError: no file name, no such file, a folder, or no permission.
     """
     file = check_path("path", path)
+    if not os.fspath(path):
+        raise InputError("expected a file, got an empty name")
     try:
         if file.is_dir():
             raise InputError(f"{path}: expected a file, got a folder")

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 import oes_fast as oes
 from oes_fast.errors import InputError, OESError, OutputError
-from oes_fast.io.files import atomic_write, check_writable, load_tensors, save_tensors, write_json
+from oes_fast.io.files import (
+    atomic_write,
+    check_readable,
+    check_writable,
+    load_tensors,
+    save_tensors,
+    write_json,
+)
 
 needs_permissions = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root"
@@ -257,3 +264,8 @@ def test_what_is_no_file_name_is_refused(path):
             oes.InputError, match=rf"^path.*: expected the name of a file.*{type(path).__name__}$"
         ):
             call()
+
+
+def test_an_empty_name_is_no_folder() -> None:
+    with pytest.raises(InputError, match="expected a file, got an empty name"):
+        check_readable("")
