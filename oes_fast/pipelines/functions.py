@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -199,6 +200,7 @@ class RewrittenFunction:
         self._numel = FlatLayout.of(net).numel
         self._z = self._source = z
         self._noise: StepNoise | None = None
+        self._noisy = noisy
         if noisy and not self._lays_out(backend):
             # One image, written again in each step, where recorded steps find it; nothing made of it is kept.
             self._module.fixed_input = False
@@ -211,6 +213,27 @@ class RewrittenFunction:
         if backend != "cpu" or self._z.shape[0] != 1:
             return False
         return noisy_input(self._module.plan(self._z), self._z) is not None
+
+    def sibling(self, net: nn.Module, z: Tensor) -> RewrittenFunction:
+        """The function of another network of the same kind, without finding out all that is known here.
+
+        Where the input is the same tensor, it is read where it was laid out. To be asked of one that is
+        :attr:`in_one_chain`.
+
+        Args:
+            net: of the same layers, in the same modes; copied, and left alone.
+            z: input of the same size.
+        """
+        other = copy.copy(self)
+        if self._source is self._z and self._noise is None and not self._noisy:
+            self._module.lay_out(self._source)
+        other._module = self._module.sibling(net)
+        other._z = other._source = z
+        other._noise = None
+        if self._source is not self._z:
+            other._source = z.clone(memory_format=torch.contiguous_format)
+        other.buffers = dict(other._module.dense_buffers())
+        return other
 
     def plan_of_networks(self, networks: int) -> Plan:
         """A plan for so many networks of the same kind at once."""
