@@ -35,7 +35,7 @@ NAME = "runs"
 COUNTS = (1, 2, 4, 8, 16)
 SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average")  # that runs of one folder share
 ABSENT = "not measured"
-LABELS = {"oes": "OES", "nlm": "non-local means", "bm3d": "BM3D"}
+LABELS = {"oes": "OES", "dense": "dense DIP", "nlm": "non-local means", "bm3d": "BM3D"}
 
 
 class Cell(NamedTuple):
@@ -316,27 +316,30 @@ def tables() -> str:
     """The page's tables, one for each size and image."""
     result = load(NAME)
     parts = []
-    places = {(row["size"], row["image"]): row["noisy"] for row in result["cases"]}
+    rows = [*result["cases"], *result["classical"]]
+    places = dict.fromkeys((row["size"], row["image"]) for row in rows)
     for size, image in sorted(places, key=lambda place: -place[0]):
         cases, classical = (
             [row for row in result[kind] if (row["size"], row["image"]) == (size, image)]
             for kind in ("cases", "classical")
         )
         lines = [line for row in cases for line in lines_of(row)]
+        there = {row["method"] for row in cases}
+        lines += [[LABELS[name], *[ABSENT] * len(COUNTS)] for name in ("oes", "dense") if name not in there]
         for row in classical:
             name = LABELS[row["method"]]
             lines.append([f"{name}, dB", f"{row['psnr']:.2f}", *[""] * (len(COUNTS) - 1)])
             lines.append([f"{name}, seconds", f"{row['seconds']:.0f}", *[""] * (len(COUNTS) - 1)])
         header = ["", *(f"{count} run{'s' if count > 1 else ''}" for count in COUNTS)]
-        title = f"{image.capitalize()}, {size} x {size}, noisy image {places[size, image]:.2f} dB:"
-        parts.append(f"{title}\n\n{table(header, lines)}")
+        noisy = f", noisy image {cases[0]['noisy']:.2f} dB" if cases else ""
+        parts.append(f"{image.capitalize()}, {size} x {size}{noisy}:\n\n{table(header, lines)}")
     return f"{caption(NAME, result)}\n" + "\n".join(parts)
 
 
 def lines_of(row: Result) -> list[list[object]]:
     """The lines of one method: PSNR of means in dB, with their spread over the groups; seconds."""
     means = {mean["runs"]: mean for mean in row["means"]}
-    name = LABELS.get(row["method"], f"dense DIP, {row['steps']:,} steps")
+    name = LABELS[row["method"]] + (f", {row['steps']:,} steps" if row["method"] == "dense" else "")
     psnr = [decibels(means[count]["groups"]) if count in means else ABSENT for count in COUNTS]
     seconds = [
         f"{means[count]['seconds']:.0f}" if count in means and means[count]["seconds"] else ABSENT

@@ -31,6 +31,8 @@ from benchmarks.table_text import (
     table,
     two,
 )
+from benchmarks.throughput import photographs
+from benchmarks.throughput import table_of_rows as throughput_table
 from oes_fast.precision import PRECISIONS
 
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -424,6 +426,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison cells": comparison_cells,
     "inverse problems": inverse_problems,
     "several runs": several_runs,
+    "throughput": throughput_table,
+    "photographs": photographs,
 }
 
 

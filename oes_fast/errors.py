@@ -49,8 +49,8 @@ class OESWarning(UserWarning):
 
 
 class CheckpointWarning(OESWarning):
-    """A checkpoint could not be written, and the one before it is still there; or one that is resumed was
-    made in another environment. The run goes on.
+    """A checkpoint could not be written, and the one before it is still there; one that is resumed was made
+    in another environment; or one that is not resumed was set aside. The run goes on.
     """
 
 

@@ -18,6 +18,7 @@ from oes_fast.errors import InputError
 from oes_fast.mask import Mask
 from oes_fast.models.registry import find_model
 from oes_fast.noise import draw_input
+from oes_fast.pipelines.checkpoint import keep_unfinished
 from oes_fast.pipelines.clean import CleanView, clean_pixels
 from oes_fast.pipelines.functions import run_network
 from oes_fast.pipelines.search import SearchResult, search_mask
@@ -76,7 +77,8 @@ class SparseDIP(Reconstructor):
         verbose: show progress.
         search: further arguments of :func:`oes_fast.search_mask`, by name. Of a batch of N images, image i
             has the i-th of N ``clean`` images and of N ``weight``s, and a ``checkpoint`` of its own:
-            "stem-0.ckpt", "stem-1.ckpt" and so on for "stem.ckpt".
+            "stem-0.ckpt", "stem-1.ckpt" and so on for "stem.ckpt". Unless they are resumed, those of an
+            unfinished call are set aside together.
         train: further arguments of :func:`oes_fast.train_sparse`, by name, alike.
 
     Attributes:
@@ -191,6 +193,7 @@ class SparseDIP(Reconstructor):
             raise InputError(f"physics: expected an operator with a method A, got {type(physics).__name__}")
         with torch.inference_mode(False), torch.enable_grad():
             problem = _Batch(y, physics)
+            self._keep_unfinished(problem)
             mask, trained, images = self.mask, [], []
             for number in range(problem.count):
                 noisy = problem.noisy(number)
@@ -209,6 +212,17 @@ class SparseDIP(Reconstructor):
                 images.append(fit.output if fit.average is None else fit.average)
             self.trained = tuple(trained)
             return torch.cat(images)
+
+    def _keep_unfinished(self, problem: _Batch) -> None:
+        """Set aside the checkpoints of a call that was broken off: those of its finished runs as well."""
+        searched = 0 if self.mask is not None else 1 if self._share_mask else problem.count
+        files = [
+            file
+            for options, count in ((self._search, searched), (self._train, problem.count))
+            for file in (problem.checkpoint(number, options) for number in range(count))
+            if file is not None and not options.get("resume")
+        ]
+        keep_unfinished(files)
 
     def _network(self, problem: _Batch, number: int) -> tuple[nn.Module, Tensor]:
         seed = self._seed + number
@@ -301,7 +315,7 @@ class _Batch:
         if self.count == 1:
             return found
         one = slice(number, number + 1)
-        clean, weight, file = (found.get(name) for name in ("clean", "weight", "checkpoint"))
+        clean, weight = (found.get(name) for name in ("clean", "weight"))
         pixels = clean_pixels(clean) if isinstance(clean, Tensor | CleanView) else None
         if pixels is not None and pixels.ndim > 0:
             if pixels.shape[0] not in (1, self.count):
@@ -312,10 +326,17 @@ class _Batch:
         dims = 2 if self._stacked else self._parts[0].ndim
         if isinstance(weight, Tensor) and weight.ndim == dims and weight.shape[0] == self.count:
             found["weight"] = weight[one]
-        if isinstance(file, str | os.PathLike):
-            path = Path(file)
-            found["checkpoint"] = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if (path := self.checkpoint(number, options)) is not None:
+            found["checkpoint"] = path
         return found
+
+    def checkpoint(self, number: int, options: Mapping[str, Any]) -> Path | None:
+        """The file that keeps an image's run, None for none."""
+        file = options.get("checkpoint")
+        if not isinstance(file, str | os.PathLike):
+            return None
+        path = Path(file)
+        return path if self.count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) as ``A_adjoint`` gives it.

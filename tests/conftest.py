@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import oes_fast as oes  # isort: skip  # before torch, so that waiting threads leave the cores to the other worker
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,10 @@ REPO = Path(__file__).resolve().parents[1]
 
 if not torch.cuda.is_available():  # the CUDA kernels run all the same, on tensors of the CPU
     os.environ.setdefault("OES_FAST_EMULATE_CUDA", "1")
+
+# Tests send it to programs, which inherit it ignored where a shell runs the tests in the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Problem(NamedTuple):

@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": {*CHECKS, "entry", "models", "pipelines", "precision"},
     "reconstructor": {*CHECKS, "entry", "mask", "models", "noise", "pipelines", "tasks"},
     "pipelines": {
-        *CHECKS, "autotune_cache", "backends", "copies", "entry", "flat", "io", "mask", "models", "noise",
-        "ops", "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",
+        *CHECKS, "_memory", "autotune_cache", "backends", "copies", "entry", "flat", "io", "mask", "models",
+        "noise", "ops", "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",
     },
     "tasks": {*CHECKS, "io", "models", "noise", "pipelines", "reference"},
     "rewrite": {

@@ -275,6 +275,30 @@ def test_checkpoints_are_of_each_image(physics, tmp_path):
     assert (tmp_path / "one.ckpt").is_file()
 
 
+def test_checkpoints_of_a_call_that_was_broken_off_are_set_aside_together(physics, tmp_path):
+    y, operator = batch(physics)
+    files = {"search": {"checkpoint": tmp_path / "s.ckpt"}, "train": {"checkpoint": tmp_path / "t.ckpt"}}
+
+    def stop(info):
+        if info.phase == "train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # image 1 is not even begun
+        dip(search=files["search"], train={**files["train"], "checkpoint_seconds": 0, "callback": stop})(
+            y, operator
+        )
+    kept = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(kept) == ["s-0", "t-0"]
+    with pytest.warns(oes.CheckpointWarning, match="set aside as") as warned:
+        dip(**files)(y, operator)
+    assert {f"{stem}.old.ckpt": data for stem, data in kept.items()} == {
+        path.name: path.read_bytes() for path in tmp_path.glob("*.old.ckpt")
+    }
+    assert [each.category for each in warned].count(oes.CheckpointWarning) == 2
+    dip(**files)(y, operator)  # that was finished, and is overwritten
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_clean_images_and_weights_are_of_each_image(physics):
     y, operator = batch(physics)
     clean, weight = image(2, 3, 16, 16, seed=1), (image(2, 3, 16, 16, seed=2) > 0.5).float()

@@ -206,6 +206,7 @@ class TestDeblurring:
             ({"kernel": torch.zeros(3, 3)}, "kernel: expected weights with a sum above 0, got 0"),
             ({"kernel": torch.full((3, 3), torch.nan)}, "kernel: expected finite values"),
             ({"gaussian": 0.0}, "gaussian: expected a finite number > 0"),
+            ({"gaussian": 1e10, "padding": "valid"}, "gaussian: expected at most half the side of the image"),
             ({"gaussian": 9.0}, "gaussian: expected a kernel no larger than the image"),
             ({"gaussian": 1.0, "padding": "zeros"}, "padding: expected one of reflect"),
         ],
@@ -284,6 +285,11 @@ class TestMri:
         x = torch.view_as_real(physics.MRI.ifft(kspace)).movedim(-1, 0)[None] / scale
         assert_close(known.shown(x), clean[None, None] / clean.max(), 1e-5)
         assert float(known.clean.image.max()) == 1.0
+
+    def test_numbers_that_overflow_are_refused(self, physics):
+        for value in (1e30, 1e-30):
+            with pytest.raises(oes.InputError, match="measured: expected"):
+                oes.tasks.mri(torch.full((16, 16), value, dtype=torch.complex64))
 
     def test_what_is_zero_was_not_measured(self, physics, phantom):
         kspace = physics.MRI.fft(maps_of() * phantom[0, 0])

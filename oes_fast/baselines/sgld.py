@@ -131,7 +131,9 @@ def sgld(
         progress: show step, loss, PSNR and the time left, see :func:`oes_fast.train_sparse`.
         checkpoint: file to keep the state in.
         checkpoint_seconds: time between two saves.
-        resume: go on from ``checkpoint`` where it exists: bit for bit as without the break.
+        resume: go on from ``checkpoint`` where it exists: bit for bit as without the break. Without, the file
+            of an unfinished run is set aside ("run.old.ckpt") with a CheckpointWarning, and that of a
+            finished one overwritten.
         seed: of the noise, in [0, 2^64).
 
     Returns:

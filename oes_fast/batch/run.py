@@ -32,6 +32,7 @@ RECORD = "record.json"
 _FORMAT = "oes_fast batch record 1"
 _LONGEST = 500  # characters of a failure
 _LOCK_SECONDS = 0.2  # from one look at a lock that another process holds to the next
+_PATIENCE_SECONDS = 900.0  # with one that has written nothing meanwhile, or three times its checkpoints
 # What no other image of the set would fare better with.
 _FATAL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE")} - {None}
 
@@ -155,18 +156,31 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _owned(work: Path, options: Options) -> Iterator[None]:
     """Keep the folder ``work`` from every other process while inside; remove it after all that is whole.
 
+    A lock ends with its process. But a file server keeps that of a machine which has died: that of NFS 4 for
+    a minute or two, that of NFS 3 until the machine is back.
+
     Raises:
         Stopped: while another process had it.
-        OSError: it cannot be made.
+        OSError: it cannot be made, or somebody who does nothing keeps it.
     """
     work.mkdir(parents=True, exist_ok=True)
     lock = None
+    patience = max(_PATIENCE_SECONDS, 3 * options.checkpoint_seconds)
+    seen, since = _traces(work), time.monotonic()
     while True:
         try:
             lock = FileLock(work.with_name(f"{work.name}.lock"))
         except Busy:
             if options.stopping():
                 raise Stopped from None
+            if (now := _traces(work)) != seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > patience:
+                raise TimeoutError(
+                    f"{work}: expected the process that has the lock of this folder to go on or to end, but "
+                    f"it has written nothing for {patience / 60:.0f} minutes; the file server may keep the "
+                    "lock of a machine that has died"
+                ) from None
             time.sleep(_LOCK_SECONDS)
             continue
         except NoLocks:  # of two processes that do the same the later one writes the same again
@@ -186,6 +200,13 @@ def _owned(work: Path, options: Options) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def _traces(work: Path) -> set[tuple[str, int]]:
+    """By which is seen that somebody works in a folder: its files and the times of their changes."""
+    with suppress(OSError):
+        return {(path.name, path.stat().st_mtime_ns) for path in work.iterdir()}
+    return set()
 
 
 def _digest(source: str) -> str:

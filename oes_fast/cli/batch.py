@@ -17,8 +17,9 @@ from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, EXIT_UNEXPECTED, warn
 from oes_fast.cli.many_progress import ManyProgress
 from oes_fast.cli.model import ModelChoice
+from oes_fast.cli.ray_options import RayAddress, RayCpus, RayGpus, ray_device, ray_engine
 from oes_fast.cli.report import decibels, print_table
-from oes_fast.cli.settings import average_decay, find_backend, find_device, find_preset
+from oes_fast.cli.settings import average_decay, find_backend, find_preset
 from oes_fast.errors import InputError
 from oes_fast.pipelines.progress import duration
 
@@ -157,6 +158,9 @@ def batch(
             "--retry-failed", rich_help_panel=o.RUN, help="Try images again that failed in an earlier run."
         ),
     ] = False,
+    ray: RayAddress = None,
+    ray_cpus: RayCpus = None,
+    ray_gpus: RayGpus = None,
     image_format: Annotated[
         str,
         typer.Option(
@@ -227,12 +231,15 @@ def batch(
     )
     if sigma is not None and clean is not None:
         raise InputError("--clean: expected no --sigma beside it, which takes the images for clean, got both")
-    where = str(find_device(device))
+    where, gpus = ray_device(ray, ray_gpus, device)
     check_integer("--workers", workers, minimum=1)
     if threads is not None:
         check_integer("--threads", threads, minimum=1, below=2**15)
     signals.stop.patient = True  # there is something to finish: it takes a second signal to end at once
-    with BatchProgress(quiet=quiet) as progress:
+    with (
+        ray_engine(ray, ray_cpus, gpus, workers=workers, threads=threads) as engine,
+        BatchProgress(quiet=quiet) as progress,
+    ):
         done = restore_all(
             sources,
             output,
@@ -246,6 +253,7 @@ def batch(
             verify=verify,
             checkpoint_seconds=checkpoint_seconds,
             retry_failed=retry_failed,
+            engine=engine,
             watcher=progress,
             stopping=lambda: signals.stop.requested,
         )

@@ -7,7 +7,6 @@ nothing but the end of a run whose results are all written removes a checkpoint.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 from oes_fast.cli.console import warn
 from oes_fast.errors import CheckpointError, InputError, OutputError
-from oes_fast.io.files import load_metadata
+from oes_fast.io.files import free_name, load_metadata, set_aside
 from oes_fast.pipelines.checkpoint import checkpoint_step
 
 Result = TypeVar("Result")
@@ -116,7 +115,7 @@ class Checkpoints:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         try:
             for file in files:
-                if not file.name.startswith("."):  # locks and the like
+                if not file.name.startswith(".") and not file.is_dir():  # locks and the like
                     load_metadata(file)
         except InputError as error:
             broken = CheckpointError(str(error), path=path)
@@ -138,7 +137,7 @@ class Checkpoints:
         kept = [self.paths[phase] for phase in self._there() if phase not in aside]
         does = []
         if aside:
-            new = _names([_free_name(self.paths[phase]) for phase in aside])
+            new = _names([free_name(self.paths[phase]) for phase in aside])
             does.append(
                 f"sets {_names([self.paths[phase] for phase in aside])} aside as {new} and starts "
                 f"{'the training' if kept else ('it', 'both', 'all')[min(len(aside), 3) - 1]} afresh"
@@ -168,22 +167,7 @@ def _holds_something(path: Path) -> bool:
 
 
 def _set_aside(path: Path, reason: str) -> None:
-    new = _free_name(path)
-    try:
-        os.replace(path, new)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot set the checkpoint aside: {error.strerror or error}") from error
-    warn(f"{path}: set aside as {new} ({reason})")
-
-
-def _free_name(path: Path) -> Path:
-    """out.train.old.ckpt for out.train.ckpt, or old2, old3 and so on: none is written over."""
-    number = 1
-    while True:
-        new = path.with_name(f"{path.stem}.old{number if number > 1 else ''}{path.suffix}")
-        if not new.exists():
-            return new
-        number += 1
+    warn(f"{path}: set aside as {set_aside(path)} ({reason})")
 
 
 def _names(paths: list[Path]) -> str:

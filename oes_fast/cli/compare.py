@@ -20,7 +20,7 @@ from oes_fast.cli.settings import average_decay, find_backend, find_device, find
 from oes_fast.comparison import NAMES, Comparison, Settings
 from oes_fast.comparison import compare as run
 from oes_fast.errors import InputError, OutputError
-from oes_fast.io.image import MIN_SIDE, load_image
+from oes_fast.io.image import check_side, load_image
 from oes_fast.pipelines.progress import duration
 
 BASELINES = "Networks without a mask"
@@ -314,7 +314,7 @@ def _settings(preset: str, *, average: str, **given: Any) -> Settings:
 def _load(sources: list[str], size: int | None) -> dict[str, Tensor]:
     """The images by the names of their files."""
     if size is not None:
-        check_integer("--size", size, minimum=MIN_SIDE)
+        check_side("--size", size)
     found: dict[str, Tensor] = {}
     for source in sources:
         image = load_image(source, size=size)

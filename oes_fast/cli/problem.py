@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from oes_fast._checks import check_integer, check_number
+from oes_fast._checks import check_number
 from oes_fast.errors import InputError
-from oes_fast.io.image import MIN_SIDE, Image, load_image
+from oes_fast.io.image import Image, check_side, load_image
 from oes_fast.noise import add_noise
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.tasks import Task
@@ -53,7 +53,7 @@ class ImageOptions:
     def check(self) -> None:
         """Raise :class:`InputError` for values out of range."""
         if self.size is not None:
-            check_integer("--size", self.size, minimum=MIN_SIDE)
+            check_side("--size", self.size)
         if self.sigma is not None:
             check_number("--sigma", self.sigma, minimum=0.0)
         if self.sigma is not None and self.clean is not None:

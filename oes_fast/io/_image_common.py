@@ -93,12 +93,23 @@ def check_size(width: int, height: int, samples: int, bits: int, *, length: int,
             "which cannot hold them"
         )
     # As it comes from the decoder, once copied, and float32.
-    needed = pixels * samples * (2 * max(1, bits // 8) + 4)
+    check_memory(f"{width} x {height} pixels", pixels * samples * (2 * max(1, bits // 8) + 4))
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Refuse an image that needs so many bytes, if they are not free.
+
+    Args:
+        what: it is, for the message.
+        needed: bytes, at most, while it is loaded.
+
+    Raises:
+        InputError: they are not.
+    """
     free = _free_memory()
     if free is not None and needed > free:
         raise InputError(
-            f"{width} x {height} pixels need {needed / 2**30:.1f} GiB of memory to load, "
-            f"{free / 2**30:.1f} GiB are free"
+            f"{what} need {needed / 2**30:,.1f} GiB of memory to load, {free / 2**30:,.1f} GiB are free"
         )
 
 

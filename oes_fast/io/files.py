@@ -139,6 +139,39 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def set_aside(path: Path, new: Path | None = None) -> Path:
+    """Give a file or folder another name, so that what is written under its own does not replace it.
+
+    Args:
+        path: what is there.
+        new: its name from now on, in the same file system, whose folder is made if it is missing; None for
+            that of :func:`free_name`.
+
+    Returns:
+        The new name.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    new = free_name(path) if new is None else new
+    try:
+        new.parent.mkdir(exist_ok=True)
+        os.replace(path, new)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot set the checkpoint aside: {_reason(error)}") from error
+    return new
+
+
+def free_name(path: Path) -> Path:
+    """out.train.old.ckpt for out.train.ckpt, or old2, old3 and so on: none is written over."""
+    number = 1
+    while True:
+        new = path.with_name(f"{path.stem}.old{number if number > 1 else ''}{path.suffix}")
+        if not os.path.lexists(new):
+            return new
+        number += 1
+
+
 def write_json(path: str | os.PathLike[str], obj: object) -> None:
     """Write ``obj`` as JSON, atomically; infinity and NaN, which JSON lacks, become null.
 
@@ -231,6 +264,8 @@ def check_readable(path: str | os.PathLike[str]) -> Path:
         InputError: no file name, no such file, a folder, or no permission.
     """
     file = check_path("path", path)
+    if not os.fspath(path):
+        raise InputError("expected a file, got an empty name")
     try:
         if file.is_dir():
             raise InputError(f"{path}: expected a file, got a folder")

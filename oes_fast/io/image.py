@@ -19,10 +19,11 @@ from torch import Tensor
 from oes_fast._checks import check_integer, check_tensor
 from oes_fast.errors import ImageWarning, InputError
 from oes_fast.io._image_codecs import FORMATS, decode, encode
-from oes_fast.io._image_common import Decoded, profile_fault
+from oes_fast.io._image_common import Decoded, check_memory, profile_fault
 from oes_fast.io.files import atomic_write, check_path, check_readable
 
 MIN_SIDE = 16
+_BYTES_RESIZED = 16  # of a sample: float32, as resized, clipped, and in its order
 SKIMAGE_PREFIX = "skimage:"
 # Names that scikit-image's functions have and its files have not.
 SKIMAGE_ALIASES = {
@@ -107,11 +108,27 @@ def load_image(path_or_name: str | os.PathLike[str], *, size: int | None = None)
     for note in decoded.notes:
         warnings.warn(f"{text}: {note}", ImageWarning, stacklevel=2)
     if size is not None:
-        pixels = _square(pixels, check_integer("size", size, minimum=MIN_SIDE))
+        pixels = _square(pixels, check_side("size", size, len(pixels)))
     planes = torch.from_numpy(pixels)[None]
     channels = planes.shape[1] - (planes.shape[1] % 2 == 0)
     alpha = planes[:, channels:].clone() if channels < planes.shape[1] else None
     return Image(planes[:, :channels].contiguous(), alpha, decoded.bits, path.stem, decoded.icc_profile)
+
+
+def check_side(name: str, size: int, samples: int = 1) -> int:
+    """``size``, if an image of size x size pixels is large enough and fits into memory.
+
+    Args:
+        name: of the argument, for messages.
+        size: pixels of a side.
+        samples: of a pixel.
+
+    Raises:
+        InputError: it is or does not.
+    """
+    side = check_integer(name, size, minimum=MIN_SIDE)
+    check_memory(f"{name}: {side} x {side} pixels", side * side * samples * _BYTES_RESIZED)
+    return side
 
 
 def skimage_names() -> list[str]:

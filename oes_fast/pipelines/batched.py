@@ -17,9 +17,8 @@ from oes_fast.pipelines.functions import RewrittenFunction
 from oes_fast.pipelines.loop import Member, run_members
 from oes_fast.pipelines.objective import Objective, SquaredError
 from oes_fast.pipelines.train import Training, TrainResult, TrainRun, outcome_of, starting_point
-from oes_fast.rewrite.ir import Node
 from oes_fast.rewrite.noisy_input import StepNoise
-from oes_fast.rewrite.run.context import FusedLoss, Value, unit_gradient
+from oes_fast.rewrite.run.context import FusedLoss, unit_gradient
 
 
 class BatchedFunction:
@@ -55,7 +54,7 @@ class BatchedFunction:
         with torch.no_grad():
             # With noise it is written again in each step, where recorded steps find it.
             self._source = (self._z[0] if one else torch.cat(self._z)).contiguous()
-            self._prepared: dict[Node, Value] | None = None if noisy else self._plan.prepare(self._source)
+            self._prepared = None if noisy else self._plan.prepare(self._source)
         self.buffers = {
             name: torch.stack([dict(net.named_buffers())[name].detach() for net in nets])
             for name, _ in nets[0].named_buffers()

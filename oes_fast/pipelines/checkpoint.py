@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from oes_fast._checks import check_number
 from oes_fast.autotune_cache import choices_in_use, take_choices
 from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OESError, warn_caller
 from oes_fast.flat import fingerprint, fixed_parameters
-from oes_fast.io.files import check_writable, load_metadata, load_tensors, save_tensors
+from oes_fast.io.files import check_writable, free_name, load_metadata, load_tensors, save_tensors, set_aside
 from oes_fast.pipelines.differences import compare
 from oes_fast.pipelines.environment import differences as differences_of
 from oes_fast.pipelines.environment import environment
@@ -40,8 +41,9 @@ class Checkpoint:
         path: safetensors file, or None for none.
         settings: everything the result depends on but the number of steps, as JSON values. A checkpoint of
             other settings is refused.
+        steps: that the run is to make; a checkpoint of so many is one of a finished run.
         every_seconds: time between two saves.
-        resume: go on from the file where it exists; without, an existing file is overwritten.
+        resume: go on from the file where it exists; without, see :func:`keep_unfinished`.
         words: what to say of settings that are hashes, by their key: "512 x 512 pixels".
         device: that the run computes on.
 
@@ -54,6 +56,7 @@ class Checkpoint:
         path: str | os.PathLike[str] | None,
         settings: Mapping[str, Any],
         *,
+        steps: int,
         every_seconds: float = 60.0,
         resume: bool = False,
         words: Mapping[str, str] | None = None,
@@ -65,6 +68,7 @@ class Checkpoint:
             raise InputError(f"checkpoint: expected a file name or None, got {type(path).__name__}")
         self.path = path
         self.settings = dict(settings)
+        self.steps = steps
         self.every_seconds = check_number("checkpoint_seconds", every_seconds, minimum=0.0)
         self.resume = resume
         self.words = dict(words or {})
@@ -74,12 +78,18 @@ class Checkpoint:
             check_writable(path)
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """(step, state) to go on from, or None to start afresh.
+        """(step, state) to go on from, or None to start afresh, with the file that is there set aside.
 
         Raises:
             CheckpointError: the file is no complete checkpoint, or one of a run with other settings.
+            OutputError: it cannot be set aside.
         """
-        if self.path is None or not self.resume or not os.path.exists(self.path):
+        if self.path is None:
+            return None
+        if not self.resume:
+            keep_unfinished([self.path])
+            return None
+        if not os.path.exists(self.path):
             return None
         try:
             tensors, metadata = load_tensors(self.path)
@@ -131,6 +141,7 @@ class Checkpoint:
         metadata = {
             "format": _FORMAT,
             "step": step,
+            "steps": self.steps,
             "settings": self.settings,
             "words": self.words,
             "environment": environment(self.device),
@@ -157,6 +168,53 @@ class Checkpoint:
 
 def _digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest(*(tensors[name] for name in sorted(tensors)))
+
+
+def keep_unfinished(paths: Iterable[str | os.PathLike[str]], folder: Path | None = None) -> None:
+    """Set aside what a run that starts afresh would overwrite, where it is not that of a finished run.
+
+    The files of one run are kept together: all of them, unless all are there and finished. Each is given
+    another name, "run.old.ckpt" or "run.old2.ckpt", or keeps its own in a folder of such a name, and a
+    :class:`CheckpointWarning` says so.
+
+    Args:
+        paths: of the files, as a run keeps one in each of its phases or for each of its images.
+        folder: whose free name is that of the folder they go to; None for names of their own.
+
+    Raises:
+        OutputError: one cannot be renamed.
+    """
+    found = [Path(path) for path in paths]
+    # A pipe or device has nothing to lose. A folder is refused where it would be written to.
+    there = [path for path in found if path.is_file()]
+    if len(there) == len(found) and all(map(finished, there)):
+        return
+    into = None if folder is None or not there else free_name(folder)
+    for path in there:
+        said = describe_file(path)
+        new = set_aside(path, None if into is None else into / path.name)
+        warn_caller(
+            f"{path}: {said}, set aside as {new}: without resume=True the run starts afresh",
+            CheckpointWarning,
+        )
+
+
+def finished(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is the checkpoint of a run that has made all its steps."""
+    try:
+        metadata = load_metadata(path)
+    except InputError:
+        return False
+    step = metadata.get("step")
+    return metadata.get("format") == _FORMAT and step is not None and step == metadata.get("steps")
+
+
+def describe_file(path: str | os.PathLike[str]) -> str:
+    """What a file is, to follow its name: "the checkpoint of step 20 of an unfinished run"."""
+    step = checkpoint_step(path)
+    if step is None:
+        return "no checkpoint that can be read"
+    return f"the checkpoint of step {step} of {'a finished' if finished(path) else 'an unfinished'} run"
 
 
 def take_checkpoint_choices(path: str | os.PathLike[str] | None, *, resume: bool) -> None:

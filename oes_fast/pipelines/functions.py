@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -20,6 +21,8 @@ from oes_fast.rewrite.module import BACKENDS
 from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.run.context import FusedLoss
+
+_SMALL_THINGS = 50_000_000  # bytes
 
 Rewritten = TypeVar("Rewritten")
 
@@ -197,6 +200,7 @@ class RewrittenFunction:
         self._numel = FlatLayout.of(net).numel
         self._z = self._source = z
         self._noise: StepNoise | None = None
+        self._noisy = noisy
         if noisy and not self._lays_out(backend):
             # One image, written again in each step, where recorded steps find it; nothing made of it is kept.
             self._module.fixed_input = False
@@ -209,6 +213,27 @@ class RewrittenFunction:
         if backend != "cpu" or self._z.shape[0] != 1:
             return False
         return noisy_input(self._module.plan(self._z), self._z) is not None
+
+    def sibling(self, net: nn.Module, z: Tensor) -> RewrittenFunction:
+        """The function of another network of the same kind, without finding out all that is known here.
+
+        Where the input is the same tensor, it is read where it was laid out. To be asked of one that is
+        :attr:`in_one_chain`.
+
+        Args:
+            net: of the same layers, in the same modes; copied, and left alone.
+            z: input of the same size.
+        """
+        other = copy.copy(self)
+        if self._source is self._z and self._noise is None and not self._noisy:
+            self._module.lay_out(self._source)
+        other._module = self._module.sibling(net)
+        other._z = other._source = z
+        other._noise = None
+        if self._source is not self._z:
+            other._source = z.clone(memory_format=torch.contiguous_format)
+        other.buffers = dict(other._module.dense_buffers())
+        return other
 
     def plan_of_networks(self, networks: int) -> Plan:
         """A plan for so many networks of the same kind at once."""
@@ -226,13 +251,14 @@ class RewrittenFunction:
     def memory(self) -> int:
         """About the bytes that a run of it takes, beside its image and what it shares with others.
 
-        The kernels' buffers and the input as they read it; of each parameter of the dense network a float64
-        index, a flag and two copies. What PyTorch's operations keep for a backward pass is not counted.
+        The kernels' buffers and the input as they read it; of each parameter of the dense network an index
+        of 64 bits, a flag and two copies; 50 MB of small things. What PyTorch's operations keep for a
+        backward pass is not counted.
         """
         plan = self._module.plan(self._source)
         element = self._z.element_size()
         of_parameters = self._numel * (9 + 2 * element)
-        return plan.memory(self._z.dtype) + 2 * self._z.numel() * element + of_parameters
+        return plan.memory(self._z.dtype) + 2 * self._z.numel() * element + of_parameters + _SMALL_THINGS
 
     def draw_input(self, noise: StepNoise | None) -> None:
         """See :class:`GeneratorFunction`."""

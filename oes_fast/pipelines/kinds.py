@@ -46,7 +46,10 @@ def _layers(net: nn.Module) -> Hashable:
 
 
 class SharedFunctions:
-    """Makes generator functions as :func:`make_function` does; those of one kind are verified once.
+    """Makes generator functions as :func:`make_function` does; those of one kind are found out about once.
+
+    The first of a kind is verified and planned. Others share that, as long as none of another kind comes in
+    between: the plan, its lists, and the laid-out input where it is the same tensor.
 
     One is made at a time, whatever thread asks: what is measured for it is measured once.
     """
@@ -54,6 +57,7 @@ class SharedFunctions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._verified: set[Hashable] = set()
+        self._latest: tuple[Hashable, RewrittenFunction, str] | None = None
         self._ahead: tuple[int, int, int, tuple[GeneratorFunction, str]] | None = None
 
     def make(
@@ -74,10 +78,17 @@ class SharedFunctions:
                 found, self._ahead = self._ahead[3], None
                 return found
             kind = kind_of(net, mask, z, entry), backend, noisy
+            if self._latest is not None and self._latest[0] == kind:
+                _, template, name = self._latest
+                return template.sibling(net, z), name
             known = kind in self._verified
             function, name = make_function(net, z, mask, backend, verify=verify and not known, **options)
-            if verify and isinstance(function, RewrittenFunction):
-                self._verified.add(kind)
+            if isinstance(function, RewrittenFunction):
+                if verify:
+                    self._verified.add(kind)
+                if function.in_one_chain:
+                    # Without its buffers, which go when the run has ended.
+                    self._latest = kind, function.sibling(net, z), name
             return function, name
 
     def ahead(

@@ -54,6 +54,12 @@ def train_many(
 ) -> list[TrainResult]:
     """Train several networks: over images, over seeds, or both, as so many calls of :func:`train_sparse`.
 
+    On a CPU runs are made at the same time, one a core and each in a thread of its own, as far as memory
+    allows; on a GPU those of one mask and size are a batch that its kernels take at once. The results are
+    those of :func:`train_sparse`: on a CPU bit for bit, whatever the number of threads is, which holds for
+    what the C++ kernels run as one chain; every other run (see docs/many-images.md) has all threads and is
+    made when those before it have ended. On a GPU they differ by rounding at most.
+
     Of ``nets``, ``masks``, ``z``, ``noisy``, ``seed`` and ``clean`` each is one for all runs or a list (or
     tuple) of one a run; one of the first five at least is a list, and all lists are of one length N.
 
@@ -62,8 +68,10 @@ def train_many(
         masks: which weights to keep; None for all of them.
         z: fixed inputs, each as :func:`train_sparse` takes it: [1, C, H, W].
         noisy: images to fit, each as :func:`train_sparse` takes it: [1, C', H', W'].
-        at_once: runs to make at the same time, >= 1; None for what is fastest within ``memory``.
-        memory: bytes that the runs may take together, > 0; None for half of what is free.
+        at_once: runs to make at the same time, >= 1; None for what is fastest within ``memory``: as many as
+            torch.get_num_threads() on a CPU, 32 on a GPU.
+        memory: bytes that the runs made at the same time may take together, as far as that is known before;
+            > 0, and one is always made. None for half of what is free, unless ``at_once`` is given.
         clean: images to report the PSNR against, or None.
         seed: of the noise on the input, in [0, 2^64). (Networks and inputs have their seeds when they are
             made: see :func:`oes_fast.fresh_generator`.)
@@ -71,9 +79,9 @@ def train_many(
             each run can be gone on with alone.
         resume: go on from those of the checkpoints that exist.
         checkpoint_seconds: time between two saves of a run.
-        callback: called with the number of the run, from 0, and what :func:`train_sparse`'s is given; what it
-            returns, if true, ends that run alone.
-        progress: show how far the runs are.
+        callback: called with the number of the run, from 0, and what :func:`train_sparse`'s is given, in the
+            thread that called this function; what it returns, if true, ends that run alone.
+        progress: show how far all runs together are, with loss and PSNR of one of them.
         **train: other arguments of :func:`train_sparse`, the same for all runs.
 
     Returns:

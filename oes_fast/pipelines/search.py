@@ -156,7 +156,9 @@ def search_mask(
         checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
             where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
-        resume: go on from ``checkpoint`` where it exists.
+        resume: go on from ``checkpoint`` where it exists. Without, the
+            file of an unfinished run is set aside ("run.old.ckpt") with a CheckpointWarning, and that of a
+            finished one overwritten.
 
     Returns:
         :class:`SearchResult`.

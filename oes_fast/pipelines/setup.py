@@ -211,6 +211,7 @@ class Setup:
                 **self.objective.settings(),
                 "clean": None if clean is None else digest(clean_pixels(clean)),
             },
+            steps=options.steps,
             every_seconds=options.checkpoint_seconds,
             resume=options.resume,
             words={

@@ -153,7 +153,9 @@ def train_sparse(
         checkpoint: file to keep the state in. With one, SIGTERM and SIGHUP save before they end the process,
             where the application has set no handler of its own.
         checkpoint_seconds: time between two saves.
-        resume: go on from ``checkpoint`` where it exists: bit for bit as without the break.
+        resume: go on from ``checkpoint`` where it exists: bit for bit as without the break. Without, the file
+            of an unfinished run is set aside ("run.old.ckpt") with a CheckpointWarning, and that of a
+            finished one overwritten.
         seed: of the noise on the input, in [0, 2^64).
 
     Returns:

@@ -111,7 +111,8 @@ def imp_rounds(
         checkpoint: folder to keep the state in, made if it is missing.
         checkpoint_seconds: time between two saves within a round.
         resume: go on from ``checkpoint`` where there is one, in the middle of a round: on the CPU, the result
-            is bit for bit that of a run without a break.
+            is bit for bit that of a run without a break. Without, the files of an unfinished run are set
+            aside in the folder "rounds.old" within it, with a CheckpointWarning.
 
     Returns:
         :class:`ImpResult`. Warns with :class:`oes_fast.EmptyLayerWarning` of layers that lose everything,

@@ -18,7 +18,7 @@ from oes_fast.copies import copy_network
 from oes_fast.errors import CheckpointError, CheckpointWarning, InputError, OutputError, warn_caller
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask, made_for
-from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest
+from oes_fast.pipelines.checkpoint import Checkpoint, digest, keep_unfinished, network_digest
 from oes_fast.pipelines.differences import describe_image, describe_network
 from oes_fast.pipelines.functions import run_network
 from oes_fast.pipelines.history import History
@@ -27,6 +27,9 @@ from oes_fast.pipelines.loop import Callback, StepInfo
 from oes_fast.pipelines.objective import make_objective, prepare
 from oes_fast.pipelines.train import train_sparse
 from oes_fast.pruning.select import choose, highest, warn_of_empty_layers
+
+_ROUNDS = "rounds.safetensors"  # in the folder of a run: what the rounds that are done found
+_ROUND = "round-{}.safetensors"  # and the training under way
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +150,9 @@ class Tickets:
         self._stopped = False
         self._folder = None if folder is None else _made(folder)
         self._store = self._checkpoint()
+        if self._folder is not None and not resume:
+            of_rounds = sorted(self._folder.glob(_ROUND.format("*")))
+            keep_unfinished([self._folder / _ROUNDS, *of_rounds], self._folder / "rounds")
         self._load()
 
     def run(self, callback: Callback | None) -> ImpResult:
@@ -161,7 +167,7 @@ class Tickets:
                     f"{self._folder}: expected the weights of step {self._plan.rewind_step} in it, got none",
                     path=self._folder,
                 )
-            path = None if self._folder is None else self._folder / f"round-{number}.safetensors"
+            path = None if self._folder is None else self._folder / _ROUND.format(number)
             fit = train_sparse(
                 net,
                 self._mask(),
@@ -268,7 +274,7 @@ class Tickets:
             prepare(objective, lambda: run_network(net, self._z, entry), self._z.device)
         plan = asdict(self._plan)
         return Checkpoint(
-            None if self._folder is None else self._folder / "rounds.safetensors",
+            None if self._folder is None else self._folder / _ROUNDS,
             {
                 "phase": "imp",
                 **plan,
@@ -282,6 +288,7 @@ class Tickets:
                 **({} if entry is None else {"entry": entry}),
                 **objective.settings(),
             },
+            steps=len(self._plan.densities),
             every_seconds=self._options["checkpoint_seconds"],
             resume=self._resume,
             words={"network": describe_network(self._net)}

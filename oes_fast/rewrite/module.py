@@ -245,6 +245,27 @@ class SparseGenerator(nn.Module):
         twin.fixed_input = self.fixed_input
         return twin
 
+    def sibling(self, net: nn.Module) -> SparseGenerator:
+        """The rewriting of another network of the same layers, with what was found out here, unverified.
+
+        Args:
+            net: of the same layers, in the same modes. The plans must allow it, see :meth:`Plan.sibling`.
+        """
+        sibling = self.twin(net, self._kernels)
+        sibling.training, sibling._modes = self.training, self._modes
+        siblings = {plan: plan.sibling() for plan in self._plans.values()}
+        sibling._plans = {key: siblings[plan] for key, plan in self._plans.items()}
+        if self._prepared is not None:
+            plan, z, version, prepared = self._prepared
+            sibling._prepared = (siblings[plan], z, version, prepared)
+        return sibling
+
+    def lay_out(self, z: Tensor) -> None:
+        """Make what depends on the input alone, if it is fixed, as the chains read it."""
+        plan = self.plan(z)
+        if self.fixed_input:
+            plan.constant_reads(self._prepare(plan, z))
+
     def _check_buffers(self, buffers: dict[str, Tensor]) -> None:
         for name, own in self._buffer_names.items():
             if name not in buffers:

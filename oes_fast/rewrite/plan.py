@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -116,7 +117,11 @@ class Plan:
             if node in ends:
                 chain = ends[node]
                 assert engine is not None
-                self._steps.append(_Step(node, chain.sources, self._chain(chain, engine)))
+                run = ChainFunction(
+                    chain, self.alive, self.weights, engine, input_only=self.input_only, networks=networks
+                )
+                self._chains.append(run)
+                self._steps.append(_Step(node, chain.sources, self._result_of(run)))
             elif node not in self.chained:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
@@ -218,12 +223,24 @@ class Plan:
             node: name for chain in self._chains for node, name in chain.explain(dtype, self._device).items()
         }
 
-    def _chain(self, chain: Chain, engine: type[NativeChain]) -> StageFunction:
-        run = ChainFunction(
-            chain, self.alive, self.weights, engine, input_only=self.input_only, networks=self._networks
-        )
+    def sibling(self) -> Plan:
+        """The same for another network of the same layers and mask, which may run at the same time.
+
+        All that was found out is shared, and so is the input as it is laid out for chains, until a plan comes
+        to run with another one. There must be nothing but chains that depends on weights.
+        """
+        other = copy.copy(self)
+        other._chains = [chain.sibling() for chain in self._chains]
+        ends = {chain.chain.end: chain for chain in other._chains}
+        other._steps = [
+            _Step(step.node, step.inputs, other._result_of(ends[step.node])) if step.node in ends else step
+            for step in self._steps
+        ]
+        return other
+
+    def _result_of(self, run: ChainFunction) -> StageFunction:
+        chain = run.chain
         target_shape = self._networks * chain.end.shape[0], *chain.end.shape[1:]
-        self._chains.append(run)
         # The kernels compare the channels that they compute: all of them, or the target's are others.
         whole = len(self.alive[chain.end].varying) == self.graph.output.shape[1]
         takes_loss = whole and chain.end is self.graph.output

@@ -33,7 +33,8 @@ def deblurring(
         image: float32 or float64 in 0..1, shape [1, C, H, W] with C = 1 or 3.
         kernel: real, shape [h, w] with h and w odd and no larger than the image, and a sum above 0; it is
             divided by its sum, and turned over as a convolution does.
-        gaussian: in the place of ``kernel``: the standard deviation of a Gaussian, in pixels, > 0.
+        gaussian: in the place of ``kernel``: the standard deviation of a Gaussian, in pixels, > 0 and at most
+            half of the image's longer side.
         padding: what lies beyond the border: "reflect", "replicate", "circular"; or "valid": what was
             measured has h - 1 rows and w - 1 columns fewer than the image that the network gives, and nothing
             is assumed.
@@ -100,6 +101,11 @@ def deblurring(
 
 def _gaussian(sigma: float | None, like: Tensor) -> Tensor:
     sigma = check_number("gaussian", sigma, above=0.0)  # type: ignore[arg-type]
+    most = max(like.shape[-2:]) / 2  # before a kernel is made that no memory holds
+    if sigma > most:
+        raise InputError(
+            f"gaussian: expected at most half the side of the image, {most:g} pixels, got {sigma:g}"
+        )
     return make_filter("gaussian_blur")(sigma=(sigma, sigma))[0, 0].to(like)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -292,6 +293,8 @@ def _operator(physics: Any, known: Tensor, maps: Tensor | None) -> Any:
 
 
 def _positive(value: float) -> float:
+    if not math.isfinite(value):
+        raise InputError("measured: expected numbers whose squares are finite, got larger ones")
     if value <= 0:
         raise InputError("measured: expected k-space of an image, got zeros alone")
     return value

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_generator import small_generators
 
 from benchmarks import mask_study
 
@@ -17,7 +18,8 @@ def test_reports_every_run_and_their_means(monkeypatch: pytest.MonkeyPatch, tmp_
         "--size 32 --density 0.5 --search-steps 2 --train-steps 2 --seeds 0 5 --backend reference --json"
     )
     monkeypatch.setattr(sys, "argv", ["mask_study", *options.split(), str(out)])
-    mask_study.main()
+    with small_generators():
+        mask_study.main()
     result = json.loads(out.read_text())
     assert [(run["seed"], run["mask"]) for run in result["runs"]] == [
         (seed, kind) for seed in (0, 5) for kind in ("searched", "random")

@@ -107,3 +107,13 @@ def test_the_tables_say_what_was_not_measured(run, tmp_path, monkeypatch):
     assert " ± " in lines["OES, dB"][0]
     assert [cell.strip() for cell in lines["dense DIP, 2 steps, dB"]][1:] == ["not measured"] * 4
     assert float(lines["non-local means, dB"][0]) > 0
+    (tmp_path / "work" / f"noise-oes-{SIZE}-0.json").unlink()
+    run("--runs", "1", "--dense-runs", "0", "--summary")
+    lines = {
+        line.split("|")[1].strip(): line.split("|")[2:-1]
+        for line in runs.tables().splitlines()
+        if "|" in line
+    }
+    assert [cell.strip() for cell in lines["OES"]] == ["not measured"] * 5
+    assert "dense DIP" in lines
+    assert "non-local means, dB" in lines

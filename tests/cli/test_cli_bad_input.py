@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import SIDE, fails, run
+from cli_runs import SIDE, SMALL, fails, run
 from PIL import Image as PillowImage
 
 import oes_fast as oes
@@ -24,6 +24,7 @@ class TestBadInput:
             (["--sigma", "nan"], "--sigma: expected a finite number >= 0"),
             (["--sigma", "25"], "divide by 255"),
             (["--size", "0"], "--size: expected an integer >= 16, got 0"),
+            (["--size", "10000000000"], "--size: 10000000000 x 10000000000 pixels need 1,"),
             (["--size", "x"], "--size"),
             (["--density", "0"], "--density: expected a finite number > 0"),
             (["--density", "2"], "--density: expected a finite number"),
@@ -130,7 +131,7 @@ class TestBadInput:
     def test_masks(
         self, cli_images: Path, cli_mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        rgb, grey = oes.models.skip(), oes.models.skip(32, 1)
+        rgb, grey = (oes.models.skip(32, channels, **SMALL) for channels in (3, 1))
         error = fails(capsys, "train", cli_images / "grey.png", cli_mask, "-o", tmp_path / "out.png")
         assert oes.fingerprint(rgb) in error
         assert oes.fingerprint(grey) in error

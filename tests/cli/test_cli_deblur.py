@@ -68,6 +68,10 @@ def test_refusals(cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--kernel", "k.npy", "--gaussian", "1"], "--kernel: expected it or --gaussian, got both"),
         (["--kernel", "none.npy"], "none.npy: expected a file, got nothing"),
         (["--gaussian", "0"], "--gaussian: expected a finite number > 0"),
+        (
+            ["--gaussian", "1e10"],
+            "--gaussian: expected at most half the side of the image, 12 pixels, got 1e+10",
+        ),
         (["--gaussian", "9"], "--gaussian: expected a kernel no larger than the image"),
         (["--gaussian", "1", "--padding", "zeros"], "--padding: expected one of reflect"),
         (kernel("even.npy", np.ones((4, 3))), "--kernel: expected an odd number of rows and columns, got 4"),

@@ -9,6 +9,7 @@ import numpy as np
 import optional_packages
 import pytest
 import torch
+from cli_processes import end_all
 from cli_runs import NOISE, SIDE, STEPS, run
 from PIL import Image as PillowImage
 from small_generator import small_generator
@@ -18,10 +19,11 @@ from oes_fast.cli import restore
 
 @pytest.fixture
 def same_threads() -> Iterator[None]:
-    """--threads is undone after the test."""
+    """--threads is undone after the test, and no process of it is left."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    end_all()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli_runs import unverified
+from cli_runs import quick
 
+_started: list[subprocess.Popen[str]] = []
 COMMAND = [sys.executable, "-m", "oes_fast"]
 
 
@@ -25,7 +26,18 @@ def start(*args: object, before: tuple[str, ...] = (), **options: Any) -> subpro
     """
     env = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("env", {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen([*before, *COMMAND, *unverified(args)], env=env, **(pipes | options))
+    process = subprocess.Popen([*before, *COMMAND, *quick(args)], env=env, **(pipes | options))
+    _started.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Kill what a test that failed has left, whose steps would never end, and its own processes."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -19,21 +19,30 @@ from oes_fast.pipelines.loop import StepInfo
 SIDE = 24
 # A mask of 5 % after two steps leaves nothing alive, and nothing to compare.
 STEPS = ["--density", "0.5", "--search-steps", "2", "--train-steps", "8", "--threads", "1"]
+SMALL = {"num_channels_down": (8, 8)}  # options of the network
 NOISE = ["--sigma", "0.1", "--seed", "3"]
 RESULTS = {".png", "_mask.safetensors", "_comparison.png", "_psnr.png", ".json"}
 
 
 def run(*args: object) -> int:
     """Exit code of the command line with these arguments."""
-    return main(unverified(args))
+    return main(quick(args))
 
 
-def unverified(args: Sequence[object]) -> list[str]:
-    """The arguments, without the comparison with the dense network, which has tests of its own."""
+def quick(args: Sequence[object]) -> list[str]:
+    """The arguments, with a small network where neither a network nor a mask is among them.
+
+    And without the comparison with the dense network, which has tests of its own.
+    """
     arguments = [str(a) for a in args]
-    runs = arguments[:1] in (["denoise"], ["search"], ["train"], ["transfer"])
-    asked = {"--verify", "--no-verify", "--help", "-h"} & set(arguments)
-    return [*arguments, "--no-verify"] if runs and not asked else arguments
+    given = {argument.partition("=")[0] for argument in arguments}
+    if given & {"--help", "-h"}:
+        return arguments
+    makes = arguments[:1] in (["denoise"], ["search"])
+    if makes and not given & {"--model", "--model-option", "--mask"}:
+        arguments.append(f"--model-option=num_channels_down={','.join(map(str, SMALL['num_channels_down']))}")
+    runs = makes or arguments[:1] in (["train"], ["transfer"])
+    return [*arguments, "--no-verify"] if runs and not given & {"--verify", "--no-verify"} else arguments
 
 
 def files_of(out: Path) -> set[str]:

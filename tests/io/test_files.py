@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 import oes_fast as oes
 from oes_fast.errors import InputError, OESError, OutputError
 from oes_fast.io import files
-from oes_fast.io.files import atomic_write, check_writable, load_tensors, save_tensors, write_json
+from oes_fast.io.files import (
+    atomic_write,
+    check_readable,
+    check_writable,
+    load_tensors,
+    save_tensors,
+    write_json,
+)
 
 needs_permissions = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root"
@@ -266,3 +273,8 @@ def test_any_number_of_files_leaves_nothing_in_memory(tmp_path, monkeypatch):
     for number in range(12):
         atomic_write(tmp_path / f"{number}.txt", lambda path: path.write_text("x"))
     assert len(files._swept) <= 5
+
+
+def test_an_empty_name_is_no_folder() -> None:
+    with pytest.raises(InputError, match="expected a file, got an empty name"):
+        check_readable("")

@@ -175,6 +175,11 @@ def test_an_image_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pyt
     PillowImage.fromarray(NOISE).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"64 x 64 pixels need 0.0 GiB of memory to load, 0.0 GiB are free"):
         load_image(tmp_path / "a.png")
+    monkeypatch.setattr(common, "_free_memory", lambda: 2**20)
+    with pytest.raises(
+        InputError, match=r"^size: 512 x 512 pixels need 0.0 GiB of memory to load, 0.0 GiB are"
+    ):
+        load_image(tmp_path / "a.png", size=512)
     monkeypatch.undo()
     free = common._free_memory()
     assert free is None or free > 2**20

@@ -27,7 +27,10 @@ from triton.runtime import driver
 MEASURED = ("sm_80", "sm_90", "sm_100")  # held to a budget
 DETAILED = "sm_90"
 COMPILED = ("sm_75", "sm_86", "sm_89", "sm_120", "gfx942")  # only that
-FEW, WITH_ONES = ("sm_75", "gfx942"), "sm_86"
+FEW = {
+    "sm_75": True,
+    "gfx942": False,
+}  # whether with ones: integers that are no constants are compiled for DETAILED
 
 
 class Device:
@@ -73,8 +76,8 @@ def cases() -> list[Case]:
 def jobs(everything: bool) -> list[Job]:
     """The first configuration of each variant for sm_90.
 
-    For the targets that have no budget, one variant of each kernel: for the oldest of NVIDIA's, for AMD's,
-    and with integers that are 1. With ``everything`` all configurations for all that have a budget, and all
+    For the targets that have no budget, one variant of each kernel: for the oldest of NVIDIA's, with integers
+    that are 1, and for AMD's. With ``everything`` all configurations for all that have a budget, and all
     variants for the others, both ways.
     """
     found: list[Job] = []
@@ -91,7 +94,7 @@ def jobs(everything: bool) -> list[Job]:
         if everything and first:
             found += [Job(place, target, ones) for target in COMPILED for ones in (False, True)]
         elif alone:
-            found += [Job(place, target, target == WITH_ONES) for target in (*FEW, WITH_ONES)]
+            found += [Job(place, target, ones) for target, ones in FEW.items()]
     return found
 
 

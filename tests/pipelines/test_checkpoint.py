@@ -142,14 +142,45 @@ def test_the_last_checkpoint_may_be_older_than_the_kill(problem, run, tmp_path):
 
 
 @BOTH
-def test_without_resume_the_file_is_started_anew(problem, run, tmp_path):
-    path = tmp_path / "checkpoint"
+def test_without_resume_an_unfinished_run_is_set_aside(problem, run, tmp_path):
+    path, old, seen = tmp_path / "run.ckpt", tmp_path / "run.old.ckpt", []
+    start(run, problem, path, steps=20, callback=stop_at(5))
+    stopped = path.read_bytes()
+    said = r"run\.ckpt: the checkpoint of step 6 of an unfinished run, set aside as .*run\.old\.ckpt: without"
+    with pytest.warns(oes.CheckpointWarning, match=said) as warned:
+        start(run, problem, path, steps=3, callback=lambda i: seen.append(i.step))
+    assert {each.filename for each in warned if each.category is oes.CheckpointWarning} == {__file__}
+    assert seen == [0, 1, 2, 3]
+    assert old.read_bytes() == stopped
+    assert_same(run, start(run, problem, old, resume=True), start(run, problem))
+
+
+@BOTH
+def test_without_resume_a_finished_run_is_overwritten(problem, run, tmp_path, recwarn):
+    path, seen = tmp_path / "checkpoint", []
     start(run, problem, path, steps=2)
-    seen = []
     start(run, problem, path, steps=3, callback=lambda i: seen.append(i.step))
     assert seen == [0, 1, 2, 3]
     start(run, problem, tmp_path / "none yet", steps=1, resume=True, callback=lambda i: seen.append(i.step))
     assert seen[4:] == [0, 1]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["checkpoint", "none yet"]
+    assert not [each for each in recwarn if each.category is oes.CheckpointWarning]
+
+
+def test_files_of_others_are_set_aside(problem, tmp_path):
+    """Also one that holds no number of steps, as older checkpoints, and a second and a third."""
+    path = tmp_path / "run.ckpt"
+    start("train", problem, path, steps=1)
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, {key: value for key, value in metadata.items() if key != "steps"})
+    with pytest.warns(oes.CheckpointWarning, match="step 1 of an unfinished run, set aside as"):
+        start("train", problem, path, steps=1)
+    for number, write in enumerate((problem.mask.save, lambda path: path.write_bytes(b"no checkpoint")), 2):
+        write(path)
+        kept = path.read_bytes()
+        with pytest.warns(oes.CheckpointWarning, match=r"ckpt: no checkpoint that can be read, set aside as"):
+            start("train", problem, path, steps=1)
+        assert (tmp_path / f"run.old{number}.ckpt").read_bytes() == kept
 
 
 def test_saves_are_as_far_apart_as_asked(problem, tmp_path):

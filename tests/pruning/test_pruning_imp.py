@@ -194,9 +194,16 @@ def test_a_run_goes_on_in_the_middle_of_a_round(problem, whole, tmp_path, stop, 
 
 def test_a_run_starts_anew_without_resume(problem, whole, tmp_path):
     run(problem, tmp_path, stop=(2, 3))
-    found, seen = run(problem, tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.warns(oes.CheckpointWarning, match=r"of an unfinished run, set aside as .*rounds\.old.round"):
+        found, seen = run(problem, tmp_path)
     assert_same(found, whole)
     assert seen[0] == (1, 0)
+    old = tmp_path / "rounds.old"
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == kept
+    assert_same(run(problem, old, resume=True)[0], whole)
+    run(problem, tmp_path)  # one that is finished is overwritten
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rounds.old", "rounds.safetensors"]
 
 
 @pytest.mark.parametrize(

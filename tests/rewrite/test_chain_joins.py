@@ -139,7 +139,7 @@ class Drawn(nn.Module):
         return self.last(found[-1] + found[len(found) // 2])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=22, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 9), st.integers(0, 4)),

@@ -84,7 +84,7 @@ def test_blocks_of_phases() -> None:
 def test_transposed_convolutions(options: dict[str, int]) -> None:
     torch.manual_seed(0)
     z = torch.rand(2, 3, 6, 5, dtype=torch.float64)
-    for density in (1, 0.4, 0.1):
+    for density in (1, 0.2):
         body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 3, **options))
         hold(nn.Sequential(body, nn.BatchNorm2d(3), nn.PReLU(3), nn.Conv2d(3, 2, 1)), z, density)
 
@@ -117,7 +117,10 @@ NETWORKS = {
 
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 def test_norms_and_shuffles(make: Callable[[], list[nn.Module]]) -> None:
-    for images, training, density in itertools.product((1, 2), (True, False), (1, 0.4, 0.1)):
+    # Every pair of two of these.
+    for images, training, density in (
+        (1, True, 1), (2, False, 1), (2, True, 0.4), (1, False, 0.4), (1, True, 0.1), (2, False, 0.1),
+    ):  # fmt: skip
         torch.manual_seed(images)
         z = torch.rand(images, 3, 6, 5, dtype=torch.float64)
         hold(nn.Sequential(*make(), nn.Conv2d(make_channels(make), 2, 1)).train(training), z, density)

@@ -70,7 +70,7 @@ def test_sound_networks_pass(backend, dtype, training):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_alarm_for_any_layer(data):
     net, z = data.draw(networks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,12 @@ class ChainFunction:
         if isinstance(end, ir.Norm) and len(alive[chain.end].constant):
             assert end.bias is not None
             self._beta = weights.request(end.bias, alive[chain.end].constant + end.first)
+
+    def sibling(self) -> ChainFunction:
+        """The same with buffers of its own; constant sources stay as they are laid out."""
+        other = copy.copy(self)
+        other._natives, other._planes = {}, dict(self._planes)
+        return other
 
     def constants(self, blocks: list[Tensor], activate: Callable[..., Tensor]) -> Tensor | None:
         """Values of the constant channels of the result, or None where they are planes of it."""

@@ -1,0 +1,59 @@
+"""Images an hour and what a million of them cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+import oes_fast as oes
+from benchmarks import throughput
+
+
+def test_rows_and_costs(monkeypatch, tmp_path, capsys):
+    net = oes.models.skip(seed=0)
+    numel = sum(p.numel() for p in net.parameters())
+    keep = torch.rand(numel, generator=torch.Generator().manual_seed(0)) < 0.02
+    mask, out = tmp_path / "mask.safetensors", tmp_path / "throughput.json"
+    oes.Mask.from_flat(net, keep).save(mask)
+    before = {"bound, s": 0.5, "verified, s": 4.0, "reckoned, MB": 1.0, "measured, MB": 1.0}
+    monkeypatch.setattr(throughput, "before_the_steps", lambda *_: before)
+    options = [
+        "--size",
+        "32",
+        "--case",
+        "1x1",
+        "2x1",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+        "--cores",
+        "2",
+        "--image-steps",
+        "100",
+    ]
+    monkeypatch.setattr(sys, "argv", ["throughput", "--mask", str(mask), "--json", str(out), *options])
+    throughput.main()
+    found = json.loads(out.read_text())
+    one, two = found["rows"]
+    assert "images an hour" not in one  # a core has no thread
+    seconds = two["processor ms a step and image"]["median"] / 10 + 0.5
+    assert two["core seconds an image"] == pytest.approx(seconds)
+    assert two["images an hour"] == pytest.approx(2 * 3600 / seconds)
+    cpu, *gpus = found["a million photographs"]
+    assert cpu["core hours"] == pytest.approx(1e6 * seconds / 3600)
+    assert {(row["on"], row["networks"]) for row in gpus} == {("H100, by the model", n) for n in (1, 8, 32)}
+    assert "32 px, 2 x 1" in capsys.readouterr().out
+
+
+def test_threads_are_what_they_were():
+    before = torch.get_num_threads()
+    made = []
+    took, used, others = throughput.at_once([lambda: made.append(0)] * 2, 1, 3)
+    assert len(made) == 2 * (1 + 3)
+    assert took > 0
+    assert min(used, others) >= 0
+    assert torch.get_num_threads() == before
