@@ -2,10 +2,10 @@
 
     python -m benchmarks.batch_workers --images 32 --json benchmarks/results/batch-workers.json
 
-Of each way and number of workers: the time from when a quarter of the images is done to the last, which leaves
-out how long processes take to begin; the processors' time of all that is started, an image; and how many entries
-a second pass through it whose files are missing, so that nothing but their administration is left. Rounds go
-through the ways in turn.
+Of each way and number of workers: the time from when a quarter of the images is done to the last, which
+leaves out how long processes take to begin; the processors' time of all that is started, an image; and how
+many entries a second pass through it whose files are missing, so that nothing but their administration is
+left. Rounds go through the ways in turn.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -171,6 +172,27 @@ def test_stopping_cancels_what_was_submitted(ray: StandIn, tmp_path: Path) -> No
         ended.append(outcome)
     assert len(ended) == 3
     assert len(ray.cancelled) == len(taken) - 3 < 2 * ray.resources["CPU"]
+
+
+def test_errors_of_tasks_that_were_stopped_are_no_errors(ray: StandIn, tmp_path: Path) -> None:
+    ended: list[Outcome] = []
+    for outcome in run(jobs(tmp_path), stopping=lambda: len(ended) == 3):
+        ended.append(outcome)
+        if len(ended) == 3:
+            ray.raises = ERRORS["RayTaskError"]("TypeError: 'Handlers' object is not callable")
+    assert len(ended) == 3
+
+
+def test_a_worker_that_ignored_ctrl_c_can_be_stopped_after_its_first_task() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ray_workers._cancelled() as stopping:
+            assert not stopping()
+            signal.raise_signal(signal.SIGINT)
+            assert stopping()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_consumer_that_fails_leaves_is_cancelled(ray: StandIn, tmp_path: Path) -> None:
