@@ -23,9 +23,11 @@ from cli_runs import run as cli
 import oes_fast as oes
 from benchmarks.batch_kills import command_for, differences, make_images, on_ray
 from oes_fast.batch import Entry, Job, Options, Outcome, Settings, Step, ray_connection, ray_workers
+from oes_fast.batch import run as batch_run
 from oes_fast.batch.entries import MANIFEST
 from oes_fast.cli.ray_options import ray_device
 from oes_fast.errors import OESError
+from oes_fast.io.locks import FileLock
 
 COUNT = 100
 SETTINGS = Settings()
@@ -300,6 +302,31 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(OESError, match=r'ray: expected .*, found none; pip install "oes_fast\[ray\]"'):
         next(run(jobs(tmp_path)))
+
+
+def test_a_lock_that_nobody_works_under_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file server may keep that of a machine that has died."""
+    (job,) = jobs(tmp_path, 1)
+    job.work.mkdir(parents=True)
+    checkpoint = job.work / "train.ckpt"
+    looks: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(len(looks))
+        if len(looks) < 5:  # somebody does, so far
+            checkpoint.write_text("step")
+            os.utime(checkpoint, (len(looks), len(looks)))
+
+    held = FileLock(job.work.with_name(f"{job.work.name}.lock"))
+    clock = iter(range(0, 100_000, 500))
+    monkeypatch.setattr(batch_run, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
+    outcome = batch_run.run_job(job, Options())
+    held.release()
+    assert len(looks) == 5  # without its signs of life it would be 1
+    assert outcome.state == "failed"
+    assert not outcome.fatal
+    assert "has written nothing for 15 minutes; the file server may keep the lock" in (outcome.failure or "")
+    assert checkpoint.exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "127.0.0.1:99999"])
