@@ -259,6 +259,7 @@ def study(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict
         yield (
             name,
             {
+                "pause": options.pause,
                 "kills": dict(sorted(found.kills.items())),
                 "commands": found.commands,
                 "seconds": round(found.seconds, 1),
@@ -281,7 +282,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder to work in and keep; a temporary one otherwise")
     parser.add_argument("--json", help="file for the result")
     options = parser.parse_args()
-    settings = {key: getattr(options, key) for key in ("kills", "images", "steps", "pause", "seed")}
+    settings = {key: getattr(options, key) for key in ("kills", "images", "steps", "seed")}
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if options.work is None else options.work.resolve()

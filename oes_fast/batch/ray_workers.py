@@ -146,19 +146,20 @@ class _Run:
         plain = replace(options, stopping=never, report=ignore)  # those of this process cannot be pickled
         self._shared = ray.put((plain, place))
         self._pending: dict[Any, Job | MaskSearch] = {}
+        self._stopped = False
         self._room, self._room_until = 1, 0.0
 
     def outcomes(
         self, jobs: Iterator[Job | MaskSearch], stopping: Callable[[], bool], tell: Callable[[Step], None]
     ) -> Iterator[Outcome]:
         """See :func:`outcomes` of the module."""
-        more, stopped = True, False
+        more = True
         try:
             while True:
                 try:
-                    if not stopped and stopping():
+                    if not self._stopped and stopping():
                         raise KeyboardInterrupt
-                    while more and not stopped and len(self._pending) < self._ahead():
+                    while more and not self._stopped and len(self._pending) < self._ahead():
                         job = next(jobs, None)
                         more = job is not None
                         if job is not None:
@@ -169,18 +170,18 @@ class _Run:
                     ended = self._ended()
                     self._pass_on(tell)
                 except KeyboardInterrupt:
-                    if stopped:
+                    if self._stopped:
                         raise
-                    stopped = True
+                    self._stopped = True
                     end = time.monotonic() + _END_SECONDS
                     self._cancel()
                     continue
                 yield from ended
-                if stopped and time.monotonic() > end:
+                if self._stopped and time.monotonic() > end:
                     return
         finally:
             self._cancel()
-            if self._pending and not stopped:  # an error of one: checkpoints of the others
+            if self._pending and not self._stopped:  # an error of one: checkpoints of the others
                 self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_END_SECONDS)
 
     def _ahead(self) -> int:
@@ -218,6 +219,8 @@ class _Run:
         except errors.TaskCancelledError:
             return None
         except errors.RayTaskError as error:  # OES_FAST_DEBUG, or the worker has no oes_fast
+            if self._stopped:  # by SIGINT between two lines of Ray's own
+                return None
             raise OESError(f"ray: a worker failed at {job.name}: {_last_line(error)}") from error
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
             return Outcome(job.name, FAILED, failure=_DIED)
@@ -306,7 +309,8 @@ def _cancelled() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        # Where Ray was begun in the background, SIGINT is ignored, and Ray would call that as a function.
+        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
 
 
 def _own_gpu() -> str:

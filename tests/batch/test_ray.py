@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,9 +23,11 @@ from cli_runs import run as cli
 import oes_fast as oes
 from benchmarks.batch_kills import command_for, differences, make_images, on_ray
 from oes_fast.batch import Entry, Job, Options, Outcome, Settings, Step, ray_connection, ray_workers
+from oes_fast.batch import run as batch_run
 from oes_fast.batch.entries import MANIFEST
 from oes_fast.cli.ray_options import ray_device
 from oes_fast.errors import OESError
+from oes_fast.io.locks import FileLock
 
 COUNT = 100
 SETTINGS = Settings()
@@ -173,6 +176,27 @@ def test_stopping_cancels_what_was_submitted(ray: StandIn, tmp_path: Path) -> No
     assert len(ray.cancelled) == len(taken) - 3 < 2 * ray.resources["CPU"]
 
 
+def test_errors_of_tasks_that_were_stopped_are_no_errors(ray: StandIn, tmp_path: Path) -> None:
+    ended: list[Outcome] = []
+    for outcome in run(jobs(tmp_path), stopping=lambda: len(ended) == 3):
+        ended.append(outcome)
+        if len(ended) == 3:
+            ray.raises = ERRORS["RayTaskError"]("TypeError: 'Handlers' object is not callable")
+    assert len(ended) == 3
+
+
+def test_a_worker_that_ignored_ctrl_c_can_be_stopped_after_its_first_task() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ray_workers._cancelled() as stopping:
+            assert not stopping()
+            signal.raise_signal(signal.SIGINT)
+            assert stopping()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_a_consumer_that_fails_leaves_is_cancelled(ray: StandIn, tmp_path: Path) -> None:
     ended = run(jobs(tmp_path))
     next(ended)
@@ -278,6 +302,31 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(OESError, match=r'ray: expected .*, found none; pip install "oes_fast\[ray\]"'):
         next(run(jobs(tmp_path)))
+
+
+def test_a_lock_that_nobody_works_under_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file server may keep that of a machine that has died."""
+    (job,) = jobs(tmp_path, 1)
+    job.work.mkdir(parents=True)
+    checkpoint = job.work / "train.ckpt"
+    looks: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(len(looks))
+        if len(looks) < 5:  # somebody does, so far
+            checkpoint.write_text("step")
+            os.utime(checkpoint, (len(looks), len(looks)))
+
+    held = FileLock(job.work.with_name(f"{job.work.name}.lock"))
+    clock = iter(range(0, 100_000, 500))
+    monkeypatch.setattr(batch_run, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
+    outcome = batch_run.run_job(job, Options())
+    held.release()
+    assert len(looks) == 5  # without its signs of life it would be 1
+    assert outcome.state == "failed"
+    assert not outcome.fatal
+    assert "has written nothing for 15 minutes; the file server may keep the lock" in (outcome.failure or "")
+    assert checkpoint.exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "127.0.0.1:99999"])
