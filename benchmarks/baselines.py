@@ -25,7 +25,7 @@ from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.input_noise import InputNoise
 from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.schedule import Schedule
-from oes_fast.pipelines.train import TrainRun
+from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.pipelines.weight_noise import WeightNoise
 from oes_fast.reference.philox import STEP_INPUT_NOISE
 

@@ -44,7 +44,7 @@ def make_steps(
     from oes_fast.pipelines.functions import make_function
     from oes_fast.pipelines.objective import SquaredError
     from oes_fast.pipelines.search import SearchRun
-    from oes_fast.pipelines.train import TrainRun
+    from oes_fast.pipelines.train_run import TrainRun
 
     large, small = sizes or (SIZE, 128)
     for size, precision in ((large, "float32"), (large, "tf32"), (small, "float32")):

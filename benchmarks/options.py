@@ -18,7 +18,7 @@ import oes_fast as oes
 from benchmarks.report import environment, write_result
 from benchmarks.timer import compared
 from oes_fast.pipelines.setup import RunOptions, Setup
-from oes_fast.pipelines.train import TrainRun
+from oes_fast.pipelines.train_run import TrainRun
 
 LR, INPUT_NOISE = 1e-2, 0.03
 

@@ -31,7 +31,7 @@ from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.search import SearchRun
-from oes_fast.pipelines.train import TrainRun
+from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import PRECISIONS
 
 COMPILED = "compiled"  # among the backends: the published training through torch.compile

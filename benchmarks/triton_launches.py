@@ -29,7 +29,7 @@ from benchmarks.gpu_parts import SIZE, drawn_mask
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.search import SearchRun
-from oes_fast.pipelines.train import TrainRun
+from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import PRECISIONS
 from oes_fast.rewrite import plan
 from oes_fast.rewrite.run.chain_find import find_chains

@@ -178,9 +178,11 @@ class AtOnce:
                 failure = failure or error
             if failure is not None:
                 self._stop()
-        for worker in workers:
-            worker.join()
-        torch.set_num_threads(self._cores)
+        try:
+            for worker in workers:
+                worker.join()
+        finally:
+            torch.set_num_threads(self._cores)
         if failure is not None:
             raise failure
         return [result for result in self._results if result is not None]

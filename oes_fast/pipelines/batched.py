@@ -16,7 +16,8 @@ from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import RewrittenFunction
 from oes_fast.pipelines.loop import Member, run_members
 from oes_fast.pipelines.objective import Objective, SquaredError
-from oes_fast.pipelines.train import Training, TrainResult, TrainRun, outcome_of, starting_point
+from oes_fast.pipelines.train import Training, TrainResult, outcome_of, starting_point
+from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.rewrite.noisy_input import StepNoise
 from oes_fast.rewrite.run.context import FusedLoss, unit_gradient
 

@@ -16,8 +16,9 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.pipelines import at_once as scheduler
-from oes_fast.pipelines import functions
+from oes_fast.pipelines import functions, signals
 from oes_fast.pipelines.at_once import AtOnce
+from oes_fast.pipelines.checkpoint import checkpoint_step
 from oes_fast.pipelines.kinds import SharedFunctions, kind_of
 
 __all__ = ["each", "small"]  # fixtures
@@ -195,6 +196,23 @@ def test_ctrl_c_ends_all_runs_with_their_checkpoints(small, each, tmp_path):
     resumed = together(small, each, checkpoints=files, resume=True, **options)
     for number, fit in enumerate(resumed):
         assert_same(fit, alone(small, each, number, **options))
+
+
+def test_sigterm_ends_the_process_after_all_checkpoints(small, each, tmp_path, monkeypatch):
+    files = [tmp_path / f"{number}.ckpt" for number in range(3)]
+    ended: list[int] = []
+    raise_signal = signal.raise_signal
+    monkeypatch.setattr(signals.signal, "raise_signal", ended.append)
+
+    def callback(number: int, info: oes.StepInfo) -> None:
+        assert not ended
+        if (number, info.step) == (1, 2):
+            raise_signal(signal.SIGTERM)
+
+    fits = together(small, each, callback=callback, checkpoints=files, steps=5000)
+    assert ended == [signal.SIGTERM]
+    assert [checkpoint_step(file) for file in files] == [fit.steps for fit in fits]
+    assert max(fit.steps for fit in fits) < 5000
 
 
 def test_a_second_ctrl_c_raises(small, each):

@@ -18,7 +18,7 @@ from oes_fast.functional import gumbel_mask, mask_kl
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.objective import SquaredError, evaluate, zero_loss
 from oes_fast.pipelines.search import SearchRun
-from oes_fast.pipelines.train import TrainRun
+from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.rewrite.run.context import FusedLoss
 
 BACKENDS = ("reference", "torch", "cpu", *EMULATED)
