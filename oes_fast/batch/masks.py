@@ -196,7 +196,7 @@ def searched(job: MaskSearch, options: Options) -> dict[str, Any]:
             **settings.of_search(),
         ),
     )  # fmt: skip
-    if found.steps < settings.search_steps:
+    if found.interrupted or found.steps < settings.search_steps:
         raise Stopped
     noted = with_network(found.mask, recipe, seed)
     images_of_it = [entry.name for entry in job.entries]

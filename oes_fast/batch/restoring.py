@@ -27,6 +27,7 @@ from oes_fast.mask import Mask
 from oes_fast.mask_notes import with_network
 from oes_fast.noise import add_noise
 from oes_fast.pipelines.checkpoint import digest
+from oes_fast.pipelines.failures import without_diverged
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.runs_mean import RunsMean, mean_of_runs, run_image
@@ -144,14 +145,24 @@ class Progress:
 
 
 def going_on(paths: Sequence[Path], call: Callable[[bool], Result]) -> Result:
-    """``call(True)``, which goes on from the checkpoints; afresh where they are of another image."""
-    try:
-        return call(True)
-    except CheckpointError as error:
-        warnings.warn(f"{error}; begun again", OESWarning, stacklevel=2)
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return call(False)
+    """``call(True)``, which goes on from the checkpoints; afresh from those of another image.
+
+    Args:
+        paths: of the checkpoints, one a run where there are several.
+        call: its error says in ``errors`` what each of several runs failed with.
+    """
+    for _ in range(2):  # what the first look at a checkpoint lets pass is refused by the second
+        try:
+            return call(True)
+        except CheckpointError as error:
+            each = getattr(error, "errors", [error] * len(paths))
+            for path, refused in zip(paths, each, strict=True):
+                if isinstance(refused, CheckpointError):
+                    warnings.warn(f"{refused}; begun again", OESWarning, stacklevel=2)
+                    path.unlink(missing_ok=True)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return call(False)
 
 
 class _Restoration:
@@ -210,8 +221,8 @@ class _Restoration:
                 **self.settings.of_search(), **self._common(),
             ),
         )  # fmt: skip
-        if found.steps < self.settings.search_steps:
-            raise Stopped
+        if found.interrupted or found.steps < self.settings.search_steps:
+            raise Stopped  # also by Ctrl-C during the last step, of which nobody else has heard
         mask = with_network(found.mask, recipe, self.seed)
         mask.save(path)
         return mask
@@ -234,7 +245,7 @@ class _Restoration:
             more["seed"] = [self.seed + number for number in range(count)]
             nets, inputs = zip(*generators, strict=True)
             fits = going_on(paths, lambda on: _many(nets, mask, inputs, self.noisy, resume=on, **more))
-        if any(fit is not None and fit.steps < steps for fit in fits):
+        if any(fit is not None and (fit.interrupted or fit.steps < steps) for fit in fits):
             raise Stopped
         # A network that fails is to fail for the next image as well; a mask of one image has no next.
         if self.job.masks and all(fit is not None and fit.backend != "reference" for fit in fits):
@@ -306,11 +317,9 @@ def _many(*arguments: Any, **options: Any) -> list[TrainResult | None]:
     try:
         return [*train_many(*arguments, **options)]
     except OESError as error:
-        results: list[TrainResult | None] = getattr(error, "results", [])
-        # A loss that is not finite is a plain one; others are of arguments, files or backends.
-        if type(error) is not OESError or all(result is None for result in results):
-            raise
-        warnings.warn(f"{error}; it is left out of the mean", OESWarning, stacklevel=2)
+        results, failed = without_diverged(error)
+        for why in failed.values():
+            warnings.warn(f"{why}; it is left out of the mean", OESWarning, stacklevel=2)
         return results
 
 

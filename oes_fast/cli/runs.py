@@ -24,6 +24,7 @@ from oes_fast.cli.settings import MAX_SEED
 from oes_fast.errors import InputError, OESError
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import checkpoint_step
+from oes_fast.pipelines.failures import without_diverged
 from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.runs_mean import RunsMean, mean_and_spread, mean_of_runs, run_image
@@ -126,11 +127,12 @@ class Runs:
     def curves(self) -> dict[str, tuple[list[int], list[float]]]:
         """PSNR over the steps, of outputs and of averages: means over the runs that the mean image is of."""
         histories = [result.history for result in self.used]
-        steps = min((history.step for history in histories), key=len)
+        # A run that was ended has a record of its last step, which others may have none of.
+        steps = sorted(set.intersection(*(set(history.step) for history in histories)))
 
         def mean(column: str) -> tuple[list[int], list[float]]:
-            values = [history[column][: len(steps)] for history in histories]
-            return steps, [fmean(each) for each in zip(*values, strict=True)]
+            values = [dict(zip(history.step, history[column], strict=True)) for history in histories]
+            return steps, [fmean(each[step] for each in values) for step in steps]
 
         count = f"mean of {len(histories)} runs"
         curves = {f"output, {count}": mean("psnr")}
@@ -246,11 +248,8 @@ def train_runs(
             )
         ]
     except OESError as error:
-        results = getattr(error, "results", [])
-        # A loss that is not finite is a plain one; others are of arguments, files or backends.
-        if type(error) is not OESError or all(result is None for result in results):
-            raise
-        failed = {number: str(error) for number, result in enumerate(results) if result is None}
-        warn(f"{error}; it is left out of the mean")
+        results, failed = without_diverged(error)
+        for why in failed.values():
+            warn(f"{why}; it is left out of the mean")
     seconds = time.monotonic() - began
     return Runs(tuple(seeds), tuple(results), failed, mean_of_runs(results), steps, seconds)

@@ -73,8 +73,9 @@ class FileLock:
             self.path.unlink(missing_ok=True)
         with suppress(OSError):
             self._lock.release(force=True)
-        with suppress(OSError):  # Windows removes no file that is open
-            self.path.unlink(missing_ok=True)
+        if os.name == "nt":  # Windows removes no file that is open; elsewhere it may be another's by now
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
 
 def _new_lock(path: Path) -> filelock.BaseFileLock:

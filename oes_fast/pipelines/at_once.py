@@ -108,12 +108,22 @@ class AtOnce:
         self._decided = False
         self._independent = [False] * count  # of the order and the number of threads
         self._ended = [False] * count
+        self._binding = 0  # runs whose networks are being bound
+        self._alone: int | None = None  # the run under way that is not independent
         self._inbox: SimpleQueue[_Question | _Warned | _Gone] = SimpleQueue()
         self._stopped = False
 
     def make(self, number: int, *args: Any, **kwargs: Any) -> tuple[GeneratorFunction, str]:
         """The generator function of a run, when it is its turn; called in the run's thread."""
-        function, backend = self._functions.make(*args, **kwargs)
+        with self._changed:  # to verify a network sets PyTorch's random numbers, which such a run may draw
+            self._changed.wait_for(lambda: self._stopped or self._alone is None)
+            self._binding += 1
+        try:
+            function, backend = self._functions.make(*args, **kwargs)
+        finally:
+            with self._changed:
+                self._binding -= 1
+                self._changed.notify_all()
         free: RewrittenFunction | None = None  # to run beside others
         if self._runs[number].plain and backend == "cpu" and isinstance(function, RewrittenFunction):
             free = function if function.in_one_chain else None
@@ -127,8 +137,16 @@ class AtOnce:
             else:
                 before = range(number)
                 self._changed.wait_for(
-                    lambda: self._stopped or all(self._independent[k] or self._ended[k] for k in before)
+                    lambda: (
+                        self._stopped
+                        or (
+                            self._binding == 0
+                            and self._alone is None
+                            and all(self._independent[k] or self._ended[k] for k in before)
+                        )
+                    )
                 )
+                self._alone = number
         return function, backend
 
     def told(self, number: int, info: StepInfo) -> object:
@@ -244,7 +262,7 @@ class AtOnce:
         while True:
             with self._changed:
                 number = self._next
-                if number >= len(self._runs):
+                if self._stopped or number >= len(self._runs):
                     return
                 self._next += 1
             torch.set_num_threads(self._cores)  # to bind the network
@@ -260,4 +278,5 @@ class AtOnce:
             finally:
                 with self._changed:
                     self._ended[number] = True
+                    self._alone = None if self._alone == number else self._alone
                     self._changed.notify_all()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast.copies import copy_network
-from oes_fast.errors import OESWarning, warnings_to
+from oes_fast.errors import CheckpointError, OESWarning, warnings_to
 from oes_fast.flat import FlatLayout, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.pipelines.cuda_graphs import graphed
@@ -135,6 +135,7 @@ class BatchRun(TrainRun):
         self._unit = unit_gradient(self._loss)
         self._recorded: Tensor | None = None  # where recorded steps leave the losses
         self._last_average: Tensor | None = None  # of runs that end
+        self.made_steps = False  # any, in this process
 
     def begin(self, step: int, *, final: bool) -> None:
         """A final evaluation, after which some runs may go on, leaves no trace."""
@@ -153,6 +154,11 @@ class BatchRun(TrainRun):
             mean = self._average
             self._last_average = output.clone() if mean is None else mean.lerp(output, 1 - self._decay)
         return output
+
+    def finish(self, step: int) -> None:
+        """See :meth:`TrainRun.finish`."""
+        super().finish(step)
+        self.made_steps = True
 
     def average(self) -> Tensor | None:
         """Running averages of the outputs; after a final evaluation, of the runs that end with it."""
@@ -246,17 +252,18 @@ def batchable(training: Training) -> bool:
     return isinstance(training.setup.objective, SquaredError) and training.optimizer is None
 
 
+class TooManyError(Exception):
+    """The device has no memory for so many networks; none has made a step."""
+
+
 def train_batched(
     trainings: Sequence[Training],
     function: RewrittenFunction,
     backend: str,
     *,
     warn: Callable[[int, str, type[OESWarning]], None],
-) -> Callable[[], list[TrainResult | Exception]]:
-    """Bind trainings of one kind at once.
-
-    Returns:
-        A function that makes them: of each its result, or why it failed.
+) -> list[TrainResult | Exception]:
+    """Make trainings of one kind at once: of each its result, or why it failed.
 
     Args:
         trainings: more than one, :func:`batchable`, of networks of one kind, which one chain computes (see
@@ -266,32 +273,54 @@ def train_batched(
         warn: called with a warning and the number of the training, from 0.
 
     Raises:
-        OutOfMemoryError: the device has no memory for so many.
+        TooManyError: the device has no memory for so many.
+        OutOfMemoryError: it had some at first, and has none any more.
     """
+    run: BatchRun | None = None
+    try:
+        run = _bound(trainings, function, backend)
+        return _made(run, trainings, backend, warn)
+    except torch.OutOfMemoryError as error:
+        if run is not None and run.made_steps:  # which would be lost
+            raise
+        raise TooManyError from error
+
+
+def _bound(trainings: Sequence[Training], function: RewrittenFunction, backend: str) -> BatchRun:
+    """The steps of all."""
     first = trainings[0]
     setups = [training.setup for training in trainings]
-    count, setup = len(trainings), first.setup
     together = BatchedFunction(
         function,
         [each.net for each in setups],
         [each.z for each in setups],
         first.mask,
-        noisy=setup.noisy_input,
+        noisy=first.setup.noisy_input,
     )
     for number, each in enumerate(setups):
         each.bound(_Input(together, number), first.mask, backend)
-    run = BatchRun(
+    return BatchRun(
         together,
         _objective([each.objective for each in setups]),
-        count,
-        lr=setup.rate,
+        len(trainings),
+        lr=first.setup.rate,
         decay=first.average,
         backend=backend,
         weight_decay=first.weight_decay,
         hooks=[hook for each in setups for hook in each.hooks],
     )
+
+
+def _made(
+    run: BatchRun,
+    trainings: Sequence[Training],
+    backend: str,
+    warn: Callable[[int, str, type[OESWarning]], None],
+) -> list[TrainResult | Exception]:
+    first, setup = trainings[0], trainings[0].setup
+    setups = [training.setup for training in trainings]
     kept = {"average": first.average, **run.optimizer.settings()}
-    parts = [BatchPart(run, number) for number in range(count)]
+    parts = [BatchPart(run, number) for number in range(len(trainings))]
     members = [
         Member(
             part,
@@ -303,19 +332,23 @@ def train_batched(
         )
         for number, (part, each) in enumerate(zip(parts, setups, strict=True))
     ]
+    stopping = setup.options.stopping
 
-    def made() -> list[TrainResult | Exception]:
-        run_members(
-            graphed(run, backend, setup.z.device),
-            members,
-            steps=setup.options.steps,
-            record_every=setup.options.record_every,
-            progress=False,
-            stopping=setup.options.stopping,
+    def stopped() -> bool:
+        """A checkpoint that cannot be gone on from ends all, see :func:`oes_fast.train_many`."""
+        return any(isinstance(member.error, CheckpointError) for member in members) or (
+            stopping is not None and stopping()
         )
-        return _results(trainings, members, parts, run.phase, warn)
 
-    return made
+    run_members(
+        graphed(run, backend, setup.z.device),
+        members,
+        steps=setup.options.steps,
+        record_every=setup.options.record_every,
+        progress=False,
+        stopping=stopped,
+    )
+    return _results(trainings, members, parts, run.phase, warn)
 
 
 def _results(

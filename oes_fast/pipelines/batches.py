@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from oes_fast._memory import available_memory
 from oes_fast.backends import resolve
 from oes_fast.errors import OESError, OESWarning
 from oes_fast.pipelines.at_once import SHARE
-from oes_fast.pipelines.batched import batchable, train_batched
+from oes_fast.pipelines.batched import TooManyError, batchable, train_batched
 from oes_fast.pipelines.checkpoint import checkpoint_step, take_checkpoint_choices
 from oes_fast.pipelines.functions import RewrittenFunction, candidates
 from oes_fast.pipelines.kinds import SharedFunctions, kind_of
@@ -37,6 +36,9 @@ class Run(Protocol):
 
     def attempt(self) -> TrainResult | Exception:
         """Make it alone: its result, or why it failed."""
+
+    def failed(self, error: Exception) -> None:
+        """Take note of what it failed with among others."""
 
 
 def takes_several(backend: str, z: Tensor) -> bool:
@@ -70,18 +72,20 @@ def run_in_batches(
             batch = left[: size(len(left))]
             try:
                 found = _made(batch, functions, warn) if len(batch) > 1 else [batch[0].attempt()]
-            except _NoMemoryError:
-                size.halve()
+            except TooManyError:
+                size.halve(len(batch))
                 continue
             except Exception as error:  # of all of them
                 found = [error] * len(batch)
+            finally:
+                for run in batch:
+                    run.training.setup.unbind()
+            for run, result in zip(batch, found, strict=True):
+                if isinstance(result, Exception):
+                    run.failed(result)
             results |= {run.number: result for run, result in zip(batch, found, strict=True)}
             left = left[len(batch) :]
     return [results[run.number] for run in runs]
-
-
-class _NoMemoryError(Exception):
-    """The device has no memory for so many networks; none has made a step."""
 
 
 class _Size:
@@ -119,9 +123,9 @@ class _Size:
         batches = -(-left // self._most)
         return -(-left // batches)
 
-    def halve(self) -> None:
-        """Smaller batches from now on."""
-        self._most //= 2
+    def halve(self, most: int) -> None:
+        """Batches of half of ``most``, which were too many, from now on."""
+        self._most = most // 2
 
 
 def _kind(run: Run) -> Hashable:
@@ -153,13 +157,9 @@ def _made(batch: Sequence[Run], functions: SharedFunctions, warn: Warn) -> list[
     function, backend = _bound(batch[0], functions)
     assert isinstance(function, RewrittenFunction)
     functions.forget()
-    try:
-        prepared = train_batched(
-            [run.training for run in batch],
-            function,
-            backend,
-            warn=lambda number, message, category: warn(batch[number].number, message, category),
-        )
-    except torch.OutOfMemoryError as error:
-        raise _NoMemoryError from error
-    return prepared()
+    return train_batched(
+        [run.training for run in batch],
+        function,
+        backend,
+        warn=lambda number, message, category: warn(batch[number].number, message, category),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,31 +91,58 @@ class Checkpoint:
             return None
         if not os.path.exists(self.path):
             return None
-        try:
-            tensors, metadata = load_tensors(self.path)
-        except InputError as error:
-            raise CheckpointError(str(error), path=self.path) from error
-        if metadata.get("format") != _FORMAT:
+        tensors, metadata = self._read(self.path)
+        self._check_settings(metadata, metadata["settings"])
+        self._warn_of_environment(metadata.get("environment"))
+        return metadata["step"], tensors
+
+    def check(self, unknown: Collection[str] | None) -> None:
+        """Refuse a file that :meth:`load` refuses, before all settings of the run are known.
+
+        Args:
+            unknown: settings that are not; None for all that are not here.
+
+        Raises:
+            CheckpointError: see :meth:`load`; or its step is beyond those that the run is to make.
+        """
+        if self.path is None or not self.resume or not os.path.exists(self.path):
+            return
+        _, metadata = self._read(self.path)
+        found = metadata["settings"]
+        known = [key for key in found if (key in self.settings if unknown is None else key not in unknown)]
+        self._check_settings(metadata, {key: found[key] for key in known})
+        self.check_step(metadata["step"], self.steps)
+
+    def check_step(self, step: int, steps: int) -> None:
+        """Raise :class:`CheckpointError` where ``step``, that of the file, is beyond ``steps``."""
+        if step > steps:
             raise CheckpointError(
-                f"{self.path}: expected a checkpoint ({_FORMAT}), got another file", path=self.path
+                f"{self.path}: the checkpoint is at step {step}, beyond the {steps} asked for", path=self.path
             )
+
+    def _read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, metadata) of a complete checkpoint."""
+        try:
+            tensors, metadata = load_tensors(path)
+        except InputError as error:
+            raise CheckpointError(str(error), path=path) from error
+        if metadata.get("format") != _FORMAT:
+            raise CheckpointError(f"{path}: expected a checkpoint ({_FORMAT}), got another file", path=path)
         step, settings = metadata.get("step"), metadata.get("settings")
         if not isinstance(step, int) or not isinstance(settings, dict) or "history" not in tensors:
-            raise CheckpointError(
-                f"{self.path}: expected a checkpoint with step, settings and history", path=self.path
-            )
+            raise CheckpointError(f"{path}: expected a checkpoint with step, settings and history", path=path)
         if "digest" in metadata and metadata["digest"] != _digest_of(tensors):
-            raise CheckpointError(
-                f"{self.path}: the checkpoint is damaged: its contents have changed", path=self.path
-            )
-        differences = compare(settings, self.settings, metadata.get("words"), self.words)
+            raise CheckpointError(f"{path}: the checkpoint is damaged: its contents have changed", path=path)
+        return tensors, metadata
+
+    def _check_settings(self, metadata: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Raise :class:`CheckpointError` where ``found`` are settings of another run."""
+        differences = compare(found, self.settings, metadata.get("words"), self.words)
         if differences:
             clauses = "; ".join(difference.clause() for difference in differences)
             raise CheckpointError(
                 f"{self.path}: the checkpoint was made {clauses}", path=self.path, differences=differences
             )
-        self._warn_of_environment(metadata.get("environment"))
-        return step, tensors
 
     def _warn_of_environment(self, made_in: object) -> None:
         if isinstance(made_in, dict) and (other := differences_of(made_in, environment(self.device))):

@@ -141,15 +141,11 @@ class Member:
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`; or it is beyond ``steps``.
         """
-        path = self.checkpoint.path
         resumed = self.checkpoint.load()
         if resumed is None:
             return 0
         step, state = resumed
-        if step > steps:
-            raise CheckpointError(
-                f"{path}: the checkpoint is at step {step}, beyond the {steps} asked for", path=path
-            )
+        self.checkpoint.check_step(step, steps)
         self._history = History(state.pop("history"))
         _check_state(self.checkpoint, state, self.part.state())
         self.part.load_state(state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from oes_fast._checks import check_flag, check_integer, check_number
-from oes_fast.errors import InputError, OESError, OESWarning, warn_caller, warnings_to
+from oes_fast.errors import CheckpointError, InputError, OESError, OESWarning, warn_caller, warnings_to
 from oes_fast.mask import Mask
 from oes_fast.pipelines.at_once import AtOnce
 from oes_fast.pipelines.batched import batchable
 from oes_fast.pipelines.batches import run_in_batches, takes_several
 from oes_fast.pipelines.clean import CleanView
+from oes_fast.pipelines.failures import error_of, finished
+from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.kinds import SharedFunctions
 from oes_fast.pipelines.loop import Callback, StepInfo
 from oes_fast.pipelines.setup import RunOptions, Setup
@@ -93,7 +94,10 @@ def train_many(
         InputError: an argument does not fit, with its name; lists of several lengths, or none.
         OESError: a run failed, as :func:`train_sparse` says, with the run's number. The others have been made
             to their end before: ``error.results`` is the list with None for what failed, ``error.run`` the
-            number of the first that did.
+            number of the first that did, ``error.errors`` the list of what each failed with, with None for
+            those that did not.
+        CheckpointError: of a run that cannot be gone on with. No other is begun where that shows before; the
+            others are ended as by Ctrl-C where it shows later.
 
     Example:
         >>> nets = [oes.models.skip(4, 3, num_channels_down=(8, 8), seed=seed) for seed in (0, 1)]
@@ -142,14 +146,17 @@ def train_many(
             }
             make = partial(threads.make, number) if in_threads else functions.make
             try:
-                runs.append(_Run(number, arguments, train, {"stopping": stop, "make": make}))
+                runs.append(_Run(number, arguments, train, make, stop))
             except InputError as error:
                 raise _of_run(error, number, lists) from None
+        refused = [run.refusal() for run in runs]
+        if any(refused):
+            raise error_of(refused, [None] * count)
         with delayed_signals(saves=checkpoints is not None) as interrupted:
             stop.requested = lambda: interrupted() or threads.stopped
             if in_threads:
-                return _finished(threads.run(runs))
-            return _finished(run_in_batches(runs, functions, at_once=at_once, memory=memory, warn=_warn))
+                return finished(threads.run(runs))
+            return finished(run_in_batches(runs, functions, at_once=at_once, memory=memory, warn=_warn))
 
 
 class _Stop:
@@ -157,13 +164,19 @@ class _Stop:
 
     Attributes:
         requested: says so.
+        refused: whether the checkpoint of one of them cannot be gone on from, which stops the others.
     """
 
     def __init__(self) -> None:
         self.requested: Callable[[], bool] = lambda: False
+        self.refused = False
 
     def __call__(self) -> bool:
-        return self.requested()
+        return self.refused or self.requested()
+
+    def note(self, error: Exception) -> None:
+        """Take note of what a run failed with."""
+        self.refused = self.refused or isinstance(error, CheckpointError)
 
 
 class _Watch:
@@ -271,11 +284,17 @@ class _Run:
         number: of it.
         arguments: of :func:`train_sparse` that are the run's own or go by another name here.
         train: the others.
-        inside: further fields of :class:`RunOptions`.
+        make: makes its generator function.
+        stop: whether it is to stop.
     """
 
     def __init__(
-        self, number: int, arguments: Mapping[str, Any], train: Mapping[str, Any], inside: Mapping[str, Any]
+        self,
+        number: int,
+        arguments: Mapping[str, Any],
+        train: Mapping[str, Any],
+        make: Callable[..., tuple[GeneratorFunction, str]],
+        stop: _Stop,
     ) -> None:
         bound = inspect.signature(train_sparse).bind(**arguments, **train)
         bound.apply_defaults()
@@ -284,15 +303,38 @@ class _Run:
         if not (mask is None or isinstance(mask, Mask)):
             raise InputError(f"mask: expected an oes_fast.Mask or None, got {type(mask).__name__}")
         options = {field.name: given[field.name] for field in fields(RunOptions) if field.name in given}
-        setup = Setup(given["net"], given["z"], given["noisy"], RunOptions(**options, **inside))
+        setup = Setup(
+            given["net"], given["z"], given["noisy"], RunOptions(**options, stopping=stop, make=make)
+        )
         others = {name: given[name] for name in ("average", "weight_decay", "optimizer")}
         self.number = number
         self.training = Training(setup, mask, **others)
         self.plain = batchable(self.training)
+        self._stop = stop
+
+    def refusal(self) -> CheckpointError | None:
+        """Why its checkpoint cannot be gone on from, as far as that is known before it is bound."""
+        try:
+            self.training.check_checkpoint()
+        except CheckpointError as error:
+            return error
+        except OESError:  # said when it is made
+            return None
+        return None
 
     def run(self) -> TrainResult:
-        """See :meth:`Training.run`."""
-        return self.training.run()
+        """See :meth:`Training.run`; what the run computed in is free afterwards."""
+        try:
+            return self.training.run()
+        except Exception as error:
+            self.failed(error)
+            raise
+        finally:
+            self.training.setup.unbind()
+
+    def failed(self, error: Exception) -> None:
+        """Take note of what it failed with, which the other runs may have to know."""
+        self._stop.note(error)
 
     def attempt(self) -> TrainResult | Exception:
         """Make it in the calling thread: its result, or why it failed."""
@@ -317,17 +359,3 @@ def _of_run(error: InputError, number: int, lists: Mapping[str, object]) -> Inpu
         text = f"run {number}: {text}"
     error.args = (text, *error.args[1:])
     return error
-
-
-def _finished(ended: Sequence[TrainResult | Exception]) -> list[TrainResult]:
-    """The results, or the first error raised."""
-    results = [None if isinstance(each, Exception) else each for each in ended]
-    for number, each in enumerate(ended):
-        if isinstance(each, Exception):
-            if isinstance(each, OESError):
-                each.args = (f"run {number}: {each}", *each.args[1:])
-            elif sys.version_info >= (3, 11):
-                each.add_note(f"in run {number} of oes_fast.train_many")
-            each.run, each.results = number, results  # type: ignore[attr-defined]
-            raise each
-    return [each for each in results if each is not None]

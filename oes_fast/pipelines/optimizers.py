@@ -54,6 +54,11 @@ class FlatOptimizer(Protocol):
         """Take over what :meth:`state` gave, among others."""
 
 
+def adam_settings(lr: float, weight_decay: float) -> dict[str, Any]:
+    """What a result of :class:`Adam` depends on, as JSON values."""
+    return {"lr": lr} | ({"weight_decay": weight_decay} if weight_decay else {})
+
+
 class Adam:
     """The fused kernel, with coupled weight decay as that of torch.optim.Adam.
 
@@ -104,7 +109,7 @@ class Adam:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`FlatOptimizer`."""
-        return {"lr": self._rate.lr} | ({"weight_decay": self._weight_decay} if self._weight_decay else {})
+        return adam_settings(self._rate.lr, self._weight_decay)
 
     def state(self) -> dict[str, Tensor]:
         """See :class:`FlatOptimizer`: both moments."""

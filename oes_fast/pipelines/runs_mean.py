@@ -38,8 +38,8 @@ def mean_of_runs(results: Sequence[TrainResult | None]) -> RunsMean:
 
     The image of a run is the running average of its outputs where it has one, else its last output. Runs
     that collapsed or diverged are left out with a warning, unless all did. So are those that were
-    interrupted; if all were, those are that made less than half the steps of the one that came furthest.
-    Sums are taken in float64 by Welford's method, one image after another.
+    interrupted before the last step; if all were, those that made less than half the steps of the one that
+    came furthest. Sums are taken in float64 by Welford's method, one image after another.
 
     Args:
         results: of the runs, all of one shape, dtype and device; None for a run that failed, which is left
@@ -95,7 +95,9 @@ def runs_to_use(found: Mapping[int, TrainResult]) -> tuple[int, ...]:
             DivergedRunWarning,
         )
     kept = sound or found
-    whole = tuple(n for n, r in kept.items() if not r.interrupted)
+    # Ctrl-C during the last step of a run leaves nothing of it undone.
+    full = max((r.steps for r in kept.values() if not r.interrupted), default=None)
+    whole = tuple(n for n, r in kept.items() if not r.interrupted or r.steps == full)
     furthest = max(r.steps for r in kept.values())
     return whole or tuple(n for n, r in kept.items() if 2 * r.steps >= furthest)
 

@@ -159,6 +159,10 @@ class Setup:
             self.hooks = (InputNoise(function, self._std, seed=self._seed, stream=self._stream),)
         self._mask, self._backend = mask, backend
 
+    def unbind(self) -> None:
+        """Let go of what it was bound to, for which the noise on the input is drawn."""
+        self.hooks = ()
+
     @property
     def noisy_input(self) -> bool:
         """Whether there is noise on the input."""
@@ -223,6 +227,23 @@ class Setup:
             },
             device=self.z.device,
         )
+
+    def check_checkpoint(self, mask: Mask | None, settings: Mapping[str, Any] | None, weights: str) -> None:
+        """Refuse the checkpoint of a training before it is bound to anything.
+
+        Args:
+            mask: as for :meth:`bind`.
+            settings: as for :meth:`run`; None where they are not known before.
+            weights: as for :meth:`run`.
+
+        Raises:
+            CheckpointError: the file is no complete checkpoint, or one of a run with other settings.
+        """
+        if isinstance(self.objective, SquaredError):  # another one knows its settings once it is bound
+            self._mask = mask
+            checkpoint = self.checkpoint("train", settings or {}, weights)
+            del checkpoint.settings["backend"]
+            checkpoint.check(None if settings is None else ["backend"])
 
     def outcome(self, finished: Finished, output: Tensor, phase: str) -> dict[str, Any]:
         """What a :class:`RunResult` holds but the mask; warns where the run collapsed or diverged.

@@ -20,10 +20,7 @@ from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.loop import Callback, Finished
 from oes_fast.pipelines.objective import Forward, Loss
-from oes_fast.pipelines.optimizers import (
-    OptimizerFactory,
-    check_optimizer,
-)
+from oes_fast.pipelines.optimizers import OptimizerFactory, adam_settings, check_optimizer
 from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
@@ -237,6 +234,20 @@ class Training:
         self.setup, self.mask = setup, mask
         self.average, self.weight_decay = check_average(average, weight_decay)
         self.optimizer = optimizer
+
+    def check_checkpoint(self) -> None:
+        """Refuse the checkpoint to go on from, as far as it can be judged before the network is bound.
+
+        Raises:
+            CheckpointError: see :meth:`oes_fast.pipelines.checkpoint.Checkpoint.load`.
+        """
+        options = self.setup.options
+        if not options.resume or options.checkpoint is None or not os.path.exists(options.checkpoint):
+            return
+        settings = None
+        if self.optimizer is None:
+            settings = {"average": self.average, **adam_settings(self.setup.lr, self.weight_decay)}
+        self.setup.check_checkpoint(self.mask, settings, starting_point(self.setup.net))
 
     def run(self) -> TrainResult:
         """Train; see :func:`train_sparse`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from conftest import Problem, build_problem, skip_unless_available
 
 import oes_fast as oes
 from oes_fast.flat import flatten
+from oes_fast.pipelines.failures import without_diverged
+from oes_fast.pipelines.functions import RewrittenFunction
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 
@@ -158,6 +162,104 @@ def test_a_loss_that_is_no_longer_finite_names_the_run(small, each):
     assert caught.value.run == 2
     assert_same(caught.value.results[0], alone(small, each, 0))
     assert caught.value.results[2] is None
+
+
+def test_errors_say_what_each_run_failed_with(small, each):
+    def broken(number: int, info: oes.StepInfo) -> bool:
+        if number == 1 and info.step == 2:
+            raise oes.OutputError("no space")
+        return False
+
+    noisy = [each["noisy"][0] * 1e30, *each["noisy"][1:]]
+    with pytest.raises(oes.OESError, match=r"^run 0: train: ") as caught:
+        together(small, each | {"noisy": noisy}, callback=broken)
+    first, second, third = caught.value.errors
+    assert first is caught.value
+    assert str(second) == "run 1: no space"
+    assert third is None
+    with pytest.raises(oes.OutputError, match=r"^run 1: no space") as raised:
+        without_diverged(caught.value)
+    assert raised.value is second
+    assert second.run == 1
+    assert_same(second.results[2], alone(small, each, 2))
+
+
+def test_what_is_left_where_losses_are_not_finite(small, each):
+    noisy = [each["noisy"][0] * 1e30, each["noisy"][1], each["noisy"][2] * 1e30]
+    with pytest.raises(oes.OESError) as caught:
+        together(small, each | {"noisy": noisy})
+    results, failed = without_diverged(caught.value)
+    assert [result is None for result in results] == [True, False, True]
+    assert list(failed) == [0, 2]
+    for number, text in failed.items():
+        assert text.startswith(f"run {number}: train: the loss is ")
+    with pytest.raises(oes.InputError, match=r"^seed") as caught:
+        together(small, each | {"seed": [1, 2]})
+    with pytest.raises(oes.InputError, match=r"^seed"):
+        without_diverged(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"lr": 0.5}, "made with lr = 0.5, this run has 0.01"),
+        ({"weight_decay": 0.5}, "made with weight_decay = 0.5, this run has None"),
+        ({"average": 0.5}, "made with average = 0.5, this run has None"),
+        ({"steps": 7, "callback": None}, "is at step 7, beyond the 5 asked for"),
+        ({"damaged": True}, "damaged|cannot read|expected"),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("error::oes_fast.CheckpointWarning")
+def test_a_checkpoint_that_is_refused_is_told_before_any_run_begins(small, each, tmp_path, made, message):
+    files = [tmp_path / f"{number}.ckpt" for number in range(COUNT)]
+    stops = {"callback": lambda info: info.step == 1}
+    damaged = made == {"damaged": True}
+    alone(small, each, 0, checkpoint=files[0], **stops)
+    alone(small, each, 1, checkpoint=files[1], **(stops | ({} if damaged else made)))
+    if damaged:
+        content = bytearray(files[1].read_bytes())
+        content[-3] ^= 255
+        files[1].write_bytes(content)
+    before = [path.read_bytes() for path in files[:2]]
+    seen = []
+    with pytest.raises(oes.CheckpointError, match=f"^run 1: .*1.ckpt.*({message})") as caught:
+        together(small, each, checkpoints=files, resume=True, callback=lambda *told: seen.append(told))
+    assert not seen
+    assert [path.read_bytes() for path in files[:2]] == before
+    assert not files[2].exists()
+    assert caught.value.run == 1
+    assert caught.value.errors == [None, caught.value, None]
+    assert caught.value.results == [None] * COUNT
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": lambda w: torch.optim.SGD(w, lr=0.1)}, {"tv": 0.1}])
+def test_checkpoints_of_the_same_settings_are_not_refused(small, each, tmp_path, options):
+    files = [tmp_path / f"{number}.ckpt" for number in range(COUNT)]
+    options = {**options, "average": 0.9, "weight_decay": 0.0, "input_noise": 0.02, "schedule": "cosine"}
+    together(small, each, checkpoints=files, callback=lambda number, info: info.step == 1, **options)
+    fits = together(small, each, checkpoints=files, resume=True, **options)
+    assert_same(fits[1], alone(small, each, 1, **options))
+
+
+def test_what_a_run_computed_in_is_free_when_it_has_ended(small, each, monkeypatch):
+    """The noise on the input is drawn for the run's function, which holds its buffers."""
+    functions: weakref.WeakSet[RewrittenFunction] = weakref.WeakSet()
+    draw = RewrittenFunction.draw_input
+
+    def drawn(self: RewrittenFunction, *args: Any) -> None:
+        functions.add(self)
+        draw(self, *args)
+
+    def callback(number: int, info: oes.StepInfo) -> None:
+        if info.step == 1:
+            gc.collect()
+            living.append(len(functions))
+
+    living: list[int] = []
+    monkeypatch.setattr(RewrittenFunction, "draw_input", drawn)
+    together(small, each, input_noise=0.05, at_once=1, callback=callback)
+    assert living == [1] * COUNT
 
 
 @pytest.mark.parametrize(

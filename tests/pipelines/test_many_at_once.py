@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -224,6 +225,92 @@ def test_a_second_ctrl_c_raises(small, each):
     with pytest.raises(KeyboardInterrupt):
         together(small, each, callback=callback, steps=10_000)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("oes_fast-run")]
+
+
+def test_after_a_second_ctrl_c_no_run_is_begun(small, each, monkeypatch):
+    begun = []
+    make = AtOnce.make
+
+    def noted(self: AtOnce, number: int, *args: Any, **kwargs: Any) -> Any:
+        begun.append(number)
+        return make(self, number, *args, **kwargs)
+
+    def callback(number: int, info: oes.StepInfo) -> None:
+        if info.step == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(AtOnce, "make", noted)
+    with pytest.raises(KeyboardInterrupt):
+        oes.train_many(
+            each["nets"][0],
+            small.mask,
+            small.z,
+            [small.noisy] * 30,
+            at_once=2,
+            callback=callback,
+            steps=10_000,
+        )
+    assert sorted(begun) == [0, 1]
+
+
+def test_a_checkpoint_that_is_refused_late_ends_the_others(small, each, tmp_path):
+    """What backend made it is compared when the run is bound."""
+    files = [tmp_path / f"{number}.ckpt" for number in range(3)]
+    alone(small, each, 1, checkpoint=files[1], backend="torch", callback=lambda info: info.step == 1)
+    with pytest.raises(
+        oes.CheckpointError, match=r"^run 1: .*with backend = torch, this run has cpu"
+    ) as caught:
+        together(small, each, steps=5000, checkpoints=files, resume=True)
+    assert caught.value.errors == [None, caught.value, None]
+    first, second, third = caught.value.results
+    assert second is None
+    for number, fit in ((0, first), (2, third)):
+        assert fit.interrupted
+        assert fit.steps < 5000
+        assert checkpoint_step(files[number]) == fit.steps
+
+
+def test_no_network_is_verified_while_a_run_draws_random_numbers(small, each, monkeypatch):
+    """To verify one sets the numbers that PyTorch draws, in all threads."""
+    drawing = torch.nn.Sequential(small.net, torch.nn.Dropout(0.2))
+    own = build_problem(need_sigmoid=False).net.float()
+    under_way = threading.Event()
+    overlaps = []
+    evaluate, made = functions.DenseFunction.__call__, functions.RewrittenFunction.__init__
+
+    def evaluated(self: Any, *args: Any, **kwargs: Any) -> Any:
+        under_way.set()
+        try:
+            time.sleep(0.05)
+            return evaluate(self, *args, **kwargs)
+        finally:
+            under_way.clear()
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args[0] is own:
+            overlaps.append(under_way.is_set())
+        made(self, *args, **kwargs)
+
+    monkeypatch.setattr(functions.DenseFunction, "__call__", evaluated)
+    monkeypatch.setattr(functions.RewrittenFunction, "__init__", noted)
+    bind = AtOnce.make
+
+    def late(self: AtOnce, number: int, *args: Any, **kwargs: Any) -> Any:
+        if number == 2:
+            under_way.wait(5)
+        return bind(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(AtOnce, "make", late)
+    torch.manual_seed(3)
+    fits = oes.train_many(
+        [small.net, drawing, own], [small.mask, None, small.mask], small.z, small.noisy, at_once=3, steps=3
+    )
+    assert overlaps == [False]
+    monkeypatch.undo()
+    torch.manual_seed(3)
+    (alone,) = oes.train_many([drawing], None, small.z, small.noisy, steps=3)
+    assert torch.equal(fits[1].output, alone.output)
 
 
 def test_warnings_name_the_run_and_a_line_of_the_callers(small, each):

@@ -75,8 +75,10 @@ def test_interrupted_runs_are_left_out_while_there_are_others(images):
         result(image, interrupted=True, steps=n) for image, n in zip(images, (9, 4, 5, 0, 10), strict=True)
     ]
     assert oes.mean_of_runs(runs).used == (0, 2, 4)
-    runs[1] = result(images[1])
+    runs[1] = result(images[1], steps=11)
     assert oes.mean_of_runs(runs).used == (1,)
+    runs[1] = result(images[1])  # Ctrl-C came during the last step of run 4, and left nothing of it undone
+    assert oes.mean_of_runs(runs).used == (1, 4)
     assert oes.mean_of_runs([replace(runs[0], steps=0), replace(runs[2], steps=0)]).used == (0, 1)
 
 
