@@ -123,9 +123,9 @@ class _Size:
         batches = -(-left // self._most)
         return -(-left // batches)
 
-    def halve(self, most: int) -> None:
-        """Batches of half of ``most``, which were too many, from now on."""
-        self._most = most // 2
+    def halve(self, tried: int) -> None:
+        """Smaller batches from now on, as ``tried`` were too many."""
+        self._most = min(self._most // 2, tried - 1)
 
 
 def _kind(run: Run) -> Hashable:

@@ -68,6 +68,24 @@ class TestFileLock:
             FileLock(tmp_path / "lock")
         lock.release()
 
+    @pytest.mark.skipif(os.name == "nt", reason="an open file stays there")
+    def test_the_lock_of_the_next_holder_is_left_alone(self, tmp_path: Path) -> None:
+        """The next process locks the name as soon as it is free."""
+        first, following = FileLock(tmp_path / "lock"), []
+        held = first._lock
+
+        class Followed:
+            def release(self, *, force: bool) -> None:
+                held.release(force=force)
+                following.append(FileLock(tmp_path / "lock"))
+
+        first._lock = Followed()
+        first.release()
+        with pytest.raises(Busy):
+            FileLock(tmp_path / "lock")
+        following[0].release()
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize(
         "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")]
     )

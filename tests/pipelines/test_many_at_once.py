@@ -17,7 +17,7 @@ from torch import nn
 
 import oes_fast as oes
 from oes_fast.pipelines import at_once as scheduler
-from oes_fast.pipelines import functions, signals
+from oes_fast.pipelines import functions, signals, train
 from oes_fast.pipelines.at_once import AtOnce
 from oes_fast.pipelines.checkpoint import checkpoint_step
 from oes_fast.pipelines.kinds import SharedFunctions, kind_of
@@ -277,22 +277,27 @@ def test_no_network_is_verified_while_a_run_draws_random_numbers(small, each, mo
     own = build_problem(need_sigmoid=False).net.float()
     under_way = threading.Event()
     overlaps = []
-    evaluate, made = functions.DenseFunction.__call__, functions.RewrittenFunction.__init__
+    made, run = functions.RewrittenFunction.__init__, train.TrainRun
 
-    def evaluated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        under_way.set()
-        try:
-            time.sleep(0.05)
-            return evaluate(self, *args, **kwargs)
-        finally:
-            under_way.clear()
+    class Seen(run):
+        def __init__(self, function: functions.RewrittenFunction, *args: Any, **options: Any) -> None:
+            super().__init__(function, *args, **options)
+            self.draws = not function.in_one_chain
+
+        def begin(self, step: int, *, final: bool) -> None:
+            super().begin(step, final=final)
+            if self.draws and not final:
+                under_way.set()
+                time.sleep(0.05)
+            elif self.draws:
+                under_way.clear()
 
     def noted(self: Any, *args: Any, **kwargs: Any) -> None:
         if args[0] is own:
             overlaps.append(under_way.is_set())
         made(self, *args, **kwargs)
 
-    monkeypatch.setattr(functions.DenseFunction, "__call__", evaluated)
+    monkeypatch.setattr(train, "TrainRun", Seen)
     monkeypatch.setattr(functions.RewrittenFunction, "__init__", noted)
     bind = AtOnce.make
 
@@ -302,14 +307,15 @@ def test_no_network_is_verified_while_a_run_draws_random_numbers(small, each, mo
         return bind(self, number, *args, **kwargs)
 
     monkeypatch.setattr(AtOnce, "make", late)
+    common = {"steps": 3, "verify": False}
     torch.manual_seed(3)
     fits = oes.train_many(
-        [small.net, drawing, own], [small.mask, None, small.mask], small.z, small.noisy, at_once=3, steps=3
+        [small.net, drawing, own], [small.mask, None, small.mask], small.z, small.noisy, at_once=3, **common
     )
     assert overlaps == [False]
     monkeypatch.undo()
     torch.manual_seed(3)
-    (alone,) = oes.train_many([drawing], None, small.z, small.noisy, steps=3)
+    (alone,) = oes.train_many([drawing], None, small.z, small.noisy, **common)
     assert torch.equal(fits[1].output, alone.output)
 
 

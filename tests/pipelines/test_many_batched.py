@@ -214,6 +214,55 @@ def test_less_memory_than_there_seemed_to_be(monkeypatch, counts):
     assert_same(fits[0], runs.alone(0))
 
 
+def test_no_memory_for_the_first_step_of_so_many(monkeypatch, counts):
+    runs = Runs("cuda", torch.float32)
+    call = batched.BatchedFunction.__call__
+
+    def called(self, weights, **options):
+        if self._count > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(self, weights, **options)
+
+    monkeypatch.setattr(batched.BatchedFunction, "__call__", called)
+    fits = runs.together(input_noise=0.05)
+    assert counts == [COUNT, 2]
+    for number in (0, 2):
+        assert_same(fits[number], runs.alone(number, input_noise=0.05))
+
+
+def test_memory_that_goes_later_loses_no_steps_twice(monkeypatch, counts):
+    runs = Runs("cuda", torch.float32)
+    begin = BatchRun.begin
+
+    def begun(self, step, **options):
+        if step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        begin(self, step, **options)
+
+    monkeypatch.setattr(BatchRun, "begin", begun)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        runs.together()
+    assert counts == [COUNT]
+    assert caught.value.errors == [caught.value] * COUNT
+
+
+def test_a_checkpoint_that_is_refused_when_it_is_bound_ends_the_others(counts, tmp_path):
+    runs = Runs("cuda", torch.float32)
+    files = [tmp_path / f"{number}" for number in range(COUNT)]
+    for number in range(COUNT):
+        backend = "torch" if number == 1 else "cuda"
+        runs.alone(number, checkpoint=files[number], backend=backend, callback=lambda info: info.step == 0)
+    with pytest.raises(oes.CheckpointError, match=r"^run 1: .*with backend = torch, this run has ") as caught:
+        runs.together(checkpoints=files, resume=True, steps=1000)
+    assert counts == [COUNT]
+    results = caught.value.results
+    assert [fit if fit is None else (fit.steps, fit.interrupted) for fit in results] == [
+        (1, True),
+        None,
+        (1, True),
+    ]
+
+
 def test_warnings_name_the_run():
     runs = Runs("cuda", torch.float32)
     with warnings.catch_warnings(record=True) as caught:
