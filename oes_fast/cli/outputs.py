@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from oes_fast.cli import signals
@@ -132,6 +132,13 @@ class Outputs:
             self.failed[kind] = _one_line(error, path)
         else:
             self.written[kind] = path
+
+    def remove(self, *kinds: str) -> None:
+        """Remove planned files that the results have no part of: an earlier command left them."""
+        for path in (self.paths[kind] for kind in kinds if kind in self.paths):
+            if path.is_file():
+                with suppress(OSError):
+                    path.unlink()
 
     def finish(self, *, complete: bool) -> None:
         """Remove the checkpoints if the run is complete and every file was written.

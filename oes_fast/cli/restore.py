@@ -31,7 +31,7 @@ from oes_fast.errors import InputError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.files import write_json
 from oes_fast.io.image import psnr, save_image
-from oes_fast.io.plots import psnr_curve, side_by_side, spread_picture
+from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
 from oes_fast.mask_notes import with_network
 from oes_fast.pipelines.clean import clean_pixels, compared
@@ -214,10 +214,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     if figures is not None and (curves := _curves(work)) is not None:
         mean = None if several is None else figures["restored"]
         outputs.write("psnr_curve", lambda p: psnr_curve(p, curves, figures["noisy"], mean))
-    if several is not None and (spread := several.spread_shown(problem)) is not None:
-        numbers = several.spread_numbers(problem, spread)
-        outputs.write("spread", lambda p: spread_picture(p, spread))
-        outputs.write("spread_numbers", lambda p: save_numbers(p, numbers))
+    if several is not None:
+        several.write_spread(outputs, problem)
     settings = {**describe(work.recipe), "train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)

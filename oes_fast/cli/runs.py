@@ -22,6 +22,8 @@ from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import columns, decibels, measure
 from oes_fast.cli.settings import MAX_SEED
 from oes_fast.errors import InputError, OESError
+from oes_fast.io.arrays import save_numbers
+from oes_fast.io.plots import spread_picture
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import checkpoint_step
 from oes_fast.pipelines.failures import without_diverged
@@ -91,6 +93,21 @@ class Runs:
             return problem.complex_spread(self.mean.spread).astype(np.float32)
         planes = shown[0].to("cpu").permute(1, 2, 0).numpy().astype(np.float32)
         return planes[..., 0] if planes.shape[-1] == 1 else planes
+
+    def write_spread(self, outputs: Outputs, problem: Problem) -> None:
+        """Write the files of the spread; where there is none, remove those of an earlier result.
+
+        Args:
+            outputs: the files of the command.
+            problem: what was restored.
+        """
+        spread = self.spread_shown(problem)
+        if spread is None:
+            outputs.remove("spread", "spread_numbers")
+            return
+        numbers = self.spread_numbers(problem, spread)
+        outputs.write("spread", lambda path: spread_picture(path, spread))
+        outputs.write("spread_numbers", lambda path: save_numbers(path, numbers))
 
     def described(self, said: dict[str, Any], problem: Problem) -> dict[str, Any]:
         """The JSON result, with what there is of all runs in the place of what was said of the first."""
@@ -189,7 +206,7 @@ def phases_of(runs: int) -> list[str]:
 
 
 def warn_of_others(outputs: Outputs) -> None:
-    """Warn of checkpoints of trainings that are those of the same output with another --runs."""
+    """Warn of checkpoints of trainings, and of a spread, that are of the same output with another --runs."""
     planned = outputs.checkpoints.paths.values()
     name = re.compile(re.escape(outputs.beside("").name) + r"\.train(\.\d+)?\.ckpt")
     folder = outputs.beside("").parent
@@ -197,6 +214,9 @@ def warn_of_others(outputs: Outputs) -> None:
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         warn(f"{found[0]}{more}: not of a command with this --runs; neither gone on with nor removed")
+    for path in (outputs.beside(ending) for ending in ("_spread.npy", "_spread.png")):
+        if path.exists() and path not in outputs.paths.values():
+            warn(f"{path}: the spread of an earlier command, not of this one; it is not removed")
 
 
 def train_runs(

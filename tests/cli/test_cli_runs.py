@@ -214,6 +214,42 @@ class TestResults:
         assert result_of(out)["spread"]["max"] <= magnitudes.std(0, ddof=1).max() * 1.001
 
 
+def test_the_spread_of_another_command_is_told_of(
+    mask: Path, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, old = tmp_path / "out.png", tmp_path / "out_spread.npy"
+    old.write_text("kept")
+    capsys.readouterr()
+    assert run(*train(cli_images, mask, out), *SETTINGS, "--no-plots") == 0
+    said = capsys.readouterr().err
+    assert "out_spread.npy: the spread of an earlier command, not of this one; it is not removed" in said
+    assert old.read_text() == "kept"
+
+
+def test_curves_are_means_over_the_steps_that_all_have() -> None:
+    """Runs that were interrupted end at steps of their own, which are recorded as well."""
+    histories = []
+    for last, level in ((23, 20.0), (30, 30.0)):
+        history = oes.History()
+        for step in (0, 10, 20, last):
+            history.add(step, 0.5, level + step, level + 2 * step)
+        histories.append(history)
+    net = oes.models.skip(2, 1, num_channels_down=(2,), num_channels_skip=2, filter_size_down=3, seed=0)
+    fits = [
+        oes.TrainResult(
+            output=torch.zeros(1, 1, 4, 4), history=history, mask=None, steps=history.step[-1],
+            interrupted=True, collapsed=False, diverged=False, seconds=1.0, backend="torch",
+            average=torch.zeros(1, 1, 4, 4), net=net,
+        )
+        for history in histories
+    ]  # fmt: skip
+    found = runs.Runs((3, 4), tuple(fits), {}, oes.mean_of_runs(fits), 50, 1.0).curves()
+    assert found == {
+        "output, mean of 2 runs": ([0, 10, 20], [25.0, 35.0, 45.0]),
+        "average of the outputs, mean of 2 runs": ([0, 10, 20], [25.0, 45.0, 65.0]),
+    }
+
+
 def grey_generator(noisy: torch.Tensor, **options: object) -> tuple[torch.nn.Module, torch.Tensor]:
     return small_generator(noisy, **{**options, "shape": (1, 24, 24)})
 
@@ -392,6 +428,7 @@ class TestBadRuns:
         def train_many(*args: object, **options: object) -> list[oes.TrainResult]:
             error = oes.OESError("run 0: train: the loss is nan at step 3")
             error.results = [None] * bad + oes.train_many(*args, **options)[bad:]
+            error.errors = [error] * bad + [None] * (COUNT - bad)
             raise error
 
         monkeypatch.setattr(runs, "train_many", train_many)
@@ -417,9 +454,54 @@ class TestBadRuns:
 
         monkeypatch.setattr(runs, "train_many", train_many)
         out = tmp_path / "out.png"
+        for ending in SPREAD:
+            out.with_name(f"out{ending}").write_text("of an earlier result")
         assert run(*train(cli_images, mask, out), *RUNS) == 0
         assert result_of(out)["spread"] is None
         assert not SPREAD & files_of(out)
+
+    def test_each_failed_run_is_told_with_its_own_words(
+        self,
+        cli_images: Path,
+        mask: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def train_many(*args: object, **options: object) -> list[oes.TrainResult]:
+            errors = [oes.OESError(f"run {n}: the loss is nan at step {n + 3}") for n in range(2)]
+            errors[0].results = [None, None, *oes.train_many(*args, **options)[2:]]
+            errors[0].errors = [*errors, None]
+            raise errors[0]
+
+        monkeypatch.setattr(runs, "train_many", train_many)
+        out = tmp_path / "out.png"
+        assert run(*train(cli_images, mask, out), *RUNS) == 0
+        printed = capsys.readouterr().err
+        said = [each["failed"] for each in result_of(out)["runs"]]
+        assert said == ["run 0: the loss is nan at step 3", "run 1: the loss is nan at step 4", None]
+        assert all(f"{text}; it is left out of the mean" in printed for text in said[:2])
+
+    def test_what_is_no_matter_of_a_loss_ends_the_command(
+        self,
+        cli_images: Path,
+        mask: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """It can be gone on with once there is room again."""
+
+        def train_many(*args: object, **options: object) -> list[oes.TrainResult]:
+            first = oes.OESError("run 0: the loss is nan at step 3")
+            first.errors = [first, None, oes.OutputError("run 2: no space")]
+            first.results = [None, oes.train_many(*args, **options)[1], None]
+            raise first
+
+        monkeypatch.setattr(runs, "train_many", train_many)
+        out = tmp_path / "out.png"
+        assert "run 2: no space; kept: " in fails(capsys, *train(cli_images, mask, out), *RUNS)
+        assert files_of(out) == CHECKPOINTS
 
 
 class TestRefusals:
