@@ -232,7 +232,7 @@ def test_curves_are_means_over_the_steps_that_all_have() -> None:
     for last, level in ((23, 20.0), (30, 30.0)):
         history = oes.History()
         for step in (0, 10, 20, last):
-            history.add(step, 0.5, level + step, level + 2 * step)
+            history.add(step, torch.tensor(0.5), level + step, level + 2 * step)
         histories.append(history)
     net = oes.models.skip(2, 1, num_channels_down=(2,), num_channels_skip=2, filter_size_down=3, seed=0)
     fits = [
