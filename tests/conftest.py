@@ -27,6 +27,8 @@ if not torch.cuda.is_available():  # the CUDA kernels run all the same, on tenso
 # Tests send it to programs, which inherit it ignored where a shell runs the tests in the background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Problem(NamedTuple):

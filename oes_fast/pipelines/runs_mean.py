@@ -55,7 +55,8 @@ def mean_of_runs(results: Sequence[TrainResult | None]) -> RunsMean:
     Example:
         >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
         >>> mask = oes.pruning.random(oes.fresh_generator(noisy, seed=0)[0], density=0.5, seed=0)
-        >>> runs = [oes.transfer_mask(mask, noisy, seed=seed, steps=2, average=0.9) for seed in range(2)]
+        >>> options = {"steps": 2, "average": 0.9, "verify": False}
+        >>> runs = [oes.transfer_mask(mask, noisy, seed=seed, **options) for seed in range(2)]
         >>> both = oes.mean_of_runs(runs)
         >>> both.mean.shape, both.spread.shape, both.used
         (torch.Size([1, 3, 32, 32]), torch.Size([1, 3, 32, 32]), (0, 1))

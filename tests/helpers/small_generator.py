@@ -22,9 +22,8 @@ def small_generator(
 ) -> tuple[nn.Module, Tensor]:
     """In the place of :func:`oes_fast.fresh_generator`: few channels, RGB without a shape."""
     channels, *size = (3, *noisy.shape[-2:]) if shape is None else shape
-    net = oes.models.skip(
-        4, channels, num_channels_down=(8, 8), filter_size_down=3, seed=seed, **(options or {})
-    )
+    small = {"num_channels_down": (8, 8), "filter_size_down": 3}
+    net = oes.models.skip(4, channels, seed=seed, **small | dict(options or {}))
     return net, oes.noise_input(4, size, seed=seed)
 
 
