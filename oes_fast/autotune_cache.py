@@ -17,11 +17,12 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 _in_use: dict[str, Any] = {}
+_taken: set[str] = set()  # keys of choices of another process
 
 
 def choice(key: str, find: Callable[[], Any]) -> Any:
@@ -90,7 +91,24 @@ def choices_in_use() -> dict[str, Any]:
 
 def take_choices(choices: Mapping[str, Any]) -> None:
     """Make choices as another process has made them, whatever would be measured here."""
+    _taken.update(choices)
     _in_use.update(choices)
+
+
+@contextlib.contextmanager
+def choices_put_back() -> Iterator[None]:
+    """Afterwards this process chooses by itself where choices of another were taken inside."""
+    before = dict(_in_use)
+    _taken.clear()
+    try:
+        yield
+    finally:
+        for key in _taken:
+            if key in before:
+                _in_use[key] = before[key]
+            else:
+                _in_use.pop(key, None)
+        _taken.clear()
 
 
 def cache_folder() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oes_fast.autotune_cache import choices_put_back
 from oes_fast.batch.job import COLOURS, Entry, MaskSearch, Options, SharedMask, Stopped, mask_path
 from oes_fast.batch.restoring import Progress, digest_of_mask, going_on, measured
 from oes_fast.batch.settings import EACH, FIRST, Settings
@@ -152,6 +153,7 @@ def _channels(entry: Entry, settings: Settings) -> int | None:
             return None  # its own job says why
 
 
+@choices_put_back()
 def searched(job: MaskSearch, options: Options) -> dict[str, Any]:
     """Search a mask, or find it; figures of it.
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oes_fast.autotune_cache import choices_put_back
 from oes_fast.batch.job import MASK, SPREAD, SPREAD_NUMBERS, Job, Options, Step, Stopped, mask_path
 from oes_fast.errors import CheckpointError, InputError, OESError, OESWarning
 from oes_fast.io.arrays import save_numbers
@@ -52,6 +53,7 @@ class Unmasked(Exception):
         self.channels = channels
 
 
+@choices_put_back()  # those of a checkpoint of another machine are for its image alone
 def restored(job: Job, options: Options) -> dict[str, Any]:
     """Restore the image into the job's folder; what the record says of it.
 

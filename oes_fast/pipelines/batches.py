@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from oes_fast.backends import resolve
 from oes_fast.errors import OESError, OESWarning
 from oes_fast.pipelines.at_once import SHARE
 from oes_fast.pipelines.batched import TooManyError, batchable, train_batched
-from oes_fast.pipelines.checkpoint import checkpoint_step, take_checkpoint_choices
+from oes_fast.pipelines.checkpoint import checkpoint_choices, checkpoint_step
 from oes_fast.pipelines.functions import RewrittenFunction, candidates
 from oes_fast.pipelines.kinds import SharedFunctions, kind_of
 from oes_fast.pipelines.train import Training, TrainResult
@@ -62,8 +63,8 @@ def run_in_batches(
         warn: called with the number of a run and a warning of its.
     """
     groups: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_kind(run), []).append(run)
+    for run, choices in zip(runs, _disputed(runs), strict=True):
+        groups.setdefault((_kind(run), choices), []).append(run)
     results: dict[int, TrainResult | Exception] = {}
     for group in groups.values():
         left = list(group)
@@ -138,10 +139,23 @@ def _kind(run: Run) -> Hashable:
     return kind_of(setup.net, run.training.mask, setup.z, options.entry), tuple(target.shape), step
 
 
+def _disputed(runs: Sequence[Run]) -> list[str]:
+    """Of the choices between algorithms that runs are resumed with, those that not all agree in, as text."""
+    each = [
+        checkpoint_choices(run.training.setup.options.checkpoint, resume=run.training.setup.options.resume)
+        for run in runs
+    ]
+    values: dict[str, set[str]] = {}
+    for choices in each:
+        for key, value in choices.items():
+            values.setdefault(key, set()).add(json.dumps(value))
+    keys = sorted(key for key, found in values.items() if len(found) > 1)
+    return [json.dumps([choices.get(key) for key in keys]) for choices in each]
+
+
 def _bound(run: Run, functions: SharedFunctions) -> tuple[object, str]:
     setup = run.training.setup
     options = setup.options
-    take_checkpoint_choices(options.checkpoint, resume=options.resume)
     return functions.ahead(
         setup.net,
         setup.z,
@@ -150,6 +164,7 @@ def _bound(run: Run, functions: SharedFunctions) -> tuple[object, str]:
         verify=options.verify,
         noisy=setup.noisy_input,
         entry=options.entry,
+        choices=checkpoint_choices(options.checkpoint, resume=options.resume),
     )
 
 

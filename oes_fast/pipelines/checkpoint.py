@@ -74,6 +74,7 @@ class Checkpoint:
         self.words = dict(words or {})
         self.device = torch.device("cpu") if device is None else device
         self._due_at = time.monotonic() + self.every_seconds
+        self._choices: dict[str, Any] = {}  # of the run that is resumed
         if path is not None:
             check_writable(path)
 
@@ -93,6 +94,8 @@ class Checkpoint:
             return None
         tensors, metadata = self._read(self.path)
         self._check_settings(metadata, metadata["settings"])
+        choices = metadata.get("choices")
+        self._choices = choices if isinstance(choices, dict) else {}
         self._warn_of_environment(metadata.get("environment"))
         return metadata["step"], tensors
 
@@ -172,7 +175,7 @@ class Checkpoint:
             "settings": self.settings,
             "words": self.words,
             "environment": environment(self.device),
-            "choices": choices_in_use(),
+            "choices": choices_in_use() | self._choices,
         }
         wait = max(self.every_seconds, _RETRY_SECONDS)
         try:
@@ -249,13 +252,19 @@ def take_checkpoint_choices(path: str | os.PathLike[str] | None, *, resume: bool
 
     To be called before the network is bound. A file that cannot be read is left to :meth:`Checkpoint.load`.
     """
+    take_choices(checkpoint_choices(path, resume=resume))
+
+
+def checkpoint_choices(path: str | os.PathLike[str] | None, *, resume: bool) -> dict[str, Any]:
+    """The choices between algorithms of the run that is to be resumed; none where there is no such run."""
     if path is None or not resume or not os.path.exists(path):
-        return
+        return {}
     with suppress(InputError):
         metadata = load_metadata(path)
         choices = metadata.get("choices")
         if metadata.get("format") == _FORMAT and isinstance(choices, dict):
-            take_choices(choices)
+            return choices
+    return {}
 
 
 def checkpoint_step(path: str | os.PathLike[str]) -> int | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from oes_fast.autotune_cache import known_choice, take_choices
 from oes_fast.entry import Entry
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import digest, network_digest
@@ -70,13 +71,17 @@ class SharedFunctions:
         verify: bool = True,
         noisy: bool = False,
         entry: Entry | None = None,
+        choices: Mapping[str, Any] | None = None,
     ) -> tuple[GeneratorFunction, str]:
-        """See :func:`make_function`."""
+        """See :func:`make_function`; ``choices`` are those of a run that is resumed, to plan it by."""
         options: dict[str, Any] = {"noisy": noisy, "entry": entry}
         with self._lock:
             if self._ahead is not None and self._ahead[:3] == (id(net), id(z), id(mask)):
                 found, self._ahead = self._ahead[3], None
                 return found
+            if any(known_choice(key) not in (None, value) for key, value in (choices or {}).items()):
+                self._latest = None  # planned by others
+            take_choices(choices or {})
             kind = kind_of(net, mask, z, entry), backend, noisy
             if self._latest is not None and self._latest[0] == kind:
                 _, template, name = self._latest

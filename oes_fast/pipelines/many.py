@@ -20,6 +20,7 @@ from oes_fast.mask import Mask
 from oes_fast.pipelines.at_once import AtOnce
 from oes_fast.pipelines.batched import batchable
 from oes_fast.pipelines.batches import run_in_batches, takes_several
+from oes_fast.pipelines.checkpoint import checkpoint_choices
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.failures import error_of, finished
 from oes_fast.pipelines.functions import GeneratorFunction
@@ -144,7 +145,9 @@ def train_many(
                 "resume": resume,
                 "callback": watch.callback(number, threads.told if in_threads else watch.told),
             }
+            choices = checkpoint_choices(None if checkpoints is None else checkpoints[number], resume=resume)
             make = partial(threads.make, number) if in_threads else functions.make
+            make = partial(make, choices=choices)
             try:
                 runs.append(_Run(number, arguments, train, make, stop))
             except InputError as error:

@@ -128,7 +128,8 @@ class Setup:
             (function, name of the backend that runs it).
         """
         options = self.options
-        take_checkpoint_choices(options.checkpoint, resume=options.resume)
+        if options.make is make_function:  # another takes them itself, at the time that it plans the network
+            take_checkpoint_choices(options.checkpoint, resume=options.resume)
         function, backend = options.make(
             self.net,
             self.z,
