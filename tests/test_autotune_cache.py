@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from oes_fast import autotune_cache
-from oes_fast.autotune_cache import cache_folder, choices_file, choices_in_use, measured_choice, take_choices
+from oes_fast.autotune_cache import (
+    cache_folder,
+    choices_file,
+    choices_in_use,
+    choices_put_back,
+    measured_choice,
+    note_choice,
+    take_choices,
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")
@@ -77,3 +85,13 @@ def test_a_damaged_file_is_measured_again(tmp_path, damage):
     forget_process()
     assert ask(lambda: False) is False
     assert json.loads(file.read_text())["3 x 3"] is False
+
+
+@pytest.mark.usefixtures("no_known_choices")
+def test_choices_of_another_process_are_put_back():
+    note_choice("before", 1)
+    with choices_put_back():
+        take_choices({"before": 2, "other": 3, "late": 4})
+        note_choice("measured", 5)
+        assert choices_in_use() == {"before": 2, "other": 3, "late": 4, "measured": 5}
+    assert choices_in_use() == {"before": 1, "measured": 5}

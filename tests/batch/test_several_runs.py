@@ -12,6 +12,7 @@ import torch
 from image_sets import SMALL, STEPS, Watching, go, results_in, settings, write_images
 
 import oes_fast as oes
+from oes_fast.autotune_cache import known_choice, take_choices
 from oes_fast.batch import restoring
 from oes_fast.pipelines.checkpoint import checkpoint_step
 
@@ -76,6 +77,23 @@ def test_going_on_begins_again_what_is_refused_and_ends(tmp_path: Path) -> None:
         path.touch()
     assert restoring.going_on(paths, call) == "done"
     assert calls == [(True, [True] * 3), (True, [True, False, True]), (False, [False] * 3)]
+
+
+def test_the_choices_of_a_checkpoint_are_for_its_image_alone(
+    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[object] = []
+
+    def train_sparse(*args: Any, **options: Any) -> oes.TrainResult:
+        found.append(known_choice("of another machine"))
+        take_choices({"of another machine": 1})
+        return oes.train_sparse(*args, **options)
+
+    monkeypatch.setattr(restoring, "train_sparse", train_sparse)
+    source = write_images(tmp_path / "in", "a.png", "b.png")
+    assert go(source, tmp_path / "set", masks=[mask]).counts["done"] == 2
+    assert found == [None, None]
+    assert known_choice("of another machine") is None
 
 
 def test_an_error_of_files_is_no_failed_run(

@@ -137,3 +137,27 @@ def test_choices_of_a_file_that_is_none_are_left_to_the_load(tmp_path):
     checkpoints.take_checkpoint_choices(tmp_path / "missing", resume=True)
     checkpoints.take_checkpoint_choices(None, resume=True)
     assert autotune_cache.choices_in_use() == {}
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_runs_are_resumed_each_by_its_own_choices(monkeypatch, problem, tmp_path, at_once):
+    """From the checkpoints of two machines that chose differently."""
+    require("cpu")
+    files, whole = [], []
+    for dense in (False, True):
+        autotune_cache._on_disk.cache_clear()
+        autotune_cache._in_use.clear()
+        monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / str(dense)))
+        times = iter(range(1000)) if dense else iter(range(1000, 0, -1))
+        monkeypatch.setattr(conv_algorithm, "_time", lambda *_, times=times: next(times))
+        files.append(tmp_path / f"{dense}.ckpt")
+        whole.append(train(problem, 8))
+        train(problem, 4, files[-1])
+    assert not torch.equal(whole[0].output, whole[1].output)
+    kept = [metadata_of(path)["choices"] for path in files]
+    net, mask, z, noisy = problem
+    options = {"steps": 8, "verify": False, "at_once": at_once, "checkpoints": files, "resume": True}
+    fits = oes.train_many(net, mask, z, [noisy, noisy], **options)
+    for fit, expected in zip(fits, whole, strict=True):
+        assert torch.equal(fit.output, expected.output)
+    assert [metadata_of(path)["choices"] for path in files] == kept
