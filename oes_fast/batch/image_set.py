@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from oes_fast.batch.job import (
     COLOURS,
     DONE,
     FAILED,
+    SPREAD,
     UNFINISHED,
     UNMASKED,
     Entry,
@@ -226,7 +227,9 @@ class _Set:
 
     def take(self, listing: Listing, *, retry_failed: bool) -> None:
         """Note the images of the set, and which of them are to be run."""
-        count = self.manifest.add(listing)
+        # The names of results beside an image that another image's may have.
+        beside = [f"_{Path(SPREAD).stem}"] if self.settings.runs > 1 and self.settings.format == "png" else []
+        count = self.manifest.add(listing, beside=beside)
         if count == 0:
             more = f" among {listing.left_out} files" if listing.left_out else ""
             raise InputError(
@@ -237,9 +240,11 @@ class _Set:
             self.manifest.note_settings(self._noted)
         keep_given(self.root, self._given)
         for row in self.manifest.rows(DONE, FAILED):
-            changed = row.stamp != stamp_of(row.entry.source)
+            stamp = stamp_of(row.entry)
+            changed = row.stamp != stamp
             if row.state == DONE:
                 job = self._job(row.entry)
+                changed = changed and stamp is not None  # the result stays where the image itself is gone
                 changed |= not (job.record.exists() and job.image.exists())
             if changed or (retry_failed and row.state == FAILED):
                 self.manifest.mark(row.entry.name, WAITING)
@@ -292,7 +297,9 @@ class _Set:
             return
         if all(mask.channels != channels for mask in self.masks):
             entries = (row.entry for row in self._unmasked(channels))
-            self._search(*candidates(entries, self.settings, channels))
+            found, _ = candidates(entries, self.settings, channels)
+            if found:  # else their own jobs say what has become of them
+                self._search(found, channels)
         for row in self._unmasked(channels):
             self.manifest.mark(row.entry.name, WAITING)
 
@@ -305,7 +312,8 @@ class _Set:
             return
         job = MaskSearch(self.root, tuple(entries), channels, self.settings)
         ended = self.search_engine(iter([job]), self.options, stopping=self._stopping, tell=self.watcher.step)
-        outcome = next(ended, None)
+        with _closing(ended):
+            outcome = next(ended, None)
         if outcome is None:
             self.interrupted = True
             return
@@ -317,14 +325,15 @@ class _Set:
     def _restore(self) -> None:
         """Run the jobs of all images that wait."""
         ended = self.engine(self._jobs(), self.options, stopping=self._stopping, tell=self.watcher.step)
-        for outcome in ended:
-            if outcome.fatal:
-                self._fatal = outcome.failure
-                self.manifest.mark(outcome.name, WAITING)
-                continue
-            self.manifest.end(outcome)
-            if outcome.state != UNMASKED:
-                self.watcher.ended(outcome)
+        with _closing(ended):
+            for outcome in ended:
+                if outcome.fatal:
+                    self._fatal = outcome.failure
+                    self.manifest.mark(outcome.name, WAITING)
+                    continue
+                self.manifest.end(outcome)
+                if outcome.state != UNMASKED:
+                    self.watcher.ended(outcome)
 
     def _jobs(self) -> Iterator[Job]:
         for row in self.manifest.rows(WAITING):
@@ -343,12 +352,11 @@ class _Set:
         found = self.manifest.counts()
         counts = {name: found[name] for name in (DONE, FAILED)}
         counts["waiting"] = sum(found.values()) - sum(counts.values())
-        if counts["waiting"] == 0:
-            unfinished = self.root / UNFINISHED
-            if counts[FAILED] == 0:
-                shutil.rmtree(unfinished, ignore_errors=True)
-            with suppress(OSError):
-                unfinished.rmdir()
+        unfinished = self.root / UNFINISHED
+        if not any(map(self.manifest.holds, (WAITING, UNMASKED, FAILED))):  # nor images of an earlier call
+            shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            unfinished.rmdir()
         failures = [(row.entry.name, row.failure or "") for row in islice(self.manifest.rows(FAILED), _SHOWN)]
         files = {"csv": self.root / f"{SUMMARY}.csv", "json": self.root / f"{SUMMARY}.json"}
         for mask in self.masks:
@@ -366,6 +374,15 @@ class _Set:
         summary.write_csv(files["csv"], self.manifest)
         summary.write_description(files["json"], batch, self.manifest.settings or {})
         return batch
+
+
+@contextmanager
+def _closing(ended: Iterator[Outcome]) -> Iterator[None]:
+    """End what an engine has under way, whatever happens inside: an error would keep it, by its frames."""
+    try:
+        yield
+    finally:
+        getattr(ended, "close", lambda: None)()
 
 
 def _folder(folder: str | os.PathLike[str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -68,15 +69,17 @@ def _in_processes(
     tell: Callable[[Step], None],
 ) -> Iterator[Outcome]:
     plain = replace(options, stopping=never, report=ignore)
-    for event in work_in_processes(
+    events = work_in_processes(
         jobs, partial(_prepare, plain), processes=workers, threads=threads, stopping=stopping, tries=TRIES
-    ):
-        if isinstance(event, Told):
-            tell(event.message)
-        elif event.result is not None:
-            yield event.result
-        elif event.died and not event.stopping:
-            yield Outcome(event.work.name, FAILED, failure=DIED)
+    )
+    with closing(events):
+        for event in events:
+            if isinstance(event, Told):
+                tell(event.message)
+            elif event.result is not None:
+                yield event.result
+            elif event.died and not event.stopping:
+                yield Outcome(event.work.name, FAILED, failure=DIED)
 
 
 def _prepare(

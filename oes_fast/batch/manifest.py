@@ -126,13 +126,17 @@ class Manifest:
             self._set_note("settings", json.dumps(settings))
             self.commit()
 
-    def add(self, entries: Iterable[Entry]) -> int:
+    def add(self, entries: Iterable[Entry], *, beside: Iterable[str] = ()) -> int:
         """Note the images of this run, all or none; their number.
 
         What is known of an image stays. Images of earlier runs that are not among them are left alone.
 
+        Args:
+            entries: the images.
+            beside: endings to the name of each that name further results of it.
+
         Raises:
-            InputError: the results of two of them would have one name; both are named.
+            InputError: the results of two images would have one name; both are named.
         """
         count = 0
         with self._errors():
@@ -141,6 +145,8 @@ class Manifest:
                 for entry in entries:
                     self._add(entry)
                     count += 1
+                for ending in beside:
+                    self._check_beside(ending)
             except BaseException:
                 self._db.execute("rollback")
                 self._db.execute("begin")
@@ -164,6 +170,20 @@ class Manifest:
             raise InputError(
                 f"{entry.source}: expected images whose results have names of their own, but {entry.name} is "
                 f"also that of {os.fsdecode(other)}; rename one, or restore them into folders of their own"
+            )
+
+    def _check_beside(self, ending: str) -> None:
+        """Fail if a result beside that of one image would have the name of another's."""
+        found = self._db.execute(
+            "select a.source, b.source from entries a join entries b on b.name = cast(a.name || ? as blob) "
+            "where a.run = ? or b.run = ? limit 1",
+            (ending, self.run, self.run),
+        ).fetchone()
+        if found is not None:
+            one, other = map(os.fsdecode, found)
+            raise InputError(
+                f"{other}: expected images whose results have names of their own, but {one} has a result of "
+                f"that name and {ending!r}; rename one, or restore them into folders of their own"
             )
 
     def counts(self) -> dict[str, int]:

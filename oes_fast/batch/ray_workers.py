@@ -224,9 +224,8 @@ class _Run:
             raise OESError(f"ray: a worker failed at {job.name}: {_last_line(error)}") from error
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
             return Outcome(job.name, FAILED, failure=_DIED)
-        except errors.RayError as error:
-            failure = f"ray: {type(error).__name__}: {one_line(error)}"
-            return Outcome(job.name, FAILED, failure=failure[:_LONGEST])
+        except errors.RayError as error:  # the cluster's fault, and no image's
+            raise OESError(f"ray: {type(error).__name__}: {one_line(error)}"[:_LONGEST]) from error
         if isinstance(got, _Misplaced):
             raise OESError(f"ray: {got.why}")
         return got
@@ -239,8 +238,10 @@ class _Run:
                 return
             taking, self._taking = self._taking, None
             with suppress(self._ray.exceptions.RayError):  # its machine is gone; it begins anew elsewhere
+                alive = {job.name for job in self._pending.values()}
                 for step in self._ray.get(taking):
-                    tell(step)
+                    if step.name in alive:  # else its outcome came first
+                        tell(step)
         if time.monotonic() >= self._take_at:
             self._take_at = time.monotonic() + _STEP_SECONDS / 4
             self._taking = self._inbox.take.remote()
@@ -257,7 +258,7 @@ def _seen(job: Job | MaskSearch) -> list[Path]:
     entries = [job.entry] if isinstance(job, Job) else job.entries
     files = [path for entry in entries for path in (entry.source, entry.clean) if path is not None]
     # Only the folder that the driver writes to has a manifest: a worker without makes a folder of its own.
-    return [path for path in (job.root / MANIFEST, *map(Path, files)) if path.exists()]
+    return [path for path in (job.root / MANIFEST, *map(Path, files)) if os.path.exists(path)]
 
 
 def _work(
@@ -327,7 +328,7 @@ def _unfit(seen: list[Path], place: _Place) -> str | None:
         return f"expected oes_fast {place.version} on all machines, as here, got {__version__} for {here}"
     end = time.monotonic() + _SEEN_SECONDS
     for path in seen:
-        while not path.exists():
+        while not os.path.exists(path):  # that of Path raises, as for a name that is too long
             if time.monotonic() > end:
                 return f"expected folders that all machines share, but {here} does not see {path}"
             time.sleep(_POLL_SECONDS)

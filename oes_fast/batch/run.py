@@ -19,7 +19,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from oes_fast.batch.job import DONE, FAILED, UNMASKED, Job, MaskSearch, Options, Outcome, Stopped
+from oes_fast.batch.job import (
+    DONE,
+    FAILED,
+    SPREAD,
+    SPREAD_NUMBERS,
+    UNMASKED,
+    Entry,
+    Job,
+    MaskSearch,
+    Options,
+    Outcome,
+    Stopped,
+)
 from oes_fast.batch.masks import searched
 from oes_fast.batch.restoring import Unmasked, mask_digest, restored
 from oes_fast.errors import InputError, OESError, OESWarning, OutputError
@@ -35,6 +47,7 @@ _LOCK_SECONDS = 0.2  # from one look at a lock that another process holds to the
 _PATIENCE_SECONDS = 900.0  # with one that has written nothing meanwhile, or three times its checkpoints
 # What no other image of the set would fare better with.
 _FATAL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE")} - {None}
+_FATAL_TO_READ = _FATAL - {errno.EIO}  # a bad sector of one file, which is not to end the set for ever
 
 
 def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
@@ -73,7 +86,7 @@ def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
 
 
 def _run(job: Job, options: Options) -> Outcome:
-    stamp = stamp_of(job.entry.source)
+    stamp = stamp_of(job.entry)
     inputs = {"image": _digest(job.entry.source)}
     if job.entry.clean is not None:
         inputs["clean"] = _digest(job.entry.clean)
@@ -89,7 +102,7 @@ def _run(job: Job, options: Options) -> Outcome:
         head = {"format": _FORMAT, "name": job.name, "source": job.entry.source}
         kept = {**head, "inputs": inputs, "settings": _settings(job), **content}
         write_json(job.work / RECORD, kept)
-        _place(job)
+        _place(job, kept)
     return Outcome(job.name, DONE, kept["figures"], stamp=stamp)
 
 
@@ -104,12 +117,12 @@ def _finished(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:
         InputError: a file of that name is there that is none of the set, or was made by other settings.
     """
     waiting = _read(job.work / RECORD)
-    if waiting is not None and waiting["inputs"] == inputs and not _clauses(job, waiting):
-        _place(job)  # a process was killed between the last two steps
+    if waiting is not None and _is_made_of(waiting, inputs) and not _clauses(job, waiting):
+        _place(job, waiting)  # a process was killed between the last two steps
         return waiting
     found = _read(job.record)
     if found is None:
-        for path in (job.record, job.image):
+        for path in (job.record, *job.files.values()):
             if waiting is None and path.exists():
                 raise InputError(
                     f"{path}: a file of that name is there already, and no record says that it is a result "
@@ -117,8 +130,17 @@ def _finished(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:
                 )
         return None
     if clauses := _clauses(job, found):
-        raise InputError(f"{job.record}: the image was restored {clauses}; remove it to restore it anew")
-    return found if found["inputs"] == inputs and job.image.exists() else None
+        others = ", ".join(path.name for path in job.files.values() if path.exists())
+        raise InputError(
+            f"{job.record}: the image was restored {clauses}; remove it{others and f' and {others}'} to "
+            "restore it anew"
+        )
+    return found if _is_made_of(found, inputs) and job.image.exists() else None
+
+
+def _is_made_of(record: dict[str, Any], inputs: dict[str, str]) -> bool:
+    """Whether a record is of these files; one that was measured serves where there is no clean image now."""
+    return inputs.items() <= record["inputs"].items()
 
 
 def _clauses(job: Job, found: dict[str, Any]) -> str:
@@ -132,11 +154,14 @@ def _clauses(job: Job, found: dict[str, Any]) -> str:
     return "; ".join(difference.clause() for difference in differences)
 
 
-def _place(job: Job) -> None:
+def _place(job: Job, record: dict[str, Any]) -> None:
     """Let the results take their names, the record last."""
     job.image.parent.mkdir(parents=True, exist_ok=True)
     for made, path in job.files.items():
-        with suppress(FileNotFoundError):  # it has its name, or there is no spread of a single run
+        if made in (SPREAD, SPREAD_NUMBERS) and record["figures"].get("spread") is None:
+            path.unlink(missing_ok=True)  # of an earlier image of the name, with more sound runs
+            continue
+        with suppress(FileNotFoundError):  # it has its name
             os.replace(job.work / made, path)
     os.replace(job.work / RECORD, job.record)
 
@@ -191,8 +216,8 @@ def _owned(work: Path, options: Options) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, OESError) and not isinstance(error, OutputError):
-                shutil.rmtree(work, ignore_errors=True)  # the image's own fault: nothing to go on from
+            if type(error) is OESError:  # the training itself fails; other kinds may be mended
+                shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):
                 work.rmdir()
             raise
@@ -214,6 +239,7 @@ def _digest(source: str) -> str:
 
     Raises:
         InputError: it cannot be read.
+        OSError: nor could the others, until the file server is well again.
     """
     if source.startswith(SKIMAGE_PREFIX):
         return source
@@ -223,23 +249,34 @@ def _digest(source: str) -> str:
             while block := file.read(2**20):
                 sha.update(block)
     except OSError as error:
+        if error.errno in _FATAL_TO_READ:
+            raise
         raise InputError(f"{source}: cannot read the image: {error.strerror or error}") from error
     return sha.hexdigest()
 
 
-def stamp_of(source: str) -> str | None:
-    """Size and time of change of a file, by which a change of it is noticed; None where there is none."""
-    if source.startswith(SKIMAGE_PREFIX):
-        return ""
-    try:
-        found = os.stat(source)
-    except (OSError, ValueError):
-        return None
-    return f"{found.st_size} {found.st_mtime_ns}"
+def stamp_of(entry: Entry) -> str | None:
+    """By which a change of an image is noticed: sizes and times of change of its file and of the clean one.
+
+    None where a file is not there.
+    """
+    stamps = []
+    for path in (entry.source, entry.clean):
+        if path is None:
+            continue
+        if path.startswith(SKIMAGE_PREFIX):
+            stamps.append("")
+            continue
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        stamps.append(f"{found.st_size} {found.st_mtime_ns}")
+    return "; ".join(stamps)
 
 
 def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False) -> Outcome:
-    stamp = stamp_of(job.entry.source) if isinstance(job, Job) else None
+    stamp = stamp_of(job.entry) if isinstance(job, Job) else None
     return Outcome(job.name, FAILED, failure=failure[:_LONGEST], fatal=fatal, stamp=stamp)
 
 

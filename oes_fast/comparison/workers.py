@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -79,25 +80,27 @@ def run_in_processes(
     plain = replace(options, stopping=_never, report=_ignore)  # those of this process cannot be pickled
     told: set[Cell] = set()
     whole = 0
-    for event in work_in_processes(
+    events = work_in_processes(
         # NumPy's arrays are pickled; torch would pass its tensors by shared memory and open files.
         ((group, clean.numpy()) for group, clean in works),
         partial(_prepare, settings, plain),
         processes=min(jobs, len(works)),
         threads=threads,
         stopping=options.stopping,
-    ):
-        if isinstance(event, Told):
-            if isinstance(event.message, Outcome):
-                told.add(event.message.cell)
-            tell(event.message)
-        elif event.died and not event.stopping:
-            whole += 1
-            for cell in event.work[0]:
-                if cell not in told:
-                    tell(Outcome(cell, _DIED))
-        else:
-            whole += bool(event.result)
+    )
+    with closing(events):  # an error of who is told would keep it, by its frames
+        for event in events:
+            if isinstance(event, Told):
+                if isinstance(event.message, Outcome):
+                    told.add(event.message.cell)
+                tell(event.message)
+            elif event.died and not event.stopping:
+                whole += 1
+                for cell in event.work[0]:
+                    if cell not in told:
+                        tell(Outcome(cell, _DIED))
+            else:
+                whole += bool(event.result)
     return whole == len(works)
 
 

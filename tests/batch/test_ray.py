@@ -212,9 +212,11 @@ def test_an_image_whose_workers_die_again_and_again_fails(ray: StandIn, tmp_path
     assert [outcome.state for outcome in others] == ["done"] * 4
 
 
-def test_other_failures_of_ray_are_told(ray: StandIn, tmp_path: Path) -> None:
+def test_other_failures_of_ray_are_no_image_s(ray: StandIn, tmp_path: Path) -> None:
     ray.raises = ERRORS["ObjectLostError"]("it is\n lost")
-    assert next(run(jobs(tmp_path))).failure == "ray: ObjectLostError: it is lost"
+    with pytest.raises(OESError, match=r"^ray: ObjectLostError: it is lost$"):
+        next(run(jobs(tmp_path)))
+    assert len(ray.cancelled) == 7
 
 
 def test_an_error_of_a_worker_ends_the_set(ray: StandIn, tmp_path: Path) -> None:
@@ -233,6 +235,10 @@ def test_steps_are_passed_on(ray: StandIn, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ray_workers, "run_job", run_job)
     monkeypatch.setattr(StandIn, "_begin", _at_once(StandIn._begin))
     monkeypatch.setattr(ray_workers, "_STEP_SECONDS", 0.2)
+    wait = ray.wait  # tasks end one after another here, so that others are under way meanwhile
+    monkeypatch.setattr(
+        ray, "wait", lambda tasks, num_returns=1, timeout=0.0: wait(tasks[:1], timeout=timeout)
+    )
     told: list[Step] = []
     for _ in run(jobs(tmp_path, 3), tell=told.append):
         monkeypatch.setattr(ray_workers, "_STEP_SECONDS", 0.0)
@@ -265,6 +271,24 @@ def test_a_missing_image_is_its_own_failure(ray: StandIn, tmp_path: Path) -> Non
     (tmp_path / "there.png").touch()
     job = Job(tmp_path, Entry(str(tmp_path / "gone.png"), "gone", str(tmp_path / "there.png")), SETTINGS)
     assert ray_workers._seen(job) == [tmp_path / MANIFEST, tmp_path / "there.png"]
+
+
+def test_a_name_that_no_file_can_have_is_for_its_job_to_refuse(ray: StandIn, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).touch()
+    job = Job(tmp_path, Entry(f"/{'x' * 300}.png", "a"), SETTINGS)
+    assert [outcome.name for outcome in run(iter([job]))] == ["a"]
+    assert ray_workers._unfit([Path(job.entry.source)], ray_workers._Place(oes.__version__, 1, False))
+
+
+def test_steps_of_an_image_that_has_ended_are_not_told(ray: StandIn, tmp_path: Path) -> None:
+    told: list[Step] = []
+    whole = ray_workers._Run(ray, Options(), ray_workers._Place("", 1, False), 1, 0)
+    whole._pending = {object(): Job(tmp_path, Entry("/b.png", "b"), SETTINGS)}
+    for name in ("a", "b"):
+        ray.get(whole._inbox.put.remote(Step(name, "train", 1, 9, 0.5, None)))
+    whole._pass_on(told.append)
+    whole._pass_on(told.append)
+    assert [step.name for step in told] == ["b"]
 
 
 def test_no_machine_has_room(ray: StandIn, tmp_path: Path) -> None:

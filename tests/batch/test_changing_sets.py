@@ -1,0 +1,215 @@
+"""Sets of images that change from call to call: no result is lost, none is written over, errors end in words."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from image_sets import SMALL, Watching, files_in, go, results_in, settings, write_images
+
+import oes_fast as oes
+from oes_fast.batch import Job, Manifest, Options, Outcome, restoring
+from oes_fast.batch import run as batch_run
+
+pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    """A mask for RGB images."""
+    net, _ = oes.fresh_generator(torch.rand(1, 3, 24, 24), options=SMALL)
+    count = sum(p.numel() for p in net.parameters())
+    path = tmp_path / "mask.safetensors"
+    oes.Mask.from_flat(net, torch.arange(count) % 2 == 0, network_seed=5).save(path)
+    return path
+
+
+class TestNames:
+    def test_a_spread_never_takes_the_name_of_another_image(self, mask: Path, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "x.png", "x_spread.png")
+        with pytest.raises(
+            oes.InputError, match=r"x_spread\.png: expected images .* but .*x\.png has a result"
+        ):
+            go(source, tmp_path / "set", masks=[mask], settings=settings(runs=2))
+        several = settings(runs=2, format="tif")
+        assert go(source, tmp_path / "tif", masks=[mask], settings=several).counts["done"] == 2
+        assert go(source, tmp_path / "one", masks=[mask]).counts["done"] == 2
+
+    def test_nor_that_of_an_image_of_an_earlier_call(self, mask: Path, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "x.png", "x_spread.png")
+        more = {"masks": [mask], "settings": settings(runs=2)}
+        done = go(source / "x_spread.png", tmp_path / "set", **more)
+        before = (done.folder / "x_spread.png").read_bytes()
+        with pytest.raises(oes.InputError, match="has a result of that name"):
+            go(source / "x.png", tmp_path / "set", **more)
+        assert (done.folder / "x_spread.png").read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["a_spread.png", "a_spread.npy", "a_mask.safetensors"])
+    def test_further_results_write_over_nothing(self, name: str, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "a.png")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / name).write_text("mine")
+        done = go(source, tmp_path / "set", settings=settings(search="each", runs=2))
+        assert f"{name}: a file of that name is there already" in done.failures[0][1]
+        assert (tmp_path / "set" / name).read_text() == "mine"
+
+    def test_what_is_to_be_removed_is_named_whole(self, mask: Path, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "a.png")
+        done = go(source, tmp_path / "set", masks=[mask])
+        (done.folder / "batch.sqlite").unlink()
+        wanted = settings(train_steps=3)
+        failed = go(source, tmp_path / "set", masks=[mask], settings=wanted)
+        assert "a.json: the image was restored" in failed.failures[0][1]
+        assert failed.failures[0][1].endswith("remove it and a.png to restore it anew")
+        (done.folder / "a.json").unlink()
+        (done.folder / "a.png").unlink()
+        again = go(source, tmp_path / "set", masks=[mask], settings=wanted, retry_failed=True)
+        assert again.counts["done"] == 1
+
+    def test_a_spread_that_there_is_none_of_any_more_goes(
+        self, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = write_images(tmp_path / "in", "a.png")
+        more = {"masks": [mask], "settings": settings(runs=2)}
+        done = go(source, tmp_path / "set", **more)
+        assert {"a_spread.png", "a_spread.npy"} <= files_in(done.folder)
+        write_images(source, "a.png", seed=3)
+        mean = restoring.mean_of_runs
+        monkeypatch.setattr(
+            restoring, "mean_of_runs", lambda fits: replace(mean(fits), spread=None, used=(0,))
+        )
+        go(source, tmp_path / "set", **more)
+        assert not {"a_spread.png", "a_spread.npy"} & files_in(done.folder)
+        assert json.loads((done.folder / "a.json").read_text())["figures"]["spread"] is None
+
+
+class TestCleanImages:
+    def test_those_that_come_later_or_change_are_measured_against(self, mask: Path, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "a.png", "b.png")
+        first = go(source, tmp_path / "set", masks=[mask])
+        assert first.means["psnr"] is None
+        restored = results_in(first.folder)
+        clean = write_images(tmp_path / "clean", "a.png", "b.png", seed=5)
+        measured = go(source, tmp_path / "set", masks=[mask], clean=clean)
+        wanted = [
+            oes.psnr(oes.load_image(first.folder / name).pixels, oes.load_image(clean / name).pixels)
+            for name in ("a.png", "b.png")
+        ]
+        assert measured.means["psnr"] == pytest.approx(sum(wanted) / 2, abs=0.1)  # of images of 8 bits
+        write_images(clean, "a.png", seed=9)
+        watching = Watching()
+        again = go(source, tmp_path / "set", masks=[mask], clean=clean, watcher=watching)
+        assert (watching.count, watching.before) == (2, 1)
+        assert again.means["psnr"] != measured.means["psnr"]
+        assert results_in(first.folder) == restored
+
+    def test_without_them_nothing_is_computed_again(
+        self, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = write_images(tmp_path / "in", "a.png")
+        clean = write_images(tmp_path / "clean", "a.png", seed=5)
+        measured = go(source, tmp_path / "set", masks=[mask], clean=clean)
+        monkeypatch.setattr(restoring, "train_sparse", lambda *_, **__: pytest.fail("trained again"))
+        for clean_again in (None, clean):
+            again = go(source, tmp_path / "set", masks=[mask], clean=clean_again)
+            assert (again.counts["done"], again.means) == (1, measured.means)
+
+
+class TestKept:
+    def test_results_of_an_image_that_is_gone_stay(self, mask: Path, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "a.png", "b.png")
+        (tmp_path / "list.txt").write_text(f"{source}/a.png\n{source}/b.png\n")
+        done = go(tmp_path / "list.txt", tmp_path / "set", masks=[mask])
+        (source / "a.png").unlink()
+        watching = Watching()
+        again = go(tmp_path / "list.txt", tmp_path / "set", masks=[mask], watcher=watching)
+        assert (again.counts, watching.states) == (done.counts, {})
+        assert again.means["seconds"] == done.means["seconds"]
+
+    def test_checkpoints_of_other_images_stay(self, mask: Path, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "a.png", "b.png")
+        half = Watching(lambda s: getattr(s, "step", 0) == 0)
+        assert go(source / "a.png", tmp_path / "set", masks=[mask], watcher=half).interrupted
+        assert go(source / "b.png", tmp_path / "set", masks=[mask]).counts["waiting"] == 0
+        assert list((tmp_path / "set" / ".oes-unfinished").rglob("train.ckpt"))
+        assert go(source, tmp_path / "set", masks=[mask]).counts["done"] == 2
+        assert not (tmp_path / "set" / ".oes-unfinished").exists()
+
+    @pytest.mark.parametrize(
+        ("error", "kept"),
+        [
+            (oes.InputError("mask: cannot be read"), True),
+            (oes.BackendError("cuda: none"), True),
+            (oes.OESError("the loss is no longer finite"), False),
+        ],
+    )
+    def test_checkpoints_stay_unless_the_training_itself_fails(
+        self, error: oes.OESError, kept: bool, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any, checkpoint: Path, **__: Any) -> None:
+            checkpoint.write_text("hours")
+            raise error
+
+        monkeypatch.setattr(restoring, "train_sparse", broken)
+        source = write_images(tmp_path / "in", "a.png")
+        assert go(source, tmp_path / "set", masks=[mask]).counts["failed"] == 1
+        assert bool(list((tmp_path / "set").rglob("train.ckpt"))) == kept
+
+    def test_a_file_server_that_lost_a_file_fails_no_image(
+        self, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lost(*_: Any) -> None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        source = write_images(tmp_path / "in", "a.png")
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(oes.OutputError, match="Stale file"),
+        ):
+            patch.setattr(batch_run, "open", lost, raising=False)
+            go(source, tmp_path / "set", masks=[mask])
+        assert go(source, tmp_path / "set", masks=[mask]).counts["done"] == 1
+
+
+class TestEngines:
+    def test_an_error_ends_what_runs(
+        self, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended = []
+
+        def engine(jobs: Iterator[Job], *_: Any, **__: Any) -> Iterator[Outcome]:
+            try:
+                for job in jobs:
+                    yield Outcome(job.name, "done")
+            finally:
+                ended.append(True)
+
+        def full(*_: Any) -> None:
+            raise oes.OutputError("batch.sqlite: cannot write: database or disk is full")
+
+        monkeypatch.setattr(Manifest, "end", full)
+        source = write_images(tmp_path / "in", "a.png", "b.png")
+        with pytest.raises(oes.OutputError) as caught:  # kept, with its frames
+            go(source, tmp_path / "set", masks=[mask], engine=engine)
+        assert ended == [True]
+        assert caught.value.__traceback__ is not None
+
+    def test_images_whose_channels_change_while_they_wait_end_in_words(self, tmp_path: Path) -> None:
+        source = write_images(tmp_path / "in", "a.png", "grey.png")
+
+        def engine(jobs: Iterator[Job], options: Options, **_: Any) -> Iterator[Outcome]:
+            for job in jobs:
+                outcome = batch_run.run_job(job, options)
+                if outcome.state == "unmasked":
+                    (source / "grey.png").write_bytes(b"nothing any more")
+                yield outcome
+
+        done = go(source, tmp_path / "set", engine=engine)
+        assert done.counts == {"done": 1, "failed": 1, "waiting": 0}
+        assert done.failures[0][0] == "grey"
