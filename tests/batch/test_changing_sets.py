@@ -1,4 +1,4 @@
-"""Sets of images that change from call to call: no result is lost, none is written over, errors end in words."""
+"""Sets of images that change from call to call: nothing is lost or written over, errors are in words."""
 
 from __future__ import annotations
 

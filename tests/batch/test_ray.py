@@ -229,16 +229,12 @@ def test_an_error_of_a_worker_ends_the_set(ray: StandIn, tmp_path: Path) -> None
 def test_steps_are_passed_on(ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_job(job: Job, options: Options) -> Outcome:
         for step in (1, 2):  # so soon after the first, the second is not told
-            options.report(Step(job.name, "train", step, 9, 0.5, None))
+            options.report(Step("2", "train", step, 9, 0.5, None))  # of the last, under way meanwhile
         return Outcome(job.name, "done")
 
     monkeypatch.setattr(ray_workers, "run_job", run_job)
     monkeypatch.setattr(StandIn, "_begin", _at_once(StandIn._begin))
     monkeypatch.setattr(ray_workers, "_STEP_SECONDS", 0.2)
-    wait = ray.wait  # tasks end one after another here, so that others are under way meanwhile
-    monkeypatch.setattr(
-        ray, "wait", lambda tasks, num_returns=1, timeout=0.0: wait(tasks[:1], timeout=timeout)
-    )
     told: list[Step] = []
     for _ in run(jobs(tmp_path, 3), tell=told.append):
         monkeypatch.setattr(ray_workers, "_STEP_SECONDS", 0.0)
