@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from oes_fast._checks import check_flag, check_integer, check_number
-from oes_fast.backends import AUTO, NAMES, backends
+from oes_fast._checks import check_flag, check_number
 from oes_fast.batch import local, summary
+from oes_fast.batch.arguments import check_arguments, results_folder
 from oes_fast.batch.entries import MANIFEST, SUMMARY, Listing
 from oes_fast.batch.job import (
     COLOURS,
@@ -39,8 +39,7 @@ from oes_fast.batch.restoring import digest_of_mask
 from oes_fast.batch.run import stamp_of
 from oes_fast.batch.settings import EACH, Settings
 from oes_fast.batch.watching import Engine, Watcher
-from oes_fast.errors import BackendError, InputError, OESError, OutputError
-from oes_fast.io.files import check_path, check_writable
+from oes_fast.errors import InputError, OESError, OESWarning, OutputError, warn_caller
 from oes_fast.io.locks import Busy, RunLocks
 from oes_fast.pipelines.differences import Difference
 
@@ -141,19 +140,25 @@ def restore_all(
     """
     began = time.monotonic()
     settings = settings or Settings()
-    _check(settings, masks, workers, threads)
+    check_arguments(settings, masks, workers, threads, here=engine is None)
     options = Options(
         device=str(device),
         verify=check_flag("verify", verify),
         checkpoint_seconds=check_number("checkpoint_seconds", checkpoint_seconds, minimum=0.0),
     )
-    root = _folder(folder)
+    root = results_folder(folder)
     listing = Listing(sources, root, suffix=f".{settings.format}", recursive=recursive, clean=clean)
     try:
         locks = RunLocks([(root / MANIFEST).resolve()])
     except Busy as error:
         raise InputError(f"{error}; wait for it to end, or give this set another folder (-o)") from None
     try:
+        for at, reason in locks.missing.items():
+            warn_caller(
+                f"{at}: files cannot be locked here ({reason}); another process that restores into this "
+                "folder would not be noticed",
+                OESWarning,
+            )
         with Manifest(root / MANIFEST, by_name=listing.by_name) as manifest:
             whole = _Set(root, settings, masks, options, manifest, watcher or Watcher(), stopping)
             if engine is None:
@@ -383,28 +388,3 @@ def _closing(ended: Iterator[Outcome]) -> Iterator[None]:
         yield
     finally:
         getattr(ended, "close", lambda: None)()
-
-
-def _folder(folder: str | os.PathLike[str]) -> Path:
-    root = Path(os.path.abspath(check_path("folder", folder)))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{root}: cannot make the folder: {error.strerror or error}") from error
-    check_writable(root / f"{SUMMARY}.json")
-    check_writable(root / MANIFEST)
-    return root
-
-
-def _check(settings: Settings, masks: object, workers: int, threads: int | None) -> None:
-    if not isinstance(settings, Settings):
-        raise InputError(f"settings: expected Settings, got {type(settings).__name__}")
-    if isinstance(masks, str | os.PathLike) or not isinstance(masks, Sequence):
-        raise InputError(f"masks: expected a list of files, got {masks!r}")
-    check_integer("workers", workers, minimum=1)
-    if threads is not None:
-        check_integer("threads", threads, minimum=1, below=2**15)
-    if settings.backend not in (AUTO, *NAMES):
-        raise InputError(f"backend: expected one of {', '.join((AUTO, *NAMES))}, got {settings.backend!r}")
-    if settings.backend != AUTO and not (status := backends()[settings.backend]).available:
-        raise BackendError(f"backend: {settings.backend} cannot run here: {status.reason}")

@@ -117,7 +117,8 @@ class Manifest:
     @property
     def settings(self) -> dict[str, Any] | None:
         """What was noted with :meth:`note_settings`, None where nothing was."""
-        found = self._note("settings")
+        with self._errors():
+            found = self._note("settings")
         return None if found is None else json.loads(found)
 
     def note_settings(self, settings: Mapping[str, Any]) -> None:
@@ -188,13 +189,16 @@ class Manifest:
 
     def counts(self) -> dict[str, int]:
         """The number of images of this run in each state."""
-        found = self._db.execute("select state, count(*) from entries where run = ? group by 1", (self.run,))
-        return dict.fromkeys(STATES, 0) | dict(found.fetchall())
+        query = "select state, count(*) from entries where run = ? group by 1"
+        with self._errors():
+            found = self._db.execute(query, (self.run,)).fetchall()
+        return dict.fromkeys(STATES, 0) | dict(found)
 
     def holds(self, state: str) -> bool:
         """Whether an image of this or an earlier run is in that state."""
-        found = self._db.execute("select 1 from entries where state = ? limit 1", (state,))
-        return found.fetchone() is not None
+        with self._errors():
+            found = self._db.execute("select 1 from entries where state = ? limit 1", (state,)).fetchone()
+        return found is not None
 
     def rows(self, *states: str, everything: bool = False) -> Iterator[Row]:
         """The images in order, a page at a time, so that they may change meanwhile.
@@ -224,7 +228,9 @@ class Manifest:
     def unmasked(self) -> list[int]:
         """The numbers of channels of images that wait for a mask."""
         query = "select distinct channels from entries where run = ? and state = ? order by 1"
-        return [channels for (channels,) in self._db.execute(query, (self.run, UNMASKED))]
+        with self._errors():
+            found = self._db.execute(query, (self.run, UNMASKED)).fetchall()
+        return [channels for (channels,) in found]
 
     def rest(self) -> None:
         """Let all that was running wait: nothing runs."""
@@ -266,7 +272,9 @@ class Manifest:
             "where run = ? and state = ?"
         )
         names = ("psnr_noisy", "psnr", "psnr_lowest", "psnr_highest", "seconds")
-        return dict(zip(names, self._db.execute(query, (self.run, DONE)).fetchone(), strict=True))
+        with self._errors():
+            found = self._db.execute(query, (self.run, DONE)).fetchone()
+        return dict(zip(names, found, strict=True))
 
     def _settle(self) -> None:
         if time.monotonic() - self._written >= _COMMIT_SECONDS:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from oes_fast.backends import AUTO, backends
 from oes_fast.batch.entries import MANIFEST
 from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
 from oes_fast.batch.ray_connection import check_room, connected, one_line, package
@@ -268,7 +269,7 @@ def _work(
     import torch
 
     options, place = shared
-    why = _unfit(seen, place)
+    why = _unfit(seen, place, job.settings.backend)
     if why:
         return _Misplaced(why)
     torch.set_num_threads(place.threads)
@@ -321,11 +322,13 @@ def _own_gpu() -> str:
     return f"cuda:{visible.split(',').index(str(number)) if visible else number}"
 
 
-def _unfit(seen: list[Path], place: _Place) -> str | None:
+def _unfit(seen: list[Path], place: _Place, backend: str) -> str | None:
     """Why this process cannot work for the driver; None where it can."""
     here = f"the worker on {socket.gethostname()}"
     if place.version != __version__:
         return f"expected oes_fast {place.version} on all machines, as here, got {__version__} for {here}"
+    if backend != AUTO and not (status := backends()[backend]).available:
+        return f"expected backend {backend} on all machines, but it cannot run for {here}: {status.reason}"
     end = time.monotonic() + _SEEN_SECONDS
     for path in seen:
         while not os.path.exists(path):  # that of Path raises, as for a name that is too long

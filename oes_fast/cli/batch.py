@@ -226,7 +226,7 @@ def batch(
         bits=bits,
         model=recipes[0].name,
         model_options=recipes[0].options,
-        backend=find_backend(backend),
+        backend=find_backend(backend, here=ray is None),
         precision=precision,
     )
     if sigma is not None and clean is not None:

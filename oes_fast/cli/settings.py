@@ -208,14 +208,18 @@ def find_seed(name: str, *values: int | None) -> int:
     return check_integer(name, next((v for v in values if v is not None), 0), minimum=0, below=MAX_SEED)
 
 
-def find_backend(name: str) -> str:
+def find_backend(name: str, *, here: bool = True) -> str:
     """``name`` if that backend is here, or "auto".
+
+    Args:
+        name: of a backend.
+        here: whether it is to run on this machine.
 
     Raises:
         BackendError: it cannot run here; the message says why.
     """
     check_choice("--backend", name, (AUTO, *NAMES))
-    if name != AUTO and not (status := backends()[name]).available:
+    if here and name != AUTO and not (status := backends()[name]).available:
         raise BackendError(f"--backend: {name} cannot run here: {status.reason}")
     return name
 

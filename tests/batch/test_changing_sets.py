@@ -16,6 +16,7 @@ from image_sets import SMALL, Watching, files_in, go, results_in, settings, writ
 import oes_fast as oes
 from oes_fast.batch import Job, Manifest, Options, Outcome, restoring
 from oes_fast.batch import run as batch_run
+from oes_fast.io import locks
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
 
@@ -168,12 +169,10 @@ class TestKept:
             raise OSError(errno.ESTALE, "Stale file handle")
 
         source = write_images(tmp_path / "in", "a.png")
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(oes.OutputError, match="Stale file"),
-        ):
+        with monkeypatch.context() as patch:
             patch.setattr(batch_run, "open", lost, raising=False)
-            go(source, tmp_path / "set", masks=[mask])
+            with pytest.raises(oes.OutputError, match="Stale file handle; 0 of 1"):
+                go(source, tmp_path / "set", masks=[mask])
         assert go(source, tmp_path / "set", masks=[mask]).counts["done"] == 1
 
 
@@ -213,3 +212,15 @@ class TestEngines:
         done = go(source, tmp_path / "set", engine=engine)
         assert done.counts == {"done": 1, "failed": 1, "waiting": 0}
         assert done.failures[0][0] == "grey"
+
+
+def test_a_folder_without_locks_is_told_of(
+    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(path: Path) -> None:
+        raise locks.NoLocks("No locks available")
+
+    monkeypatch.setattr(locks, "FileLock", none)
+    source = write_images(tmp_path / "in", "a.png")
+    with pytest.warns(oes.OESWarning, match=r"set: files cannot be locked here \(No locks available\)"):
+        assert go(source, tmp_path / "set", masks=[mask]).counts["done"] == 1

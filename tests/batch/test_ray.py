@@ -22,9 +22,22 @@ from cli_runs import run as cli
 
 import oes_fast as oes
 from benchmarks.batch_kills import command_for, differences, make_images, on_ray
-from oes_fast.batch import Entry, Job, Options, Outcome, Settings, Step, ray_connection, ray_workers
+from oes_fast.backends import BackendStatus
+from oes_fast.batch import (
+    Entry,
+    Job,
+    Options,
+    Outcome,
+    Settings,
+    Step,
+    arguments,
+    ray_connection,
+    ray_workers,
+    restore_all,
+)
 from oes_fast.batch import run as batch_run
 from oes_fast.batch.entries import MANIFEST
+from oes_fast.cli import settings as cli_settings
 from oes_fast.cli.ray_options import ray_device
 from oes_fast.errors import OESError
 from oes_fast.io.locks import FileLock
@@ -262,6 +275,37 @@ def test_a_worker_of_another_version_ends_the_set(
         list(ended)
 
 
+def test_a_worker_without_the_backend_ends_the_set(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = BackendStatus(False, "PyTorch finds no GPU")
+    monkeypatch.setattr(ray_workers, "backends", lambda: {"cuda": here})
+    tmp_path.joinpath(MANIFEST).touch()
+    job = Job(tmp_path, Entry("skimage:camera", "a"), Settings(backend="cuda"))
+    with pytest.raises(
+        OESError, match=r"expected backend cuda on all machines, but .*: PyTorch finds no GPU"
+    ):
+        next(run(iter([job])))
+
+
+def test_the_backend_of_a_cluster_is_not_that_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def engine(jobs: Iterator[Job], *_: Any, **__: Any) -> Iterator[Outcome]:
+        return (Outcome(job.name, "done") for job in jobs)
+
+    none = {"cuda": BackendStatus(False, "PyTorch finds no GPU")}
+    for module in (arguments, cli_settings):
+        monkeypatch.setattr(module, "backends", lambda: none)
+    assert cli_settings.find_backend("cuda", here=False) == "cuda"
+    with pytest.raises(oes.BackendError, match="cuda cannot run here: PyTorch finds no GPU"):
+        cli_settings.find_backend("cuda")
+    wanted, source = Settings(backend="cuda", search="each"), ["skimage:camera"]
+    with pytest.raises(oes.BackendError, match="cuda cannot run here: PyTorch finds no GPU"):
+        restore_all(source, tmp_path / "here", wanted)
+    assert restore_all(source, tmp_path / "there", wanted, engine=engine).counts["done"] == 1
+
+
 def test_a_missing_image_is_its_own_failure(ray: StandIn, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).touch()
     (tmp_path / "there.png").touch()
@@ -273,7 +317,7 @@ def test_a_name_that_no_file_can_have_is_for_its_job_to_refuse(ray: StandIn, tmp
     (tmp_path / MANIFEST).touch()
     job = Job(tmp_path, Entry(f"/{'x' * 300}.png", "a"), SETTINGS)
     assert [outcome.name for outcome in run(iter([job]))] == ["a"]
-    assert ray_workers._unfit([Path(job.entry.source)], ray_workers._Place(oes.__version__, 1, False))
+    assert ray_workers._unfit([Path(job.entry.source)], ray_workers._Place(oes.__version__, 1, False), "auto")
 
 
 def test_steps_of_an_image_that_has_ended_are_not_told(ray: StandIn, tmp_path: Path) -> None:
