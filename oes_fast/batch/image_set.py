@@ -136,7 +136,8 @@ def restore_all(
         InputError: an argument does not fit; two images would write one result; the folder has results of
             other settings; another process restores into it.
         OutputError: the folder cannot be written to, or the disk is full.
-        OESError: the search for a mask failed.
+        OESError: the search for a mask failed; the GPU does nothing more for this process; or workers cannot
+            start.
     """
     began = time.monotonic()
     settings = settings or Settings()
@@ -195,7 +196,7 @@ class _Set:
         self.root, self.settings, self.options = root, settings, options
         self.manifest, self.watcher = manifest, watcher
         self._asked = stopping or (lambda: False)
-        self._fatal: str | None = None
+        self._fatal: Outcome | None = None
         self.interrupted = False
         given = given_masks(masks, settings)
         self._noted: dict[str, Any] | None = None  # settings to note once there is an image
@@ -261,6 +262,7 @@ class _Set:
 
         Raises:
             OutputError: the results cannot be written, whatever the image.
+            OESError: the search for a mask failed, or this process can compute nothing more.
         """
         try:
             self._run()
@@ -270,9 +272,10 @@ class _Set:
             self.interrupted = True
         if self._fatal is not None:
             counts = self.manifest.counts()
-            raise OutputError(
-                f"{self._fatal}; {counts[DONE]} of {sum(counts.values())} images are done, and the same "
-                "command goes on from there"
+            where = f"{self._fatal.name}: " if self._fatal.broken else ""
+            raise (OESError if self._fatal.broken else OutputError)(
+                f"{where}{self._fatal.failure}; {counts[DONE]} of {sum(counts.values())} images are done, "
+                "and the same command goes on from there"
             )
 
     def _run(self) -> None:
@@ -332,8 +335,8 @@ class _Set:
         ended = self.engine(self._jobs(), self.options, stopping=self._stopping, tell=self.watcher.step)
         with _closing(ended):
             for outcome in ended:
-                if outcome.fatal:
-                    self._fatal = outcome.failure
+                if outcome.fatal or outcome.broken:
+                    self._fatal = outcome
                     self.manifest.mark(outcome.name, WAITING)
                     continue
                 self.manifest.end(outcome)

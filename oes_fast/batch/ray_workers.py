@@ -21,7 +21,7 @@ from oes_fast.backends import AUTO, backends
 from oes_fast.batch.entries import MANIFEST
 from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
 from oes_fast.batch.ray_connection import check_room, connected, one_line, package
-from oes_fast.batch.run import run_job
+from oes_fast.batch.run import leave_if_broken, run_job
 from oes_fast.errors import InputError, OESError
 from oes_fast.version import __version__
 
@@ -144,7 +144,9 @@ class _Run:
         self._inbox = ray.remote(num_cpus=0, max_restarts=-1)(_Inbox).remote()
         self._taking: Any = None
         self._take_at = 0.0
-        plain = replace(options, stopping=never, report=ignore)  # those of this process cannot be pickled
+        share = max(1, int(1 / gpus)) if gpus else 1  # tasks on one GPU
+        # The functions of this process cannot be pickled.
+        plain = replace(options, stopping=never, report=ignore, workers=share)
         self._shared = ray.put((plain, place))
         self._pending: dict[Any, Job | MaskSearch] = {}
         self._stopped = False
@@ -276,6 +278,8 @@ def _work(
     if place.gpu:
         options = replace(options, device=_own_gpu())
         torch.cuda.set_device(options.device)
+    else:
+        options = replace(options, workers=max(1, (os.cpu_count() or 1) // place.threads))
     told_at = 0.0
 
     def report(step: Step) -> None:
@@ -287,7 +291,9 @@ def _work(
 
     with _cancelled() as stopping:
         try:
-            return run_job(job, replace(options, stopping=stopping, report=report))
+            outcome = run_job(job, replace(options, stopping=stopping, report=report))
+            leave_if_broken(outcome)
+            return outcome
         except Stopped:
             return None
         finally:

@@ -12,12 +12,15 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from oes_fast.batch.job import (
     DONE,
@@ -82,7 +85,20 @@ def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
     except Exception as error:  # a fault of ours or of a library, or no memory: the others go on
         if os.environ.get("OES_FAST_DEBUG", "") not in ("", "0"):
             raise
-        return _failed(job, f"{type(error).__name__}: {_one_line(error)}")
+        return _failed(job, f"{type(error).__name__}: {_one_line(error)}", broken=_breaks(error))
+
+
+def leave_if_broken(outcome: Outcome | None) -> None:
+    """End this process, a worker that is replaced, where an outcome says that it can compute nothing more."""
+    if outcome is not None and outcome.broken:
+        print(f"{outcome.name}: {outcome.failure}; another process goes on", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _breaks(error: Exception) -> bool:
+    """Whether CUDA does nothing more for this process: whatever follows fails with the same error."""
+    text = str(error)
+    return torch.cuda.is_initialized() and "CUDA error" in text and "out of memory" not in text
 
 
 def _run(job: Job, options: Options) -> Outcome:
@@ -275,9 +291,10 @@ def stamp_of(entry: Entry) -> str | None:
     return "; ".join(stamps)
 
 
-def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False) -> Outcome:
+def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False, broken: bool = False) -> Outcome:
     stamp = stamp_of(job.entry) if isinstance(job, Job) else None
-    return Outcome(job.name, FAILED, failure=failure[:_LONGEST], fatal=fatal, stamp=stamp)
+    failure = failure[:_LONGEST]
+    return Outcome(job.name, FAILED, failure=failure, fatal=fatal, stamp=stamp, broken=broken)
 
 
 def _one_line(error: BaseException) -> str:

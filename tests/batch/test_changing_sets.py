@@ -14,7 +14,7 @@ import torch
 from image_sets import SMALL, Watching, files_in, go, results_in, settings, write_images
 
 import oes_fast as oes
-from oes_fast.batch import Job, Manifest, Options, Outcome, restoring
+from oes_fast.batch import Entry, Job, Manifest, Options, Outcome, local, restoring
 from oes_fast.batch import run as batch_run
 from oes_fast.io import locks
 
@@ -224,3 +224,75 @@ def test_a_folder_without_locks_is_told_of(
     source = write_images(tmp_path / "in", "a.png")
     with pytest.warns(oes.OESWarning, match=r"set: files cannot be locked here \(No locks available\)"):
         assert go(source, tmp_path / "set", masks=[mask]).counts["done"] == 1
+
+
+class TestMachines:
+    FAULT = "CUDA error: an illegal memory access was encountered"
+
+    def test_a_gpu_that_is_lost_fails_no_image(
+        self, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lost(*_: Any, **__: Any) -> None:
+            raise RuntimeError(self.FAULT)
+
+        source = write_images(tmp_path / "in", "a.png", "b.png")
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(restoring, "train_sparse", lost)
+            with pytest.raises(oes.OESError, match=f"^[ab]: RuntimeError: {self.FAULT}; 0 of 2 images"):
+                go(source, tmp_path / "set", masks=[mask])
+        again = Watching()
+        go(source, tmp_path / "set", masks=[mask], watcher=again)
+        assert (again.before, again.states) == (0, {"a": "done", "b": "done"})
+
+    @pytest.mark.parametrize(
+        ("on_gpu", "text", "broken"),
+        [(True, FAULT, True), (True, "CUDA error: out of memory", False), (False, FAULT, False)],
+    )
+    def test_which_errors_are_those_of_a_lost_gpu(
+        self, on_gpu: bool, text: str, broken: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
+        assert batch_run._breaks(RuntimeError(text)) is broken
+
+    def test_a_worker_whose_gpu_is_lost_ends(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        codes: list[int] = []
+        broken = Outcome("a", "failed", failure=self.FAULT, broken=True)
+        monkeypatch.setattr(batch_run.os, "_exit", codes.append)
+        for outcome in (broken, replace(broken, broken=False)):
+            monkeypatch.setattr(local, "run_job", lambda *_, outcome=outcome: outcome)
+            run = local._prepare(Options(), lambda _: None, lambda: False)
+            assert run(Job(tmp_path, Entry("a.png", "a"), settings())) is outcome
+        assert codes == [1]
+        assert capfd.readouterr().err == f"a: {self.FAULT}; another process goes on\n"
+
+    @pytest.mark.parametrize(
+        ("workers", "free", "memory"),
+        [(1, 1000.0, None), (4, 1000.0, 125.0), (4, -10.0, 1.0), (4, float("inf"), None)],
+    )
+    def test_workers_share_the_memory_for_runs(
+        self,
+        workers: int,
+        free: float,
+        memory: float | None,
+        mask: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        asked: list[float | None] = []
+        train = restoring.train_many
+
+        def trained(*arguments: Any, memory: float | None, **options: Any) -> Any:
+            asked.append(memory)
+            return train(*arguments, memory=memory, **options)
+
+        def engine(jobs: Iterator[Job], options: Options, **_: Any) -> Iterator[Outcome]:
+            return (batch_run.run_job(job, replace(options, workers=workers)) for job in jobs)
+
+        monkeypatch.setattr(restoring, "train_many", trained)
+        monkeypatch.setattr(restoring, "available_memory", lambda _: free)
+        source = write_images(tmp_path / "in", "a.png")
+        done = go(source, tmp_path / "set", masks=[mask], settings=settings(runs=2), engine=engine)
+        assert (done.counts["done"], asked) == (1, [memory])
