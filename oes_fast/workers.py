@@ -23,6 +23,7 @@ import torch
 
 from oes_fast.errors import OESError
 
+LONGEST = 500  # characters of a failure: so short a message is written to a pipe whole or not at all
 _POLL_SECONDS = 0.1
 _NO_START = (
     "workers: expected processes that start, got some that ended before that, for the reason they print; a "

@@ -107,8 +107,8 @@ def restore_all(
 
     A second call with the same folder does what is missing: whatever was killed, no image is restored twice,
     and those that were under way go on from their checkpoints, bit for bit. It takes images that were added,
-    and restores again those whose file has changed. Other settings are refused. A bad image is reported, and
-    the others go on.
+    and restores again those whose file or clean image has changed. Other settings are refused. A bad image is
+    reported, and the others go on.
 
     Args:
         sources: see :class:`oes_fast.batch.Listing`.

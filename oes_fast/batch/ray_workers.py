@@ -20,10 +20,11 @@ from typing import Any
 from oes_fast.backends import AUTO, backends
 from oes_fast.batch.entries import MANIFEST
 from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
-from oes_fast.batch.ray_connection import check_room, connected, one_line, package
+from oes_fast.batch.ray_connection import check_room, connected, package
 from oes_fast.batch.run import leave_if_broken, run_job
-from oes_fast.errors import InputError, OESError
+from oes_fast.errors import InputError, OESError, one_line
 from oes_fast.version import __version__
+from oes_fast.workers import LONGEST
 
 _POLL_SECONDS = 0.2
 _STEP_SECONDS = 2.0  # from one step that a worker tells to its next
@@ -35,7 +36,6 @@ _DIED = (
     f"its worker died {_RETRIES + 1} times, by lack of memory perhaps: with more CPUs for each image, fewer "
     "share it"
 )
-_LONGEST = 500  # characters of a failure
 # Ray would let each task see its GPUs alone, by a variable that CUDA reads once, so that a process could
 # serve no second task; and would end the process with the task, to start Python, PyTorch and CUDA anew.
 _ALL_GPUS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
@@ -228,7 +228,7 @@ class _Run:
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
             return Outcome(job.name, FAILED, failure=_DIED)
         except errors.RayError as error:  # the cluster's fault, and no image's
-            raise OESError(f"ray: {type(error).__name__}: {one_line(error)}"[:_LONGEST]) from error
+            raise OESError(f"ray: {type(error).__name__}: {one_line(error)}"[:LONGEST]) from error
         if isinstance(got, _Misplaced):
             raise OESError(f"ray: {got.why}")
         return got

@@ -37,15 +37,15 @@ from oes_fast.batch.job import (
 )
 from oes_fast.batch.masks import searched
 from oes_fast.batch.restoring import Unmasked, mask_digest, restored
-from oes_fast.errors import InputError, OESError, OESWarning, OutputError
+from oes_fast.errors import InputError, OESError, OESWarning, OutputError, one_line
 from oes_fast.io.files import write_json
 from oes_fast.io.image import SKIMAGE_PREFIX
 from oes_fast.io.locks import Busy, FileLock, NoLocks
 from oes_fast.pipelines.differences import Difference
+from oes_fast.workers import LONGEST
 
 RECORD = "record.json"
 _FORMAT = "oes_fast batch record 1"
-_LONGEST = 500  # characters of a failure
 _LOCK_SECONDS = 0.2  # from one look at a lock that another process holds to the next
 _PATIENCE_SECONDS = 900.0  # with one that has written nothing meanwhile, or three times its checkpoints
 # What no other image of the set would fare better with.
@@ -75,17 +75,17 @@ def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
                 return Outcome(job.name, DONE, searched(job, options))
             return _run(job, options)
     except OutputError as error:
-        return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
+        return _failed(job, one_line(error), fatal=error.errno in _FATAL)
     except OESError as error:
-        return _failed(job, _one_line(error))
+        return _failed(job, one_line(error))
     except OSError as error:
-        return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
+        return _failed(job, one_line(error), fatal=error.errno in _FATAL)
     except Stopped:
         raise
     except Exception as error:  # a fault of ours or of a library, or no memory: the others go on
         if os.environ.get("OES_FAST_DEBUG", "") not in ("", "0"):
             raise
-        return _failed(job, f"{type(error).__name__}: {_one_line(error)}", broken=_breaks(error))
+        return _failed(job, f"{type(error).__name__}: {one_line(error)}", broken=_breaks(error))
 
 
 def leave_if_broken(outcome: Outcome | None) -> None:
@@ -293,9 +293,5 @@ def stamp_of(entry: Entry) -> str | None:
 
 def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False, broken: bool = False) -> Outcome:
     stamp = stamp_of(job.entry) if isinstance(job, Job) else None
-    failure = failure[:_LONGEST]
+    failure = failure[:LONGEST]
     return Outcome(job.name, FAILED, failure=failure, fatal=fatal, stamp=stamp, broken=broken)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,15 +9,13 @@ from typing import TypeVar
 
 import torch
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import PRECISIONS
-
-MAX_SEED = 2**63
 
 
 @dataclass(frozen=True)
