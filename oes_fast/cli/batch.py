@@ -195,7 +195,8 @@ def batch(
 
     The same command again, after Ctrl-C or any kill, restores what is missing, goes on in the middle of the
     images that were under way, takes images that were added and those whose file or clean image has changed.
-    Other settings are refused. An image that cannot be restored is reported and the others go on; the exit code is then 1.
+    Other settings are refused. An image that cannot be restored is reported and the others go on; the exit
+    code is then 1.
     """
     masks = mask or []
     choice = ModelChoice(model, tuple(model_option or ()))
