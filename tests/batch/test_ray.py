@@ -288,6 +288,22 @@ def test_a_worker_without_the_backend_ends_the_set(
         next(run(iter([job])))
 
 
+def test_a_worker_whose_gpu_is_lost_ends(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(BaseException):
+        """In the place of the end of the process."""
+
+    def leave(code: int) -> None:
+        raise Gone
+
+    lost = Outcome("0", "failed", failure="CUDA error: unspecified launch failure", broken=True)
+    monkeypatch.setattr(ray_workers, "run_job", lambda *_: lost)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Gone):
+        next(run(jobs(tmp_path)))
+
+
 def test_the_backend_of_a_cluster_is_not_that_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
