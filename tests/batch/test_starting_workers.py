@@ -90,7 +90,9 @@ def test_an_error_of_who_is_told_ends_the_processes(
             next(local.outcomes(iter([]), batch.Options(), workers=2, stopping=lambda: False, tell=tell))
         else:
             options = comparison_run.Options(tmp_path)
-            comparison_workers.run_in_processes([], Settings(), options, tell, jobs=1, threads=1)
+            comparison_workers.run_in_processes(
+                [], Settings(methods=("oes",)), options, tell, jobs=1, threads=1
+            )
 
     with pytest.raises(oes.OutputError) as caught:  # kept, with its frames
         follow()
