@@ -11,6 +11,8 @@ from torch import Tensor
 
 from oes_fast.errors import InputError
 
+MAX_SEED = 2**63
+MAX_RUNS = 100  # networks, inputs and results of all lie in memory at once
 FLOAT_DTYPES = (torch.float32, torch.float64)
 
 

@@ -70,6 +70,11 @@ class DivergedRunWarning(OESWarning):
     """The loss left for good: it ended clearly above where it began, or lost most of what it had reached."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line ends; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 Sink = Callable[[str, type[OESWarning]], None]
 _of_thread = threading.local()
 

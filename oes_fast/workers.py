@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -21,7 +21,14 @@ from typing import Any
 
 import torch
 
+from oes_fast.errors import OESError
+
+LONGEST = 500  # characters of a failure: so short a message is written to a pipe whole or not at all
 _POLL_SECONDS = 0.1
+_NO_START = (
+    "workers: expected processes that start, got some that ended before that, for the reason they print; a "
+    'script must begin its work under if __name__ == "__main__":'
+)
 _ORPHAN_SECONDS = 20.0  # that a worker whose parent is gone has to write its checkpoint
 
 # Called once in each process with what it may tell the parent by, and what says whether to stop; gives what
@@ -65,7 +72,7 @@ def work_in_processes(
     threads: int,
     stopping: Callable[[], bool],
     tries: int = 1,
-) -> Iterator[Told | Ended]:
+) -> Generator[Told | Ended]:
     """Do works in processes; what they tell, and how each ends, as it comes.
 
     KeyboardInterrupt asks the works to stop, as ``stopping`` does; a second one ends the processes at once.
@@ -79,7 +86,9 @@ def work_in_processes(
         tries: how often a work is begun whose process is killed.
 
     Raises:
-        BaseException: whatever a work raises; the others are ended.
+        BaseException: whatever a work raises; the others are ended, as they are where the iterator is closed,
+            which who stops following it by an error is to do.
+        OESError: processes cannot start.
     """
     pool = _Pool(works, prepare, processes, threads, stopping, tries)
     try:
@@ -148,7 +157,10 @@ class _Pool:
         try:
             return Ended(work, slot.result(), stopping=stopping)
         except BrokenProcessPool:
+            began = slot.began
             slot.close()
+            if not (began or stopping) and tries >= self._tries:
+                raise OESError(_NO_START) from None
             if stopping or tries >= self._tries:
                 return Ended(work, died=True, stopping=stopping)
             self._again.append((work, tries))
@@ -173,6 +185,7 @@ class _Slot:
         self._executor: ProcessPoolExecutor | None = None
         self._receiver: Connection | None = None
         self._pid: int | None = None
+        self.began = False  # whether the process is ready for works, or was
         self.future: Future[Any] | None = None
         self.work: Any = None
         self.tries = 0
@@ -199,7 +212,9 @@ class _Slot:
         with suppress(OSError, EOFError):
             while receiver is not None and receiver.poll():
                 message = receiver.recv()
-                if isinstance(message, int):
+                if isinstance(message, bool):
+                    self.began = message
+                elif isinstance(message, int):
                     self._pid = message
                 else:
                     yield Told(message)
@@ -221,7 +236,7 @@ class _Slot:
 
     def close(self) -> None:
         """End the process where it has nothing to do."""
-        executor, self._executor, self._pid = self._executor, None, None
+        executor, self._executor, self._pid, self.began = self._executor, None, None, False
         if executor is not None:
             executor.shutdown(wait=True)
         if self._receiver is not None:
@@ -242,6 +257,7 @@ class _Worker:
         threading.Thread(target=self._watch_parent, daemon=True).start()
         self.tell(os.getpid())
         self.do = prepare(self.tell, self.stopping)
+        self.tell(True)  # it has begun
 
     def stopping(self) -> bool:
         """Whether to end the work after the update under way."""

@@ -117,7 +117,7 @@ class Listing:
                     if each.name.startswith("."):
                         continue
                     relative = os.path.join(below, each.name)
-                    if each.is_dir():
+                    if _is_folder(each):
                         folders.append((each.path, relative))
                     elif os.path.splitext(each.name)[1].lower() in SUFFIXES:
                         yield each.path, relative
@@ -165,6 +165,13 @@ def _kind(source: str) -> str:
         f"{source}: expected a folder, an image, a pattern such as 'photos/*.png' or a list ({LIST_SUFFIX}, "
         "or - for standard input), got nothing: it does not exist"
     )
+
+
+def _is_folder(each: os.DirEntry[str]) -> bool:
+    try:
+        return each.is_dir()
+    except OSError:  # a link to itself; if it has the name of an image, that fails by itself
+        return False
 
 
 def _fixed(pattern: str) -> str:

@@ -7,21 +7,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from oes_fast._checks import check_flag, check_integer, check_number
-from oes_fast.backends import AUTO, NAMES, backends
+from oes_fast._checks import check_flag, check_number
 from oes_fast.batch import local, summary
+from oes_fast.batch.arguments import check_arguments, results_folder
 from oes_fast.batch.entries import MANIFEST, SUMMARY, Listing
 from oes_fast.batch.job import (
     COLOURS,
     DONE,
     FAILED,
+    SPREAD,
     UNFINISHED,
     UNMASKED,
     Entry,
@@ -38,8 +39,7 @@ from oes_fast.batch.restoring import digest_of_mask
 from oes_fast.batch.run import stamp_of
 from oes_fast.batch.settings import EACH, Settings
 from oes_fast.batch.watching import Engine, Watcher
-from oes_fast.errors import BackendError, InputError, OESError, OutputError
-from oes_fast.io.files import check_path, check_writable
+from oes_fast.errors import InputError, OESError, OESWarning, OutputError, warn_caller
 from oes_fast.io.locks import Busy, RunLocks
 from oes_fast.pipelines.differences import Difference
 
@@ -107,8 +107,8 @@ def restore_all(
 
     A second call with the same folder does what is missing: whatever was killed, no image is restored twice,
     and those that were under way go on from their checkpoints, bit for bit. It takes images that were added,
-    and restores again those whose file has changed. Other settings are refused. A bad image is reported, and
-    the others go on.
+    and restores again those whose file or clean image has changed. Other settings are refused. A bad image is
+    reported, and the others go on.
 
     Args:
         sources: see :class:`oes_fast.batch.Listing`.
@@ -136,23 +136,30 @@ def restore_all(
         InputError: an argument does not fit; two images would write one result; the folder has results of
             other settings; another process restores into it.
         OutputError: the folder cannot be written to, or the disk is full.
-        OESError: the search for a mask failed.
+        OESError: the search for a mask failed; the GPU does nothing more for this process; or workers cannot
+            start.
     """
     began = time.monotonic()
     settings = settings or Settings()
-    _check(settings, masks, workers, threads)
+    check_arguments(settings, masks, workers, threads, here=engine is None)
     options = Options(
         device=str(device),
         verify=check_flag("verify", verify),
         checkpoint_seconds=check_number("checkpoint_seconds", checkpoint_seconds, minimum=0.0),
     )
-    root = _folder(folder)
+    root = results_folder(folder)
     listing = Listing(sources, root, suffix=f".{settings.format}", recursive=recursive, clean=clean)
     try:
         locks = RunLocks([(root / MANIFEST).resolve()])
     except Busy as error:
         raise InputError(f"{error}; wait for it to end, or give this set another folder (-o)") from None
     try:
+        for at, reason in locks.missing.items():
+            warn_caller(
+                f"{at}: files cannot be locked here ({reason}); another process that restores into this "
+                "folder would not be noticed",
+                OESWarning,
+            )
         with Manifest(root / MANIFEST, by_name=listing.by_name) as manifest:
             whole = _Set(root, settings, masks, options, manifest, watcher or Watcher(), stopping)
             if engine is None:
@@ -189,7 +196,7 @@ class _Set:
         self.root, self.settings, self.options = root, settings, options
         self.manifest, self.watcher = manifest, watcher
         self._asked = stopping or (lambda: False)
-        self._fatal: str | None = None
+        self._fatal: Outcome | None = None
         self.interrupted = False
         given = given_masks(masks, settings)
         self._noted: dict[str, Any] | None = None  # settings to note once there is an image
@@ -226,7 +233,9 @@ class _Set:
 
     def take(self, listing: Listing, *, retry_failed: bool) -> None:
         """Note the images of the set, and which of them are to be run."""
-        count = self.manifest.add(listing)
+        # The names of results beside an image that another image's may have.
+        beside = [f"_{Path(SPREAD).stem}"] if self.settings.runs > 1 and self.settings.format == "png" else []
+        count = self.manifest.add(listing, beside=beside)
         if count == 0:
             more = f" among {listing.left_out} files" if listing.left_out else ""
             raise InputError(
@@ -237,9 +246,11 @@ class _Set:
             self.manifest.note_settings(self._noted)
         keep_given(self.root, self._given)
         for row in self.manifest.rows(DONE, FAILED):
-            changed = row.stamp != stamp_of(row.entry.source)
+            stamp = stamp_of(row.entry)
+            changed = row.stamp != stamp
             if row.state == DONE:
                 job = self._job(row.entry)
+                changed = changed and stamp is not None  # the result stays where the image itself is gone
                 changed |= not (job.record.exists() and job.image.exists())
             if changed or (retry_failed and row.state == FAILED):
                 self.manifest.mark(row.entry.name, WAITING)
@@ -251,6 +262,7 @@ class _Set:
 
         Raises:
             OutputError: the results cannot be written, whatever the image.
+            OESError: the search for a mask failed, or this process can compute nothing more.
         """
         try:
             self._run()
@@ -260,9 +272,10 @@ class _Set:
             self.interrupted = True
         if self._fatal is not None:
             counts = self.manifest.counts()
-            raise OutputError(
-                f"{self._fatal}; {counts[DONE]} of {sum(counts.values())} images are done, and the same "
-                "command goes on from there"
+            where = f"{self._fatal.name}: " if self._fatal.broken else ""
+            raise (OESError if self._fatal.broken else OutputError)(
+                f"{where}{self._fatal.failure}; {counts[DONE]} of {sum(counts.values())} images are done, "
+                "and the same command goes on from there"
             )
 
     def _run(self) -> None:
@@ -292,7 +305,9 @@ class _Set:
             return
         if all(mask.channels != channels for mask in self.masks):
             entries = (row.entry for row in self._unmasked(channels))
-            self._search(*candidates(entries, self.settings, channels))
+            found, _ = candidates(entries, self.settings, channels)
+            if found:  # else their own jobs say what has become of them
+                self._search(found, channels)
         for row in self._unmasked(channels):
             self.manifest.mark(row.entry.name, WAITING)
 
@@ -305,7 +320,8 @@ class _Set:
             return
         job = MaskSearch(self.root, tuple(entries), channels, self.settings)
         ended = self.search_engine(iter([job]), self.options, stopping=self._stopping, tell=self.watcher.step)
-        outcome = next(ended, None)
+        with _closing(ended):
+            outcome = next(ended, None)
         if outcome is None:
             self.interrupted = True
             return
@@ -317,14 +333,15 @@ class _Set:
     def _restore(self) -> None:
         """Run the jobs of all images that wait."""
         ended = self.engine(self._jobs(), self.options, stopping=self._stopping, tell=self.watcher.step)
-        for outcome in ended:
-            if outcome.fatal:
-                self._fatal = outcome.failure
-                self.manifest.mark(outcome.name, WAITING)
-                continue
-            self.manifest.end(outcome)
-            if outcome.state != UNMASKED:
-                self.watcher.ended(outcome)
+        with _closing(ended):
+            for outcome in ended:
+                if outcome.fatal or outcome.broken:
+                    self._fatal = outcome
+                    self.manifest.mark(outcome.name, WAITING)
+                    continue
+                self.manifest.end(outcome)
+                if outcome.state != UNMASKED:
+                    self.watcher.ended(outcome)
 
     def _jobs(self) -> Iterator[Job]:
         for row in self.manifest.rows(WAITING):
@@ -343,12 +360,11 @@ class _Set:
         found = self.manifest.counts()
         counts = {name: found[name] for name in (DONE, FAILED)}
         counts["waiting"] = sum(found.values()) - sum(counts.values())
-        if counts["waiting"] == 0:
-            unfinished = self.root / UNFINISHED
-            if counts[FAILED] == 0:
-                shutil.rmtree(unfinished, ignore_errors=True)
-            with suppress(OSError):
-                unfinished.rmdir()
+        unfinished = self.root / UNFINISHED
+        if not any(map(self.manifest.holds, (WAITING, UNMASKED, FAILED))):  # nor images of an earlier call
+            shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            unfinished.rmdir()
         failures = [(row.entry.name, row.failure or "") for row in islice(self.manifest.rows(FAILED), _SHOWN)]
         files = {"csv": self.root / f"{SUMMARY}.csv", "json": self.root / f"{SUMMARY}.json"}
         for mask in self.masks:
@@ -368,26 +384,10 @@ class _Set:
         return batch
 
 
-def _folder(folder: str | os.PathLike[str]) -> Path:
-    root = Path(os.path.abspath(check_path("folder", folder)))
+@contextmanager
+def _closing(ended: Iterator[Outcome]) -> Iterator[None]:
+    """End what an engine has under way, whatever happens inside: an error would keep it, by its frames."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{root}: cannot make the folder: {error.strerror or error}") from error
-    check_writable(root / f"{SUMMARY}.json")
-    check_writable(root / MANIFEST)
-    return root
-
-
-def _check(settings: Settings, masks: object, workers: int, threads: int | None) -> None:
-    if not isinstance(settings, Settings):
-        raise InputError(f"settings: expected Settings, got {type(settings).__name__}")
-    if isinstance(masks, str | os.PathLike) or not isinstance(masks, Sequence):
-        raise InputError(f"masks: expected a list of files, got {masks!r}")
-    check_integer("workers", workers, minimum=1)
-    if threads is not None:
-        check_integer("threads", threads, minimum=1, below=2**15)
-    if settings.backend not in (AUTO, *NAMES):
-        raise InputError(f"backend: expected one of {', '.join((AUTO, *NAMES))}, got {settings.backend!r}")
-    if settings.backend != AUTO and not (status := backends()[settings.backend]).available:
-        raise BackendError(f"backend: {settings.backend} cannot run here: {status.reason}")
+        yield
+    finally:
+        getattr(ended, "close", lambda: None)()

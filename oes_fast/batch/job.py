@@ -71,6 +71,7 @@ class Options:
         device: to compute on.
         verify: compare the rewritten network with the dense one, once for each mask and size of image.
         checkpoint_seconds: time between two checkpoints.
+        workers: jobs at once that share the memory of the device.
         stopping: whether to stop after the update under way.
         report: takes each :class:`Step`.
     """
@@ -78,6 +79,7 @@ class Options:
     device: str = "cpu"
     verify: bool = True
     checkpoint_seconds: float = 60.0
+    workers: int = 1
     stopping: Callable[[], bool] = never
     report: Callable[[Step], None] = ignore
 
@@ -98,6 +100,8 @@ class Outcome:
         failure: why it failed.
         fatal: whether the other jobs would fail as well, as on a full disk; such a job is not done with.
         stamp: of the image file, by which a change of it is noticed.
+        broken: whether the process can compute nothing more, as after most errors of CUDA; the job is for
+            another one to go on with.
     """
 
     name: str
@@ -106,6 +110,7 @@ class Outcome:
     failure: str | None = None
     fatal: bool = False
     stamp: str | None = None
+    broken: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
-from oes_fast.batch.run import run_job
+from oes_fast.batch.run import leave_if_broken, run_job
 from oes_fast.workers import Told, work_in_processes
 
 TRIES = 5  # for an image whose process is killed: it goes on from its checkpoint
@@ -67,23 +68,25 @@ def _in_processes(
     stopping: Callable[[], bool],
     tell: Callable[[Step], None],
 ) -> Iterator[Outcome]:
-    plain = replace(options, stopping=never, report=ignore)
-    for event in work_in_processes(
+    plain = replace(options, stopping=never, report=ignore, workers=workers)
+    events = work_in_processes(
         jobs, partial(_prepare, plain), processes=workers, threads=threads, stopping=stopping, tries=TRIES
-    ):
-        if isinstance(event, Told):
-            tell(event.message)
-        elif event.result is not None:
-            yield event.result
-        elif event.died and not event.stopping:
-            yield Outcome(event.work.name, FAILED, failure=DIED)
+    )
+    with closing(events):
+        for event in events:
+            if isinstance(event, Told):
+                tell(event.message)
+            elif event.result is not None:
+                yield event.result
+            elif event.died and not event.stopping:
+                yield Outcome(event.work.name, FAILED, failure=DIED)
 
 
 def _prepare(
     options: Options, tell: Callable[[Step], None], stopping: Callable[[], bool]
 ) -> Callable[[Job | MaskSearch], Outcome | None]:
     """What runs a job in a process."""
-    return partial(_stoppable, options=replace(options, stopping=stopping, report=tell))
+    return partial(_replaceable, options=replace(options, stopping=stopping, report=tell))
 
 
 def _stoppable(job: Job | MaskSearch, options: Options) -> Outcome | None:
@@ -94,3 +97,10 @@ def _stoppable(job: Job | MaskSearch, options: Options) -> Outcome | None:
         return run_job(job, options)
     except Stopped:
         return None
+
+
+def _replaceable(job: Job | MaskSearch, options: Options) -> Outcome | None:
+    """As :func:`_stoppable`, in a process that is begun anew when it ends."""
+    outcome = _stoppable(job, options)
+    leave_if_broken(outcome)
+    return outcome

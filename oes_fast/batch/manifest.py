@@ -117,7 +117,8 @@ class Manifest:
     @property
     def settings(self) -> dict[str, Any] | None:
         """What was noted with :meth:`note_settings`, None where nothing was."""
-        found = self._note("settings")
+        with self._errors():
+            found = self._note("settings")
         return None if found is None else json.loads(found)
 
     def note_settings(self, settings: Mapping[str, Any]) -> None:
@@ -126,13 +127,17 @@ class Manifest:
             self._set_note("settings", json.dumps(settings))
             self.commit()
 
-    def add(self, entries: Iterable[Entry]) -> int:
+    def add(self, entries: Iterable[Entry], *, beside: Iterable[str] = ()) -> int:
         """Note the images of this run, all or none; their number.
 
         What is known of an image stays. Images of earlier runs that are not among them are left alone.
 
+        Args:
+            entries: the images.
+            beside: endings to the name of each that name further results of it.
+
         Raises:
-            InputError: the results of two of them would have one name; both are named.
+            InputError: the results of two images would have one name; both are named.
         """
         count = 0
         with self._errors():
@@ -141,6 +146,8 @@ class Manifest:
                 for entry in entries:
                     self._add(entry)
                     count += 1
+                for ending in beside:
+                    self._check_beside(ending)
             except BaseException:
                 self._db.execute("rollback")
                 self._db.execute("begin")
@@ -166,15 +173,32 @@ class Manifest:
                 f"also that of {os.fsdecode(other)}; rename one, or restore them into folders of their own"
             )
 
+    def _check_beside(self, ending: str) -> None:
+        """Fail if a result beside that of one image would have the name of another's."""
+        found = self._db.execute(
+            "select a.source, b.source from entries a join entries b on b.name = cast(a.name || ? as blob) "
+            "where a.run = ? or b.run = ? limit 1",
+            (ending, self.run, self.run),
+        ).fetchone()
+        if found is not None:
+            one, other = map(os.fsdecode, found)
+            raise InputError(
+                f"{other}: expected images whose results have names of their own, but {one} has a result of "
+                f"that name and {ending!r}; rename one, or restore them into folders of their own"
+            )
+
     def counts(self) -> dict[str, int]:
         """The number of images of this run in each state."""
-        found = self._db.execute("select state, count(*) from entries where run = ? group by 1", (self.run,))
-        return dict.fromkeys(STATES, 0) | dict(found.fetchall())
+        query = "select state, count(*) from entries where run = ? group by 1"
+        with self._errors():
+            found = self._db.execute(query, (self.run,)).fetchall()
+        return dict.fromkeys(STATES, 0) | dict(found)
 
     def holds(self, state: str) -> bool:
         """Whether an image of this or an earlier run is in that state."""
-        found = self._db.execute("select 1 from entries where state = ? limit 1", (state,))
-        return found.fetchone() is not None
+        with self._errors():
+            found = self._db.execute("select 1 from entries where state = ? limit 1", (state,)).fetchone()
+        return found is not None
 
     def rows(self, *states: str, everything: bool = False) -> Iterator[Row]:
         """The images in order, a page at a time, so that they may change meanwhile.
@@ -204,7 +228,9 @@ class Manifest:
     def unmasked(self) -> list[int]:
         """The numbers of channels of images that wait for a mask."""
         query = "select distinct channels from entries where run = ? and state = ? order by 1"
-        return [channels for (channels,) in self._db.execute(query, (self.run, UNMASKED))]
+        with self._errors():
+            found = self._db.execute(query, (self.run, UNMASKED)).fetchall()
+        return [channels for (channels,) in found]
 
     def rest(self) -> None:
         """Let all that was running wait: nothing runs."""
@@ -246,7 +272,9 @@ class Manifest:
             "where run = ? and state = ?"
         )
         names = ("psnr_noisy", "psnr", "psnr_lowest", "psnr_highest", "seconds")
-        return dict(zip(names, self._db.execute(query, (self.run, DONE)).fetchone(), strict=True))
+        with self._errors():
+            found = self._db.execute(query, (self.run, DONE)).fetchone()
+        return dict(zip(names, found, strict=True))
 
     def _settle(self) -> None:
         if time.monotonic() - self._written >= _COMMIT_SECONDS:

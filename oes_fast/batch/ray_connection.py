@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from oes_fast.errors import OESError, OESWarning, warn_caller
+from oes_fast.errors import OESError, OESWarning, one_line, warn_caller
 
 LOCAL = "local"  # address of a cluster of this machine alone, which begins and ends with the command
 EXTRA = 'pip install "oes_fast[ray]"'
@@ -147,8 +147,3 @@ def check_room(ray: Any, address: str, cpus: float, gpus: float) -> None:
             f"ray: expected a machine with {cpus:g} CPUs and {gpus:g} GPUs for each image in the cluster "
             f"{address}, got machines with {most}"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without line ends."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from oes_fast.backends import AUTO, backends
 from oes_fast.batch.entries import MANIFEST
 from oes_fast.batch.job import FAILED, Job, MaskSearch, Options, Outcome, Step, Stopped, ignore, never
-from oes_fast.batch.ray_connection import check_room, connected, one_line, package
-from oes_fast.batch.run import run_job
-from oes_fast.errors import InputError, OESError
+from oes_fast.batch.ray_connection import check_room, connected, package
+from oes_fast.batch.run import leave_if_broken, run_job
+from oes_fast.errors import InputError, OESError, one_line
 from oes_fast.version import __version__
+from oes_fast.workers import LONGEST
 
 _POLL_SECONDS = 0.2
 _STEP_SECONDS = 2.0  # from one step that a worker tells to its next
@@ -34,7 +36,6 @@ _DIED = (
     f"its worker died {_RETRIES + 1} times, by lack of memory perhaps: with more CPUs for each image, fewer "
     "share it"
 )
-_LONGEST = 500  # characters of a failure
 # Ray would let each task see its GPUs alone, by a variable that CUDA reads once, so that a process could
 # serve no second task; and would end the process with the task, to start Python, PyTorch and CUDA anew.
 _ALL_GPUS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
@@ -143,7 +144,9 @@ class _Run:
         self._inbox = ray.remote(num_cpus=0, max_restarts=-1)(_Inbox).remote()
         self._taking: Any = None
         self._take_at = 0.0
-        plain = replace(options, stopping=never, report=ignore)  # those of this process cannot be pickled
+        share = max(1, int(1 / gpus)) if gpus else 1  # tasks on one GPU
+        # The functions of this process cannot be pickled.
+        plain = replace(options, stopping=never, report=ignore, workers=share)
         self._shared = ray.put((plain, place))
         self._pending: dict[Any, Job | MaskSearch] = {}
         self._stopped = False
@@ -224,9 +227,8 @@ class _Run:
             raise OESError(f"ray: a worker failed at {job.name}: {_last_line(error)}") from error
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
             return Outcome(job.name, FAILED, failure=_DIED)
-        except errors.RayError as error:
-            failure = f"ray: {type(error).__name__}: {one_line(error)}"
-            return Outcome(job.name, FAILED, failure=failure[:_LONGEST])
+        except errors.RayError as error:  # the cluster's fault, and no image's
+            raise OESError(f"ray: {type(error).__name__}: {one_line(error)}"[:LONGEST]) from error
         if isinstance(got, _Misplaced):
             raise OESError(f"ray: {got.why}")
         return got
@@ -239,8 +241,10 @@ class _Run:
                 return
             taking, self._taking = self._taking, None
             with suppress(self._ray.exceptions.RayError):  # its machine is gone; it begins anew elsewhere
+                alive = {job.name for job in self._pending.values()}
                 for step in self._ray.get(taking):
-                    tell(step)
+                    if step.name in alive:  # else its outcome came first
+                        tell(step)
         if time.monotonic() >= self._take_at:
             self._take_at = time.monotonic() + _STEP_SECONDS / 4
             self._taking = self._inbox.take.remote()
@@ -257,7 +261,7 @@ def _seen(job: Job | MaskSearch) -> list[Path]:
     entries = [job.entry] if isinstance(job, Job) else job.entries
     files = [path for entry in entries for path in (entry.source, entry.clean) if path is not None]
     # Only the folder that the driver writes to has a manifest: a worker without makes a folder of its own.
-    return [path for path in (job.root / MANIFEST, *map(Path, files)) if path.exists()]
+    return [path for path in (job.root / MANIFEST, *map(Path, files)) if os.path.exists(path)]
 
 
 def _work(
@@ -267,13 +271,15 @@ def _work(
     import torch
 
     options, place = shared
-    why = _unfit(seen, place)
+    why = _unfit(seen, place, job.settings.backend)
     if why:
         return _Misplaced(why)
     torch.set_num_threads(place.threads)
     if place.gpu:
         options = replace(options, device=_own_gpu())
         torch.cuda.set_device(options.device)
+    else:
+        options = replace(options, workers=max(1, (os.cpu_count() or 1) // place.threads))
     told_at = 0.0
 
     def report(step: Step) -> None:
@@ -285,7 +291,9 @@ def _work(
 
     with _cancelled() as stopping:
         try:
-            return run_job(job, replace(options, stopping=stopping, report=report))
+            outcome = run_job(job, replace(options, stopping=stopping, report=report))
+            leave_if_broken(outcome)
+            return outcome
         except Stopped:
             return None
         finally:
@@ -320,14 +328,16 @@ def _own_gpu() -> str:
     return f"cuda:{visible.split(',').index(str(number)) if visible else number}"
 
 
-def _unfit(seen: list[Path], place: _Place) -> str | None:
+def _unfit(seen: list[Path], place: _Place, backend: str) -> str | None:
     """Why this process cannot work for the driver; None where it can."""
     here = f"the worker on {socket.gethostname()}"
     if place.version != __version__:
         return f"expected oes_fast {place.version} on all machines, as here, got {__version__} for {here}"
+    if backend != AUTO and not (status := backends()[backend]).available:
+        return f"expected backend {backend} on all machines, but it cannot run for {here}: {status.reason}"
     end = time.monotonic() + _SEEN_SECONDS
     for path in seen:
-        while not path.exists():
+        while not os.path.exists(path):  # that of Path raises, as for a name that is too long
             if time.monotonic() > end:
                 return f"expected folders that all machines share, but {here} does not see {path}"
             time.sleep(_POLL_SECONDS)

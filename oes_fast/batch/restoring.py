@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import warnings
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oes_fast._memory import available_memory
 from oes_fast.autotune_cache import choices_put_back
 from oes_fast.batch.job import MASK, SPREAD, SPREAD_NUMBERS, Job, Options, Step, Stopped, mask_path
 from oes_fast.errors import CheckpointError, InputError, OESError, OESWarning
@@ -27,6 +29,7 @@ from oes_fast.io.plots import spread_picture
 from oes_fast.mask import Mask
 from oes_fast.mask_notes import with_network
 from oes_fast.noise import add_noise
+from oes_fast.pipelines.at_once import SHARE
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.failures import without_diverged
 from oes_fast.pipelines.loop import StepInfo
@@ -244,6 +247,7 @@ class _Restoration:
         else:
             paths = [self.job.work / f"train.{number}.ckpt" for number in range(count)]
             more |= {"checkpoints": paths, "callback": partial(self.progress.of_run, count)}
+            more["memory"] = self._memory()
             more["seed"] = [self.seed + number for number in range(count)]
             nets, inputs = zip(*generators, strict=True)
             fits = going_on(paths, lambda on: _many(nets, mask, inputs, self.noisy, resume=on, **more))
@@ -253,6 +257,14 @@ class _Restoration:
         if self.job.masks and all(fit is not None and fit.backend != "reference" for fit in fits):
             _verified.add(like)
         return fits
+
+    def _memory(self) -> float | None:
+        """Bytes for the runs that are made at once, this worker's part of what one alone takes."""
+        if self.options.workers == 1:
+            return None
+        free = available_memory(self.noisy.device)
+        # Where all is taken, or over a limit, runs are made one after another.
+        return max(1.0, SHARE * free / self.options.workers) if math.isfinite(free) else None
 
     def _common(self) -> dict[str, Any]:
         return {

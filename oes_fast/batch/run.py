@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,22 +20,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from oes_fast.batch.job import DONE, FAILED, UNMASKED, Job, MaskSearch, Options, Outcome, Stopped
+import torch
+
+from oes_fast.batch.job import (
+    DONE,
+    FAILED,
+    SPREAD,
+    SPREAD_NUMBERS,
+    UNMASKED,
+    Entry,
+    Job,
+    MaskSearch,
+    Options,
+    Outcome,
+    Stopped,
+)
 from oes_fast.batch.masks import searched
 from oes_fast.batch.restoring import Unmasked, mask_digest, restored
-from oes_fast.errors import InputError, OESError, OESWarning, OutputError
+from oes_fast.errors import InputError, OESError, OESWarning, OutputError, one_line
 from oes_fast.io.files import write_json
 from oes_fast.io.image import SKIMAGE_PREFIX
 from oes_fast.io.locks import Busy, FileLock, NoLocks
 from oes_fast.pipelines.differences import Difference
+from oes_fast.workers import LONGEST
 
 RECORD = "record.json"
 _FORMAT = "oes_fast batch record 1"
-_LONGEST = 500  # characters of a failure
 _LOCK_SECONDS = 0.2  # from one look at a lock that another process holds to the next
 _PATIENCE_SECONDS = 900.0  # with one that has written nothing meanwhile, or three times its checkpoints
 # What no other image of the set would fare better with.
 _FATAL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE")} - {None}
+_FATAL_TO_READ = _FATAL - {errno.EIO}  # a bad sector of one file, which is not to end the set for ever
 
 
 def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
@@ -59,21 +75,34 @@ def run_job(job: Job | MaskSearch, options: Options) -> Outcome:
                 return Outcome(job.name, DONE, searched(job, options))
             return _run(job, options)
     except OutputError as error:
-        return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
+        return _failed(job, one_line(error), fatal=error.errno in _FATAL)
     except OESError as error:
-        return _failed(job, _one_line(error))
+        return _failed(job, one_line(error))
     except OSError as error:
-        return _failed(job, _one_line(error), fatal=error.errno in _FATAL)
+        return _failed(job, one_line(error), fatal=error.errno in _FATAL)
     except Stopped:
         raise
     except Exception as error:  # a fault of ours or of a library, or no memory: the others go on
         if os.environ.get("OES_FAST_DEBUG", "") not in ("", "0"):
             raise
-        return _failed(job, f"{type(error).__name__}: {_one_line(error)}")
+        return _failed(job, f"{type(error).__name__}: {one_line(error)}", broken=_breaks(error))
+
+
+def leave_if_broken(outcome: Outcome | None) -> None:
+    """End this process, a worker that is replaced, where an outcome says that it can compute nothing more."""
+    if outcome is not None and outcome.broken:
+        print(f"{outcome.name}: {outcome.failure}; another process goes on", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _breaks(error: Exception) -> bool:
+    """Whether CUDA does nothing more for this process: whatever follows fails with the same error."""
+    text = str(error)
+    return torch.cuda.is_initialized() and "CUDA error" in text and "out of memory" not in text
 
 
 def _run(job: Job, options: Options) -> Outcome:
-    stamp = stamp_of(job.entry.source)
+    stamp = stamp_of(job.entry)
     inputs = {"image": _digest(job.entry.source)}
     if job.entry.clean is not None:
         inputs["clean"] = _digest(job.entry.clean)
@@ -89,7 +118,7 @@ def _run(job: Job, options: Options) -> Outcome:
         head = {"format": _FORMAT, "name": job.name, "source": job.entry.source}
         kept = {**head, "inputs": inputs, "settings": _settings(job), **content}
         write_json(job.work / RECORD, kept)
-        _place(job)
+        _place(job, kept)
     return Outcome(job.name, DONE, kept["figures"], stamp=stamp)
 
 
@@ -104,12 +133,12 @@ def _finished(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:
         InputError: a file of that name is there that is none of the set, or was made by other settings.
     """
     waiting = _read(job.work / RECORD)
-    if waiting is not None and waiting["inputs"] == inputs and not _clauses(job, waiting):
-        _place(job)  # a process was killed between the last two steps
+    if waiting is not None and _is_made_of(waiting, inputs) and not _clauses(job, waiting):
+        _place(job, waiting)  # a process was killed between the last two steps
         return waiting
     found = _read(job.record)
     if found is None:
-        for path in (job.record, job.image):
+        for path in (job.record, *job.files.values()):
             if waiting is None and path.exists():
                 raise InputError(
                     f"{path}: a file of that name is there already, and no record says that it is a result "
@@ -117,8 +146,17 @@ def _finished(job: Job, inputs: dict[str, str]) -> dict[str, Any] | None:
                 )
         return None
     if clauses := _clauses(job, found):
-        raise InputError(f"{job.record}: the image was restored {clauses}; remove it to restore it anew")
-    return found if found["inputs"] == inputs and job.image.exists() else None
+        others = ", ".join(path.name for path in job.files.values() if path.exists())
+        raise InputError(
+            f"{job.record}: the image was restored {clauses}; remove it{others and f' and {others}'} to "
+            "restore it anew"
+        )
+    return found if _is_made_of(found, inputs) and job.image.exists() else None
+
+
+def _is_made_of(record: dict[str, Any], inputs: dict[str, str]) -> bool:
+    """Whether a record is of these files; one that was measured serves where there is no clean image now."""
+    return inputs.items() <= record["inputs"].items()
 
 
 def _clauses(job: Job, found: dict[str, Any]) -> str:
@@ -132,11 +170,14 @@ def _clauses(job: Job, found: dict[str, Any]) -> str:
     return "; ".join(difference.clause() for difference in differences)
 
 
-def _place(job: Job) -> None:
+def _place(job: Job, record: dict[str, Any]) -> None:
     """Let the results take their names, the record last."""
     job.image.parent.mkdir(parents=True, exist_ok=True)
     for made, path in job.files.items():
-        with suppress(FileNotFoundError):  # it has its name, or there is no spread of a single run
+        if made in (SPREAD, SPREAD_NUMBERS) and record["figures"].get("spread") is None:
+            path.unlink(missing_ok=True)  # of an earlier image of the name, with more sound runs
+            continue
+        with suppress(FileNotFoundError):  # it has its name
             os.replace(job.work / made, path)
     os.replace(job.work / RECORD, job.record)
 
@@ -191,8 +232,8 @@ def _owned(work: Path, options: Options) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, OESError) and not isinstance(error, OutputError):
-                shutil.rmtree(work, ignore_errors=True)  # the image's own fault: nothing to go on from
+            if type(error) is OESError:  # the training itself fails; other kinds may be mended
+                shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):
                 work.rmdir()
             raise
@@ -214,6 +255,7 @@ def _digest(source: str) -> str:
 
     Raises:
         InputError: it cannot be read.
+        OSError: nor could the others, until the file server is well again.
     """
     if source.startswith(SKIMAGE_PREFIX):
         return source
@@ -223,25 +265,33 @@ def _digest(source: str) -> str:
             while block := file.read(2**20):
                 sha.update(block)
     except OSError as error:
+        if error.errno in _FATAL_TO_READ:
+            raise
         raise InputError(f"{source}: cannot read the image: {error.strerror or error}") from error
     return sha.hexdigest()
 
 
-def stamp_of(source: str) -> str | None:
-    """Size and time of change of a file, by which a change of it is noticed; None where there is none."""
-    if source.startswith(SKIMAGE_PREFIX):
-        return ""
-    try:
-        found = os.stat(source)
-    except (OSError, ValueError):
-        return None
-    return f"{found.st_size} {found.st_mtime_ns}"
+def stamp_of(entry: Entry) -> str | None:
+    """By which a change of an image is noticed: sizes and times of change of its file and of the clean one.
+
+    None where a file is not there.
+    """
+    stamps = []
+    for path in (entry.source, entry.clean):
+        if path is None:
+            continue
+        if path.startswith(SKIMAGE_PREFIX):
+            stamps.append("")
+            continue
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        stamps.append(f"{found.st_size} {found.st_mtime_ns}")
+    return "; ".join(stamps)
 
 
-def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False) -> Outcome:
-    stamp = stamp_of(job.entry.source) if isinstance(job, Job) else None
-    return Outcome(job.name, FAILED, failure=failure[:_LONGEST], fatal=fatal, stamp=stamp)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _failed(job: Job | MaskSearch, failure: str, *, fatal: bool = False, broken: bool = False) -> Outcome:
+    stamp = stamp_of(job.entry) if isinstance(job, Job) else None
+    failure = failure[:LONGEST]
+    return Outcome(job.name, FAILED, failure=failure, fatal=fatal, stamp=stamp, broken=broken)

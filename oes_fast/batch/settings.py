@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import MAX_RUNS, MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.io.image import FORMATS, MIN_SIDE
 from oes_fast.models.registry import MODELS, network
@@ -17,8 +17,6 @@ from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import DEFAULT, PRECISIONS
 
-MAX_SEED = 2**63
-MAX_RUNS = 100  # networks, inputs and results of all lie in memory at once
 FIRST, EACH = "first", "each"
 _SEARCH = ("search", "density", "search_steps", "search_lr", "kl", "temperature", "mask_option")
 _TRAINING = ("train_steps", "train_lr", "runs", "average", "weight_decay", "format", "bits")

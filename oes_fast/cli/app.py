@@ -116,8 +116,8 @@ def options(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; see :func:`oes_fast.cli.main`."""
     arguments = sys.argv[1:] if args is None else list(args)
+    failed: BaseException | None = None
     try:
-        failed: BaseException | None = None
         try:
             with plain_warnings():
                 code = typer.main.get_command(app).main(
@@ -152,3 +152,5 @@ def main(args: Sequence[str] | None = None) -> int:
             kind = "out of memory (--size makes the image smaller)"
         say("error", f"{kind}: {error} (OES_FAST_DEBUG=1 shows where it came from)")
         return EXIT_UNEXPECTED
+    finally:
+        failed = None  # its traceback has this frame, and all that the command had would stay with it

@@ -194,8 +194,9 @@ def batch(
     * batch.sqlite, the manifest: what is done and what is not.
 
     The same command again, after Ctrl-C or any kill, restores what is missing, goes on in the middle of the
-    images that were under way, takes images that were added and those whose file has changed. Other settings
-    are refused. An image that cannot be restored is reported and the others go on; the exit code is then 1.
+    images that were under way, takes images that were added and those whose file or clean image has changed.
+    Other settings are refused. An image that cannot be restored is reported and the others go on; the exit
+    code is then 1.
     """
     masks = mask or []
     choice = ModelChoice(model, tuple(model_option or ()))
@@ -226,7 +227,7 @@ def batch(
         bits=bits,
         model=recipes[0].name,
         model_options=recipes[0].options,
-        backend=find_backend(backend),
+        backend=find_backend(backend, here=ray is None),
         precision=precision,
     )
     if sigma is not None and clean is not None:
@@ -298,8 +299,7 @@ def _finish(done: Batch, progress: BatchProgress, quiet: bool) -> int:
             _print_images(done)
         print_table(_rows(done, progress.restored), done.files.values())
     if done.counts["failed"]:
-        shown = "" if done.failures else "; batch.csv says why"
-        warn(f"{done.counts['failed']} images failed; --retry-failed tries them again{shown}")
+        warn(f"{done.counts['failed']} images failed; --retry-failed tries them again; batch.csv says why")
     if done.interrupted:
         counts = f"{done.counts['done']} of {total} images are restored"
         warn(f"{signals.stop.words}: {counts}; the same command goes on from there")

@@ -11,7 +11,7 @@ from oes_fast.cli import signals
 from oes_fast.cli.checkpoints import Checkpoints
 from oes_fast.cli.console import warn
 from oes_fast.cli.settings import debug
-from oes_fast.errors import CheckpointError, InputError, OESError, OutputError
+from oes_fast.errors import CheckpointError, InputError, OESError, OutputError, one_line
 from oes_fast.io.files import check_writable, sweep
 from oes_fast.io.image import FORMATS
 from oes_fast.io.locks import Busy, RunLocks
@@ -129,7 +129,7 @@ class Outputs:
         except Exception as error:  # whatever one file fails with, the others must be written
             if debug():
                 raise
-            self.failed[kind] = _one_line(error, path)
+            self.failed[kind] = _reason(error, path)
         else:
             self.written[kind] = path
 
@@ -195,6 +195,6 @@ def _identity(path: str | Path) -> Path:
     return Path(path).absolute().resolve()
 
 
-def _one_line(error: Exception, path: Path) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _reason(error: Exception, path: Path) -> str:
+    text = one_line(error)
     return text if isinstance(error, OESError) else f"{path}: cannot write: {text}"

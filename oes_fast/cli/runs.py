@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer
+from oes_fast._checks import MAX_RUNS, MAX_SEED, check_integer
 from oes_fast.cli.console import warn
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import Problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import columns, decibels, measure
-from oes_fast.cli.settings import MAX_SEED
 from oes_fast.errors import InputError, OESError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.plots import spread_picture
@@ -31,8 +30,6 @@ from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.runs_mean import RunsMean, mean_and_spread, mean_of_runs, run_image
 from oes_fast.pipelines.train import TrainResult
-
-MAX_RUNS = 100  # networks, inputs and results of all lie in memory at once
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,13 @@ from typing import TypeVar
 
 import torch
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import PRECISIONS
-
-MAX_SEED = 2**63
 
 
 @dataclass(frozen=True)
@@ -208,14 +206,18 @@ def find_seed(name: str, *values: int | None) -> int:
     return check_integer(name, next((v for v in values if v is not None), 0), minimum=0, below=MAX_SEED)
 
 
-def find_backend(name: str) -> str:
+def find_backend(name: str, *, here: bool = True) -> str:
     """``name`` if that backend is here, or "auto".
+
+    Args:
+        name: of a backend.
+        here: whether it is to run on this machine.
 
     Raises:
         BackendError: it cannot run here; the message says why.
     """
     check_choice("--backend", name, (AUTO, *NAMES))
-    if name != AUTO and not (status := backends()[name]).available:
+    if here and name != AUTO and not (status := backends()[name]).available:
         raise BackendError(f"--backend: {name} cannot run here: {status.reason}")
     return name
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.errors import InputError
 from oes_fast.models.registry import MODELS, network
@@ -18,7 +18,6 @@ from oes_fast.pruning.select import SCOPES, SMALL
 BASELINES = ("dense_dip", "deep_decoder", "sgld")
 NAMES = (*METHODS, *BASELINES, *CLASSICAL)  # all that can be compared
 
-MAX_SEED = 2**63
 _POINTS = 50  # steps at which the SSIM is taken, by default
 _IMP_SHARE = 0.2  # of the weights, pruned by each round of IMP, by default (Frankle et al. 2019)
 _BURN_IN = 7_000  # of the published SGLD

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,10 +16,9 @@ from torch import Tensor
 from oes_fast.comparison.cells import Cell
 from oes_fast.comparison.run import Options, Step, Stopped, run_cell
 from oes_fast.comparison.settings import Settings
-from oes_fast.errors import OESError
-from oes_fast.workers import Told, work_in_processes
+from oes_fast.errors import OESError, one_line
+from oes_fast.workers import LONGEST, Told, work_in_processes
 
-_LONGEST = 500  # characters of a failure: so short a message is written to a pipe whole or not at all
 _DIED = "its process was killed, by lack of memory perhaps; the same command goes on from its checkpoint"
 
 
@@ -56,17 +56,13 @@ def _run_group(group: list[Cell], clean: Tensor, settings: Settings, options: Op
         except Stopped:
             return False
         except (OESError, OSError) as error:
-            failure = _one_line(error)
+            failure = one_line(error)
         except Exception as error:  # a fault of ours or of a library, or no memory: the others go on
             if os.environ.get("OES_FAST_DEBUG", "") not in ("", "0"):
                 raise
-            failure = f"{type(error).__name__}: {_one_line(error)}"
-        tell(Outcome(cell, None if failure is None else failure[:_LONGEST]))
+            failure = f"{type(error).__name__}: {one_line(error)}"
+        tell(Outcome(cell, None if failure is None else failure[:LONGEST]))
     return True
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def run_in_processes(
@@ -79,25 +75,27 @@ def run_in_processes(
     plain = replace(options, stopping=_never, report=_ignore)  # those of this process cannot be pickled
     told: set[Cell] = set()
     whole = 0
-    for event in work_in_processes(
+    events = work_in_processes(
         # NumPy's arrays are pickled; torch would pass its tensors by shared memory and open files.
         ((group, clean.numpy()) for group, clean in works),
         partial(_prepare, settings, plain),
         processes=min(jobs, len(works)),
         threads=threads,
         stopping=options.stopping,
-    ):
-        if isinstance(event, Told):
-            if isinstance(event.message, Outcome):
-                told.add(event.message.cell)
-            tell(event.message)
-        elif event.died and not event.stopping:
-            whole += 1
-            for cell in event.work[0]:
-                if cell not in told:
-                    tell(Outcome(cell, _DIED))
-        else:
-            whole += bool(event.result)
+    )
+    with closing(events):  # an error of who is told would keep it, by its frames
+        for event in events:
+            if isinstance(event, Told):
+                if isinstance(event.message, Outcome):
+                    told.add(event.message.cell)
+                tell(event.message)
+            elif event.died and not event.stopping:
+                whole += 1
+                for cell in event.work[0]:
+                    if cell not in told:
+                        tell(Outcome(cell, _DIED))
+            else:
+                whole += bool(event.result)
     return whole == len(works)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from oes_fast.errors import InputError, OutputError
+from oes_fast.errors import InputError, OutputError, one_line
 from oes_fast.io.locks import Busy, FileLock, NoLocks, label
 
 METADATA_KEY = "oes_fast"
@@ -231,7 +231,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             note = (file.metadata() or {}).get(METADATA_KEY, "{}")
         metadata = json.loads(note)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         raise InputError(
             f"{path}: expected a complete safetensors file, got one that fails: {reason}"
         ) from error
@@ -252,7 +252,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected a complete safetensors file, got one that fails: {_one_line(error)}"
+            f"{path}: expected a complete safetensors file, got one that fails: {one_line(error)}"
         ) from error
     return metadata if isinstance(metadata, dict) else {}
 
@@ -355,11 +355,7 @@ def _output_error(path: object, error: Exception) -> OutputError:
 
 def _reason(error: Exception) -> str:
     """The system's words for ``error``: "No space left on device"."""
-    return getattr(error, "strerror", None) or _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def _printable(path: object) -> str:

@@ -57,6 +57,15 @@ class TestFolders:
         (source / "more").symlink_to(tmp_path / "elsewhere")
         assert set(names(source, tmp_path / "out", recursive=True)) == {"sub/a", "more/b"}
 
+    @pytest.mark.skipif(os.name == "nt", reason="links")
+    def test_a_link_to_itself_is_no_folder(self, tmp_path: Path) -> None:
+        source = touched(tmp_path / "in", "a.png")
+        for name in ("loop", "b.png"):
+            (source / name).symlink_to(name)
+        listing = Listing(source, tmp_path / "out", recursive=True)
+        assert {entry.name for entry in listing} == {"a", "b"}  # b fails by itself
+        assert listing.left_out == 1
+
     def test_the_folder_of_the_images_is_not_one_for_results(self, tmp_path: Path) -> None:
         touched(tmp_path, "a.png")
         with pytest.raises(oes.InputError, match="expected another folder for the results"):

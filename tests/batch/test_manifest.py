@@ -84,6 +84,20 @@ def test_a_process_that_is_killed_loses_what_it_had_not_written(tmp_path: Path) 
         assert states(manifest) == {"000000": "done", "000001": WAITING}
 
 
+def test_a_file_that_fails_is_told_of_in_words(tmp_path: Path) -> None:
+    with Manifest(tmp_path / "m.sqlite") as manifest:
+        manifest.add(entries(2))
+        path = manifest.path
+        # In the place of a disk that fails while it is read.
+        manifest._db.execute("alter table entries rename to others")
+        for read in (manifest.counts, manifest.means, manifest.unmasked, lambda: manifest.holds("done")):
+            with pytest.raises(oes.OutputError, match=r"m\.sqlite: cannot write: no such table"):
+                read()
+            manifest._db.execute("begin")
+            manifest._db.execute("alter table entries rename to others")
+    assert path.exists()
+
+
 def test_images_of_earlier_runs_are_left_alone(tmp_path: Path) -> None:
     with Manifest(tmp_path / "m.sqlite") as manifest:
         manifest.add(entries(3))

@@ -22,9 +22,22 @@ from cli_runs import run as cli
 
 import oes_fast as oes
 from benchmarks.batch_kills import command_for, differences, make_images, on_ray
-from oes_fast.batch import Entry, Job, Options, Outcome, Settings, Step, ray_connection, ray_workers
+from oes_fast.backends import BackendStatus
+from oes_fast.batch import (
+    Entry,
+    Job,
+    Options,
+    Outcome,
+    Settings,
+    Step,
+    arguments,
+    ray_connection,
+    ray_workers,
+    restore_all,
+)
 from oes_fast.batch import run as batch_run
 from oes_fast.batch.entries import MANIFEST
+from oes_fast.cli import settings as cli_settings
 from oes_fast.cli.ray_options import ray_device
 from oes_fast.errors import OESError
 from oes_fast.io.locks import FileLock
@@ -212,9 +225,11 @@ def test_an_image_whose_workers_die_again_and_again_fails(ray: StandIn, tmp_path
     assert [outcome.state for outcome in others] == ["done"] * 4
 
 
-def test_other_failures_of_ray_are_told(ray: StandIn, tmp_path: Path) -> None:
+def test_other_failures_of_ray_are_no_image_s(ray: StandIn, tmp_path: Path) -> None:
     ray.raises = ERRORS["ObjectLostError"]("it is\n lost")
-    assert next(run(jobs(tmp_path))).failure == "ray: ObjectLostError: it is lost"
+    with pytest.raises(OESError, match=r"^ray: ObjectLostError: it is lost$"):
+        next(run(jobs(tmp_path)))
+    assert len(ray.cancelled) == 7
 
 
 def test_an_error_of_a_worker_ends_the_set(ray: StandIn, tmp_path: Path) -> None:
@@ -227,7 +242,7 @@ def test_an_error_of_a_worker_ends_the_set(ray: StandIn, tmp_path: Path) -> None
 def test_steps_are_passed_on(ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_job(job: Job, options: Options) -> Outcome:
         for step in (1, 2):  # so soon after the first, the second is not told
-            options.report(Step(job.name, "train", step, 9, 0.5, None))
+            options.report(Step("2", "train", step, 9, 0.5, None))  # of the last, under way meanwhile
         return Outcome(job.name, "done")
 
     monkeypatch.setattr(ray_workers, "run_job", run_job)
@@ -260,11 +275,76 @@ def test_a_worker_of_another_version_ends_the_set(
         list(ended)
 
 
+def test_a_worker_without_the_backend_ends_the_set(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = BackendStatus(False, "PyTorch finds no GPU")
+    monkeypatch.setattr(ray_workers, "backends", lambda: {"cuda": here})
+    tmp_path.joinpath(MANIFEST).touch()
+    job = Job(tmp_path, Entry("skimage:camera", "a"), Settings(backend="cuda"))
+    with pytest.raises(
+        OESError, match=r"expected backend cuda on all machines, but .*: PyTorch finds no GPU"
+    ):
+        next(run(iter([job])))
+
+
+def test_a_worker_whose_gpu_is_lost_ends(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(BaseException):
+        """In the place of the end of the process."""
+
+    def leave(code: int) -> None:
+        raise Gone
+
+    lost = Outcome("0", "failed", failure="CUDA error: unspecified launch failure", broken=True)
+    monkeypatch.setattr(ray_workers, "run_job", lambda *_: lost)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Gone):
+        next(run(jobs(tmp_path)))
+
+
+def test_the_backend_of_a_cluster_is_not_that_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def engine(jobs: Iterator[Job], *_: Any, **__: Any) -> Iterator[Outcome]:
+        return (Outcome(job.name, "done") for job in jobs)
+
+    none = {"cuda": BackendStatus(False, "PyTorch finds no GPU")}
+    for module in (arguments, cli_settings):
+        monkeypatch.setattr(module, "backends", lambda: none)
+    assert cli_settings.find_backend("cuda", here=False) == "cuda"
+    with pytest.raises(oes.BackendError, match="cuda cannot run here: PyTorch finds no GPU"):
+        cli_settings.find_backend("cuda")
+    wanted, source = Settings(backend="cuda", search="each"), ["skimage:camera"]
+    with pytest.raises(oes.BackendError, match="cuda cannot run here: PyTorch finds no GPU"):
+        restore_all(source, tmp_path / "here", wanted)
+    assert restore_all(source, tmp_path / "there", wanted, engine=engine).counts["done"] == 1
+
+
 def test_a_missing_image_is_its_own_failure(ray: StandIn, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).touch()
     (tmp_path / "there.png").touch()
     job = Job(tmp_path, Entry(str(tmp_path / "gone.png"), "gone", str(tmp_path / "there.png")), SETTINGS)
     assert ray_workers._seen(job) == [tmp_path / MANIFEST, tmp_path / "there.png"]
+
+
+def test_a_name_that_no_file_can_have_is_for_its_job_to_refuse(ray: StandIn, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).touch()
+    job = Job(tmp_path, Entry(f"/{'x' * 300}.png", "a"), SETTINGS)
+    assert [outcome.name for outcome in run(iter([job]))] == ["a"]
+    assert ray_workers._unfit([Path(job.entry.source)], ray_workers._Place(oes.__version__, 1, False), "auto")
+
+
+def test_steps_of_an_image_that_has_ended_are_not_told(ray: StandIn, tmp_path: Path) -> None:
+    told: list[Step] = []
+    whole = ray_workers._Run(ray, Options(), ray_workers._Place("", 1, False), 1, 0)
+    whole._pending = {object(): Job(tmp_path, Entry("/b.png", "b"), SETTINGS)}
+    for name in ("a", "b"):
+        ray.get(whole._inbox.put.remote(Step(name, "train", 1, 9, 0.5, None)))
+    whole._pass_on(told.append)
+    whole._pass_on(told.append)
+    assert [step.name for step in told] == ["b"]
 
 
 def test_no_machine_has_room(ray: StandIn, tmp_path: Path) -> None:
