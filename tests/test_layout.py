@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
     },
     "batch": {
-        *CHECKS, "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models", "noise",
+        *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models", "noise",
         "pipelines", "precision", "recipe", "version", "workers",
     },
     "comparison": {
@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "requirements": set(),
     "timing": set(),
     "version": set(),
-    "workers": set(),
+    "workers": {"errors"},
 }  # fmt: skip
 
 

@@ -299,7 +299,9 @@ def _finish(done: Batch, progress: BatchProgress, quiet: bool) -> int:
             _print_images(done)
         print_table(_rows(done, progress.restored), done.files.values())
     if done.counts["failed"]:
-        warn(f"{done.counts['failed']} images failed; --retry-failed tries them again; batch.csv says why")
+        warn(
+            f"images that failed: {done.counts['failed']}; --retry-failed tries them again; batch.csv says why"
+        )
     if done.interrupted:
         counts = f"{done.counts['done']} of {total} images are restored"
         warn(f"{signals.stop.words}: {counts}; the same command goes on from there")

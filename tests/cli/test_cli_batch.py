@@ -47,7 +47,7 @@ def test_writes_every_result_and_a_table(
     assert "Images    3 of 4 restored, 1 failed; other files, left out: 1" in table
     assert max(len(line) for line in table if "/" not in line) <= 80
     assert "oes-fast: warning: corrupt: failed: " in captured.err
-    assert "1 images failed; --retry-failed tries them again; batch.csv says why" in captured.err
+    assert "images that failed: 1; --retry-failed tries them again; batch.csv says why" in captured.err
     assert files_in(out) == {
         *(f"{name}.{suffix}" for name in ("a", "b c", "sub/d") for suffix in ("png", "json")),
         *("batch.csv", "batch.json", "batch.sqlite", "batch_mask_rgb.safetensors"),
