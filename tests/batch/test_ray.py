@@ -329,7 +329,10 @@ def test_a_missing_image_is_its_own_failure(ray: StandIn, tmp_path: Path) -> Non
     assert ray_workers._seen(job) == [tmp_path / MANIFEST, tmp_path / "there.png"]
 
 
-def test_a_name_that_no_file_can_have_is_for_its_job_to_refuse(ray: StandIn, tmp_path: Path) -> None:
+def test_a_name_that_no_file_can_have_is_for_its_job_to_refuse(
+    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_workers, "_SEEN_SECONDS", 0.0)
     (tmp_path / MANIFEST).touch()
     job = Job(tmp_path, Entry(f"/{'x' * 300}.png", "a"), SETTINGS)
     assert [outcome.name for outcome in run(iter([job]))] == ["a"]
