@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
     },
     "batch": {
-        *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models", "noise",
-        "pipelines", "precision", "recipe", "version", "workers",
+        *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models",
+        "noise", "pipelines", "precision", "recipe", "version", "workers",
     },
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",

@@ -299,9 +299,8 @@ def _finish(done: Batch, progress: BatchProgress, quiet: bool) -> int:
             _print_images(done)
         print_table(_rows(done, progress.restored), done.files.values())
     if done.counts["failed"]:
-        warn(
-            f"images that failed: {done.counts['failed']}; --retry-failed tries them again; batch.csv says why"
-        )
+        count = done.counts["failed"]
+        warn(f"images that failed: {count}; --retry-failed tries them again; batch.csv says why")
     if done.interrupted:
         counts = f"{done.counts['done']} of {total} images are restored"
         warn(f"{signals.stop.words}: {counts}; the same command goes on from there")
