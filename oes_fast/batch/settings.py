@@ -11,7 +11,7 @@ from typing import Any
 from oes_fast._checks import MAX_RUNS, MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.io.image import FORMATS, MIN_SIDE
-from oes_fast.models.registry import MODELS, network
+from oes_fast.models.registry import MODELS, plain_options
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
@@ -116,7 +116,7 @@ class Settings:
             raise InputError(f"bits: expected 8 for JPEG, got {self.bits}")
         check_choice("model", self.model, [name for name, model in MODELS.items() if model.dims == 2])
         check_choice("precision", self.precision, PRECISIONS)
-        self._check_model_options()
+        object.__setattr__(self, "model_options", plain_options(self.model, self.model_options))
 
     @classmethod
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
@@ -162,14 +162,3 @@ class Settings:
     def _common(self) -> dict[str, Any]:
         names = ("schedule", "input_noise", "backend", "precision")
         return {name: getattr(self, name) for name in names}
-
-    def _check_model_options(self) -> None:
-        if not isinstance(self.model_options, Mapping):
-            raise InputError(f"model_options: expected a dict, got {type(self.model_options).__name__}")
-        try:
-            made = network(self.model, (3, 256, 256), device="meta", **self.model_options)
-        except InputError as error:
-            raise InputError(f"model_options: {error}") from None
-        if made.recipe is None:
-            raise InputError(f"model_options: expected JSON values, got {dict(self.model_options)}")
-        object.__setattr__(self, "model_options", dict(made.recipe.options))  # lists for tuples

@@ -9,7 +9,7 @@ from typing import Any
 from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.errors import InputError
-from oes_fast.models.registry import MODELS, network
+from oes_fast.models.registry import MODELS, plain_options
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.precision import DEFAULT, PRECISIONS
 from oes_fast.pruning import METHODS
@@ -129,7 +129,7 @@ class Settings:
         check_choice("small", self.small, SMALL)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("model", self.model, [name for name, model in MODELS.items() if model.dims == 2])
-        self._check_model_options()
+        object.__setattr__(self, "model_options", plain_options(self.model, self.model_options))
         if "imp" in self.methods:
             self._check_imp()
         if "sgld" in self.methods and self.burn_in is not None and self.burn_in >= self.train_steps:
@@ -195,17 +195,6 @@ class Settings:
             found["burn_in"] = min(_BURN_IN, self.train_steps // 2) if self.burn_in is None else self.burn_in
             names += ["sgld_lr", "param_noise"]
         return found | {name: getattr(self, name) for name in names} | {"ssim_every": self.ssim_interval}
-
-    def _check_model_options(self) -> None:
-        if not isinstance(self.model_options, Mapping):
-            raise InputError(f"model_options: expected a dict, got {type(self.model_options).__name__}")
-        try:
-            made = network(self.model, (3, 256, 256), device="meta", **self.model_options)
-        except InputError as error:
-            raise InputError(f"model_options: {error}") from None
-        if made.recipe is None:
-            raise InputError(f"model_options: expected JSON values, got {dict(self.model_options)}")
-        object.__setattr__(self, "model_options", dict(made.recipe.options))  # lists for tuples
 
     def _check_imp(self) -> None:
         schedule = self.imp_schedule

@@ -155,6 +155,23 @@ def network(
     return net
 
 
+def plain_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model for images as JSON values (lists for tuples), for settings that are kept in files.
+
+    Raises:
+        InputError: ``model_options``, as it names them, is no dict, does not fit, or has other values.
+    """
+    if not isinstance(options, Mapping):
+        raise InputError(f"model_options: expected a dict, got {type(options).__name__}")
+    try:
+        made = network(name, (3, 256, 256), device="meta", **options)
+    except InputError as error:
+        raise InputError(f"model_options: {error}") from None
+    if made.recipe is None:
+        raise InputError(f"model_options: expected JSON values, got {dict(options)}")
+    return dict(made.recipe.options)
+
+
 def generator(
     name: str,
     shape: Sequence[int],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from image_sets import SMALL, Watching, files_in, go, results_in, settings, write_images
+from image_sets import Watching, files_in, go, results_in, settings, write_images, write_mask
 
 import oes_fast as oes
 from oes_fast.batch import Entry, Job, Manifest, Options, Outcome, local, restoring
@@ -24,11 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
 @pytest.fixture
 def mask(tmp_path: Path) -> Path:
     """A mask for RGB images."""
-    net, _ = oes.fresh_generator(torch.rand(1, 3, 24, 24), options=SMALL)
-    count = sum(p.numel() for p in net.parameters())
-    path = tmp_path / "mask.safetensors"
-    oes.Mask.from_flat(net, torch.arange(count) % 2 == 0, network_seed=5).save(path)
-    return path
+    return write_mask(tmp_path / "mask.safetensors")
 
 
 class TestNames:

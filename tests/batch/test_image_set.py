@@ -24,6 +24,7 @@ from image_sets import (
     results_in,
     settings,
     write_images,
+    write_mask,
 )
 
 import oes_fast as oes
@@ -65,11 +66,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
 @pytest.fixture
 def mask(tmp_path: Path) -> Path:
     """A mask for RGB images, found with seed 5."""
-    net, _ = oes.fresh_generator(torch.rand(1, 3, 24, 24), options=SMALL)
-    count = sum(p.numel() for p in net.parameters())
-    path = tmp_path / "mask.safetensors"
-    oes.Mask.from_flat(net, torch.arange(count) % 2 == 0, network_seed=5).save(path)
-    return path
+    return write_mask(tmp_path / "mask.safetensors")
 
 
 class TestResults:
