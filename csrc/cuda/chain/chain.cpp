@@ -125,6 +125,7 @@ void Chain<T>::finish(OutputAct act, double slope) {
     Block& block = blocks_[l];
     block.y = DeviceArray<T>(static_cast<size_t>(networks_ * block.spec.outputs * block.pixels()));
     most = std::max(most, block.spec.outputs * block.pixels());
+    most_outputs_ = std::max(most_outputs_, block.spec.outputs);
     int64_t chunks = std::max(norm::pass_chunks(block.pixels()), block.forward->chunks());
     if (l + 1 < blocks_.size()) {
       chunks = std::max<int64_t>(chunks, blocks_[l + 1].input_grad->chunks());
@@ -135,7 +136,8 @@ void Chain<T>::finish(OutputAct act, double slope) {
     buffer = DeviceArray<T>(static_cast<size_t>(networks_ * most));
   }
   partials_ = DeviceArray<double>(static_cast<size_t>(networks_ * partials));
-  tickets_ = DeviceArray<unsigned>(std::vector<unsigned>(networks_, 0u));
+  side_ = std::make_unique<SideStream>();
+  tickets_ = DeviceArray<unsigned>(std::vector<unsigned>(networks_ * most_outputs_, 0u));
   finish_weights();
   finished_ = true;
 }

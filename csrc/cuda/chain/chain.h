@@ -143,7 +143,9 @@ class Chain {
   DeviceArray<T> packed_; // [networks, packed_size_]
   DeviceArray<T> grads_[2];
   DeviceArray<double> partials_;
-  DeviceArray<unsigned> tickets_; // [networks]
+  std::unique_ptr<SideStream> side_; // of the gradients of weights
+  int64_t most_outputs_ = 1; // of a block
+  DeviceArray<unsigned> tickets_; // [networks, most_outputs_]
 };
 
 } // namespace oes::cuda::chain

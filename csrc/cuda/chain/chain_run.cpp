@@ -47,7 +47,8 @@ norm::Finalise<T> Chain<T>::finalise_of(const Block& block, const T* weights, T*
   f.chunks = norm::pass_chunks(block.pixels());
   f.pixels = block.pixels();
   f.partials = partials_.data();
-  f.ticket = tickets_.data();
+  f.tickets = tickets_.data();
+  f.tickets_stride = most_outputs_;
   f.weights = weights;
   f.grad_weights = grad_weights;
   f.weights_stride = weights_;
@@ -225,7 +226,12 @@ void Chain<T>::backward(const BackwardArguments<T>& a) {
     const conv::Image<T> image = image_before(l, a.source, a.source_shared);
     const conv::Image<T> grad{
         block.y.data(), of_y, {}, block.norms.empty() ? nullptr : block.norms[0].grads.data(), false};
-    block.weight_grad->run(image, grad, networks_, a.stream);
+    // Nothing waits for the gradient of the weights but what takes the place of its input: the next but one.
+    if (l + 1 < blocks_.size()) {
+      side_->join(a.stream);
+    }
+    block.weight_grad->run(image, grad, networks_, side_->follow(a.stream));
+    side_->mark();
     if (l == 0 && a.grad_source == nullptr) {
       break;
     }
@@ -246,6 +252,7 @@ void Chain<T>::backward(const BackwardArguments<T>& a) {
     }
     of_y = of_image;
   }
+  side_->join(a.stream);
   conv::FlatWeightsArgs<T> unpack{
       grad_index_.data(),
       grad_segments_.data(),

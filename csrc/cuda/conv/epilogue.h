@@ -88,6 +88,10 @@ __device__ __forceinline__ T sum_at(const Epilogue<T>& e, const SumTile<T>& s, i
   return sum;
 }
 
+// A lane reads what lies beside so many pixels before it needs the first: one after the other each would wait for
+// memory.
+constexpr int kPixelsAhead = 4;
+
 // What a warp does with its pixels of one output.
 template <typename T>
 struct PixelEpilogue {
@@ -99,26 +103,31 @@ struct PixelEpilogue {
   __device__ __forceinline__ PixelEpilogue(const Epilogue<T>& e_, int64_t channel_)
       : e(e_), channel(channel_), numbers(e_.prologue, channel_) {}
 
-  __device__ __forceinline__ void operator()(T value, int64_t at) {
+  // What is read of a pixel `at` of the output, to be read ahead.
+  __device__ __forceinline__ T beside(int at) const {
+    const T* from = e.kind == EpilogueKind::kImage ? e.target : e.y;
+    return from == nullptr ? T(0) : from[channel * e.rows * e.columns + at];
+  }
+
+  __device__ __forceinline__ void operator()(T value, T beside, int at) {
     const int64_t pixel = channel * e.rows * e.columns + at;
     if (e.kind == EpilogueKind::kMoments) {
       const T d = value - pivot;
       first += d;
       second += d * d;
     } else if (e.kind == EpilogueKind::kActivationGrad) {
-      const T y = e.y[pixel];
-      value *= norm::activate_grad(e.prologue.act, e.prologue.slope, numbers.normalised(y));
+      value *= norm::activate_grad(e.prologue.act, e.prologue.slope, numbers.normalised(beside));
       first += value;
-      second += value * (y - numbers.mean);
+      second += value * (beside - numbers.mean);
     } else if (e.kind == EpilogueKind::kSecondNormSums) {
       first += value;
-      second += value * (numbers.activated(e.prologue, e.y[pixel]) - numbers.mean2);
+      second += value * (numbers.activated(e.prologue, beside) - numbers.mean2);
     } else if (e.kind == EpilogueKind::kImage) {
       value += shift;
       const T seen = norm::output_activate(e.act, e.slope, value);
       e.image[pixel] = seen;
       if (e.target != nullptr) {
-        const T error = seen - e.target[pixel];
+        const T error = seen - beside;
         first += e.weight == nullptr ? error * error : error * error * e.weight[pixel];
       }
     }
@@ -150,9 +159,23 @@ __device__ __forceinline__ void write_tile(
       const norm::Finalise<T>& f = e.finalise;
       pixel.shift = norm::shift_of(f.shift, f.weights + network * f.weights_stride, network, output);
     }
-    for (int at = part * 32 + lane; at < count; at += parts * 32) {
-      const int row = at / width, i = row_begin + row, j = column_begin + at - row * width;
-      pixel(sum_at(e, s, local, i, j), static_cast<int64_t>(i) * e.columns + j);
+    const int step = parts * 32;
+    for (int begin = part * 32 + lane; begin < count; begin += kPixelsAhead * step) {
+      int i[kPixelsAhead], j[kPixelsAhead];
+      T beside[kPixelsAhead];
+#pragma unroll
+      for (int k = 0; k < kPixelsAhead; ++k) { // those behind the last are not used
+        const int at = min(begin + k * step, count - 1), row = at / width;
+        i[k] = row_begin + row;
+        j[k] = column_begin + at - row * width;
+        beside[k] = pixel.beside(i[k] * e.columns + j[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < kPixelsAhead; ++k) {
+        if (begin + k * step < count) {
+          pixel(sum_at(e, s, local, i[k], j[k]), beside[k], i[k] * e.columns + j[k]);
+        }
+      }
     }
     for (int distance = 16; distance > 0; distance /= 2) {
       pixel.first += __shfl_down_sync(0xffffffffu, pixel.first, distance);

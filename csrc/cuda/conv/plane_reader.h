@@ -54,13 +54,11 @@ __device__ __forceinline__ int padded_index(Padding padding, int padded, int bef
 enum class PixelKind { kPlain, kGrad, kLeaky, kLeakyTwice, kAny };
 
 template <PixelKind kKind, typename T>
-__device__ __forceinline__ T
-staged_pixel(const PlaneReader<T>& r, const T* numbers, const T* y, const T* grad, int at) {
-  const T pixel = y[at];
+__device__ __forceinline__ T staged_pixel(const PlaneReader<T>& r, const T* numbers, T pixel, T grad) {
   if constexpr (kKind == PixelKind::kPlain) {
     return pixel;
   } else if constexpr (kKind == PixelKind::kGrad) {
-    return numbers[1] * grad[at] + (numbers[2] * (pixel - numbers[0]) + numbers[3]);
+    return numbers[1] * grad + (numbers[2] * (pixel - numbers[0]) + numbers[3]);
   } else {
     const Act act = kKind == PixelKind::kAny ? r.prologue.act : Act::kLeaky;
     const bool second = kKind == PixelKind::kAny ? r.prologue.second : kKind == PixelKind::kLeakyTwice;
@@ -69,22 +67,49 @@ staged_pixel(const PlaneReader<T>& r, const T* numbers, const T* y, const T* gra
   }
 }
 
-// The chunk's first pixel, and the gradient's.
+// The chunk's pixels, and the gradient's.
 template <PixelKind kKind, typename T>
-struct ChannelPixels {
+struct ChunkPixels {
   const T *y, *grad;
+  int64_t pixels; // of a channel
 
-  __device__ __forceinline__ ChannelPixels(const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network) {
-    const int64_t pixels = static_cast<int64_t>(r.rows) * r.columns, first = s.first_channel * pixels;
-    y = r.y + network * r.network_stride + first;
-    grad = kKind == PixelKind::kGrad ? r.grad + network * r.channels * pixels + first : nullptr;
+  __device__ __forceinline__ ChunkPixels(const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network)
+      : pixels(static_cast<int64_t>(r.rows) * r.columns) {
+    y = r.y + network * r.network_stride + s.first_channel * pixels;
+    grad = kKind == PixelKind::kGrad ? r.grad + (network * r.channels + s.first_channel) * pixels : nullptr;
   }
 
-  __device__ __forceinline__ void next(int pixels) {
-    y += pixels;
-    grad += kKind == PixelKind::kGrad ? pixels : 0;
+  __device__ __forceinline__ T y_at(int channel, int at) const {
+    return y[channel * pixels + at];
+  }
+  __device__ __forceinline__ T grad_at(int channel, int at) const {
+    if constexpr (kKind == PixelKind::kGrad) {
+      return grad[channel * pixels + at];
+    } else {
+      return T(0);
+    }
   }
 };
+
+// Which places of a tile a thread takes, and of which channels: where there are more threads than places, parts of the
+// block share the channels.
+struct ThreadPlaces {
+  int first, step; // places
+  int part, parts; // channels part, part + parts, ..; part == parts: none
+
+  __device__ __forceinline__ explicit ThreadPlaces(int places) : parts(max(static_cast<int>(blockDim.x) / places, 1)) {
+    part = parts == 1 ? 0 : min(static_cast<int>(threadIdx.x) / places, parts);
+    first = threadIdx.x - part * places;
+    step = parts == 1 ? blockDim.x : places;
+    first = part == parts ? places : first;
+  }
+};
+
+// Channels whose pixels a thread reads before it needs the first: one after the other each would wait for memory.
+template <PixelKind kKind, typename T>
+constexpr int channels_ahead() {
+  return kKind == PixelKind::kAny ? 1 : kKind == PixelKind::kGrad || sizeof(T) == 8 ? 4 : 8;
+}
 
 // A row or column of the image, and 0 in place of 1 where there is none: a pixel that is read and not used costs less
 // than a branch.
@@ -110,29 +135,40 @@ __device__ __forceinline__ int staged_place(const StagedTile<T>& s, int side, in
   return ((row & half) * side + (column & half)) * s.plane + (row >> half) * s.pitch + (column >> half);
 }
 
-// A thread takes the same places of all channels, so that where they lie is worked out once.
+// A thread takes the same places of all its channels, so that where they lie is worked out once.
 template <PixelKind kKind, typename T>
 __device__ __forceinline__ void stage_pixels(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
+  constexpr int kAhead = channels_ahead<kKind, T>();
   const int side = r.unshuffle, width = side * s.columns, places = side * s.rows * width;
-  const int pixels = r.rows * r.columns, stride = side * side * s.plane;
-  for (int place = threadIdx.x; place < places; place += blockDim.x) {
+  const int stride = side * side * s.plane;
+  const ChunkPixels<kKind, T> from(r, s, network);
+  const ThreadPlaces mine(places);
+  for (int place = mine.first; place < places; place += mine.step) {
     const int row = place / width, column = place - row * width;
     const Line<T> i(r, side * s.first_row + row, true), j(r, side * s.first_column + column, false);
     const int at = i.index * r.columns + j.index;
     const T there = i.there * j.there;
-    ChannelPixels<kKind, T> from(r, s, network);
     T* to = s.to + staged_place(s, side, row, column);
-    const T* numbers = s.numbers;
-#pragma unroll(kKind == PixelKind::kAny ? 1 : 4)
-    for (int channel = 0; channel < channels; ++channel) {
-      *to = there * staged_pixel<kKind>(r, numbers, from.y, from.grad, at);
-      to += stride;
-      from.next(pixels);
-      numbers += kStagedNumbers;
+#pragma unroll 1
+    for (int first = mine.part; first < channels; first += kAhead * mine.parts) {
+      T y[kAhead], grad[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) { // those behind the last are not used
+        const int channel = min(first + k * mine.parts, channels - 1);
+        y[k] = from.y_at(channel, at);
+        grad[k] = from.grad_at(channel, at);
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int channel = first + k * mine.parts;
+        if (channel < channels) {
+          to[channel * stride] = there * staged_pixel<kKind>(r, s.numbers + channel * kStagedNumbers, y[k], grad[k]);
+        }
+      }
     }
-    for (int channel = channels; channel < s.channels; ++channel, to += stride) {
-      *to = T(0);
+    for (int channel = channels + mine.part; channel < s.channels; channel += mine.parts) {
+      to[channel * stride] = T(0);
     }
   }
 }
@@ -142,55 +178,54 @@ __device__ __forceinline__ void stage_pixels(
 template <PixelKind kKind, typename T>
 __device__ __forceinline__ void stage_sums(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
-  constexpr int kRows = 2, kColumns = 2;
+  constexpr int kSums = 2, kPixels = kSums + 1;
   const int side = r.unshuffle, height = side * s.rows, width = side * s.columns;
-  const int across = (width + kColumns - 1) / kColumns, places = (height + kRows - 1) / kRows * across;
-  const int pixels = r.rows * r.columns, stride = side * side * s.plane;
-  for (int place = threadIdx.x; place < places; place += blockDim.x) {
-    const int first_row = place / across * kRows, first_column = place % across * kColumns;
-    Line<T> rows[kRows + 1], columns[kColumns + 1];
+  const int across = (width + kSums - 1) / kSums, places = (height + kSums - 1) / kSums * across;
+  const int stride = side * side * s.plane;
+  const ChunkPixels<kKind, T> from(r, s, network);
+  const ThreadPlaces mine(places);
+  for (int place = mine.first; place < places; place += mine.step) {
+    const int first_row = place / across * kSums, first_column = place % across * kSums;
+    Line<T> rows[kPixels], columns[kPixels];
 #pragma unroll
-    for (int i = 0; i <= kRows; ++i) {
+    for (int i = 0; i < kPixels; ++i) {
       rows[i] = Line<T>(r, side * s.first_row + first_row + i, true);
       rows[i].index *= r.columns;
+      columns[i] = Line<T>(r, side * s.first_column + first_column + i, false);
     }
-#pragma unroll
-    for (int j = 0; j <= kColumns; ++j) {
-      columns[j] = Line<T>(r, side * s.first_column + first_column + j, false);
-    }
-    ChannelPixels<kKind, T> from(r, s, network);
-    T* to = s.to;
-    const T* numbers = s.numbers;
 #pragma unroll 1
-    for (int channel = 0; channel < channels; ++channel) {
-      T above[kColumns] = {};
+    for (int channel = mine.part; channel < s.channels; channel += mine.parts) {
+      T* to = s.to + channel * stride;
+      T pixel[kPixels][kPixels] = {}, grad[kPixels][kPixels] = {};
+      if (channel < channels) { // all are read before the first is needed
 #pragma unroll
-      for (int i = 0; i <= kRows; ++i) {
-        T pixel[kColumns + 1];
+        for (int i = 0; i < kPixels; ++i) {
 #pragma unroll
-        for (int j = 0; j <= kColumns; ++j) {
-          pixel[j] =
-              columns[j].there * staged_pixel<kKind>(r, numbers, from.y, from.grad, rows[i].index + columns[j].index);
+          for (int j = 0; j < kPixels; ++j) {
+            pixel[i][j] = from.y_at(channel, rows[i].index + columns[j].index);
+            grad[i][j] = from.grad_at(channel, rows[i].index + columns[j].index);
+          }
         }
+        const T* numbers = s.numbers + channel * kStagedNumbers;
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          const T sum = rows[i].there * (pixel[j] + pixel[j + 1]);
+        for (int i = 0; i < kPixels; ++i) {
+#pragma unroll
+          for (int j = 0; j < kPixels; ++j) {
+            pixel[i][j] = columns[j].there * staged_pixel<kKind>(r, numbers, pixel[i][j], grad[i][j]);
+          }
+        }
+      }
+      T above[kSums] = {};
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) {
+#pragma unroll
+        for (int j = 0; j < kSums; ++j) {
+          const T sum = rows[i].there * (pixel[i][j] + pixel[i][j + 1]);
           const int row = first_row + i - 1, column = first_column + j;
           if (i > 0 && row < height && column < width) {
             to[staged_place(s, side, row, column)] = above[j] + sum;
           }
           above[j] = sum;
-        }
-      }
-      to += stride;
-      from.next(pixels);
-      numbers += kStagedNumbers;
-    }
-    for (int channel = channels; channel < s.channels; ++channel, to += stride) {
-      for (int i = 0; i < kRows * kColumns; ++i) {
-        const int row = first_row + i / kColumns, column = first_column + i % kColumns;
-        if (row < height && column < width) {
-          to[staged_place(s, side, row, column)] = T(0);
         }
       }
     }
@@ -202,10 +237,10 @@ template <PixelKind kKind, typename T>
 __device__ __forceinline__ void stage_single_sums(
     const PlaneReader<T>& r, const StagedTile<T>& s, int64_t network, int channels) {
   const int side = r.unshuffle, width = side * s.columns, places = side * s.rows * width;
-  const int pixels = r.rows * r.columns, stride = side * side * s.plane;
+  const int stride = side * side * s.plane;
+  const ChunkPixels<kKind, T> from(r, s, network);
   for (int place = threadIdx.x; place < places; place += blockDim.x) {
     const int row = place / width, column = place - row * width;
-    ChannelPixels<kKind, T> from(r, s, network);
     T* to = s.to + staged_place(s, side, row, column);
 #pragma unroll 1
     for (int channel = 0; channel < s.channels; ++channel, to += stride) {
@@ -213,12 +248,12 @@ __device__ __forceinline__ void stage_single_sums(
 #pragma unroll 1
       for (int k = 0; channel < channels && k < 4; ++k) {
         const Line<T> i(r, side * s.first_row + row + k / 2, true), j(r, side * s.first_column + column + k % 2, false);
+        const int at = i.index * r.columns + j.index;
         const T pixel = staged_pixel<kKind>(
-            r, s.numbers + channel * kStagedNumbers, from.y, from.grad, i.index * r.columns + j.index);
+            r, s.numbers + channel * kStagedNumbers, from.y_at(channel, at), from.grad_at(channel, at));
         sum += i.there * j.there * pixel;
       }
       *to = sum;
-      from.next(pixels);
     }
   }
 }

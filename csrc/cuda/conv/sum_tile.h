@@ -45,4 +45,19 @@ __device__ __forceinline__ void stage_chunk(
       network);
 }
 
+// Starts copies of weights and offsets of `count` taps, the first of them `first`, in rows of `pitch` weights. The
+// pixels are staged meanwhile.
+template <int kGroup, typename T>
+__device__ __forceinline__ void start_taps(
+    const TapSumArgs<T>& a, T* weights, int pitch, int* offsets, int64_t network, int first, int count) {
+  constexpr int kAtOnce = kGroup % 4 == 0 ? 16 / static_cast<int>(sizeof(T)) : 1; // kGroup: of a tap
+  const T* from = a.weights + network * a.weights_stride + static_cast<int64_t>(first) * kGroup;
+  for (int i = kAtOnce * threadIdx.x; i < count * kGroup; i += kAtOnce * blockDim.x) {
+    start_copy<kAtOnce>(weights + i / kGroup * pitch + i % kGroup, from + i);
+  }
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    start_copy<1>(offsets + i, a.offsets + first + i);
+  }
+}
+
 } // namespace oes::cuda::conv

@@ -52,7 +52,6 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
   const int pitch = kPitch == 0 ? a.pitch : kPitch;
   const T* first_cell = tile + first_row * pitch + column;
   T sums[kPhases][kGroup][kCells] = {};
-  const T* weights_from = a.weights + network * a.weights_stride;
   const int* begins = a.begins + group * a.chunks * kPhases;
   for (int chunk = 0; chunk < a.chunks; ++chunk) {
     const int first = begins[chunk * kPhases], end = begins[(chunk + 1) * kPhases];
@@ -60,13 +59,9 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
       continue; // the same for all threads
     }
     __syncthreads();
+    start_taps<kGroup>(a, weights, kGroup, offsets, network, first, end - first);
     stage_chunk(a, tile, numbers, chunk, rows, columns, network);
-    for (int i = threadIdx.x; i < (end - first) * kGroup; i += blockDim.x) {
-      weights[i] = weights_from[static_cast<int64_t>(first) * kGroup + i];
-    }
-    for (int i = threadIdx.x; i < end - first; i += blockDim.x) {
-      offsets[i] = a.offsets[first + i];
-    }
+    copies_arrive();
     __syncthreads();
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) {
@@ -118,7 +113,8 @@ __global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 && kSide * kSide 
   write_tile(
       a.epilogue, sum_tile(a.epilogue, all, kSide, a, rows, columns), kGroup, first_output, tile_number, network,
       scratch);
-  norm::finalise(a.epilogue.finalise, network, gridDim.x * gridDim.y, reinterpret_cast<unsigned*>(scratch));
+  const norm::Channels channels(group, gridDim.y, kGroup, a.epilogue.outputs);
+  norm::finalise(a.epilogue.finalise, network, channels, gridDim.x, reinterpret_cast<unsigned*>(scratch));
 }
 
 template <typename T>

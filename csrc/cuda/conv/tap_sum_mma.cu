@@ -57,7 +57,6 @@ __global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8
     }
   }
   float sums[kPhases][kRows][kColumns][4] = {};
-  const float* weights_from = a.weights + network * a.weights_stride;
   const int* begins = a.begins + group * a.chunks * kPhases;
   for (int chunk = 0; chunk < a.chunks; ++chunk) {
     const int first = begins[chunk * kPhases], end = begins[(chunk + 1) * kPhases];
@@ -65,13 +64,9 @@ __global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8
       continue; // the same for all threads
     }
     __syncthreads();
+    start_taps<kGroup>(a, weights, kPitch, offsets, network, first, end - first);
     stage_chunk(a, tile, numbers, chunk, rows, columns, network);
-    for (int i = threadIdx.x; i < (end - first) * kGroup; i += kThreads) {
-      weights[i / kGroup * kPitch + i % kGroup] = weights_from[static_cast<int64_t>(first) * kGroup + i];
-    }
-    for (int i = threadIdx.x; i < end - first; i += kThreads) {
-      offsets[i] = a.offsets[first + i];
-    }
+    copies_arrive();
     __syncthreads();
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) {
@@ -125,7 +120,8 @@ __global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8
         a.epilogue, sum_tile(a.epilogue, all, kSide, a, rows, columns), kSlice, group * kGroup + n * kSlice,
         tile_number, network, scratch);
   }
-  norm::finalise(a.epilogue.finalise, network, gridDim.x * gridDim.y, reinterpret_cast<unsigned*>(scratch));
+  const norm::Channels channels(group, gridDim.y, kGroup, a.epilogue.outputs);
+  norm::finalise(a.epilogue.finalise, network, channels, gridDim.x, reinterpret_cast<unsigned*>(scratch));
 }
 
 using Kernel = void (*)(TapSumArgs<float>);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -69,7 +70,10 @@ double TapSumPlan<T>::cost(
   const double of_block = 1500.0 * a.chunks + staged / s.threads * 40 + alone + outputs / s.threads * 40;
   const double resident = std::max(1.0, std::min(4.0, blocks / machine.processors));
   const double waves = std::max(1.0, blocks / (machine.processors * resident));
-  return std::max(work, waves * of_block);
+  // The last block of a group adds up what its tiles have left, a warp for each output.
+  const double turns = std::ceil(s.group / (s.threads / 32.0));
+  const double last = turns * (1500 + std::ceil(tiles / 128) * 600);
+  return std::max(work, waves * of_block) + last;
 }
 
 template <typename T>

@@ -70,6 +70,16 @@ class DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
+// See below; here one launch follows the other.
+class SideStream {
+ public:
+  cudaStream_t follow(cudaStream_t main) {
+    return main;
+  }
+  void mark() {}
+  void join(cudaStream_t) {}
+};
+
 #else
 
 #define OES_SHARED(name)                                             \
@@ -156,6 +166,74 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// A second stream of the device on which it is made, for launches that others need not wait for. In a recorded graph
+// they are a branch.
+class SideStream {
+ public:
+  SideStream() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    for (cudaEvent_t* event : {&followed_, &marked_}) {
+      check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate");
+    }
+  }
+  ~SideStream() {
+    for (cudaEvent_t event : {followed_, marked_}) {
+      if (event != nullptr) {
+        cudaEventDestroy(event);
+      }
+    }
+    cudaStreamDestroy(stream_);
+  }
+  SideStream(const SideStream&) = delete;
+  SideStream& operator=(const SideStream&) = delete;
+
+  // The stream: what is launched on it next comes after all that has been launched on `main`.
+  cudaStream_t follow(cudaStream_t main) {
+    check(cudaEventRecord(followed_, main), "cudaEventRecord");
+    check(cudaStreamWaitEvent(stream_, followed_, 0), "cudaStreamWaitEvent");
+    return stream_;
+  }
+  // Marks what has been launched on it so far.
+  void mark() {
+    check(cudaEventRecord(marked_, stream_), "cudaEventRecord");
+  }
+  // What is launched on `main` next comes after what was marked last.
+  void join(cudaStream_t main) {
+    check(cudaStreamWaitEvent(main, marked_, 0), "cudaStreamWaitEvent");
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t followed_ = nullptr, marked_ = nullptr;
+};
+
 #endif
+
+// Starts a copy of kCount values from device to shared memory that needs no registers; see copies_arrive. Both
+// addresses are multiples of the bytes copied: 4, 8 or 16.
+template <int kCount, typename T>
+__device__ __forceinline__ void start_copy(T* to, const T* from) {
+  constexpr int kBytes = kCount * sizeof(T);
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#ifdef OES_EMULATE_CUDA
+  for (int i = 0; i < kCount; ++i) {
+    to[i] = from[i];
+  }
+#else
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes) : "memory");
+  }
+#endif
+}
+
+// Waits for the copies that this thread has started; those of others are there behind the next barrier.
+__device__ __forceinline__ void copies_arrive() {
+#ifndef OES_EMULATE_CUDA
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
 } // namespace oes::cuda

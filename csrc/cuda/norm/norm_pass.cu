@@ -65,7 +65,9 @@ __global__ void __launch_bounds__(kPassThreads, 4) norm_pass_kernel(const NormPa
       to[1] = second_sum;
     }
   }
-  finalise(a.finalise, network, gridDim.x * gridDim.y, reinterpret_cast<unsigned*>(scratch));
+  finalise(
+      a.finalise, network, Channels(channel, a.channels, 1, a.channels), gridDim.x,
+      reinterpret_cast<unsigned*>(scratch));
 }
 
 template <typename T>
