@@ -14,6 +14,7 @@ from small_generator import small_generator
 
 import oes_fast as oes
 from benchmarks import paper, paper_page, table_text
+from oes_fast.pipelines.presets import PRESETS
 
 SIZE, SEARCH, TRAIN = 32, 7, 8
 TIMES = ("date", "command", "environment", "seconds", "ms a step")
