@@ -86,6 +86,8 @@ class Watch:
         last = info.step == info.steps
         if self._first is None:
             self._first, self._said = info.step, (info.step, now)
+            if info.step:
+                print(f"{self._label}: goes on from step {info.step:,} of {info.steps:,}", flush=True)
         elif info.step == self._first + WARM_UP:
             _ = info.loss  # waits for the device
             self._timed = (info.step, time.monotonic())
