@@ -200,6 +200,7 @@ def common(options: argparse.Namespace, scene: Scene, label: str, steps: int, wa
         "clean": scene.clean,
         "backend": options.backend,
         "precision": options.precision,
+        "verify": options.verify,
         "record_every": record_every(steps),
         "callback": watch,
         "checkpoint": options.work / f"{label}.ckpt",
@@ -287,13 +288,14 @@ def run(options: argparse.Namespace) -> Result:
         result["seconds"] = None if None in seconds else neat(sum(seconds))
         write_result(str(options.json), result)
 
-    result["search"] = search(options, scene)
     net, _ = oes.fresh_generator(scene.noisy.cpu(), seed=options.seed)  # its weights do not count
-    mask = oes.Mask.load(options.work / "mask.safetensors", net)
-    masks = {"found": mask, "fresh": mask}
-    if options.published_mask is not None:
+    masks = {}
+    if options.published_mask is not None:  # before the search: a file that will not do is said at once
         masks["published"] = oes.Mask.load(options.published_mask, net)
-        result["profile"] = mask_profile.compared(mask, masks["published"], net)
+    result["search"] = search(options, scene)
+    masks["found"] = masks["fresh"] = oes.Mask.load(options.work / "mask.safetensors", net)
+    if "published" in masks:
+        result["profile"] = mask_profile.compared(masks["found"], masks["published"], net)
     write()
     result["trainings"] = {}
     for label in ("found", *CONTROLS):
@@ -320,6 +322,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="no comparison with the dense network"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--checkpoint-seconds", type=float, default=30.0)
     parser.add_argument("--picture", type=Path, help="where to draw the curves")

@@ -66,8 +66,9 @@ def tables() -> str:
 def tables_of(name: str, result: Result) -> str:
     """PSNR beside the published figures, times, and the two masks."""
     stops = [str(stop) for stop in STOPS]
+    trainings = result.get("trainings", {})  # none yet, where a run was stopped after its search
     lines: list[list[object]] = []
-    for label, fit in result["trainings"].items():
+    for label, fit in trainings.items():
         for what, figures in fit["psnr"].items():
             peak, at = figures["peak"], figures["at"]
             cells = [f"{at[stop]:.2f}" if stop in at else "" for stop in stops]
@@ -79,7 +80,7 @@ def tables_of(name: str, result: Result) -> str:
         lines.append([published["method"], f"{peak['psnr']:.2f} at {peak['step']:,}", *cells, ""])
     quality = table(["PSNR in dB", "peak", *(f"at {stop:,}" for stop in STOPS), "end"], lines)
     found = result["search"]
-    lines = [times("search", found), *(times(LABELS[n], fit) for n, fit in result["trainings"].items())]
+    lines = [times("search", found), *(times(LABELS[n], fit) for n, fit in trainings.items())]
     steps = table(["phase", "steps", "backend", "ms a step", "seconds"], lines)
     beside = f" (published: {published['noisy']:.2f})" if published is not None else ""
     sampled, alone = found["curve"]["psnr"][-1], found["psnr of mask alone"]
@@ -90,7 +91,7 @@ def tables_of(name: str, result: Result) -> str:
     if result["seconds"] is not None:
         text += f" All phases took {result['seconds'] / 60:.1f} minutes."
     for what in ("collapsed", "diverged"):
-        wrong = [LABELS[label] for label, fit in result["trainings"].items() if fit[what]]
+        wrong = [LABELS[label] for label, fit in trainings.items() if fit[what]]
         text += f" {what.capitalize()}: {'; '.join(wrong)}." if wrong else ""
     parts = [caption(name, result), f"{text}\n", quality, steps]
     if "profile" in result:

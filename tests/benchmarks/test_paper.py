@@ -157,6 +157,9 @@ def test_tables_and_picture(run, tmp_path, monkeypatch):
     assert "conv 1: 3x3, 4 > 8" in lines
     assert "The shares of the layers in the two masks overlap by" in text
     assert "(published: 20.00)" in text
+    del found["trainings"]
+    assert "| search | 7 |" in paper_page.tables_of("paper", found)
+    paper_page.draw(found, tmp_path / "searched.png")
 
 
 def test_progress_is_printed_and_steps_are_timed(capsys):
