@@ -95,7 +95,9 @@ def sparseprop() -> str:
 def gain() -> str:
     """The short table of README.md: how much faster, over all cases, by minimum and by median."""
     rows = []
-    for name in (*measured_gpus(), *measured("steps-cpu-*")):
+    # Not the engines that "auto" leaves alone.
+    gpus = [name for name in measured_gpus() if not name.startswith("gpu-cuda-")]
+    for name in (*gpus, *measured("steps-cpu-*")):
         result = load(name)
         faster: dict[str, list[float]] = {"training": [], "search": []}
         for case, row in cases_of(result):
@@ -366,7 +368,11 @@ def gpu_of(name: str) -> str:
     rows = [(case, "published", row) for case, row in cases_of(result)]
     if "steps compiled" in found:
         rows.append(("training", "compiled", found["steps compiled"]))
-    ways = [way for way in ("torch", "triton", "cuda") if any(way in row["ms"] for _, _, row in rows)]
+    ways = [
+        way
+        for way in ("torch", "triton", "triton, chains", "cuda")
+        if any(way in row["ms"] for _, _, row in rows)
+    ]
     lines = []
     for case, baseline, row in rows:
         times, faster = row["ms"], fastest_of(row["times faster"])

@@ -62,25 +62,32 @@ __device__ __forceinline__ int next_copy(Padding padding, int from, int i, int b
   return end;
 }
 
-template <typename T>
+// Which sums over taps a pixel is made of: kCopies is right for all, the others take far fewer instructions.
+enum class PixelSums { kOne, kBox, kCopies };
+
+template <bool kBox, typename T>
 __device__ __forceinline__ T boxed(const Epilogue<T>& e, const SumTile<T>& s, const T* sums, int p, int q) {
   const int row = p - s.first_row, column = q - s.first_column;
-  if (!e.box) {
+  if constexpr (!kBox) {
     return sums[row * s.columns + column];
   }
   const T* at = sums + (row + e.box_first) * s.columns + column + e.box_first;
   return (at[0] + at[1]) + (at[s.columns] + at[s.columns + 1]);
 }
 
-// Pixel (i, j) of output `local` of the tile.
-template <typename T>
-__device__ __forceinline__ T sum_at(const Epilogue<T>& e, const SumTile<T>& s, int local, int i, int j) {
-  const T* sums = s.sums + local * s.rows * s.columns;
+// Pixel (i, j) of an output whose sums these are.
+template <PixelSums kSums, typename T>
+__device__ __forceinline__ T sum_at(const Epilogue<T>& e, const SumTile<T>& s, const T* sums, int i, int j) {
+  if constexpr (kSums != PixelSums::kCopies) {
+    return boxed<kSums == PixelSums::kBox>(e, s, sums, e.top + i, e.left + j);
+  }
   T sum = T(0);
   const int end_row = e.top + e.rows + e.bottom, end_column = e.left + e.columns + e.right;
+#pragma unroll 1
   for (int p = e.top + i; p < end_row;) {
+#pragma unroll 1
     for (int q = e.left + j; q < end_column;) {
-      sum += boxed(e, s, sums, p, q);
+      sum += e.box ? boxed<true>(e, s, sums, p, q) : boxed<false>(e, s, sums, p, q);
       q = next_copy(e.padding, q == e.left + j ? 0 : q + 1, j, e.left, e.right, e.columns);
     }
     p = next_copy(e.padding, p == e.top + i ? 0 : p + 1, i, e.top, e.bottom, e.rows);
@@ -88,12 +95,8 @@ __device__ __forceinline__ T sum_at(const Epilogue<T>& e, const SumTile<T>& s, i
   return sum;
 }
 
-// A lane reads what lies beside so many pixels before it needs the first: one after the other each would wait for
-// memory.
-constexpr int kPixelsAhead = 4;
-
 // What a warp does with its pixels of one output.
-template <typename T>
+template <EpilogueKind kKind, typename T>
 struct PixelEpilogue {
   const Epilogue<T>& e;
   const int64_t channel;
@@ -105,24 +108,27 @@ struct PixelEpilogue {
 
   // What is read of a pixel `at` of the output, to be read ahead.
   __device__ __forceinline__ T beside(int at) const {
-    const T* from = e.kind == EpilogueKind::kImage ? e.target : e.y;
+    if constexpr (kKind == EpilogueKind::kStore || kKind == EpilogueKind::kMoments) {
+      return T(0);
+    }
+    const T* from = kKind == EpilogueKind::kImage ? e.target : e.y;
     return from == nullptr ? T(0) : from[channel * e.rows * e.columns + at];
   }
 
   __device__ __forceinline__ void operator()(T value, T beside, int at) {
     const int64_t pixel = channel * e.rows * e.columns + at;
-    if (e.kind == EpilogueKind::kMoments) {
+    if constexpr (kKind == EpilogueKind::kMoments) {
       const T d = value - pivot;
       first += d;
       second += d * d;
-    } else if (e.kind == EpilogueKind::kActivationGrad) {
+    } else if constexpr (kKind == EpilogueKind::kActivationGrad) {
       value *= norm::activate_grad(e.prologue.act, e.prologue.slope, numbers.normalised(beside));
       first += value;
       second += value * (beside - numbers.mean);
-    } else if (e.kind == EpilogueKind::kSecondNormSums) {
+    } else if constexpr (kKind == EpilogueKind::kSecondNormSums) {
       first += value;
       second += value * (numbers.activated(e.prologue, beside) - numbers.mean2);
-    } else if (e.kind == EpilogueKind::kImage) {
+    } else if constexpr (kKind == EpilogueKind::kImage) {
       value += shift;
       const T seen = norm::output_activate(e.act, e.slope, value);
       e.image[pixel] = seen;
@@ -135,47 +141,80 @@ struct PixelEpilogue {
   }
 };
 
-// All threads of the block, `outputs` of them from first_output on, of `tile` out of the finalise's chunks. A warp
-// takes one output after the other, or where there are more warps than outputs a part of one. `scratch`: two numbers
-// for each warp and output. When all outputs of the block are written, norm::finalise follows.
-template <typename T>
-__device__ __forceinline__ void write_tile(
-    const Epilogue<T>& e, const SumTile<T>& s, int outputs, int first_output, int tile, int64_t network, T* scratch) {
-  const int row_begin = max(s.row_begin, e.top) - e.top, row_end = min(s.row_end, e.top + e.rows) - e.top;
-  const int column_begin = max(s.column_begin, e.left) - e.left,
-            column_end = min(s.column_end, e.left + e.columns) - e.left;
-  const int width = max(column_end - column_begin, 0), count = max(row_end - row_begin, 0) * width;
+// Pixels of the image written that a tile gives: `count` of them, in rows of `width`.
+struct TilePixels {
+  int row, column; // of the first
+  int width, count;
+  bool copies; // a pixel of the border may be added to one of them
+
+  template <typename T>
+  __device__ __forceinline__ TilePixels(const Epilogue<T>& e, const SumTile<T>& s)
+      : row(max(s.row_begin, e.top) - e.top), column(max(s.column_begin, e.left) - e.left) {
+    const int row_end = min(s.row_end, e.top + e.rows) - e.top,
+              column_end = min(s.column_end, e.left + e.columns) - e.left;
+    width = max(column_end - column, 0);
+    count = max(row_end - row, 0) * width;
+    copies = e.padding != Padding::kZeros &&
+        ((e.top > 0 && row <= e.top) || (e.bottom > 0 && row_end >= e.rows - e.bottom) ||
+         (e.left > 0 && column <= e.left) || (e.right > 0 && column_end >= e.columns - e.right));
+  }
+};
+
+// The pixels of one output, those of a lane from `begin` on, `step` apart. A lane reads what lies beside kAhead pixels
+// before it needs the first: one after the other each would wait for memory.
+template <PixelSums kSums, int kAhead, EpilogueKind kKind, typename T>
+__device__ __forceinline__ void write_pixels(
+    PixelEpilogue<kKind, T>& pixel, const SumTile<T>& s, const T* sums, const TilePixels& pixels, int begin, int step) {
+  const Epilogue<T>& e = pixel.e;
+#pragma unroll 1
+  for (; begin < pixels.count; begin += kAhead * step) {
+    int i[kAhead], j[kAhead];
+    T beside[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) { // those behind the last are not used
+      const int at = min(begin + k * step, pixels.count - 1), row = at / pixels.width;
+      i[k] = pixels.row + row;
+      j[k] = pixels.column + at - row * pixels.width;
+      beside[k] = pixel.beside(i[k] * e.columns + j[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (begin + k * step < pixels.count) {
+        pixel(sum_at<kSums>(e, s, sums, i[k], j[k]), beside[k], i[k] * e.columns + j[k]);
+      }
+    }
+  }
+}
+
+// See write_tile. A kernel runs through what it does once for each warp, and reads its instructions as it goes: on an
+// H100 tens of microseconds, before there was code for each kind by itself.
+template <EpilogueKind kKind, typename T>
+__device__ __forceinline__ void write_kind(
+    const Epilogue<T>& e, const SumTile<T>& s, const TilePixels& pixels, int outputs, int first_output, int64_t network,
+    T* scratch) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int parts = max(warps / outputs, 1);
+#pragma unroll 1
   for (int task = warp; task < parts * outputs; task += warps) {
     const int local = task % outputs, part = task / outputs, output = first_output + local;
     if (output >= e.outputs) {
       continue;
     }
-    PixelEpilogue<T> pixel(e, network * e.outputs + output);
-    if (e.kind == EpilogueKind::kMoments && count > 0) {
-      pixel.pivot = sum_at(e, s, local, row_begin, column_begin);
-    } else if (e.kind == EpilogueKind::kImage) {
+    const T* sums = s.sums + local * s.rows * s.columns;
+    PixelEpilogue<kKind, T> pixel(e, network * e.outputs + output);
+    if constexpr (kKind == EpilogueKind::kMoments) {
+      pixel.pivot = pixels.count > 0 ? sum_at<PixelSums::kCopies>(e, s, sums, pixels.row, pixels.column) : T(0);
+    } else if constexpr (kKind == EpilogueKind::kImage) {
       const norm::Finalise<T>& f = e.finalise;
       pixel.shift = norm::shift_of(f.shift, f.weights + network * f.weights_stride, network, output);
     }
-    const int step = parts * 32;
-    for (int begin = part * 32 + lane; begin < count; begin += kPixelsAhead * step) {
-      int i[kPixelsAhead], j[kPixelsAhead];
-      T beside[kPixelsAhead];
-#pragma unroll
-      for (int k = 0; k < kPixelsAhead; ++k) { // those behind the last are not used
-        const int at = min(begin + k * step, count - 1), row = at / width;
-        i[k] = row_begin + row;
-        j[k] = column_begin + at - row * width;
-        beside[k] = pixel.beside(i[k] * e.columns + j[k]);
-      }
-#pragma unroll
-      for (int k = 0; k < kPixelsAhead; ++k) {
-        if (begin + k * step < count) {
-          pixel(sum_at(e, s, local, i[k], j[k]), beside[k], i[k] * e.columns + j[k]);
-        }
-      }
+    const int begin = part * 32 + lane, step = parts * 32;
+    if (pixels.copies) {
+      write_pixels<PixelSums::kCopies, 1>(pixel, s, sums, pixels, begin, step);
+    } else if (e.box) {
+      write_pixels<PixelSums::kBox, 2>(pixel, s, sums, pixels, begin, step);
+    } else {
+      write_pixels<PixelSums::kOne, 4>(pixel, s, sums, pixels, begin, step);
     }
     for (int distance = 16; distance > 0; distance /= 2) {
       pixel.first += __shfl_down_sync(0xffffffffu, pixel.first, distance);
@@ -186,13 +225,40 @@ __device__ __forceinline__ void write_tile(
       scratch[2 * task + 1] = pixel.second;
     }
   }
+}
+
+// All threads of the block, `outputs` of them from first_output on, of `tile` out of the finalise's chunks. A warp
+// takes one output after the other, or where there are more warps than outputs a part of one. `scratch`: two numbers
+// for each warp and output. When all outputs of the block are written, norm::finalise follows.
+template <typename T>
+__device__ __forceinline__ void write_tile(
+    const Epilogue<T>& e, const SumTile<T>& s, int outputs, int first_output, int tile, int64_t network, T* scratch) {
+  const TilePixels pixels(e, s);
+  switch (e.kind) {
+    case EpilogueKind::kMoments:
+      write_kind<EpilogueKind::kMoments>(e, s, pixels, outputs, first_output, network, scratch);
+      break;
+    case EpilogueKind::kActivationGrad:
+      write_kind<EpilogueKind::kActivationGrad>(e, s, pixels, outputs, first_output, network, scratch);
+      break;
+    case EpilogueKind::kSecondNormSums:
+      write_kind<EpilogueKind::kSecondNormSums>(e, s, pixels, outputs, first_output, network, scratch);
+      break;
+    case EpilogueKind::kImage:
+      write_kind<EpilogueKind::kImage>(e, s, pixels, outputs, first_output, network, scratch);
+      break;
+    default:
+      write_kind<EpilogueKind::kStore>(e, s, pixels, outputs, first_output, network, scratch);
+  }
   if (e.finalise.kind == norm::FinaliseKind::kNone) {
     return;
   }
   __syncthreads();
-  const int local = threadIdx.x, output = first_output + local;
+  const int local = threadIdx.x, output = first_output + local,
+            parts = max(static_cast<int>(blockDim.x) / 32 / outputs, 1);
   if (local < outputs && output < e.outputs) {
     T sums[2] = {};
+#pragma unroll 1
     for (int part = 0; part < parts; ++part) {
       sums[0] += scratch[2 * (part * outputs + local)];
       sums[1] += scratch[2 * (part * outputs + local) + 1];
@@ -201,10 +267,13 @@ __device__ __forceinline__ void write_tile(
         e.finalise.partials + ((network * e.outputs + output) * e.finalise.chunks + tile) * norm::kPartialNumbers;
     const double first = static_cast<double>(sums[0]), second = static_cast<double>(sums[1]);
     if (e.kind == EpilogueKind::kMoments) {
-      const double n = count, pivot = count > 0 ? static_cast<double>(sum_at(e, s, local, row_begin, column_begin)) : 0;
+      const double n = pixels.count;
+      const T* from = s.sums + local * s.rows * s.columns;
+      const double pivot =
+          pixels.count > 0 ? static_cast<double>(sum_at<PixelSums::kCopies>(e, s, from, pixels.row, pixels.column)) : 0;
       to[0] = n;
-      to[1] = count > 0 ? pivot + first / n : 0;
-      to[2] = count > 0 ? second - first * first / n : 0;
+      to[1] = pixels.count > 0 ? pivot + first / n : 0;
+      to[2] = pixels.count > 0 ? second - first * first / n : 0;
     } else {
       to[0] = first;
       to[1] = second;

@@ -98,26 +98,33 @@ __global__ void __launch_bounds__(kThreads, kRows * kColumns * kSide * kSide > 8
 
   float* all = tile;
   const int height = kSide * a.tile_rows, width = kSide * a.tile_columns;
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
+// Rolled, and what is written chosen within: the code is read as it runs.
+#pragma unroll 1
+  for (int slice = 0; slice < kColumns; ++slice) {
     __syncthreads();
 #pragma unroll
-    for (int m = 0; m < kRows; ++m) {
+    for (int n = 0; n < kColumns; ++n) {
+      if (n != slice) {
+        continue;
+      }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int cell = (warp * kRows + m) * 16 + half * 8 + g, row = cell / a.tile_columns,
-                  column = cell - row * a.tile_columns;
+      for (int m = 0; m < kRows; ++m) {
 #pragma unroll
-        for (int phase = 0; phase < kPhases; ++phase) {
-          float* to = all + (2 * t * height + kSide * row + phase / kSide) * width + kSide * column + phase % kSide;
-          to[0] = sums[phase][m][n][2 * half];
-          to[height * width] = sums[phase][m][n][2 * half + 1];
+        for (int half = 0; half < 2; ++half) {
+          const int cell = (warp * kRows + m) * 16 + half * 8 + g, row = cell / a.tile_columns,
+                    column = cell - row * a.tile_columns;
+#pragma unroll
+          for (int phase = 0; phase < kPhases; ++phase) {
+            float* to = all + (2 * t * height + kSide * row + phase / kSide) * width + kSide * column + phase % kSide;
+            to[0] = sums[phase][m][n][2 * half];
+            to[height * width] = sums[phase][m][n][2 * half + 1];
+          }
         }
       }
     }
     __syncthreads();
     write_tile(
-        a.epilogue, sum_tile(a.epilogue, all, kSide, a, rows, columns), kSlice, group * kGroup + n * kSlice,
+        a.epilogue, sum_tile(a.epilogue, all, kSide, a, rows, columns), kSlice, group * kGroup + slice * kSlice,
         tile_number, network, scratch);
   }
   const norm::Channels channels(group, gridDim.y, kGroup, a.epilogue.outputs);
