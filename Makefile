@@ -29,7 +29,7 @@ lint: $(VENV)/.ready
 DOCS ?= build/docs
 docs: setup
 	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory $(DOCS) \
-		oes_fast '!oes_fast\.(?!analysis$$|baselines$$|batch$$|comparison$$|functional$$|models$$|pruning$$)'
+		oes_fast '!oes_fast\.(?!analysis$$|baselines$$|batch$$|bench$$|comparison$$|functional$$|models$$|pruning$$)'
 
 # The tables of README.md and docs/, from benchmarks/results/.
 tables: setup

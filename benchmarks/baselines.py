@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.timer import compared
+from oes_fast.bench.environment import environment
 from oes_fast.copies import copy_network
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.hooks import StepHook

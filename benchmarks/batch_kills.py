@@ -31,7 +31,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from benchmarks.ray_cluster import Cluster, below
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
+from oes_fast.bench.environment import environment
 from oes_fast.io.files import load_tensors
 from oes_fast.io.image import save_image
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.table_text import caption, load, table
 from oes_fast.batch import Job, MaskSearch, Options, Outcome, Settings, SharedMask, Watcher, restore_all
+from oes_fast.bench.environment import environment
 
 NAME = "batch-manifest-cpu"
 MARKS = (1_000, 10_000, 50_000, 100_000, 1_000_000)

@@ -23,9 +23,10 @@ from typing import Any
 
 from benchmarks.batch_kills import make_images
 from benchmarks.ray_cluster import below
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from oes_fast.batch import Engine, Outcome, Settings, Watcher, local, ray_workers, restore_all
 from oes_fast.batch.ray_connection import package
+from oes_fast.bench.environment import environment
 
 
 class _Times(Watcher):

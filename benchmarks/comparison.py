@@ -17,8 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.table_text import RESULTS, ROOT, Result, caption, load, table
+from oes_fast.bench.environment import environment
 
 PICTURES = ("psnr", "densities")
 IMAGES_WIDTH = 960  # pixels that the images side by side are reduced to

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
+from oes_fast.bench.environment import environment
 from oes_fast.precision import PRECISIONS
 
 

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu_tools import find_tool
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
+from oes_fast.bench.environment import environment
 from oes_fast.precision import PRECISIONS
 
 REPO = Path(__file__).resolve().parents[1]

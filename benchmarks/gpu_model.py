@@ -32,10 +32,11 @@ import torch
 
 import oes_fast as oes
 from benchmarks import sass, triton_model
-from benchmarks.gpu_parts import drawn_mask
 from benchmarks.gpu_trace import key_of
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from oes_fast import _cuda_extension, _extension
+from oes_fast.bench.environment import environment
+from oes_fast.bench.steps import drawn_mask
 from oes_fast.precision import PRECISIONS
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.run.chain_cuda import CudaChain

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import oes_fast as oes
 from benchmarks.gpu_kernels import kernel_rows
-from benchmarks.published import PublishedTraining
-from benchmarks.steps import search_steps, training_steps
 from benchmarks.timer import compared, device_time
+from oes_fast.bench.published import PublishedTraining
+from oes_fast.bench.steps import drawn_mask, search_steps, training_steps
 from oes_fast.precision import PRECISIONS
 
 SIZE = 512
@@ -70,19 +70,6 @@ def ceilings(
             took = device_time(lambda a=a: a @ a, device=device, calls=2, rounds=3)  # type: ignore[misc]
         found[f"{name} GMAC/s"] = side**3 / took["min"] / 1e6
     return found
-
-
-def drawn_mask(net: nn.Module) -> oes.Mask:
-    """About the published masks' shares: channels without gamma dead, 12 and 40 % of the weights kept."""
-    generator = torch.Generator().manual_seed(0)
-    bits: list[Tensor] = []
-    norms = {id(m.bias) for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
-    for parameter in net.parameters():
-        share = {25: 0.12, 9: 0.4}.get(parameter[0][0].numel() if parameter.ndim == 4 else 0, 0.72)
-        drawn = torch.rand(parameter.numel(), generator=generator) < share
-        bits.append(drawn & bits[-1] if id(parameter) in norms else drawn)  # no beta without its gamma
-    bits[-2:] = [torch.ones_like(bit) for bit in bits[-2:]]  # the last layer, or colours would be missing
-    return oes.Mask.from_flat(net, torch.cat(bits))
 
 
 def problem(

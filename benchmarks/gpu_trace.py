@@ -22,7 +22,7 @@ import torch
 import oes_fast as oes
 from benchmarks.gpu_parts import FAST, SIZE, available, problem
 from benchmarks.sass import without_namespaces
-from benchmarks.steps import search_steps, training_steps
+from oes_fast.bench.steps import search_steps, training_steps
 from oes_fast.precision import PRECISIONS
 
 Row = dict[str, Any]

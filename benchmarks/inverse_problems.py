@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 import oes_fast as oes
 from benchmarks.comparison import decibels, rounded
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.table_text import RESULTS, ROOT, Result, caption, load, table
+from oes_fast.bench.environment import environment
 from oes_fast.comparison.measures import ssim
 from oes_fast.io.plots import side_by_side
 from oes_fast.pipelines.clean import clean_pixels

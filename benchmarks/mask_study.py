@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
+from oes_fast.bench.environment import environment
 from oes_fast.models import ImageGenerator
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 

@@ -13,8 +13,9 @@ import sys
 import torch
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
-from benchmarks.steps import search_steps, training_steps
+from benchmarks.report import write_result
+from oes_fast.bench.environment import environment
+from oes_fast.bench.steps import search_steps, training_steps
 
 
 def peak_of(case: str, way: str, path: str, size: int, steps: int) -> float:

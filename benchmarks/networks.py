@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.timer import compared
+from oes_fast.bench.environment import environment
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.rewrite import SparseGenerator, ir
 from oes_fast.rewrite.run.chain_cpu import CpuChain

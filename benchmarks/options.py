@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.timer import compared
+from oes_fast.bench.environment import environment
 from oes_fast.pipelines.setup import RunOptions, Setup
 from oes_fast.pipelines.train_run import TrainRun
 

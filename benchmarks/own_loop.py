@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
-from benchmarks.steps import training_steps
+from benchmarks.report import write_result
 from benchmarks.timer import interleave
+from oes_fast.bench.environment import environment
+from oes_fast.bench.steps import training_steps
 from oes_fast.models import Generator
 
 

@@ -28,9 +28,10 @@ import oes_fast as oes
 from benchmarks import mask_profile
 from benchmarks.comparison import rounded
 from benchmarks.paper_page import NAME, STOPS, draw
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.runs import neat, write_json
 from benchmarks.table_text import RESULTS, Result
+from oes_fast.bench.environment import environment
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.loop import StepInfo

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -13,9 +12,7 @@ from typing import Any
 
 import torch
 
-import oes_fast
 from benchmarks.timer import fixture_time
-from oes_fast.autotune_cache import processor
 
 UNTOLD = ("--json", "--out", "--began")  # options that say nothing of what was measured
 NUMEL = 3_008_867  # parameters of the published generator
@@ -76,23 +73,6 @@ def report_rate(
     if dense is not None:
         benchmark.extra_info["dense ms"] = round(times["dense"], 3)
         benchmark.extra_info["times faster than dense"] = round(times["dense"] / times["ours"], 2)
-
-
-def environment() -> dict[str, Any]:
-    """What a figure depends on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "oes_fast": oes_fast.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        # Without what to do about it, which names the folders of this machine.
-        "backends": {name: str(status).partition(";")[0] for name, status in oes_fast.backends().items()},
-    }
 
 
 def write_result(path: str, result: Mapping[str, Any]) -> None:

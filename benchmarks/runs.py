@@ -26,8 +26,9 @@ from torch import Tensor
 
 import oes_fast as oes
 from benchmarks.comparison import decibels, rounded
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.table_text import RESULTS, Result, caption, load, table
+from oes_fast.bench.environment import environment
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.pipelines.runs_mean import mean_and_spread
 

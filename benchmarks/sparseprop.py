@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.published import PublishedTraining
+from oes_fast.bench.published import PublishedTraining
 from oes_fast.errors import BackendError
 
 COMMIT = "df97d8e"  # what the figures were measured with

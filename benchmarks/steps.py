@@ -14,70 +14,32 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.published import PublishedSearch, PublishedTraining
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining, require
 from benchmarks.timer import compared
+from oes_fast.bench import steps as bench
+from oes_fast.bench.environment import environment
+from oes_fast.bench.published import PublishedSearch
 from oes_fast.flat import flatten
 from oes_fast.models import Generator
 from oes_fast.ops import gumbel_mask, mask_update
-from oes_fast.pipelines.cuda_graphs import graphed
-from oes_fast.pipelines.functions import make_function
-from oes_fast.pipelines.objective import SquaredError
-from oes_fast.pipelines.search import SearchRun
-from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import PRECISIONS
-
-COMPILED = "compiled"  # among the backends: the published training through torch.compile
 
 
 def training_steps(
-    net: Generator,
-    mask: oes.Mask,
-    z: Tensor,
-    noisy: Tensor,
-    backends: Sequence[str],
-    *,
-    recorded: bool = True,
+    net: Generator, mask: oes.Mask, z: Tensor, noisy: Tensor, backends: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
-    """One training step for each backend, and the published one; on a GPU as the pipelines record them."""
-    steps: dict[str, Callable[[], object]] = {
-        "published": PublishedTraining(net, mask.flat.to(z.device), z, noisy).step
-    }
-    for backend in backends:
-        if backend == COMPILED:
-            compiled = PublishedTraining(net, mask.flat.to(z.device), z, noisy)
-            compiled.net.compile()
-            steps[backend] = compiled.step
-            continue
-        if backend in SETTINGS:
-            steps[backend] = SparsePropTraining(net, mask.flat, z, noisy, share=SETTINGS[backend]).step
-            continue
-        function, chosen = make_function(net, z, mask, backend, verify=False)
-        run = TrainRun(function, SquaredError(noisy), 1e-2, None, chosen)
-        steps[backend] = _stepper(graphed(run, chosen, z.device) if recorded else run)
-    return steps
-
-
-def search_steps(
-    net: Generator, z: Tensor, noisy: Tensor, backends: Sequence[str], *, recorded: bool = True
-) -> dict[str, Callable[[], object]]:
-    """One search step for each backend, and the published one; on a GPU as the pipelines record them."""
-    steps: dict[str, Callable[[], object]] = {"published": PublishedSearch(net, z, noisy).step}
-    for backend in backends:
-        if backend == COMPILED or backend in SETTINGS:
-            continue  # every step draws its mask, which has no zeros, into a new copy of the network
-        function, chosen = make_function(net, z, None, backend, verify=False)
-        options: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
-        run = SearchRun(function, SquaredError(noisy), chosen, **options)
-        steps[backend] = _stepper(graphed(run, chosen, z.device) if recorded else run)
-    return steps
+    """:func:`oes_fast.bench.steps.training_steps`, with SparseProp's among the backends."""
+    others = [name for name in backends if name not in SETTINGS]
+    steps = bench.training_steps(net, mask, z, noisy, others)
+    for name in set(backends) & SETTINGS.keys():
+        steps[name] = SparsePropTraining(net, mask.flat, z, noisy, share=SETTINGS[name]).step
+    return {name: steps[name] for name in (bench.PUBLISHED, *backends)}
 
 
 def mask_steps(
@@ -90,7 +52,7 @@ def mask_steps(
     steps: dict[str, Callable[[], object]] = {"published": lambda: published.mask_step(grads)}
     w0, grad = flatten(net), torch.cat([g.flatten() for g in grads])
     for backend in backends:
-        if backend in (COMPILED, "torch") or backend in SETTINGS:  # "torch" is the reference here
+        if backend in (bench.COMPILED, "torch") or backend in SETTINGS:  # "torch" is the reference here
             continue
         steps[backend] = _mask_stepper(w0, grad, backend)
     return steps
@@ -105,18 +67,6 @@ def _mask_stepper(w0: Tensor, grad: Tensor, backend: str) -> Callable[[], object
         nonlocal step
         gumbel_mask(w0, logits, seed=0, step=step, out=weights, backend=backend)
         mask_update(logits, grad, w0, exp_avg, exp_avg_sq, seed=0, step=step, backend=backend)
-        step += 1
-
-    return call
-
-
-def _stepper(run: Any) -> Callable[[], object]:
-    step = 0
-
-    def call() -> None:
-        nonlocal step
-        run.evaluate(step, final=False)
-        run.update(step)
         step += 1
 
     return call
@@ -154,7 +104,8 @@ def main() -> None:
                 )
                 for path in options.mask
             }
-            cases["search"] = search_steps(net, z, noisy, options.backend)
+            others = [name for name in options.backend if name not in SETTINGS]
+            cases["search"] = bench.search_steps(net, z, noisy, others)
             cases["search, mask alone"] = mask_steps(net, z, noisy, options.backend)
             for case, steps in cases.items():
                 found = compared(steps, "published", rounds=options.rounds, precision=options.precision)

@@ -30,9 +30,10 @@ import torch
 
 import oes_fast as oes
 from benchmarks.options import training_step
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.table_text import caption, load, table, two
 from benchmarks.timer import summary
+from oes_fast.bench.environment import environment
 from oes_fast.pipelines.functions import RewrittenFunction
 
 NAME = "throughput"

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oes_fast as oes
-from benchmarks.gpu_parts import SIZE, drawn_mask
+from benchmarks.gpu_parts import SIZE
+from oes_fast.bench.steps import drawn_mask
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.objective import SquaredError
 from oes_fast.pipelines.search import SearchRun

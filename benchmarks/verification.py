@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.report import environment, write_result
+from benchmarks.report import write_result
 from benchmarks.timer import interleave
+from oes_fast.bench.environment import environment
 
 
 def peak_mb() -> float:

@@ -25,8 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "analysis", "backends", "batch", "comparison", "flat", "io", "mask", "mask_notes", "models",
-        "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
+        *CHECKS, "analysis", "backends", "batch", "bench", "comparison", "flat", "io", "mask", "mask_notes",
+        "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
     },
     "batch": {
         *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models",
@@ -35,6 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": {
         *CHECKS, "analysis", "backends", "baselines", "io", "mask", "models", "noise", "pipelines",
         "precision", "pruning", "version", "weights_file", "workers",
+    },
+    "bench": {
+        *CHECKS, "autotune_cache", "backends", "io", "mask", "models", "noise", "pipelines", "precision",
+        "timing", "version",
     },
     "analysis": {
         *CHECKS, "copies", "entry", "flat", "mask", "pipelines", "reference", "rewrite.ir",

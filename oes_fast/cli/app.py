@@ -12,6 +12,7 @@ import typer
 
 from oes_fast.cli import signals
 from oes_fast.cli.batch import batch
+from oes_fast.cli.bench import bench
 from oes_fast.cli.compare import compare
 from oes_fast.cli.console import (
     EXIT_BAD_INPUT,
@@ -63,6 +64,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     batch: "oes-fast batch photos --workers 4 --threads 1 -o restored",
     compare: "oes-fast compare skimage:camera --size 128 --methods oes,random,nlm --preset quick -o compared",
     inspect: "oes-fast inspect mask.safetensors another.safetensors -o masks.png",
+    bench: "oes-fast bench --size 256 --json bench.json",
     info: "oes-fast info --json info.json",
 }
 
@@ -109,7 +111,7 @@ def options(
     images, blurred ones and k-space. `search` finds the mask, `train` restores with it, `transfer` restores
     another image with it, `batch` whole sets of images. `prune` finds a mask by another method, `inspect`
     shows what masks keep, `compare` holds OES against other ways to prune, other networks and classical
-    denoisers. `info` says what this machine has.
+    denoisers. `bench` measures speed on this machine, `info` says what it has.
     """
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.published import PublishedSearch, PublishedTraining, relaxed_mask
+from oes_fast.bench.published import PublishedSearch, PublishedTraining, relaxed_mask
 from oes_fast.reference.gumbel_mask import relaxed_mask as reference_relaxed_mask
 from oes_fast.reference.mask_kl import mask_kl
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks.published import PublishedTraining
 from benchmarks.sparseprop import SETTINGS, SparsePropTraining
+from oes_fast.bench.published import PublishedTraining
 from oes_fast.errors import BackendError
 
 
