@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise InputError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
     if value.dtype not in dtypes:
         wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise InputError(f"{name}: expected dtype {wanted}, got {str(value.dtype).removeprefix('torch.')}")
@@ -56,10 +59,29 @@ def check_tensor(
     if device is not None and value.device != device:
         raise InputError(f"{name}: expected a tensor on {device}, got one on {value.device}")
     if finite:
+        check_values(name, value)
         bad = value.numel() - int(torch.isfinite(value).sum())
         if bad:
             raise InputError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
     return value
+
+
+def check_values(name: str, value: Tensor) -> Tensor:
+    """Return ``value`` if it has numbers that can be read, which one on the meta device has not."""
+    if value.is_meta:
+        raise InputError(f"{name}: expected a tensor with values, got one on the meta device")
+    return value
+
+
+def check_length(name: str, value: object, length: int, wanted: str) -> Sequence[Any]:
+    """Return ``value`` if it is a sequence of so many; ``wanted`` says what of, as "(height, width)"."""
+    try:
+        fits = not isinstance(value, str) and len(value) == length  # type: ignore[arg-type]
+    except TypeError:  # a number, and a tensor that is one
+        fits = False
+    if not fits:
+        raise InputError(f"{name}: expected {wanted}, got {value!r}")
+    return cast(Sequence[Any], value)
 
 
 def described(value: object, *, of_network: bool = True) -> str:
@@ -155,6 +177,22 @@ def check_number(
     return float(value)
 
 
+def check_scale(
+    name: str,
+    value: float,
+    dtype: torch.dtype,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+) -> float:
+    """As :func:`check_number`, of what is multiplied with tensors of ``dtype``: it must be a number there."""
+    number, largest = check_number(name, value, minimum=minimum, above=above), torch.finfo(dtype).max
+    if abs(number) > largest:
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"{name}: expected a number of {kind}, which go to {largest:.3g}, got {number}")
+    return number
+
+
 def check_integer(name: str, value: int, *, minimum: int | None = None, below: int | None = None) -> int:
     """Return ``value`` if it is an integer with minimum <= value < below."""
     if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's integers too
@@ -164,6 +202,11 @@ def check_integer(name: str, value: int, *, minimum: int | None = None, below: i
         bounds += [f"< {below}"] if below is not None else []
         raise InputError(f"{name}: expected an integer {' and '.join(bounds)}, got {value}")
     return int(value)
+
+
+def check_steps(name: str, value: int, *, minimum: int = 0) -> int:
+    """Return ``value`` if so many steps can be made: those of a run are numbered in 32 bits."""
+    return check_integer(name, check_integer(name, value, minimum=minimum), below=2**32)
 
 
 def check_flag(name: str, value: bool) -> bool:

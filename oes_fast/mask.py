@@ -242,10 +242,13 @@ class Mask:
 
     def check(self, net: nn.Module) -> None:
         """Raise :class:`MaskMismatchError` unless the mask belongs to ``net``."""
+        self._check(net, "mask")
+
+    def _check(self, net: nn.Module, name: object) -> None:
         wanted = FlatLayout.of(net).fingerprint
         if wanted != self.fingerprint:
             raise MaskMismatchError(
-                f"mask: made for the network {self.fingerprint}, used with the network {wanted}"
+                f"{name}: made for the network {self.fingerprint}, used with the network {wanted}"
             )
 
     def layer_density(self, net: nn.Module) -> dict[str, float]:
@@ -318,7 +321,7 @@ class Mask:
             return cls._published(path, net)
         mask = cls._saved(path)
         if net is not None:
-            mask.check(net)
+            mask._check(net, path)
         return mask
 
     @classmethod

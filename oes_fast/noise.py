@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oes_fast._checks import FLOAT_DTYPES, check_flag, check_integer, check_number, check_tensor
+from oes_fast._checks import (
+    FLOAT_DTYPES,
+    check_flag,
+    check_integer,
+    check_length,
+    check_number,
+    check_tensor,
+)
 from oes_fast.errors import InputError
 from oes_fast.reference.philox import IMAGE_NOISE, INPUT_NOISE, seeded_generator
 
@@ -42,8 +49,7 @@ def noise_input(
         >>> oes.noise_input(32, (64, 48), seed=0).shape
         torch.Size([1, 32, 64, 48])
     """
-    if not hasattr(size, "__len__") or len(size) != 2:
-        raise InputError(f"size: expected (height, width), got {size!r}")
+    check_length("size", size, 2, "(height, width)")
     return draw_input(channels, size, seed=seed, dtype=dtype, device=device)
 
 
@@ -56,11 +62,11 @@ def draw_input(
     device: torch.device | str | None,
 ) -> Tensor:
     """:func:`noise_input` in any number of dimensions: shape [1, channels, *size]."""
-    sides = [check_integer("size", side, minimum=1) for side in size]
+    sides = [check_integer("size", side, minimum=1, below=2**31) for side in size]
     if dtype not in FLOAT_DTYPES:
         raise InputError(f"dtype: expected float32 or float64, got {dtype}")
     generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), INPUT_NOISE)
-    shape = (1, check_integer("channels", channels, minimum=1), *sides)
+    shape = (1, check_integer("channels", channels, minimum=1, below=2**31), *sides)
     drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
     return drawn.mul_(INPUT_SCALE).to("cpu" if device is None else device, dtype)
 
@@ -88,13 +94,26 @@ def add_noise(pixels: Tensor, sigma: float, seed: int, *, clip: bool = True) -> 
         0.1
     """
     check_tensor("pixels", pixels, finite=True)
-    check_number("sigma", sigma, minimum=0)
-    if sigma > 1:
-        raise InputError(
-            f"sigma: expected a number from 0 to 1, in units of the [0, 1] range, got {sigma} "
-            f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
-        )
+    check_noise_level("sigma", sigma)
     generator = seeded_generator(check_integer("seed", seed, minimum=0, below=2**64), IMAGE_NOISE)
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = pixels + sigma * noise.to(pixels)
     return noisy.clamp(0, 1) if check_flag("clip", clip) else noisy
+
+
+def check_noise_level(name: str, sigma: float) -> float:
+    """``sigma``, if it is the standard deviation of noise on pixels in [0, 1].
+
+    Args:
+        name: of the argument, for messages.
+        sigma: in units of that range.
+
+    Raises:
+        InputError: it is not from 0 to 1.
+    """
+    if check_number(name, sigma, minimum=0.0) > 1:
+        raise InputError(
+            f"{name}: expected a number from 0 to 1, in units of the [0, 1] range, got {sigma} "
+            f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
+        )
+    return float(sigma)

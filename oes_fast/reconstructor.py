@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import FLOAT_DTYPES, check_flag, check_integer, check_number, described
+from oes_fast._checks import (
+    FLOAT_DTYPES,
+    check_flag,
+    check_integer,
+    check_number,
+    check_steps,
+    described,
+)
 from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError
 from oes_fast.mask import Mask
@@ -155,14 +162,14 @@ class SparseDIP(Reconstructor):
         }
         self._search = {
             "density": check_number("density", density, above=0.0, below=1.0),
-            "steps": check_integer("search_steps", search_steps, minimum=0),
+            "steps": check_steps("search_steps", search_steps),
             "lr": check_number("search_lr", search_lr, above=0.0),
             "kl": check_number("search_kl", search_kl, minimum=0.0),
             **common,
             **_further("search", search, search_mask),
         }
         self._train = {
-            "steps": check_integer("train_steps", train_steps, minimum=0),
+            "steps": check_steps("train_steps", train_steps),
             "lr": check_number("lr", lr, above=0.0),
             "average": average,
             **common,

@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": {"cli"},  # whose display and signals it sets up; they import nothing else of oes_fast
     "_startup": {"_openmp", "requirements"},
     "cli": {
-        *CHECKS, "analysis", "backends", "batch", "bench", "comparison", "flat", "io", "mask", "mask_notes",
-        "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version", "weights_file",
+        *CHECKS, "_memory", "analysis", "backends", "batch", "bench", "comparison", "flat", "io", "mask",
+        "mask_notes", "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version",
+        "weights_file",
     },
     "batch": {
         *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models",
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *CHECKS, "_memory", "autotune_cache", "backends", "copies", "entry", "flat", "io", "mask", "models",
         "noise", "ops", "precision", "recipe", "reference", "rewrite", "rewrite.run", "version",
     },
-    "tasks": {*CHECKS, "io", "models", "noise", "pipelines", "reference"},
+    "tasks": {*CHECKS, "_memory", "io", "models", "noise", "pipelines", "reference"},
     "rewrite": {
         *CHECKS, "_C", "_cuda_extension", "_memory", "backends", "copies", "entry", "flat", "mask", "ops",
         "reference", "rewrite.ir", "rewrite.liveness", "rewrite.rules", "rewrite.run", "rewrite.tracing",

@@ -51,6 +51,8 @@ def test_the_default_device_of_the_caller_does_not_matter():
         ({"channels": 2.0}, "channels"),
         ({"size": (4,)}, "size"),
         ({"size": 4}, "size"),
+        ({"size": torch.tensor(4)}, "size"),
+        ({"channels": 10**30}, "channels"),
         ({"size": (0, 4)}, "size"),
         ({"size": (4, -1)}, "size"),
         ({"size": (4.5, 4)}, "size"),

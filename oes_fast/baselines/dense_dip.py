@@ -6,7 +6,7 @@ import os
 
 from torch import Tensor, nn
 
-from oes_fast._checks import check_number
+from oes_fast._checks import check_scale
 from oes_fast.entry import Entry
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback
@@ -143,7 +143,7 @@ def dense_dip(
         ),
     )
     check_optimizer(optimizer, lr=lr, default=LR, weight_decay=weight_decay)
-    decay = check_number("weight_decay", weight_decay, minimum=0.0)
+    decay = check_scale("weight_decay", weight_decay, setup.dtype, minimum=0.0)
     return TrainResult(
         **fit(
             setup,

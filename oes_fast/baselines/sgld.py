@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from oes_fast._checks import check_integer, check_number
+from oes_fast._checks import check_integer, check_scale
 from oes_fast.entry import Entry
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.loop import Callback, psnr_tensor
@@ -181,9 +181,9 @@ def sgld(
         ),
     )
     settings: dict[str, Any] = {
-        "weight_decay": check_number("weight_decay", weight_decay, minimum=0.0),
+        "weight_decay": check_scale("weight_decay", weight_decay, setup.dtype, minimum=0.0),
         "input_noise": float(input_noise),
-        "param_noise": check_number("param_noise", param_noise, minimum=0.0),
+        "param_noise": check_scale("param_noise", param_noise, setup.dtype, minimum=0.0),
         "burn_in": check_integer("burn_in", burn_in, minimum=0),
         "sample_every": check_integer("sample_every", sample_every, minimum=1),
         "seed": seed,

@@ -40,6 +40,7 @@ from oes_fast.batch.run import stamp_of
 from oes_fast.batch.settings import EACH, Settings
 from oes_fast.batch.watching import Engine, Watcher
 from oes_fast.errors import InputError, OESError, OESWarning, OutputError, warn_caller
+from oes_fast.io.files import real_path
 from oes_fast.io.locks import Busy, RunLocks
 from oes_fast.pipelines.differences import Difference
 
@@ -150,7 +151,7 @@ def restore_all(
     root = results_folder(folder)
     listing = Listing(sources, root, suffix=f".{settings.format}", recursive=recursive, clean=clean)
     try:
-        locks = RunLocks([(root / MANIFEST).resolve()])
+        locks = RunLocks([real_path(root / MANIFEST)])
     except Busy as error:
         raise InputError(f"{error}; wait for it to end, or give this set another folder (-o)") from None
     try:

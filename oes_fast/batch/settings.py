@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from oes_fast._checks import MAX_RUNS, MAX_SEED, check_choice, check_integer, check_number
+import torch
+
+from oes_fast._checks import MAX_RUNS, MAX_SEED, check_choice, check_integer, check_number, check_scale
 from oes_fast.errors import InputError
 from oes_fast.io.image import FORMATS, MIN_SIDE
 from oes_fast.models.registry import MODELS, plain_options
+from oes_fast.noise import check_noise_level
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
@@ -91,9 +94,9 @@ class Settings:
             check_integer("search", self.search, minimum=1, below=2**16)
         check_number("density", self.density, above=0.0, below=1.0)
         for name in ("search_lr", "train_lr", "temperature"):
-            check_number(name, getattr(self, name), above=0.0)
+            check_scale(name, getattr(self, name), torch.float32, above=0.0)
         for name in ("kl", "weight_decay", "input_noise"):
-            check_number(name, getattr(self, name), minimum=0.0)
+            check_scale(name, getattr(self, name), torch.float32, minimum=0.0)
         for name in ("search_steps", "train_steps"):
             check_integer(name, getattr(self, name), minimum=1, below=2**32)
         check_integer("runs", self.runs, minimum=1, below=MAX_RUNS + 1)
@@ -105,7 +108,7 @@ class Settings:
         if self.size is not None:
             check_integer("size", self.size, minimum=MIN_SIDE)
         if self.sigma is not None:
-            check_number("sigma", self.sigma, minimum=0.0)
+            check_noise_level("sigma", self.sigma)
         for name in ("noise_seed", "seed"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=0, below=MAX_SEED)

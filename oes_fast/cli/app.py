@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -35,7 +36,7 @@ from oes_fast.cli.settings import debug
 from oes_fast.cli.superres import superres
 from oes_fast.cli.train import train
 from oes_fast.cli.transfer import transfer
-from oes_fast.errors import OESError
+from oes_fast.errors import InputError, OESError
 from oes_fast.version import __version__
 
 # Click's class of wrong usage; newer versions of Typer carry Click inside, older ones import it.
@@ -115,12 +116,37 @@ def options(
     """
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise :class:`InputError` for an option without a value: Click takes an empty name for this folder."""
+    for argument, after in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("-") and (value if equals else after) == "":
+            raise InputError(f"{name}: expected a value, got an empty one")
+
+
+def _wrong_usage(error: Exception, arguments: Sequence[str]) -> str:
+    """What Click says of the arguments; of a number that is none, in our words and with what came."""
+    message: str = getattr(error, "format_message", error.__str__)().rstrip(".")
+    kind = re.search(r"\bvalid (integer|number|float)\b", message)
+    names = getattr(getattr(error, "param", None), "opts", ())
+    came = [
+        after if argument in names else argument.partition("=")[2]
+        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] in names
+    ]
+    if kind is None or not came:
+        return message
+    expected = "an integer" if kind[1] == "integer" else "a number"
+    return f"{max(names, key=len)}: expected {expected}, got {came[-1]!r}"
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; see :func:`oes_fast.cli.main`."""
     arguments = sys.argv[1:] if args is None else list(args)
     failed: BaseException | None = None
     try:
         try:
+            _refuse_empty(arguments)
             with plain_warnings():
                 code = typer.main.get_command(app).main(
                     args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False
@@ -138,8 +164,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return signals.exit_code(error)
     except UsageError as error:
         place = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
-        message = getattr(error, "format_message", error.__str__)()
-        say("error", f"{message.rstrip('.')}; see {place} --help")
+        say("error", f"{_wrong_usage(error, arguments)}; see {place} --help")
         return EXIT_BAD_INPUT
     except (OESError, OSError) as error:
         if debug():

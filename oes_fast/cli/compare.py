@@ -9,12 +9,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from torch import Tensor
 
-from oes_fast._checks import check_integer
+from oes_fast._checks import check_integer, check_number
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.comparison_progress import ComparisonProgress
 from oes_fast.cli.console import EXIT_OK, EXIT_UNEXPECTED, warn
-from oes_fast.cli.model import ModelChoice
+from oes_fast.cli.model import ModelChoice, check_fits
 from oes_fast.cli.report import print_table
 from oes_fast.cli.settings import average_decay, find_backend, find_device, find_preset
 from oes_fast.comparison import NAMES, Comparison, Settings
@@ -260,7 +260,10 @@ def compare(
     check_integer("--jobs", jobs, minimum=1)
     if threads is not None:
         check_integer("--threads", threads, minimum=1, below=2**15)
+    check_number("--checkpoint-seconds", checkpoint_seconds, minimum=0.0)
     clean = _load(images, size)
+    for label, image in clean.items():
+        check_fits(recipe, image.shape[1:], where, label)
     signals.stop.patient = True  # there is something to finish: it takes a second signal to end at once
     with ComparisonProgress(quiet=quiet) as progress:
         done = run(

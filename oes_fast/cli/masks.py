@@ -26,11 +26,17 @@ def load_mask(path: Path, net: nn.Module) -> Mask:
     """The mask in a file of ours or as it is published, checked against the network.
 
     Raises:
-        InputError: no such file, or no mask.
+        InputError: no such file, no mask, or one that keeps nothing.
         MaskMismatchError: it belongs to another network.
     """
     _check_suffix(path)
-    return Mask.load(path, net)
+    mask = Mask.load(path, net)
+    if mask.kept == 0:
+        raise InputError(
+            f"{path}: expected a mask that keeps one weight at least, got one that keeps none of "
+            f"{mask.flat.numel()}"
+        )
+    return mask
 
 
 def mask_seed(path: Path) -> int | None:

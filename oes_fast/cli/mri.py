@@ -80,6 +80,8 @@ class MriOptions(TaskOptions):
         if self.is_kspace:
             if self.size is not None:
                 raise InputError("--size: expected it with a clean image alone, got it with k-space")
+        elif self.slice is not None:
+            raise InputError("--slice: expected it with k-space alone, got it with an image")
         elif self.sigma is None:
             raise InputError(
                 f"{self.image}: expected k-space ({', '.join(KSPACE_SUFFIXES)}), or a clean image with "

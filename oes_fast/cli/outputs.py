@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from oes_fast.cli.checkpoints import Checkpoints
 from oes_fast.cli.console import warn
 from oes_fast.cli.settings import debug
 from oes_fast.errors import CheckpointError, InputError, OESError, OutputError, one_line
-from oes_fast.io.files import check_writable, sweep
+from oes_fast.io.files import check_folder, check_writable, real_path, sweep
 from oes_fast.io.image import FORMATS
 from oes_fast.io.locks import Busy, RunLocks
 
@@ -43,7 +43,8 @@ class Outputs:
 
     def __init__(self, main: Path, *inputs: str | Path | None) -> None:
         self._main = main
-        self._taken = {_identity(path): "an input" for path in inputs if path is not None}
+        self._taken = {real_path(path): "an input" for path in inputs if path is not None}
+        self._folders: set[Path] = set()  # that take files
         self.paths: dict[str, Path] = {}
         self.checkpoints = Checkpoints()
         self.written: dict[str, Path] = {}
@@ -75,7 +76,10 @@ class Outputs:
             InputError: it is an input, or another output.
         """
         check_writable(path)
-        identity = _identity(path)
+        identity = real_path(path)
+        if identity.parent not in self._folders:
+            check_folder(path)
+            self._folders.add(identity.parent)
         if identity in self._taken:
             raise InputError(f"{path}: expected a name of its own, got the name of {self._taken[identity]}")
         if not path.exists() or path.is_file():  # several results may go to one device or pipe
@@ -101,7 +105,7 @@ class Outputs:
             OutputError: a checkpoint cannot be set aside.
         """
         paths = (*self.paths.values(), *self.checkpoints.paths.values())
-        targets = [_identity(path) for path in paths if not path.exists() or path.is_file()]
+        targets = [real_path(path) for path in paths if not path.exists() or path.is_file()]
         try:
             locks = RunLocks(targets)
         except Busy as error:
@@ -157,8 +161,11 @@ class Outputs:
         return self.checkpoints.kept()
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self, *names: str) -> Iterator[None]:
         """Around the computation: an error or a signal inside says what is kept and how to go on.
+
+        Args:
+            names: of arguments of the library that are options of the command, and are called so in messages.
 
         Raises:
             Interrupted: a signal.
@@ -172,7 +179,7 @@ class Outputs:
         except CheckpointError as error:
             raise CheckpointError(self.checkpoints.explain(error), path=error.path) from error
         except OESError as error:
-            raise type(error)(f"{error}{self.kept()}") from error
+            raise type(error)(f"{_of_option(error, names)}{self.kept()}") from error
         except (RuntimeError, MemoryError) as error:
             # PyTorch's errors: out of memory above all.
             raise RuntimeError(f"{' '.join(str(error).split())}{self.kept()}") from error
@@ -191,8 +198,12 @@ def check_image_name(path: Path, bits: int | None) -> None:
         raise InputError(f"--bits: expected 8 for JPEG, got {bits}")
 
 
-def _identity(path: str | Path) -> Path:
-    return Path(path).absolute().resolve()
+def _of_option(error: OESError, names: Sequence[str]) -> str:
+    """The message, which begins with the option where it began with one of ``names``."""
+    name, colon, rest = str(error).partition(":")
+    if not isinstance(error, InputError) or name not in names:
+        return str(error)
+    return f"--{name.replace('_', '-')}{colon}{rest}"
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from oes_fast._checks import check_number
 from oes_fast.errors import InputError
 from oes_fast.io.image import Image, check_side, load_image
-from oes_fast.noise import add_noise
+from oes_fast.noise import add_noise, check_noise_level
 from oes_fast.pipelines.clean import CleanView
 from oes_fast.tasks import Task
 
@@ -52,6 +52,8 @@ class ImageOptions:
 
     def check(self) -> None:
         """Raise :class:`InputError` for values out of range."""
+        if self.image == "":
+            raise InputError("IN: expected a file, got an empty name")
         if self.size is not None:
             check_side("--size", self.size)
         if self.sigma is not None:
@@ -68,6 +70,7 @@ class ImageOptions:
         noisy = image.pixels
         if self.sigma is not None:
             clean = image.pixels
+            check_noise_level("--sigma", self.sigma)
             noisy = add_noise(clean, self.sigma, noise_seed)
         elif self.clean is not None:
             clean = load_clean(self.clean, self.size, noisy.shape)

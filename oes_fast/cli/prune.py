@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import check_choice, check_integer, check_number, check_scale, check_steps
 from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK
-from oes_fast.cli.model import OURS, ModelChoice, describe
+from oes_fast.cli.model import OURS, ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Interrupted, Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_device, describe_mask, print_table, versions
-from oes_fast.cli.settings import RunSettings, find_preset, find_seed, search_options
+from oes_fast.cli.settings import DTYPE, RunSettings, find_preset, find_seed, search_options
 from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
 from oes_fast.io.image import psnr
@@ -251,15 +251,15 @@ def _settings(
         found["published"] = True
     if method in _TRAINS:
         kind = "search" if method == "oes" else "train"
-        found["steps"] = check_integer(
-            "--steps", _or(given["steps"], getattr(base, f"{kind}_steps")), minimum=1, below=2**32
+        found["steps"] = check_steps(
+            "--steps", _or(given["steps"], getattr(base, f"{kind}_steps")), minimum=1
         )
-        found["lr"] = check_number("--lr", _or(given["lr"], getattr(base, f"{kind}_lr")), above=0.0)
+        found["lr"] = check_scale("--lr", _or(given["lr"], getattr(base, f"{kind}_lr")), DTYPE, above=0.0)
     if method == "oes":
-        found["kl"] = check_number("--kl", _or(given["kl"], base.search_kl), minimum=0.0)
+        found["kl"] = check_scale("--kl", _or(given["kl"], base.search_kl), DTYPE, minimum=0.0)
     if method == "imp":
         if given["rounds"] is not None:
-            found["rounds"] = check_integer("--rounds", given["rounds"], minimum=1)
+            found["rounds"] = check_integer("--rounds", given["rounds"], minimum=1, below=2**16)
         if given["share"] is not None:
             found["share"] = check_number("--share", given["share"], above=0.0, below=1.0)
         _check_rounds(found, published, density is not None)
@@ -314,7 +314,7 @@ def _plan(
 def _prune(outputs: Outputs, asked: _Request) -> int:
     run = asked.run
     problem = load_problem(asked.image, noise_seed=asked.noise_seed, device=run.device)
-    with outputs.computing():
+    with outputs.computing(*asked.settings):
         with ProgressReport(quiet=run.quiet) as progress:
             found = _find(outputs, asked, problem, progress)
         _write(outputs, asked, problem, found)
@@ -327,6 +327,7 @@ def _prune(outputs: Outputs, asked: _Request) -> int:
 def _find(outputs: Outputs, asked: _Request, problem: Problem, progress: ProgressReport) -> _Found:
     net: nn.Module
     made = asked.recipe
+    check_fits(made, problem.shape, asked.run.device)
     net, z = fresh_generator(problem.noisy, model=made.name, options=made.options, seed=asked.seed)
     run, kept = asked.run, outputs.checkpoints
     arguments: dict[str, Any] = {**asked.settings, "seed": asked.seed}

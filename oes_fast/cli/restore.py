@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
 from oes_fast.cli.masks import load_mask, mask_seed
-from oes_fast.cli.model import ModelChoice, describe
+from oes_fast.cli.model import ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -158,7 +158,7 @@ def restore(request: Request) -> int:
 
 def _restore(request: Request, outputs: Outputs) -> int:
     work, net, z, mask = _prepare(request)
-    with outputs.computing():
+    with outputs.computing("density", "tv"):
         with ProgressReport(quiet=request.run.quiet) as progress:
             _compute(request, outputs, progress, work, net, z, mask)
         figures = work.measure()
@@ -243,6 +243,7 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
     noise_seed = find_seed("--noise-seed", request.noise_seed, seed)
     problem = load_problem(request.image, noise_seed=noise_seed, device=request.run.device)
     recipe = Recipe(recipe.name, {**problem.model_options, **recipe.options})
+    check_fits(recipe, problem.shape, request.run.device)
     net, z = _generator(problem, recipe, seed)
     mask = None if request.mask is None else load_mask(request.mask, net)
     if request.weights is not None:

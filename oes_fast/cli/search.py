@@ -11,7 +11,7 @@ from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
-from oes_fast.cli.model import ModelChoice, describe
+from oes_fast.cli.model import ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
@@ -113,9 +113,10 @@ def _search(
     noise_seed: int,
 ) -> int:
     problem = load_problem(options, noise_seed=noise_seed, device=run.device)
+    check_fits(recipe, problem.shape, run.device)
     net, z = fresh_generator(problem.noisy, model=recipe.name, options=recipe.options, seed=seed)
     kept = outputs.checkpoints
-    with outputs.computing():
+    with outputs.computing("density"):
         with ProgressReport(quiet=run.quiet) as progress:
             found = kept.run(
                 "search",

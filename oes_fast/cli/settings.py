@@ -9,13 +9,22 @@ from typing import TypeVar
 
 import torch
 
-from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
+from oes_fast._checks import (
+    MAX_SEED,
+    check_choice,
+    check_integer,
+    check_number,
+    check_scale,
+    check_steps,
+)
 from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import PRECISIONS
+
+DTYPE = torch.float32  # of every network on the command line
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,13 @@ class SearchSettings:
         base = find_preset(preset)
         return cls(
             density=check_number("--density", _given(density, base.density), above=0.0, below=1.0),
-            steps=check_integer(f"{prefix}steps", _given(steps, base.search_steps), minimum=1, below=2**32),
-            lr=check_number(f"{prefix}lr", _given(lr, base.search_lr), above=0.0),
-            kl=check_number("--kl", _given(kl, base.search_kl), minimum=0.0),
-            temperature=check_number("--temperature", temperature, above=0.0),
+            steps=check_steps(f"{prefix}steps", _given(steps, base.search_steps), minimum=1),
+            lr=check_scale(f"{prefix}lr", _given(lr, base.search_lr), DTYPE, above=0.0),
+            kl=check_scale("--kl", _given(kl, base.search_kl), DTYPE, minimum=0.0),
+            temperature=check_scale("--temperature", temperature, DTYPE, minimum=torch.finfo(DTYPE).tiny),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
             schedule=find_schedule(schedule),
-            input_noise=check_number("--input-noise", input_noise, minimum=0.0),
+            input_noise=check_scale("--input-noise", input_noise, DTYPE, minimum=0.0),
         )
 
 
@@ -103,12 +112,12 @@ class TrainSettings:
         """As :meth:`SearchSettings.of`; ``average`` is a decay or "off"."""
         base = find_preset(preset)
         return cls(
-            steps=check_integer(f"{prefix}steps", _given(steps, base.train_steps), minimum=1),
-            lr=check_number(f"{prefix}lr", _given(lr, base.train_lr), above=0.0),
+            steps=check_steps(f"{prefix}steps", _given(steps, base.train_steps), minimum=1),
+            lr=check_scale(f"{prefix}lr", _given(lr, base.train_lr), DTYPE, above=0.0),
             average=average_decay(average),
             schedule=find_schedule(schedule),
-            weight_decay=check_number("--weight-decay", weight_decay, minimum=0.0),
-            input_noise=check_number("--input-noise", input_noise, minimum=0.0),
+            weight_decay=check_scale("--weight-decay", weight_decay, DTYPE, minimum=0.0),
+            input_noise=check_scale("--input-noise", input_noise, DTYPE, minimum=0.0),
         )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oes_fast._checks import check_number
+from oes_fast._checks import check_scale
 from oes_fast.cli import options as o
 from oes_fast.cli.console import warn
 from oes_fast.cli.model import ModelChoice
 from oes_fast.cli.problem import ImageOptions, Problem, load_clean
 from oes_fast.cli.restore import Request, restore
-from oes_fast.cli.settings import RunSettings, SearchSettings, TrainSettings
+from oes_fast.cli.settings import DTYPE, RunSettings, SearchSettings, TrainSettings
 from oes_fast.errors import InputError
 from oes_fast.io.image import load_image
 from oes_fast.tasks import Task
@@ -188,7 +188,7 @@ def _restored(
             seed=seed,
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),
-            tv=check_number("--tv", tv, minimum=0.0),
+            tv=check_scale("--tv", tv, DTYPE, minimum=0.0),
             runs=runs,
         )
     )

@@ -22,8 +22,8 @@ from oes_fast.comparison.classical import check_classical
 from oes_fast.comparison.run import Options, Step, settings_of
 from oes_fast.comparison.settings import Settings
 from oes_fast.comparison.workers import Outcome, run_here, run_in_processes
-from oes_fast.errors import BackendError, InputError, OutputError
-from oes_fast.io.files import check_path, check_writable, write_json
+from oes_fast.errors import BackendError, InputError, OutputError, one_line
+from oes_fast.io.files import check_folder, check_path, check_writable, real_path, write_json
 from oes_fast.io.locks import Busy, RunLocks
 from oes_fast.version import __version__
 
@@ -132,6 +132,7 @@ def compare(
     check_flag("verify", verify)
     check_number("checkpoint_seconds", checkpoint_seconds, minimum=0.0)
     root = _folder(folder)
+    check_folder(root / "compare.json")
     images = {name: image.contiguous() for name, image in images.items()}
     cells = grid(list(images), settings)
     if len({cell.name for cell in cells}) < len(cells):
@@ -140,7 +141,7 @@ def compare(
         )
     watcher = watcher or Watcher()
     try:
-        locks = RunLocks([(root / "compare.json").resolve()])
+        locks = RunLocks([real_path(root / "compare.json")])
     except Busy as error:
         raise InputError(f"{error}; wait for it to end, or give this one another folder (-o)") from None
     try:
@@ -215,7 +216,8 @@ def _summarised(
         try:
             call(root / name)
         except Exception as error:  # whatever one file fails with, the others must be written
-            not_written[kind] = f"{root / name}: {' '.join(str(error).split()) or type(error).__name__}"
+            why = one_line(error)
+            not_written[kind] = why if isinstance(error, OutputError) else f"{root / name}: {why}"
         else:
             files[kind] = root / name
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
+import torch
+
+from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number, check_scale
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.errors import InputError
 from oes_fast.models.registry import MODELS, plain_options
+from oes_fast.noise import check_noise_level
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.precision import DEFAULT, PRECISIONS
 from oes_fast.pruning import METHODS
@@ -110,9 +113,10 @@ class Settings:
             check_integer("seeds", seed, minimum=0, below=MAX_SEED)
         positive = ("sigma", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
         for name in positive:
-            check_number(name, getattr(self, name), above=0.0)
+            check_scale(name, getattr(self, name), torch.float32, above=0.0)
+        check_noise_level("sigma", self.sigma)
         for name in ("kl", "weight_decay", "input_noise", "param_noise"):
-            check_number(name, getattr(self, name), minimum=0.0)
+            check_scale(name, getattr(self, name), torch.float32, minimum=0.0)
         for name in ("train_steps", "search_steps", "record_every"):
             check_integer(name, getattr(self, name), minimum=1, below=2**32)
         check_integer("rewind_step", self.rewind_step, minimum=0)

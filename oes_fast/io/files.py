@@ -25,6 +25,7 @@ from oes_fast.io.locks import Busy, FileLock, NoLocks, label
 METADATA_KEY = "oes_fast"
 
 _ALIVE = "-lock"  # ends the name of the lock beside a temporary file
+_ROOM = 2**14  # bytes that a folder must have room for: those of a small image
 _swept: set[Path] = set()  # whose temporary files this process has looked for, of the last ones
 _SWEPT = 1000  # of them at most: a process may write any number of files
 
@@ -123,7 +124,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         if target.is_dir():
             raise OutputError(f"{path}: cannot write: expected a file name, got a folder")
         if not _is_stream(target):
-            target = Path(os.path.realpath(target))
+            target = real_path(target)
         if not target.parent.exists():
             raise OutputError(f"{path}: cannot write: the folder {target.parent} does not exist")
         if not target.parent.is_dir():
@@ -137,6 +138,30 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise _output_error(path, error) from error
     return target
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """``path`` with links resolved; one in a circle of links, which Path.resolve fails at, as it is."""
+    return Path(os.path.realpath(path))
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Fail before the work if the folder of ``path`` takes no file, whatever its permissions say.
+
+    Args:
+        path: a file that :func:`check_writable` has nothing against.
+
+    Raises:
+        OutputError: no file can be made in its folder, as in /proc, or there is no room for the smallest.
+    """
+    if _is_stream(Path(path)):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=real_path(path).parent) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+    except OSError as error:
+        raise _output_error(path, error) from error
 
 
 def set_aside(path: Path, new: Path | None = None) -> Path:
@@ -261,7 +286,7 @@ def check_readable(path: str | os.PathLike[str]) -> Path:
     """``path`` as a Path, if it is a file that can be read.
 
     Raises:
-        InputError: no file name, no such file, a folder, or no permission.
+        InputError: no file name, no such file, a folder, a device, or no permission.
     """
     file = check_path("path", path)
     if not os.fspath(path):
@@ -273,6 +298,9 @@ def check_readable(path: str | os.PathLike[str]) -> Path:
             raise InputError(f"{path}: expected a file, got nothing: it does not exist")
         if not os.access(file, os.R_OK):
             raise InputError(f"{path}: expected a file that can be read, got no permission")
+        mode = file.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # /dev/zero has no end, a terminal waits
+            raise InputError(f"{path}: expected a file, got a device")
     except InputError:
         raise
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from skimage.transform import resize
 from torch import Tensor
 
-from oes_fast._checks import check_integer, check_tensor
+from oes_fast._checks import check_integer, check_tensor, check_values
 from oes_fast.errors import ImageWarning, InputError
 from oes_fast.io._image_codecs import FORMATS, decode, encode
 from oes_fast.io._image_common import Decoded, check_memory, profile_fault
@@ -169,11 +170,12 @@ def save_image(
     suffix = check_path("path", path).suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}, got {suffix or 'none'}")
-    if bits not in (8, 16):
+    if not isinstance(bits, Integral) or bits not in (8, 16):
         raise InputError(f"bits: expected 8 or 16, got {bits}")
     plane = _as_planes("image", image, (1, 3))
     if alpha is not None:
-        mask = _as_planes("alpha", alpha[None] if alpha.ndim == 2 else alpha, (1,))
+        flat = check_tensor("alpha", alpha, dtypes=_FLOATS)
+        mask = _as_planes("alpha", flat[None] if flat.ndim == 2 else flat, (1,))
         if mask.shape[1:] != plane.shape[1:]:
             raise InputError(f"alpha: expected {tuple(plane.shape[1:])} pixels, got {tuple(mask.shape[1:])}")
         plane = torch.cat([plane, mask])
@@ -208,13 +210,13 @@ def psnr(output: Tensor, clean: Tensor) -> float:
         >>> round(oes.psnr(torch.full((1, 1, 8, 8), 0.6), torch.full((1, 1, 8, 8), 0.5)), 2)  # in dB
         20.0
     """
-    check_tensor("output", output, dtypes=_FLOATS)
-    check_tensor("clean", clean, dtypes=_FLOATS)
+    check_values("output", check_tensor("output", output, dtypes=_FLOATS))
+    check_values("clean", check_tensor("clean", clean, dtypes=_FLOATS))
     if output.shape != clean.shape:
         raise InputError(f"output: expected shape {tuple(clean.shape)}, got {tuple(output.shape)}")
     difference = output.detach().to(torch.float64) - clean.detach().to(output.device, torch.float64)
     mse = float(difference.square().mean())
-    return math.inf if mse == 0 else 10 * math.log10(1 / mse)
+    return math.inf if mse == 0 else -10 * math.log10(mse)  # 1 / mse would be 0 of an infinite one
 
 
 @cache
@@ -270,8 +272,7 @@ def _square(pixels: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float3
 
 def _as_planes(name: str, image: Tensor, channels: tuple[int, ...]) -> Tensor:
     """float64 [C, H, W] on the CPU."""
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    check_tensor(name, image, dtypes=floats)
+    check_values(name, check_tensor(name, image, dtypes=_FLOATS))
     planes = image.detach()[0] if image.ndim == 4 and image.shape[0] == 1 else image.detach()
     if planes.ndim != 3 or planes.shape[0] not in channels or planes.numel() == 0:
         wanted = " or ".join(f"(1, {c}, H, W)" for c in channels)

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from oes_fast._checks import check_integer
+from oes_fast._checks import check_integer, check_length
 from oes_fast.errors import InputError
 from oes_fast.models.base import ImageGenerator
 from oes_fast.models.conv_decoder import conv_decoder
@@ -230,8 +230,7 @@ def parsed_options(name: str, options: Iterable[str]) -> dict[str, Any]:
 
 def _checked_shape(model: Model, shape: Sequence[int]) -> list[int]:
     names = {1: "(C, L)", 2: "(C, H, W)", 3: "(C, D, H, W)"}
-    if isinstance(shape, str) or not hasattr(shape, "__len__") or len(shape) != 1 + model.dims:
-        raise InputError(f"shape: expected {names[model.dims]} of an image for {model.name}, got {shape!r}")
+    check_length("shape", shape, 1 + model.dims, f"{names[model.dims]} of an image for {model.name}")
     return [check_integer("shape", side, minimum=1) for side in shape]
 
 
@@ -253,7 +252,8 @@ def _scalar(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
         raise InputError(f"{name}: expected true or false, got {text!r}")
     if int in kinds:
         try:
-            return int(text)
+            number = int(text)
         except ValueError:
             raise InputError(f"{name}: expected a whole number, got {text!r}") from None
+        return check_integer(name, number, minimum=-(2**31), below=2**31)
     return text

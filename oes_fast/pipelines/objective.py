@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oes_fast._checks import check_number, described
+from oes_fast._checks import check_scale, described
 from oes_fast.errors import InputError
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.differences import describe_image
@@ -160,7 +160,7 @@ def make_objective(
     Raises:
         InputError: an argument does not fit, with its name.
     """
-    tv = check_number("tv", tv, minimum=0.0)
+    tv = check_scale("tv", tv, noisy.real.dtype, minimum=0.0)
     if loss is not None and weight is not None:
         raise InputError("weight: expected none beside loss, which may weigh what it compares, got both")
     scale = None if weight is None else _weights(weight, noisy)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import check_choice, check_integer, check_number, check_scale
 from oes_fast.backends import AUTO, resolve
 from oes_fast.entry import Entry
 from oes_fast.errors import InputError
@@ -209,12 +209,13 @@ def search_mask(
     density = check_number("density", density, above=0.0, below=1.0)
     if int(density * numel) == 0:
         raise InputError(f"density: expected to keep one weight of {numel} at least, got {density}")
-    check_integer("steps", steps, minimum=0, below=2**32)  # the noise is numbered by them
     options: dict[str, Any] = {
         "density": density,
         "lr": setup.lr,
-        "kl": check_number("kl", kl, minimum=0.0),
-        "temperature": check_number("temperature", temperature, above=0.0),
+        "kl": check_scale("kl", kl, setup.dtype, minimum=0.0),
+        "temperature": check_scale(
+            "temperature", temperature, setup.dtype, minimum=torch.finfo(setup.dtype).tiny
+        ),
         "seed": check_integer("seed", seed, minimum=0, below=2**64),
         "levels": check_integer("levels", levels, minimum=2, below=2**16),
     }

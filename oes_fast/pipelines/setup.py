@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast._checks import check_flag, check_integer, check_scale, check_steps
 from oes_fast.entry import Entry, check_entry
 from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import Checkpoint, digest, network_digest, take_checkpoint_choices
@@ -73,6 +73,7 @@ class Setup:
         z: as given, or a copy that autograd takes.
         options: as given.
         objective: what is compared with what.
+        dtype: of the network.
         lr: Adam's learning rate.
         rate: that of each step.
         hooks: of a bound one: the noise on the input, where there is any.
@@ -91,12 +92,14 @@ class Setup:
         stream: int = STEP_INPUT_NOISE,
     ) -> None:
         check_run_inputs(net, z, noisy, options.clean, forward=options.forward, batch=True)
-        check_integer("steps", options.steps, minimum=0)
+        check_steps("steps", options.steps)
         check_integer("record_every", options.record_every, minimum=1)
         check_flag("verify", options.verify)
         check_flag("progress", options.progress)
+        check_flag("resume", options.resume)
         check_entry(options.entry)
-        self.lr = check_number("lr", options.lr, above=0.0)
+        self.dtype = next(net.parameters()).dtype
+        self.lr = check_scale("lr", options.lr, self.dtype, above=0.0)
         self.rate = Schedule(self.lr, options.schedule, options.steps)
         self.net = net
         self.z = ordinary(z)
@@ -108,10 +111,8 @@ class Setup:
             tv=options.tv,
             clean=options.clean if isinstance(options.clean, Tensor) else None,
         )
-        std = check_number("input_noise", options.input_noise, minimum=0.0)
+        std = check_scale("input_noise", options.input_noise, self.dtype, minimum=0.0)
         seed = check_integer("seed", options.seed, minimum=0, below=2**64)
-        if std:
-            check_integer("steps", options.steps, minimum=0, below=2**32)  # the noise is numbered by them
         self._std, self._seed, self._stream = std, seed, stream
         self.hooks: tuple[StepHook, ...] = ()
         self.options = options

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_number
+from oes_fast._checks import check_number, check_scale
 from oes_fast.entry import Entry
 from oes_fast.errors import InputError
 from oes_fast.flat import FlatLayout, flatten
@@ -232,7 +232,7 @@ class Training:
             mask.check(setup.net)
         check_optimizer(optimizer, lr=setup.lr, default=LR, weight_decay=weight_decay)
         self.setup, self.mask = setup, mask
-        self.average, self.weight_decay = check_average(average, weight_decay)
+        self.average, self.weight_decay = check_average(average, weight_decay, setup.dtype)
         self.optimizer = optimizer
 
     def check_checkpoint(self) -> None:
@@ -262,15 +262,17 @@ class Training:
         )
 
 
-def check_average(average: float | None, weight_decay: float) -> tuple[float | None, float]:
-    """Both, if they are in range.
+def check_average(
+    average: float | None, weight_decay: float, dtype: torch.dtype
+) -> tuple[float | None, float]:
+    """Both, if they are in range for a network of ``dtype``.
 
     Raises:
         InputError: one is not.
     """
     if average is not None:
         average = check_number("average", average, minimum=0.0, below=1.0)
-    return average, check_number("weight_decay", weight_decay, minimum=0.0)
+    return average, check_scale("weight_decay", weight_decay, dtype, minimum=0.0)
 
 
 def fit(
@@ -297,7 +299,7 @@ def fit(
     Raises:
         InputError: ``average`` or ``weight_decay`` is out of range, or ``optimizer`` makes no optimiser.
     """
-    average, decay = check_average(average, weight_decay)
+    average, decay = check_average(average, weight_decay, setup.dtype)
     net = setup.net
     function, backend = setup.bind(mask)
     run = TrainRun(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oes_fast._checks import check_flag, check_integer, check_number
+from oes_fast._checks import check_flag, check_integer, check_number, check_steps
 from oes_fast.entry import Entry, check_entry
 from oes_fast.errors import InputError, OESError
 from oes_fast.flat import flatten
@@ -24,6 +24,7 @@ from oes_fast.pruning.published import share_to_prune
 from oes_fast.pruning.select import check_options
 from oes_fast.pruning.tickets import ImpResult, Schedule, Tickets
 
+_MAX_ROUNDS = 2**16
 _SHARE = 0.2  # of the weights left, pruned by a round (Frankle et al. 2019)
 
 
@@ -134,7 +135,7 @@ def imp_rounds(
         >>> fit = oes.train_sparse(found.net, found.mask, z, noisy, steps=5)
     """
     check_run_inputs(net, z, noisy, clean, forward=forward)
-    check_integer("steps", steps, minimum=1)
+    check_steps("steps", steps, minimum=1)
     check_integer("rewind_step", rewind_step, minimum=0, below=steps)
     if callback is not None and not callable(callback):
         raise InputError(f"callback: expected a function, got {type(callback).__name__}")
@@ -145,7 +146,7 @@ def imp_rounds(
         small = "score"
     else:
         cuts = schedule(densities, density, rounds, share)
-        for cut in cuts:
+        for cut in reversed(cuts):  # the last is the one asked for
             check_options(net, cut, scope=scope, small=small, seed=seed)
     plan = Schedule(cuts, int(steps), float(lr), int(rewind_step), scope, small, int(seed), published)
     options: dict[str, Any] = {
@@ -227,13 +228,20 @@ def schedule(
         raise InputError("density: expected a number, or densities, got None")
     density = check_number("density", density, above=0.0, maximum=1.0)
     if rounds is not None:
-        rounds = check_integer("rounds", rounds, minimum=1)
+        rounds = check_integer("rounds", check_integer("rounds", rounds, minimum=1), below=_MAX_ROUNDS)
         if share is not None:
             raise InputError("share: expected it without rounds, which say what each prunes, got both")
         return (*(density ** (k / rounds) for k in range(1, rounds)), density)
-    left = 1 - check_number("share", _SHARE if share is None else share, above=0.0, below=1.0)
+    share = check_number("share", _SHARE if share is None else share, above=0.0, below=1.0)
+    left = 1 - share
     # A density that is a power of what is left, but for rounding, needs no round more.
-    count = max(1, math.ceil(math.log(density) / math.log(left) - 1e-9))
+    count = max(1.0, math.log(density) / math.log1p(-share) - 1e-9)
+    if not count < _MAX_ROUNDS:
+        raise InputError(
+            f"share: expected one that comes to the density {density} in fewer than {_MAX_ROUNDS} rounds, "
+            f"got {share}"
+        )
+    count = math.ceil(count)
     return (*(left**k for k in range(1, count)), density)
 
 
@@ -246,7 +254,7 @@ def published_schedule(
     target = 0.0 if density is None else density  # by the number of rounds, if there is none
     share_to_prune(net, 1.0 if density is None else density, scope=scope, seed=seed, scopes=("global",))
     share = check_number("share", _SHARE if share is None else share, above=0.0, below=1.0)
-    most = math.inf if rounds is None else check_integer("rounds", rounds, minimum=1)
+    most = math.inf if rounds is None else check_integer("rounds", rounds, minimum=1, below=_MAX_ROUNDS)
     weights = flatten(net)
     kept = int((weights != 0).sum())
     counts: list[int] = []
@@ -255,4 +263,6 @@ def published_schedule(
         if kept == 0:
             raise InputError("density: expected a weight to be left after every round, got none")
         counts.append(kept)
+        if len(counts) == _MAX_ROUNDS:
+            raise InputError(f"share: expected one that takes fewer than {_MAX_ROUNDS} rounds, got {share}")
     return tuple(count / weights.numel() for count in counts)

@@ -127,4 +127,6 @@ def _operator(shape: tuple[int, int, int], taps: Tensor, padding: str) -> Any:
     filter = taps[None, None]
     if padding == "circular":
         return physics.BlurFFT(img_size=shape, filter=filter, device=taps.device)
+    if taps.numel() == 1:  # deepinv warns of padding that one tap does not look at
+        padding = "valid"
     return physics.Blur(filter=filter, padding=padding, device=taps.device)

@@ -60,7 +60,9 @@ def inpainting(
         known = known_pixels(mask, (channels, height, width), image)
     share = float(known.mean())
     if share == 0.0:
-        raise InputError("mask: expected one known pixel at least, got none")
+        if missing is None:
+            raise InputError("mask: expected one known pixel at least, got none")
+        raise InputError(f"missing: expected a share that leaves one known pixel at least, got {missing}")
     physics = package("deepinv.physics")
     forward = physics.Inpainting(img_size=(channels, height, width), mask=known, device=image.device)
     noisy = forward.A(image) if sigma is None else simulated(forward, image, sigma, seed, known)

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oes_fast._checks import check_choice, check_integer
+from oes_fast._memory import available_memory
 from oes_fast.errors import InputError
 from oes_fast.tasks.packages import make_filter, package
 from oes_fast.tasks.task import Task, check_clean, check_image, check_seed, check_sigma, simulated
 
 FILTERS = ("bicubic", "gaussian", "bilinear")
+_COPIES = 8  # of the restored image, at the least that a network of a few channels keeps of it
 
 
 def superresolution(
@@ -67,6 +69,12 @@ def superresolution(
             f"factor: expected one that divides the image's {height} rows and {width} columns, got {factor}"
         )
     shape = channels, height, width
+    needed, free = _COPIES * channels * height * width * image.element_size(), available_memory(image.device)
+    if needed > free:
+        raise InputError(
+            f"factor: expected one whose restored image fits in memory, got {factor}: {width} x {height} "
+            f"pixels need {needed / 2**30:,.1f} GiB at least, {free / 2**30:,.1f} GiB are free"
+        )
     check_clean(clean, sigma, (1, *shape), image)
     forward = _operator(shape, factor, filter, image)
     try:

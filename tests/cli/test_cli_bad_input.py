@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -54,6 +55,22 @@ class TestBadInput:
             (["--clean", "missing.png"], "missing.png"),
             (["--clean", "missing.png", "--sigma", "0.1"], "--clean: expected no --sigma"),
             (["--steps", "3"], "--steps"),
+            (["--sigma", "25"], "--sigma: expected a number from 0 to 1"),
+            (["--size", "1e3"], "--size: expected an integer, got '1e3'; see oes-fast denoise --help"),
+            (["--tv=much"], "--tv: expected a number, got 'much'; see oes-fast denoise --help"),
+            (["--density", "1e-9"], "--density: expected to keep one weight of"),
+            (["--train-steps", "4294967296"], "--train-steps: expected an integer < 4294967296"),
+            (["--search-steps", "4294967296"], "--search-steps: expected an integer < 4294967296"),
+            (["--search-lr", "1e300"], "--search-lr: expected a number of float32, which go to 3.4e+38"),
+            (["--train-lr", "1e300"], "--train-lr: expected a number of float32"),
+            (["--kl", "1e300"], "--kl: expected a number of float32"),
+            (["--tv", "1e300"], "--tv: expected a number of float32"),
+            (["--weight-decay", "1e300"], "--weight-decay: expected a number of float32"),
+            (["--input-noise", "1e300"], "--input-noise: expected a number of float32"),
+            (["--temperature", "1e300"], "--temperature: expected a number of float32"),
+            (["--temperature", "1e-300"], "--temperature: expected a finite number >= 1.17"),
+            (["--json", ""], "--json: expected a value, got an empty one"),
+            (["--clean="], "--clean: expected a value, got an empty one"),
         ],
     )
     def test_options(
@@ -104,6 +121,39 @@ class TestBadInput:
         )
         assert image.read_bytes() == (cli_images / "rgb.png").read_bytes()
 
+    def test_links_in_a_circle_and_devices(
+        self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        circle = tmp_path / "circle.png"
+        circle.symlink_to(circle)
+        assert "it does not exist" in fails(capsys, "denoise", circle, "-o", tmp_path / "out.png")
+        assert "symbolic links" in fails(capsys, "denoise", cli_images / "rgb.png", "-o", circle)
+        if Path("/dev/zero").exists():  # which has no end
+            error = fails(capsys, "denoise", "/dev/zero", "-o", tmp_path / "out.png")
+            assert "/dev/zero: expected a file, got a device" in error
+        assert "IN: expected a file, got an empty name" in fails(
+            capsys, "denoise", "", "-o", tmp_path / "out.png"
+        )
+
+    @pytest.mark.parametrize("command", ["denoise", "search", "compare"])
+    def test_a_folder_that_takes_no_file(
+        self,
+        command: str,
+        cli_images: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def full(*args: object, **more: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("oes_fast.io.files.tempfile.TemporaryFile", full)
+        for place in ("restore", "search"):
+            monkeypatch.setattr(f"oes_fast.cli.{place}.load_problem", lambda *_, **__: pytest.fail("began"))
+        out = tmp_path / {"denoise": "o.png", "search": "o.safetensors", "compare": "o"}[command]
+        error = fails(capsys, command, cli_images / "rgb.png", "-o", out)
+        assert "cannot write: No space left on device" in error
+
     def test_images(self, cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         import tifffile
 
@@ -133,6 +183,7 @@ class TestBadInput:
     ) -> None:
         rgb, grey = (oes.models.skip(32, channels, **SMALL) for channels in (3, 1))
         error = fails(capsys, "train", cli_images / "grey.png", cli_mask, "-o", tmp_path / "out.png")
+        assert str(cli_mask) in error
         assert oes.fingerprint(rgb) in error
         assert oes.fingerprint(grey) in error
         (tmp_path / "text.safetensors").write_text("these are words")
@@ -143,6 +194,24 @@ class TestBadInput:
             assert name in fails(capsys, "train", image, tmp_path / name, "-o", out)
             assert name in fails(capsys, "transfer", tmp_path / name, image, "-o", out)
         assert not (tmp_path / "out.png").exists()
+
+    def test_masks_that_keep_nothing_or_name_no_network(
+        self, cli_images: Path, cli_mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found, file = oes.Mask.load(cli_mask), tmp_path / "mask.safetensors"
+        settings = dict(found.settings)
+        for flat, changes, says in (
+            (~found.flat & found.flat, {}, "expected a mask that keeps one weight at least, got one that"),
+            (found.flat, {"model": 5}, "expected settings with a name as model, got 5"),
+            (found.flat, {"model": "nothing"}, "expected a mask for one of skip, unet"),
+            (found.flat, {"model_options": {"num_channels_down": "x"}}, "expected the options of a network"),
+            (found.flat, {"model_options": {"num_channels_down": [10**9] * 2}}, "expected the options of a"),
+        ):
+            oes.Mask(flat, found.fingerprint, settings | changes).save(file)
+            image, out = cli_images / "rgb.png", tmp_path / "out.png"
+            for args in (["train", image, file], ["transfer", file, image]):
+                assert f"{file}: {says}" in fails(capsys, *args, "-o", out)
+        assert list(tmp_path.iterdir()) == [file]
 
     @pytest.mark.parametrize(
         "args",

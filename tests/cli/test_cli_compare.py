@@ -15,6 +15,7 @@ from cli_processes import end, start, wait_for
 from cli_runs import fails, run
 from small_generator import small_generator
 
+import oes_fast as oes
 from oes_fast.comparison import run as cells
 
 pytest_plugins = ("cli_fixtures",)
@@ -94,6 +95,10 @@ def test_a_failed_cell_is_said_and_in_the_exit_code(
         (["--preset", "slow"], "--preset: expected one of"),
         (["--size", "4"], "--size: expected an integer >= 16"),
         (["--jobs", "0"], "--jobs: expected an integer >= 1"),
+        (["--sigma", "25"], "--sigma: expected a number from 0 to 1, in units of the [0, 1] range"),
+        (["--train-lr", "1e300"], "--train-lr: expected a number of float32"),
+        (["--param-noise", "1e300"], "--param-noise: expected a number of float32"),
+        (["--checkpoint-seconds", "nan"], "--checkpoint-seconds: expected a finite number >= 0.0, got nan"),
         (["--backend", "abacus"], "--backend: expected one of"),
     ],
 )
@@ -103,6 +108,27 @@ def test_bad_options(
     args = ["compare", cli_images / "rgb.png", "-o", tmp_path / "out", *options]
     assert message in fails(capsys, *args)
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_an_empty_name_is_not_this_folder(
+    cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["compare", cli_images / "rgb.png", "--methods", "tv", "-o", ""]
+    assert "-o: expected a value, got an empty one" in fails(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_cannot_be_written_are_named_once(
+    cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: object, _: object) -> None:
+        raise oes.OutputError(f"{path}: cannot write: No space left on device")
+
+    monkeypatch.setattr("oes_fast.comparison.comparison.write_json", full)
+    assert run("compare", cli_images / "rgb.png", "-o", tmp_path, "--methods", "tv", "--no-plots") == 2
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path / 'compare.json'}: cannot write: No space left on device\n" in said
 
 
 def test_images_of_one_name(cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,3 +83,10 @@ def test_refusals(cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert says in fails(capsys, "deblur", cli_images / "rgb.png", "-o", tmp_path / "o.png", *options)
     assert not (tmp_path / "o.png").exists()
+
+
+@pytest.mark.filterwarnings("error:You're using padding")
+def test_a_kernel_of_one_tap_is_no_matter_of_padding(cli_images: Path, tmp_path: Path) -> None:
+    kernel, out = save(tmp_path / "one.npy", np.ones((1, 1))), tmp_path / "o.png"
+    assert run("deblur", cli_images / "rgb.png", "--kernel", kernel, "-o", out, *RUN) == 0
+    assert oes.load_image(out).pixels.shape == (1, 3, SIDE, SIDE)

@@ -167,6 +167,7 @@ def test_a_process_that_is_killed_goes_on(
         (["--missing", "0.5", "--mask", "mask.png"], "--mask: expected it or --missing, got both"),
         (["--missing", "0"], "--missing: expected a finite number > 0"),
         (["--missing", "1.5"], "--missing: expected a finite number"),
+        (["--missing", "0.9999999"], "--missing: expected a share that leaves one known pixel at least"),
         (["--mask", "missing.png"], "missing.png: expected a file, got nothing"),
         (["--missing", "0.5", "--sigma", "-1"], "--sigma: expected a finite number >= 0"),
         (["--missing", "0.5", "--sigma", "25"], "--sigma: expected a number from 0 to 1"),

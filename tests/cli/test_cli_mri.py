@@ -162,6 +162,10 @@ def test_refusals(scan: Path, cli_images: Path, tmp_path: Path, capsys: pytest.C
     for args, says in (
         ([cli_images / "grey.png"], "expected k-space (.h5, .hdf5, .npy), or a clean image with --sigma"),
         ([cli_images / "grey.png", "--sigma", "0"], "mask: expected it or acceleration for an image"),
+        (
+            [cli_images / "grey.png", "--sigma", "0", "--slice", "0"],
+            "--slice: expected it with k-space alone",
+        ),
         ([tmp_path / "empty.h5"], "empty.h5: expected 'kspace', got 'data'"),
         ([tmp_path / "words.h5"], "expected a complete HDF5 file"),
         ([tmp_path / "none.h5"], "none.h5: expected a file, got nothing"),

@@ -174,7 +174,12 @@ def test_restart_sets_the_rounds_aside(
         ),
         (["--method", "snip", "--scope", "layer"], "--scope: expected one of global"),
         (["--method", "snip", "--density", "1"], "--density: expected a finite number > 0.0 and < 1.0"),
-        (["--method", "snip", "--density", "0.001"], "density: expected"),
+        (["--method", "snip", "--density", "0.001"], "--density: expected"),
+        (["--method", "oes", "--steps", "4294967296"], "--steps: expected an integer < 4294967296"),
+        (["--method", "imp", "--lr", "1e300"], "--lr: expected a number of float32"),
+        (["--method", "imp", "--rounds", "70000"], "--rounds: expected an integer >= 1 and < 65536"),
+        (["--method", "imp", "--share", "1e-12"], "--share: expected one that comes to the density 0.05 in"),
+        (["--method", "imp", "--density", "1e-9"], "at least, got 1e-09"),
     ],
 )
 def test_bad_options(

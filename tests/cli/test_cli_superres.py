@@ -55,7 +55,9 @@ def test_of_a_measured_image(cli_images: Path, tmp_path: Path, capsys: pytest.Ca
     [
         ([], "--factor"),
         (["--factor", "1"], "--factor: expected an integer >= 2, got 1"),
-        (["--factor", "2.5"], "--factor"),
+        (["--factor", "2.5"], "--factor: expected an integer, got '2.5'"),
+        (["--factor", "100000"], "--factor: expected one whose restored image fits in memory, got 100000"),
+        (["--factor", "99999999999999999999"], "--factor: expected one whose restored image fits in memory"),
         (["--factor", "24", "--sigma", "0"], "--factor: expected one whose filter fits the image of 24 x 24"),
         (["--factor", "5", "--sigma", "0"], "--factor: expected one that divides the image's 24 rows"),
         (["--factor", "2", "--filter", "lanczos"], "--filter: expected one of bicubic, gaussian, bilinear"),

@@ -309,8 +309,15 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
         save_image(path, torch.zeros(3, 16, 16, dtype=torch.uint8))
     with pytest.raises(InputError, match="alpha: expected"):
         save_image(path, image, alpha=torch.ones(8, 8))
-    with pytest.raises(InputError, match="bits: expected 8 or 16, got 12"):
-        save_image(path, image, bits=12)
+    with pytest.raises(InputError, match=r"alpha: expected a torch\.Tensor, got str"):
+        save_image(path, image, alpha="half")
+    for bits in (12, "8", None, torch.zeros(0)):
+        with pytest.raises(InputError, match="bits: expected 8 or 16, got"):
+            save_image(path, image, bits=bits)
+    with pytest.raises(InputError, match="image: expected a dense tensor, got one of layout"):
+        save_image(path, image.to_sparse())
+    with pytest.raises(InputError, match="image: expected a tensor with values, got one on the meta device"):
+        save_image(path, image.to("meta"))
     with pytest.raises(OutputError, match="does not exist"):
         save_image(tmp_path / "none" / "a.png", image)
     assert os.listdir(tmp_path) == []
@@ -341,6 +348,8 @@ def test_noise_refuses_wrong_levels_and_pixels():
             add_noise(clean, sigma, 0)
     with pytest.raises(InputError, match="seed"):
         add_noise(clean, 0.1, -1)
+    with pytest.raises(InputError, match="pixels: expected a tensor with values, got one on the meta device"):
+        add_noise(clean.to("meta"), 0.1, 0)
     with pytest.raises(InputError, match="pixels: expected finite values, got 256 NaN"):
         add_noise(clean * math.nan, 0.1, 0)
 
@@ -355,3 +364,11 @@ def test_psnr_is_that_of_scikit_image(dtype):
     assert psnr(clean * 0, clean * 0 + 0.1) == pytest.approx(20, abs=1e-5)
     with pytest.raises(InputError, match=r"output: expected shape \(1, 3, 32, 32\), got \(3, 32, 32\)"):
         psnr(noisy[0], clean)
+
+
+def test_psnr_of_what_is_infinite_or_nowhere():
+    clean = torch.rand(1, 1, 4, 4)
+    assert psnr(clean / 0, clean) == -math.inf
+    assert math.isnan(psnr(clean * math.nan, clean))
+    with pytest.raises(InputError, match="output: expected a tensor with values"):
+        psnr(clean.to("meta"), clean)

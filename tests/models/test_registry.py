@@ -170,6 +170,7 @@ def test_options_as_text(name, text, value):
         ),
         (lambda: generator("skip_1d", (3, 8, 8)), r"shape: expected \(C, L\)"),
         (lambda: generator("skip_3d", (3, 8, 8)), r"shape: expected \(C, D, H, W\)"),
+        (lambda: generator("unet", torch.tensor(3.0)), r"shape: expected \(C, H, W\)"),
         (lambda: generator("unet", (3, 0, 8)), "shape: expected an integer >= 1, got 0"),
         (lambda: generator("unet", (3, 8, 8), seed=-1), "seed"),
         (lambda: generator("unet", (3, 8, 8), dtype=torch.float16), "dtype"),

@@ -39,6 +39,12 @@ BAD = {
     "z as an array": ("z", lambda p: {"z": p.z.numpy()}),
     "net as a function": ("net", lambda p: {"net": p.net.forward}),
     "net without parameters": ("net", lambda p: {"net": nn.Identity()}),
+    "sparse noisy": ("noisy", lambda p: {"noisy": p.noisy.to_sparse()}),
+    "sparse z": ("z", lambda p: {"z": p.z.to_sparse()}),
+    "sparse clean": ("clean", lambda p: {"clean": p.clean.to_sparse()}),
+    "too many steps": ("steps", lambda p: {"steps": 2**32}),
+    "resume as text": ("resume", lambda p: {"resume": "no"}),
+    "resume as a tensor": ("resume", lambda p: {"resume": torch.zeros(0)}),
     "negative steps": ("steps", lambda p: {"steps": -1}),
     "half a step": ("steps", lambda p: {"steps": 1.5}),
     "lr 0": ("lr", lambda p: {"lr": 0.0}),
@@ -61,7 +67,6 @@ BAD_SEARCH = {
     "unknown mask option": ("mask_option", lambda p: {"mask_option": "det"}),
     "no draws": ("draws", lambda p: {"draws": 0}),
     "one level": ("levels", lambda p: {"levels": 1}),
-    "too many steps": ("steps", lambda p: {"steps": 2**32}),
 }
 BAD_TRAIN = {
     "mask of booleans": ("mask", lambda p: {"mask": p.mask.flat}),
@@ -111,6 +116,21 @@ def test_arguments_of_another_kind_are_refused_by_name(name):
         oes.train_sparse(net, mask, z, noisy, steps=1, **{name: value})
     with pytest.raises(oes.InputError, match=message):
         oes.search_mask(net, z, noisy, steps=1, density=0.5, **{name: value})
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["lr", "input_noise", "tv", "weight_decay", "kl", "temperature"])
+def test_numbers_that_the_network_has_not_are_refused(make_problem, run, name):
+    if (name, run) in {("weight_decay", "search"), ("kl", "train"), ("temperature", "train")}:
+        return
+    said = rf"^{name}: expected a number of float32, which go to 3.4e\+38, got 1e\+39$"
+    with pytest.raises(oes.InputError, match=said):
+        start(run, make_problem(dtype=torch.float32), **{name: 1e39})
+
+
+def test_a_temperature_that_is_0_in_the_network_is_refused(make_problem):
+    with pytest.raises(oes.InputError, match=r"^temperature: expected a finite number >= 1.17.*e-38, got"):
+        start("search", make_problem(dtype=torch.float32), temperature=1e-40)
 
 
 def test_numbers_of_numpy_are_numbers():
