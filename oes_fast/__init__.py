@@ -47,6 +47,7 @@ from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.runs_mean import RunsMean, mean_of_runs
 from oes_fast.pipelines.search import SearchResult, search_mask
+from oes_fast.pipelines.stopping import HoldoutStop, StopReport, VarianceStop
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
 from oes_fast.precision import precision
@@ -61,6 +62,7 @@ __all__ = [
     "DivergedRunWarning",
     "EmptyLayerWarning",
     "History",
+    "HoldoutStop",
     "ImageWarning",
     "InputError",
     "Mask",
@@ -73,8 +75,10 @@ __all__ = [
     "SearchResult",
     "SparseGenerator",
     "StepInfo",
+    "StopReport",
     "TraceError",
     "TrainResult",
+    "VarianceStop",
     "VerificationError",
     "__version__",
     "add_noise",
