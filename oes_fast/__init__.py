@@ -47,7 +47,8 @@ from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.runs_mean import RunsMean, mean_of_runs
 from oes_fast.pipelines.search import SearchResult, search_mask
-from oes_fast.pipelines.stopping import HoldoutStop, StopReport, VarianceStop
+from oes_fast.pipelines.stop_rule import StopReport
+from oes_fast.pipelines.stopping import HoldoutStop, VarianceStop
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
 from oes_fast.precision import precision

@@ -14,7 +14,7 @@ from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.optimizers import OptimizerFactory, check_optimizer
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
-from oes_fast.pipelines.stopping import StopRule
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.pipelines.train import TrainResult, fit
 from oes_fast.precision import DEFAULT, in_precision
 

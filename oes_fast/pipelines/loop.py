@@ -25,7 +25,7 @@ from oes_fast.pipelines.history import History
 from oes_fast.pipelines.optimizer_state import STATE
 from oes_fast.pipelines.run_state import RunPart, RunState, Steps
 from oes_fast.pipelines.signals import delayed_signals
-from oes_fast.pipelines.stopping import StopReport
+from oes_fast.pipelines.stop_rule import StopReport
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 from oes_fast.errors import InputError
 from oes_fast.pipelines.measurement import Measurement
 from oes_fast.pipelines.objective import Objective, SquaredError
-from oes_fast.pipelines.stopping import HoldoutStop, StopReport, StopRule
+from oes_fast.pipelines.stop_rule import StopReport, StopRule
+from oes_fast.pipelines.stopping import HoldoutStop
 
 PREFIX = "stop."  # of what checkpoints keep
 _KEPT = "kept."

@@ -25,7 +25,7 @@ from oes_fast.pipelines.loop import Callback, Finished, run_steps
 from oes_fast.pipelines.objective import Forward, Loss, Objective, SquaredError, make_objective, prepare
 from oes_fast.pipelines.run_stop import RunStop, bind_rule, check_rule
 from oes_fast.pipelines.schedule import Factor, Schedule
-from oes_fast.pipelines.stopping import StopRule
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 

@@ -24,7 +24,7 @@ from oes_fast.pipelines.optimizers import OptimizerFactory, adam_settings, check
 from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
-from oes_fast.pipelines.stopping import StopReport, StopRule
+from oes_fast.pipelines.stop_rule import StopReport, StopRule
 from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import DEFAULT, in_precision
 
