@@ -10,7 +10,6 @@ from oes_fast.errors import InputError
 from oes_fast.pipelines.measurement import Measurement
 from oes_fast.pipelines.objective import Objective, SquaredError
 from oes_fast.pipelines.stop_rule import StopReport, StopRule
-from oes_fast.pipelines.stopping import HoldoutStop
 
 PREFIX = "stop."  # of what checkpoints keep
 _KEPT = "kept."
@@ -84,7 +83,8 @@ def check_rule(stop: object) -> StopRule | None:
         return None
     if not isinstance(stop, StopRule):
         raise InputError(
-            f"stop: expected an oes_fast.VarianceStop or HoldoutStop, or None, got {type(stop).__name__}"
+            "stop: expected an oes_fast.VarianceStop, HoldoutStop or DiscrepancyStop, or None, got "
+            f"{type(stop).__name__}"
         )
     return stop.fresh()
 
@@ -95,22 +95,20 @@ def bind_rule(rule: StopRule | None, objective: Objective) -> Objective:
     Raises:
         InputError: the rule needs what the objective has not: squared errors of real numbers.
     """
-    if not isinstance(rule, HoldoutStop):
+    if rule is None or not rule.compares:
         return objective
     target = objective.target
-    wanted = "stop: HoldoutStop expects squared errors of real numbers, got"
+    wanted = f"stop: {type(rule).__name__} expects squared errors of real numbers, got"
     if target.is_complex():
         raise InputError(f"{wanted} complex measurements; VarianceStop takes them")
+    if isinstance(objective, Measurement) and objective.has_own_loss:
+        raise InputError(f"{wanted} a loss of its own; VarianceStop takes it")
+    assert isinstance(objective, Measurement | SquaredError)
     try:
-        if isinstance(objective, Measurement):
-            if objective.has_own_loss:
-                raise InputError(f"{wanted} a loss of its own; VarianceStop takes it")
-            weight = rule.hold_out(target, objective.weight, forward=objective.measured)
-            return objective.weighted(weight)
-        assert isinstance(objective, SquaredError)
-        weight = rule.hold_out(target, objective.weight)
+        forward = objective.measured if isinstance(objective, Measurement) else None
+        weight = rule.bind(target, objective.weight, forward)
     except InputError as error:
-        said = str(error)
-        raise InputError(said if said.startswith("stop: ") else f"stop: {said}") from error
-    # With a second copy nothing is left out: what was without weights stays so, which is faster.
-    return objective if rule.second is not None else SquaredError(target, weight)
+        raise InputError(f"stop: {error}") from error
+    if weight is None:
+        return objective
+    return objective.weighted(weight) if isinstance(objective, Measurement) else SquaredError(target, weight)

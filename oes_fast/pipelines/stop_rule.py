@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ class StopReport:
     """Where and why a run stopped, and by what.
 
     Attributes:
-        rule: "variance" or "holdout".
+        rule: "variance", "holdout" or "discrepancy".
         step: updates made before the image that the result is.
         stopped: the rule ended the run. Else it came to its last step, or was interrupted, before the rule
             had waited long enough.
@@ -63,6 +63,7 @@ class StopRule:
     """
 
     name = ""
+    compares = False  # outputs with what is fitted, which is squared errors of real numbers then
 
     def __init__(self, *, every: int, patience: int) -> None:
         self.every = check_integer("every", every, minimum=1)
@@ -127,15 +128,33 @@ class StopRule:
             self._least, self.step = value, step
             self.image = _kept(self.image, output)
             self.average = None if average is None else _kept(self.average, average)
-        elif self.step is not None and step - self.step >= self.patience:
-            self.stopped = True
+        self.stopped = self._is_over(step, value)
         return True
+
+    def _is_over(self, step: int, value: float) -> bool:
+        """Whether to stop at the look of this step."""
+        return self.step is not None and step - self.step >= self.patience
 
     def fresh(self: Rule) -> Rule:
         """A rule with the same settings that has seen nothing."""
         rule = copy.copy(self)
         rule._reset()
         return rule
+
+    def bind(
+        self, noisy: Tensor, weight: Tensor | None, forward: Callable[[Tensor], Tensor] | None
+    ) -> Tensor | None:
+        """Take note of what a run fits; the weights to train with, None for those given.
+
+        Args:
+            noisy: what is fitted, real.
+            weight: of each squared error, or None for 1.
+            forward: from an output to what is compared with ``noisy``, None for the output itself.
+
+        Raises:
+            InputError: the rule does not fit it.
+        """
+        return None
 
     def report(self, step: int, *, interrupted: bool = False) -> StopReport:
         """What there is to say at the end of a run.
@@ -144,17 +163,25 @@ class StopRule:
             step: that the run ended with, whose image is the result where the rule has found none.
             interrupted: ended by something else than the rule or the last step.
         """
+        how = "was interrupted" if interrupted else "ended"
         if self.stopped:
-            assert self.step is not None
-            why = f"{self.criterion} has not been lower for {self.curve[-1][0] - self.step} steps"
+            why = self._why()
         elif self.step is None:
-            why = f"the run {'was interrupted' if interrupted else 'ended'} before the first look"
+            why = f"the run {how} at step {step}, before there was a first {self.criterion}"
         else:
-            how = "was interrupted" if interrupted else "ended"
-            why = f"the run {how} at step {step}, before {self.criterion} had risen for {self.patience} steps"
+            why = f"the run {how} at step {step}, {self._why_not()}"
         return StopReport(
             self.name, step if self.step is None else self.step, self.stopped, why, tuple(self.curve)
         )
+
+    def _why(self) -> str:
+        """Why it stopped."""
+        assert self.step is not None
+        return f"the {self.criterion} has not been lower for {self.curve[-1][0] - self.step} steps"
+
+    def _why_not(self) -> str:
+        """What it still waited for."""
+        return f"before the {self.criterion} had not been lower for {self.patience} steps"
 
     def describe(self) -> str:
         """The settings in one line: what checkpoints know the rule by."""
@@ -169,8 +196,8 @@ class StopRule:
         """All that the next look depends on, as tensors; what was found too."""
         numbers = [int(self.stopped), -1 if self.step is None else self.step, self._seen]
         state = {
-            "numbers": torch.tensor(numbers, dtype=torch.int64),
-            "curve": torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 2),
+            "numbers": torch.tensor(numbers, dtype=torch.int64, device="cpu"),
+            "curve": torch.tensor(self.curve, dtype=torch.float64, device="cpu").reshape(-1, 2),
         }
         named = {"image": self.image, "average": self.average, **self._memory()}
         return state | {name: tensor for name, tensor in named.items() if tensor is not None}

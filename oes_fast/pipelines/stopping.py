@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from oes_fast._checks import check_integer, check_number, check_tensor
 from oes_fast.errors import InputError
+from oes_fast.noise import estimate_sigma
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.reference.philox import HELD_OUT, random_bits
 
+STOPS = ("variance", "holdout", "discrepancy", "none")
 MOST_PIXELS = 65_536  # of an output that a window keeps
 
 
@@ -47,7 +49,7 @@ class VarianceStop(StopRule):
     """
 
     name = "variance"
-    criterion = "the variance of the outputs"
+    criterion = "variance of the outputs"
 
     def __init__(self, *, window: int = 200, patience: int = 600, every: int = 10) -> None:
         super().__init__(every=every, patience=patience)
@@ -77,7 +79,7 @@ class VarianceStop(StopRule):
         return f"variance, window {self.window}, patience {self.patience}, every {self.every}"
 
     def _memory(self) -> dict[str, Tensor | None]:
-        return {"window": self._kept, "count": torch.tensor(self._count, dtype=torch.int64)}
+        return {"window": self._kept, "count": torch.tensor(self._count, dtype=torch.int64, device="cpu")}
 
     def _remember(self, state: Mapping[str, Tensor]) -> None:
         self._count = int(state["count"])
@@ -119,6 +121,7 @@ class HoldoutStop(StopRule):
     """
 
     name = "holdout"
+    compares = True
 
     def __init__(
         self,
@@ -130,11 +133,11 @@ class HoldoutStop(StopRule):
         patience: int = 300,
         every: int = 10,
     ) -> None:
+        self.smooth = check_integer("smooth", smooth, minimum=1)
         super().__init__(every=every, patience=patience)
         self.share = check_number("share", share, above=0.0, below=1.0)
         self.second = None if second is None else check_tensor("second", second, finite=True).detach()
         self.seed = check_integer("seed", seed, minimum=0, below=2**64)
-        self.smooth = check_integer("smooth", smooth, minimum=1)
         self._target = self.second
         # How much each number of the target counts in the criterion.
         self._counts = None if self.second is None else torch.ones_like(self.second)
@@ -142,12 +145,12 @@ class HoldoutStop(StopRule):
 
     def _reset(self) -> None:
         super()._reset()
-        self._recent: list[float] = []
+        self._recent = _Recent(max(1, self.smooth // self.every))
 
     @property
     def criterion(self) -> str:
         """See :attr:`StopRule.criterion`."""
-        return f"the error on {'the pixels left out' if self.second is None else 'the second copy'}"
+        return f"error on {'the pixels left out' if self.second is None else 'the second copy'}"
 
     def hold_out(
         self,
@@ -188,11 +191,18 @@ class HoldoutStop(StopRule):
             raise InputError(f"share: expected one that leaves some of {total} pixels, got {self.share}")
         words = random_bits(self.seed, 0, there.numel(), stream=HELD_OUT, device="cpu")
         words[~there.cpu()] = 2**32
-        held = torch.zeros(there.numel(), dtype=torch.bool)
+        held = torch.zeros(there.numel(), dtype=torch.bool, device="cpu")
         held[words.argsort(stable=True)[:count]] = True
         out = held.to(noisy.device).view(noisy.shape[0], 1, *noisy.shape[2:])
         self._counts = weights * out
         return weights * ~out
+
+    def bind(
+        self, noisy: Tensor, weight: Tensor | None, forward: Callable[[Tensor], Tensor] | None
+    ) -> Tensor | None:
+        """:meth:`hold_out`; with a second copy the weights stay as they are."""
+        weights = self.hold_out(noisy, weight, forward=forward)
+        return weights if self.second is None else None
 
     def describe(self) -> str:
         """See :meth:`StopRule.describe`."""
@@ -202,21 +212,164 @@ class HoldoutStop(StopRule):
     def _criterion(self, output: Tensor, average: Tensor | None) -> Tensor | None:
         if self._target is None or self._counts is None:
             raise InputError("stop: expected hold_out(noisy) to be called before update, got no noisy image")
-        image = output if average is None else average
-        measured = image if self._measured is None else self._measured(image)
-        if measured.shape != self._target.shape:
-            shapes = f"{tuple(self._target.shape)}, got {tuple(measured.shape)}"
-            raise InputError(f"output: expected the shape of noisy {shapes}")
-        error = _sum(self._counts * (measured - self._target).square()) / _sum(self._counts)
-        looks = max(1, self.smooth // self.every)
-        self._recent = [*self._recent, float(error)][-looks:]
-        return error.new_tensor(math.fsum(self._recent) / len(self._recent))
+        error = _error(output if average is None else average, self._target, self._counts, self._measured)
+        return self._recent.add(error)
 
     def _memory(self) -> dict[str, Tensor | None]:
-        return {"recent": torch.tensor(self._recent, dtype=torch.float64)}
+        return {"recent": self._recent.tensor()}
 
     def _remember(self, state: Mapping[str, Tensor]) -> None:
-        self._recent = state["recent"].tolist()
+        self._recent = _Recent(self._recent.most, state["recent"].tolist())
+
+
+class DiscrepancyStop(StopRule):
+    """Stop as soon as the fit is as close as the noise allows: the discrepancy principle (Morozov 1966).
+
+    The criterion is the mean squared difference between the output and what is fitted, in units of the
+    noise's variance: the stop is where it comes down to 1. It needs no steps beyond that, and is as good as
+    the noise level is known, and as far as the noise is alike everywhere.
+
+    In a loop of your own, :meth:`bind` says what is fitted, before the first :meth:`update`;
+    :func:`oes_fast.train_sparse` calls it itself.
+
+    Args:
+        sigma: standard deviation of the noise, > 0; None for :func:`oes_fast.estimate_sigma` of the image.
+        smooth: steps that the criterion is the mean over.
+        every: steps from one look to the next, >= 1.
+
+    Attributes:
+        sigma: what is taken for the noise; None before it is known.
+
+    Raises:
+        InputError: a number is out of range.
+
+    Example:
+        >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
+        >>> rule = oes.DiscrepancyStop(every=1, smooth=1)
+        >>> rule.bind(noisy)
+        >>> rule.update(0, noisy * 0), rule.update(1, noisy), rule.step
+        (False, True, 1)
+    """
+
+    name = "discrepancy"
+    compares = True
+    criterion = "distance from the noisy image"
+
+    def __init__(self, *, sigma: float | None = None, smooth: int = 50, every: int = 10) -> None:
+        self.smooth = check_integer("smooth", smooth, minimum=1)
+        super().__init__(every=every, patience=1)
+        self._given = self.sigma = None if sigma is None else check_number("sigma", sigma, above=0.0)
+        self._target: Tensor | None = None
+        self._weight: Tensor | None = None
+        self._measured: Callable[[Tensor], Tensor] | None = None
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._recent = _Recent(max(1, self.smooth // self.every))
+
+    def bind(
+        self,
+        noisy: Tensor,
+        weight: Tensor | None = None,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """See :meth:`StopRule.bind`; the weights stay as they are.
+
+        Raises:
+            InputError: the noise level is not given, and ``noisy`` is no image [1, C, H, W] that it can be
+                estimated of: it has weights, or holds no noise.
+        """
+        check_tensor("noisy", noisy)
+        self._target, self._weight, self._measured = noisy.detach(), weight, forward
+        self.sigma = self._given
+        if self.sigma is None:
+            if weight is not None or noisy.ndim != 4 or noisy.shape[0] != 1:
+                raise InputError(
+                    "sigma: expected the noise level, which is estimated of one whole image alone, got None"
+                )
+            self.sigma = estimate_sigma(noisy)
+            if self.sigma == 0.0:
+                raise InputError("sigma: expected an image with noise, or its level, got one without")
+
+    def describe(self) -> str:
+        """See :meth:`StopRule.describe`."""
+        sigma = "estimated" if self._given is None else self._given
+        return f"discrepancy, sigma {sigma}, smooth {self.smooth}, every {self.every}"
+
+    def _criterion(self, output: Tensor, average: Tensor | None) -> Tensor | None:
+        if self._target is None or self.sigma is None:
+            raise InputError("stop: expected bind(noisy) to be called before update, got no noisy image")
+        error = _error(output, self._target, self._weight, self._measured)
+        return self._recent.add(error / self.sigma**2)
+
+    def _is_over(self, step: int, value: float) -> bool:
+        return value <= 1.0
+
+    def _why(self) -> str:
+        return f"the {self.criterion} has come down to that of the noise, {self.sigma:.3g}"
+
+    def _why_not(self) -> str:
+        return f"before the {self.criterion} had come down to that of the noise, {self.sigma:.3g}"
+
+    def _memory(self) -> dict[str, Tensor | None]:
+        return {"recent": self._recent.tensor()}
+
+    def _remember(self, state: Mapping[str, Tensor]) -> None:
+        self._recent = _Recent(self._recent.most, state["recent"].tolist())
+
+
+def rule_of(name: str, *, seed: int) -> StopRule | None:
+    """The rule of that name with its defaults; None for "none".
+
+    Args:
+        name: one of :data:`STOPS`.
+        seed: of the pixels that a holdout leaves out.
+    """
+    match name:
+        case "variance":
+            return VarianceStop()
+        case "holdout":
+            return HoldoutStop(seed=seed)
+        case "discrepancy":
+            return DiscrepancyStop()
+    return None
+
+
+class _Recent:
+    """The mean of the last numbers.
+
+    Args:
+        most: how many.
+        values: that there are.
+    """
+
+    def __init__(self, most: int, values: Sequence[float] = ()) -> None:
+        self.most, self._values = most, list(values)
+
+    def add(self, value: Tensor) -> Tensor:
+        """Take a number in, and give the mean."""
+        self._values = [*self._values, float(value)][-self.most :]
+        return value.new_tensor(math.fsum(self._values) / len(self._values))
+
+    def tensor(self) -> Tensor:
+        """The numbers."""
+        return torch.tensor(self._values, dtype=torch.float64, device="cpu")
+
+
+def _error(
+    image: Tensor, target: Tensor, weight: Tensor | None, forward: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Weighted mean of the squared differences, in float64.
+
+    Raises:
+        InputError: the image has another shape than the target.
+    """
+    measured = image if forward is None else forward(image)
+    if measured.shape != target.shape:
+        shapes = f"{tuple(target.shape)}, got {tuple(measured.shape)}"
+        raise InputError(f"output: expected the shape of noisy {shapes}")
+    squares = (measured - target).square()
+    return _mean(squares) if weight is None else _sum(weight * squares) / _sum(weight)
 
 
 def _thinned(output: Tensor) -> Tensor:
@@ -225,7 +378,9 @@ def _thinned(output: Tensor) -> Tensor:
     stride = 1
     while pixels > MOST_PIXELS * stride**dims:
         stride += 1
-    return output[(slice(None), slice(None), *(slice(None, None, stride) for _ in range(dims)))]
+    every = (slice(None, None, stride),) * dims
+    thin = (slice(None), slice(None), *every)
+    return output[thin]
 
 
 def _mean(values: Tensor) -> Tensor:
