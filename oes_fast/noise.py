@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -138,9 +140,12 @@ def estimate_sigma(image: Tensor, *, per_channel: bool = False) -> float | tuple
     from skimage.restoration import estimate_sigma as of_channels  # takes a while to import
 
     try:
-        found = [float(of_channels(each.cpu().numpy())) for each in image[0].detach()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a channel without coefficients other than 0
+            found = [float(of_channels(each.cpu().numpy())) for each in image[0].detach()]
     except ImportError as error:
         raise OESError(
             "estimate_sigma: expected PyWavelets to be installed, found none; pip install PyWavelets"
         ) from error
+    found = [0.0 if math.isnan(sigma) else sigma for sigma in found]
     return tuple(found) if per_channel else sum(found) / len(found)

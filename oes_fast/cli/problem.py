@@ -128,6 +128,9 @@ class Problem:
         Raises:
             InputError: naming --stop.
         """
+        if rule is not None and rule.compares and self.options.keeps_complex:
+            # Its numbers differ by orders of magnitude: those about the middle would be the criterion.
+            raise InputError(f"--stop: expected variance or none for k-space, got {rule.name}")
         given = {name: value for name, value in self.arguments().items() if name in ("forward", "weight")}
         try:
             bind_rule(rule, make_objective(self.noisy, **given))

@@ -24,6 +24,7 @@ from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.optimizer_state import STATE
 from oes_fast.pipelines.run_state import RunPart, RunState, Steps
+from oes_fast.pipelines.run_stop import PREFIX
 from oes_fast.pipelines.signals import delayed_signals
 from oes_fast.pipelines.stop_rule import StopReport
 
@@ -339,6 +340,8 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
             continue  # of an optimiser that begins without: it says itself what it takes
         if name not in state:
             raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}", path=checkpoint.path)
+        if name.startswith(PREFIX):
+            continue  # a rule has more the longer it has looked
         found = state[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(

@@ -181,7 +181,7 @@ class StopRule:
 
     def _why_not(self) -> str:
         """What it still waited for."""
-        return f"before the {self.criterion} had not been lower for {self.patience} steps"
+        return f"less than {self.patience} steps after the least {self.criterion}"
 
     def describe(self) -> str:
         """The settings in one line: what checkpoints know the rule by."""
