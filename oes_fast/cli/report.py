@@ -98,11 +98,6 @@ def columns(history: History) -> dict[str, list[Any]]:
     return {name: [record[name] for record in records] for name in (records[0] if records else ())}
 
 
-def made_all(result: TrainResult, steps: int) -> bool:
-    """Whether a training of so many steps has nothing left to do: it made them, or its rule has ended it."""
-    return result.steps >= steps or (result.stop is not None and result.stop.stopped)
-
-
 def describe_stop(stop: StopReport | None) -> dict[str, Any] | None:
     """Where and why a training stopped, for the JSON result; None without a rule."""
     if stop is None:

@@ -21,7 +21,6 @@ from oes_fast.cli.report import (
     decibels,
     describe_run,
     describe_stop,
-    made_all,
     measure,
     plain,
     print_table,
@@ -125,7 +124,7 @@ class Restoration:
         """Whether Ctrl-C left something undone."""
         if self.several is not None:
             return self.several.interrupted
-        return self.fit is None or not made_all(self.fit, self.train_steps)
+        return self.fit is None or not self.fit.has_ended(self.train_steps)
 
     @property
     def restored(self) -> Tensor | None:

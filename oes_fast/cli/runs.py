@@ -19,7 +19,7 @@ from oes_fast.cli.console import warn
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import Problem
 from oes_fast.cli.progress import ProgressReport
-from oes_fast.cli.report import columns, decibels, describe_stop, made_all, measure
+from oes_fast.cli.report import columns, decibels, describe_stop, measure
 from oes_fast.errors import InputError, OESError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.plots import spread_picture
@@ -65,7 +65,7 @@ class Runs:
     @property
     def finished(self) -> int:
         """How many runs made all steps or were ended by their rule, or failed."""
-        return len(self.failed) + sum(made_all(result, self.steps) for result in self.there)
+        return len(self.failed) + sum(result.has_ended(self.steps) for result in self.there)
 
     @property
     def interrupted(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.loop import Callback, Finished
 from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.optimizers import OptimizerFactory, adam_settings, check_optimizer
-from oes_fast.pipelines.results import RunResult
+from oes_fast.pipelines.results import StoppedResult
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
-from oes_fast.pipelines.stop_rule import StopReport, StopRule
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import DEFAULT, in_precision
 
@@ -32,7 +32,7 @@ LR = 1e-2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainResult(RunResult):
+class TrainResult(StoppedResult):
     """What :func:`train_sparse` returns.
 
     Attributes:
@@ -55,7 +55,6 @@ class TrainResult(RunResult):
 
     average: Tensor | None
     net: nn.Module
-    stop: StopReport | None = field(default=None, kw_only=True)
 
 
 @in_precision

@@ -40,6 +40,7 @@ WITHOUT = {
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
+    "StopReport",
     "Task",
     "TrainResult",
     "UNet",
