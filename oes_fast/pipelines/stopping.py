@@ -130,7 +130,7 @@ class HoldoutStop(StopRule):
         second: Tensor | None = None,
         seed: int = 0,
         smooth: int = 50,
-        patience: int = 300,
+        patience: int = 600,
         every: int = 10,
     ) -> None:
         self.smooth = check_integer("smooth", smooth, minimum=1)
@@ -245,7 +245,7 @@ class DiscrepancyStop(StopRule):
 
     Example:
         >>> noisy = oes.add_noise(torch.full((1, 3, 32, 32), 0.5), 0.1, seed=0)
-        >>> rule = oes.DiscrepancyStop(every=1, smooth=1)
+        >>> rule = oes.DiscrepancyStop(sigma=0.1, every=1, smooth=1)
         >>> rule.bind(noisy)
         >>> rule.update(0, noisy * 0), rule.update(1, noisy), rule.step
         (False, True, 1)
