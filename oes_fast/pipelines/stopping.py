@@ -179,6 +179,7 @@ class HoldoutStop(StopRule):
         if weight is not None:
             check_tensor("weight", weight, like=noisy, shape=noisy.shape)
         weights = torch.ones_like(noisy) if weight is None else weight.detach()
+        weights = weights.contiguous()
         self._target, self._measured = noisy.detach(), forward
         if self.second is not None:
             check_tensor("second", self.second, like=noisy, shape=noisy.shape)
