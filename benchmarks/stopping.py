@@ -95,7 +95,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
                 yield Cell(image, noise, network, first)
     for noise in options.noises[:2]:  # these take longer: a part of them
         for network in sparse[1:]:
-            for image in options.images:
+            for image in options.images[:2]:
                 yield Cell(image, noise, network, first)
         if "dense" in options.networks:
             yield Cell(options.images[0], noise, "dense", first)
