@@ -80,7 +80,7 @@ class StopRule:
         self._least = math.inf
 
     def update(self, step: int, output: Tensor, average: Tensor | None = None) -> bool:
-        """Look at the output after ``step`` updates, if it is time to; whether to stop.
+        """Look at the output after ``step`` updates, if it is a multiple of ``every``; whether to stop.
 
         Args:
             step: updates made before it, larger than that of the call before.

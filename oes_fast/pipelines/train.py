@@ -137,10 +137,11 @@ def train_sparse(
         clean: image, as the network gives, to report the PSNR against; it does not enter the training.
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
-        stop: :class:`oes_fast.VarianceStop` or :class:`oes_fast.HoldoutStop`, which may end the run before
-            ``steps``; the result is then of the step that the rule has found, whether it ended the run or
-            not. The rule itself is left alone: each run has a copy. A holdout needs squared errors of real
-            numbers; with ``forward``, it leaves out numbers of the measurement.
+        stop: :class:`oes_fast.VarianceStop`, :class:`oes_fast.HoldoutStop` or
+            :class:`oes_fast.DiscrepancyStop`, which may end the run before ``steps``; the result is of the
+            step that the rule has found, whether it ended the run or not, see docs/stopping.md. The rule
+            itself is left alone: each run has a copy. The last two need squared errors of real numbers; with
+            ``forward``, a holdout leaves out numbers of the measurement.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
