@@ -237,8 +237,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     if request.weights is not None:
         result["weights"] = request.weights
     result["estimated_sigma"] = problem.estimated_sigma()
-    if several is None and work.fit is not None:
-        result["stop"] = describe_stop(work.fit.stop)
+    if several is None:
+        result["stop"] = None if work.fit is None else describe_stop(work.fit.stop)
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
     result |= {"not_written": outputs.failed, "interrupted": work.interrupted}
     outputs.write("json", lambda p: write_json(p, result))
