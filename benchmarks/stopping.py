@@ -350,8 +350,8 @@ def tables() -> str:
     parts.append(
         f"Of what the holdout loses with masks, {fmean(cost):.2f} dB on average ({min(cost):.2f} to "
         f"{max(cost):.2f}) is the difference between the best averages of the two trainings, with and "
-        f"without the pixels; {fmean(rest):.2f} ({max(rest):.2f}) is lost by the stop. The estimated noise is "
-        f"{min(share):.2f} to {max(share):.2f} times the true one.\n"
+        f"without the pixels; {fmean(rest):.2f} ({max(rest):.2f}) is lost by the stop. The estimated noise "
+        f"is {min(share):.2f} to {max(share):.2f} times the true one.\n"
     )
     return "\n".join(parts)
 
