@@ -41,12 +41,14 @@ from oes_fast.flat import fingerprint
 from oes_fast.io.image import load_image, psnr, save_image
 from oes_fast.mask import Mask
 from oes_fast.nn import MaskedConv2d
-from oes_fast.noise import add_noise, noise_input
+from oes_fast.noise import add_noise, estimate_sigma, noise_input
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.many import train_many
 from oes_fast.pipelines.runs_mean import RunsMean, mean_of_runs
 from oes_fast.pipelines.search import SearchResult, search_mask
+from oes_fast.pipelines.stop_rule import StopReport
+from oes_fast.pipelines.stopping import DiscrepancyStop, HoldoutStop, VarianceStop
 from oes_fast.pipelines.train import TrainResult, train_sparse
 from oes_fast.pipelines.transfer import fresh_generator, transfer_mask
 from oes_fast.precision import precision
@@ -58,9 +60,11 @@ __all__ = [
     "CheckpointError",
     "CheckpointWarning",
     "CollapsedRunWarning",
+    "DiscrepancyStop",
     "DivergedRunWarning",
     "EmptyLayerWarning",
     "History",
+    "HoldoutStop",
     "ImageWarning",
     "InputError",
     "Mask",
@@ -73,14 +77,17 @@ __all__ = [
     "SearchResult",
     "SparseGenerator",
     "StepInfo",
+    "StopReport",
     "TraceError",
     "TrainResult",
+    "VarianceStop",
     "VerificationError",
     "__version__",
     "add_noise",
     "analysis",
     "backends",
     "baselines",
+    "estimate_sigma",
     "fingerprint",
     "fresh_generator",
     "functional",

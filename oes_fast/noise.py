@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from oes_fast._checks import (
     check_number,
     check_tensor,
 )
-from oes_fast.errors import InputError
+from oes_fast.errors import InputError, OESError
 from oes_fast.reference.philox import IMAGE_NOISE, INPUT_NOISE, seeded_generator
 
 INPUT_SCALE = 0.1  # z ~ U(0, 0.1)
@@ -117,3 +120,51 @@ def check_noise_level(name: str, sigma: float) -> float:
             f"(for 8-bit levels divide by 255: {sigma:g}/255 = {sigma / 255:.4g})"
         )
     return float(sigma)
+
+
+@overload
+def estimate_sigma(image: Tensor, *, per_channel: Literal[False] = False) -> float: ...
+@overload
+def estimate_sigma(image: Tensor, *, per_channel: Literal[True]) -> tuple[float, ...]: ...
+
+
+def estimate_sigma(image: Tensor, *, per_channel: bool = False) -> float | tuple[float, ...]:
+    """Standard deviation of the noise in an image, estimated from the image alone.
+
+    The robust median of its finest wavelet coefficients (Donoho and Johnstone 1994), by scikit-image's
+    ``estimate_sigma``. It takes the noise for white and Gaussian: fine texture adds to it, clipping and
+    interpolation between pixels take from it.
+
+    Args:
+        image: noisy image [1, C, H, W], float32 or float64, H and W >= 4; any device.
+        per_channel: one number a channel, in the place of their mean.
+
+    Returns:
+        In units of the pixels' values.
+
+    Raises:
+        InputError: no such image, or it holds NaN or infinity.
+        OESError: PyWavelets, which scikit-image needs for it, is not installed.
+
+    Example:
+        >>> noisy = oes.add_noise(torch.full((1, 3, 64, 64), 0.5), 0.1, seed=0)
+        >>> round(oes.estimate_sigma(noisy), 2)
+        0.1
+    """
+    check_tensor("image", image, ndim=4, finite=True)
+    check_flag("per_channel", per_channel)
+    if image.shape[0] != 1 or image.shape[1] == 0 or min(image.shape[2:]) < 4:
+        shape = tuple(image.shape)
+        raise InputError(f"image: expected one, shape (1, C, H, W) with H and W of 4 at least, got {shape}")
+    from skimage.restoration import estimate_sigma as of_channels  # takes a while to import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a channel without coefficients other than 0
+            found = [float(of_channels(each.cpu().numpy())) for each in image[0].detach()]
+    except ImportError as error:
+        raise OESError(
+            "estimate_sigma: expected PyWavelets to be installed, found none; pip install PyWavelets"
+        ) from error
+    found = [0.0 if math.isnan(sigma) else sigma for sigma in found]
+    return tuple(found) if per_channel else sum(found) / len(found)

@@ -14,6 +14,7 @@ from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.optimizers import OptimizerFactory, check_optimizer
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.pipelines.train import TrainResult, fit
 from oes_fast.precision import DEFAULT, in_precision
 
@@ -39,6 +40,7 @@ def dense_dip(
     input_noise: float = 0.0,
     clean: Tensor | CleanView | None = None,
     average: float | None = None,
+    stop: StopRule | None = None,
     backend: str = "auto",
     verify: bool = True,
     precision: str = DEFAULT,
@@ -52,7 +54,7 @@ def dense_dip(
 ) -> TrainResult:
     """Train all weights by Adam on mean((G(w, z + input_noise * N(0, 1)) - noisy)^2).
 
-    The defaults are those of the OES paper's comparison: no weight decay, no noise. Without a stop it fits
+    The defaults are those of the OES paper's comparison: no weight decay, no noise. Without ``stop`` it fits
     the noise in the end: see the peak in :meth:`TrainResult.report`.
 
     Args:
@@ -84,6 +86,8 @@ def dense_dip(
             ``z`` itself.
         clean: image to report the PSNR against; it does not enter the training.
         average: decay of a running average of the outputs, such as 0.99; None for none.
+        stop: rule that may end the run before ``steps``, and says which step's image is the result; see
+            :func:`oes_fast.train_sparse`.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` first, see :func:`oes_fast.train_sparse`.
         precision: of float32 products, see :func:`oes_fast.precision`.
@@ -140,6 +144,7 @@ def dense_dip(
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,
+            stop=stop,
         ),
     )
     check_optimizer(optimizer, lr=lr, default=LR, weight_decay=weight_decay)

@@ -236,7 +236,7 @@ class _Restoration:
         """The trainings; None for one that failed, where there are several."""
         steps, count = self.settings.train_steps, len(generators)
         like = (digest_of_mask(mask), tuple(self.noisy.shape), self.options.device, self.settings.backend)
-        more = {**self.settings.of_training(), **self._common()}
+        more = {**self.settings.of_training(seed=self.seed), **self._common()}
         more["verify"] = self.options.verify and like not in _verified
         fits: list[TrainResult | None]
         if count == 1:
@@ -251,7 +251,7 @@ class _Restoration:
             more["seed"] = [self.seed + number for number in range(count)]
             nets, inputs = zip(*generators, strict=True)
             fits = going_on(paths, lambda on: _many(nets, mask, inputs, self.noisy, resume=on, **more))
-        if any(fit is not None and (fit.interrupted or fit.steps < steps) for fit in fits):
+        if any(fit is not None and (fit.interrupted or not fit.has_ended(steps)) for fit in fits):
             raise Stopped
         # A network that fails is to fail for the next image as well; a mask of one image has no next.
         if self.job.masks and all(fit is not None and fit.backend != "reference" for fit in fits):
@@ -292,6 +292,7 @@ class _Restoration:
             "spread": None if mean.spread is None else float(mean.spread.mean()),
             "density": mask.density,
             "steps": min(fit.steps for fit in there),
+            "stop_step": None if single is None or single.stop is None else single.stop.step,
             "seconds": self.progress.seconds,
             "collapsed": all(fit.collapsed for fit in there),
             "diverged": all(fit.diverged for fit in there),
@@ -318,6 +319,7 @@ class _Restoration:
         return {
             **said,
             "psnr": self._psnr(run_image(fit)),
+            "stop_step": None if fit.stop is None else fit.stop.step,
             "collapsed": fit.collapsed,
             "diverged": fit.diverged,
         }

@@ -18,11 +18,12 @@ from oes_fast.noise import check_noise_level
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
+from oes_fast.pipelines.stopping import STOPS, rule_of
 from oes_fast.precision import DEFAULT, PRECISIONS
 
 FIRST, EACH = "first", "each"
 _SEARCH = ("search", "density", "search_steps", "search_lr", "kl", "temperature", "mask_option")
-_TRAINING = ("train_steps", "train_lr", "runs", "average", "weight_decay", "format", "bits")
+_TRAINING = ("train_steps", "train_lr", "runs", "average", "stop", "weight_decay", "format", "bits")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Settings:
         train_lr: Adam's learning rate there.
         runs: trainings of each image, from its seed and those that follow it; the image is their mean.
         average: decay of the running average of the outputs that is written; None for the last output.
+        stop: of every training: "variance", "holdout" or "discrepancy", the rule of that name in
+            :mod:`oes_fast` with its defaults; "none" for all steps.
         weight_decay: of the training.
         schedule: of the learning rates of search and training, None for constant ones.
         input_noise: standard deviation of the noise on the input of search and training.
@@ -73,6 +76,7 @@ class Settings:
     train_lr: float = PRESETS["paper"].train_lr
     runs: int = 1
     average: float | None = 0.99
+    stop: str = "none"
     weight_decay: float = 0.0
     schedule: str | None = None
     input_noise: float = 0.0
@@ -100,6 +104,7 @@ class Settings:
         for name in ("search_steps", "train_steps"):
             check_integer(name, getattr(self, name), minimum=1, below=2**32)
         check_integer("runs", self.runs, minimum=1, below=MAX_RUNS + 1)
+        check_choice("stop", self.stop, STOPS)
         check_choice("mask_option", self.mask_option, MASK_OPTIONS)
         if self.average is not None:
             check_number("average", self.average, minimum=0.0, below=1.0)
@@ -152,12 +157,13 @@ class Settings:
             **self._common(),
         }
 
-    def of_training(self) -> dict[str, Any]:
-        """Arguments of :func:`oes_fast.train_sparse`."""
+    def of_training(self, *, seed: int) -> dict[str, Any]:
+        """Arguments of :func:`oes_fast.train_sparse`; ``seed`` is that of the pixels a holdout leaves out."""
         return {
             "steps": self.train_steps,
             "lr": self.train_lr,
             "average": self.average,
+            "stop": rule_of(self.stop, seed=seed),
             "weight_decay": self.weight_decay,
             **self._common(),
         }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "channels", "width", "height", "bits", "psnr_noisy", "psnr", "psnr_last", "psnr_peak", "spread",
-    "density", "steps", "seconds", "collapsed", "diverged",
+    "density", "steps", "stop_step", "seconds", "collapsed", "diverged",
 )  # fmt: skip
 
 

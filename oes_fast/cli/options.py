@@ -291,6 +291,18 @@ Average = Annotated[
         "as published.",
     ),
 ]
+Stop = Annotated[
+    str,
+    typer.Option(
+        "--stop",
+        metavar="NAME",
+        rich_help_panel=TRAIN,
+        help="End the training where the image is best, as far as that is seen without the clean one, and "
+        "write the image of that step: variance, where the outputs change least; holdout, where the error on "
+        "5 % of the pixels, left out of the training, is least; discrepancy, where the output is as far from "
+        "IN as the noise, whose level is estimated; none, after --train-steps or --steps.",
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

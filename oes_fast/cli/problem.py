@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from oes_fast._checks import check_number
-from oes_fast.errors import InputError
+from oes_fast.errors import InputError, OESError
 from oes_fast.io.image import Image, check_side, load_image
-from oes_fast.noise import add_noise, check_noise_level
+from oes_fast.noise import add_noise, check_noise_level, estimate_sigma
 from oes_fast.pipelines.clean import CleanView
+from oes_fast.pipelines.objective import make_objective
+from oes_fast.pipelines.run_stop import bind_rule
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.tasks import Task
 
 
@@ -121,6 +124,34 @@ class Problem:
     def arguments(self) -> dict[str, Any]:
         """For the search and the training."""
         return {"clean": self.clean} if self.task is None else self.task.arguments()
+
+    def check_rule(self, rule: StopRule | None) -> None:
+        """Refuse a stopping rule that does not fit what is measured, before anything is computed.
+
+        Raises:
+            InputError: naming --stop.
+        """
+        if rule is not None and rule.compares and self.options.keeps_complex:
+            # Its numbers differ by orders of magnitude: those about the middle would be the criterion.
+            raise InputError(f"--stop: expected variance or none for k-space, got {rule.name}")
+        given = {name: value for name, value in self.arguments().items() if name in ("forward", "weight")}
+        try:
+            bind_rule(rule, make_objective(self.noisy, **given))
+        except InputError as error:
+            text = str(error)
+            raise InputError(f"--{text}" if text.startswith("stop: ") else text) from error
+
+    def estimated_sigma(self) -> float | None:
+        """The noise of a noisy image, estimated; None for a measurement, and where it cannot be estimated.
+
+        Not that of an image that noise was added to, which is known.
+        """
+        if self.task is not None or self.options.sigma is not None:
+            return None
+        try:
+            return estimate_sigma(self.noisy)
+        except OESError:  # a tiny image, or PyWavelets is missing
+            return None
 
     def shown(self, image: Tensor) -> Tensor:
         """The picture that a network's image is."""

@@ -20,6 +20,7 @@ from oes_fast.mask import Mask
 from oes_fast.pipelines.clean import clean_pixels, compared
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.search import SearchResult
+from oes_fast.pipelines.stop_rule import StopReport
 from oes_fast.pipelines.train import TrainResult
 from oes_fast.version import __version__
 
@@ -97,13 +98,27 @@ def columns(history: History) -> dict[str, list[Any]]:
     return {name: [record[name] for record in records] for name in (records[0] if records else ())}
 
 
+def describe_stop(stop: StopReport | None) -> dict[str, Any] | None:
+    """Where and why a training stopped, for the JSON result; None without a rule."""
+    if stop is None:
+        return None
+    curve = {"step": [step for step, _ in stop.curve], "criterion": [value for _, value in stop.curve]}
+    said = {"rule": stop.rule, "step": stop.step, "stopped": stop.stopped, "reason": stop.reason}
+    return {**said, "curve": curve}
+
+
+def stop_row(stop: StopReport) -> str:
+    """The same for the table."""
+    return f"{stop.rule}: image of step {stop.step}; {stop.reason}"
+
+
 def measure(problem: Problem, found: SearchResult | None, fit: TrainResult | None) -> dict[str, Any] | None:
     """Every PSNR in dB, None without a clean image.
 
     Returns:
         noisy (what the measurement shows), masked (initial weights under the mask), restored (the image
-        written), last (output of the last step), average (of the outputs), and for outputs and average the
-        peak and its step; None for what was not computed.
+        written), last (output of the last step, with a stopping rule of the step it has found), average (of
+        the outputs), and for outputs and average the peak and its step; None for what was not computed.
     """
     clean = problem.clean
     if clean is None:

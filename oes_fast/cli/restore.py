@@ -17,7 +17,15 @@ from oes_fast.cli.model import ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
-from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
+from oes_fast.cli.report import (
+    decibels,
+    describe_run,
+    describe_stop,
+    measure,
+    plain,
+    print_table,
+    stop_row,
+)
 from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs, warn_of_others
 from oes_fast.cli.settings import (
     RunSettings,
@@ -116,7 +124,7 @@ class Restoration:
         """Whether Ctrl-C left something undone."""
         if self.several is not None:
             return self.several.interrupted
-        return self.fit is None or self.fit.steps < self.train_steps
+        return self.fit is None or not self.fit.has_ended(self.train_steps)
 
     @property
     def restored(self) -> Tensor | None:
@@ -228,6 +236,9 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
         result = several.described(result, problem)
     if request.weights is not None:
         result["weights"] = request.weights
+    result["estimated_sigma"] = problem.estimated_sigma()
+    if several is None:
+        result["stop"] = None if work.fit is None else describe_stop(work.fit.stop)
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
     result |= {"not_written": outputs.failed, "interrupted": work.interrupted}
     outputs.write("json", lambda p: write_json(p, result))
@@ -253,6 +264,7 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
             f"{request.mask}: the mask was found for the weights of step {step}, and is trained from those "
             "of step 0; --weights takes their file, which prune wrote as MASK_weights.safetensors"
         )
+    problem.check_rule(request.train.arguments(seed=seed)["stop"])
     return Restoration(problem, seed, request.train.steps, recipe), net, z, mask
 
 
@@ -293,7 +305,8 @@ def _compute(
     if request.runs > 1:
         _train_several(request, outputs, progress, work, (net, z), cut, common)
         return
-    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **plain(request.train), **common}
+    train = request.train.arguments(seed=work.seed)
+    settings = {"seed": work.seed, "checkpoint": kept.paths["train"], **train, **common}
     work.fit = kept.run(
         "train", lambda resume: train_sparse(net, cut, z, problem.noisy, resume=resume, **settings)
     )
@@ -314,7 +327,7 @@ def _train_several(
     kept, problem, seeds = outputs.checkpoints, work.problem, seeds_of(work.seed, request.runs)
     generators = [first, *(_generator(problem, work.recipe, seed) for seed in seeds[1:])]
     phases = phases_of(request.runs)
-    settings = {**plain(request.train), **common}
+    settings = {**request.train.arguments(seed=work.seed), **common}
     del settings["callback"]
     work.several = kept.run(
         phases[0],
@@ -365,11 +378,16 @@ def _rows(work: Restoration, figures: dict[str, Any] | None) -> list[tuple[str, 
         measured = "Noisy" if work.problem.task is None else "Measured"
         rows = [(measured, decibels(figures["noisy"])), ("Restored", decibels(figures["restored"]))]
         if figures["average"] is not None:
-            rows += [("Last output", decibels(figures["last"]))]
+            last = "Last output" if work.fit is None or work.fit.stop is None else "Output there"
+            rows += [(last, decibels(figures["last"]))]
         if figures["peak"] is not None:
             rows += [("Peak", f"{decibels(figures['peak'])} at step {figures['peak_step']}")]
+    if (sigma := work.problem.estimated_sigma()) is not None:
+        rows += [("Noise", f"{sigma:.3g}, estimated")]
     if work.several is not None:
         rows += work.several.rows(work.problem)
+    elif work.fit is not None and work.fit.stop is not None:
+        rows += [("Stop", stop_row(work.fit.stop))]
     if work.results:
         rows += [("Mask", f"{100 * work.results[-1].mask.density:.3g} % of the weights kept")]
         phases = {"search": work.found, "train": work.fit}

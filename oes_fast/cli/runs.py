@@ -19,7 +19,7 @@ from oes_fast.cli.console import warn
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import Problem
 from oes_fast.cli.progress import ProgressReport
-from oes_fast.cli.report import columns, decibels, measure
+from oes_fast.cli.report import columns, decibels, describe_stop, measure
 from oes_fast.errors import InputError, OESError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.plots import spread_picture
@@ -64,8 +64,8 @@ class Runs:
 
     @property
     def finished(self) -> int:
-        """How many runs made all steps, or failed."""
-        return len(self.failed) + sum(result.steps >= self.steps for result in self.there)
+        """How many runs made all steps or were ended by their rule, or failed."""
+        return len(self.failed) + sum(result.has_ended(self.steps) for result in self.there)
 
     @property
     def interrupted(self) -> bool:
@@ -134,6 +134,7 @@ class Runs:
             "seconds": result.seconds,
             "collapsed": result.collapsed,
             "diverged": result.diverged,
+            "stop": describe_stop(result.stop),
             "psnr": measure(problem, None, result),
             "history": columns(result.history),
         }
@@ -165,6 +166,11 @@ class Runs:
         psnr = [each["restored"] for each in figures if each is not None]
         if psnr:
             rows += [("Each run", f"{decibels(min(psnr))} to {decibels(max(psnr))}")]
+        steps = [result.stop.step for result in self.used if result.stop is not None]
+        if steps:
+            ended = sum(result.stop.stopped for result in self.used if result.stop is not None)
+            said = f"images of steps {min(steps)} to {max(steps)}; the rule ended {ended} of {used} runs"
+            rows += [("Stop", said)]
         spread = self.spread_shown(problem)
         if spread is not None:
             rows += [("Spread", f"{float(spread.mean()):.3g} on average, {float(spread.max()):.3g} at most")]

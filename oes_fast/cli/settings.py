@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
+from oes_fast.pipelines.stopping import STOPS, rule_of
 from oes_fast.precision import PRECISIONS
 
 DTYPE = torch.float32  # of every network on the command line
@@ -95,6 +96,7 @@ class TrainSettings:
     schedule: str | None
     weight_decay: float
     input_noise: float
+    stop: str
 
     @classmethod
     def of(
@@ -107,6 +109,7 @@ class TrainSettings:
         schedule: str | None = None,
         weight_decay: float = 0.0,
         input_noise: float = 0.0,
+        stop: str = "none",
         prefix: str = "--",
     ) -> TrainSettings:
         """As :meth:`SearchSettings.of`; ``average`` is a decay or "off"."""
@@ -118,7 +121,16 @@ class TrainSettings:
             schedule=find_schedule(schedule),
             weight_decay=check_scale("--weight-decay", weight_decay, DTYPE, minimum=0.0),
             input_noise=check_scale("--input-noise", input_noise, DTYPE, minimum=0.0),
+            stop=check_choice("--stop", stop, STOPS),
         )
+
+    def arguments(self, *, seed: int) -> dict[str, Any]:
+        """By name, for :func:`oes_fast.train_sparse`.
+
+        Args:
+            seed: of the pixels that a holdout leaves out.
+        """
+        return {**asdict(self), "stop": rule_of(self.stop, seed=seed)}
 
 
 @dataclass(frozen=True)
@@ -196,7 +208,7 @@ def search_options(prefix: str) -> dict[str, str]:
 def train_options(prefix: str) -> dict[str, str]:
     """As :func:`search_options`, of a training."""
     names = {"backend": "--backend", "average": "--average", "lr": f"{prefix}lr", "weights": "--seed"}
-    names |= {"seed": "--seed", "weight_decay": "--weight-decay", "network": "--model"}
+    names |= {"seed": "--seed", "weight_decay": "--weight-decay", "network": "--model", "stop": "--stop"}
     return names | _STEP_OPTIONS
 
 

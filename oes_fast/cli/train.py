@@ -26,6 +26,7 @@ def train(
     lr: o.TrainRate = None,
     weight_decay: o.WeightDecay = 0.0,
     average: o.Average = o.DEFAULT_AVERAGE,
+    stop: o.Stop = "none",
     runs: o.Runs = 1,
     weights: Annotated[
         Path | None,
@@ -90,6 +91,7 @@ def train(
                 schedule=schedule,
                 weight_decay=weight_decay,
                 input_noise=input_noise,
+                stop=stop,
             ),
             mask=mask,
             seed=seed,

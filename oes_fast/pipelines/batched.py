@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import RewrittenFunction
 from oes_fast.pipelines.loop import Member, run_members
 from oes_fast.pipelines.objective import Objective, SquaredError
+from oes_fast.pipelines.run_stop import RunStop
 from oes_fast.pipelines.train import Training, TrainResult, outcome_of, starting_point
 from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.rewrite.noisy_input import StepNoise
@@ -131,6 +132,7 @@ class BatchRun(TrainRun):
     def __init__(self, function: BatchedFunction, objective: Objective, count: int, **options: Any) -> None:
         super().__init__(function, objective, **options)
         self.function, self.count = function, count
+        self.parts: list[BatchPart] = []
         self._loss = self._loss.new_zeros(count)
         self._unit = unit_gradient(self._loss)
         self._recorded: Tensor | None = None  # where recorded steps leave the losses
@@ -160,6 +162,11 @@ class BatchRun(TrainRun):
         super().finish(step)
         self.made_steps = True
 
+    def watch(self, output: Tensor) -> None:
+        """Show each run's output to its stopping rule."""
+        for part in self.parts:
+            part.watch(self._step, output)
+
     def average(self) -> Tensor | None:
         """Running averages of the outputs; after a final evaluation, of the runs that end with it."""
         return self._average if self._last_average is None else self._last_average
@@ -184,10 +191,12 @@ class BatchPart:
     Args:
         run: the steps.
         number: of the run.
+        stop: when it is to end, or None.
     """
 
-    def __init__(self, run: BatchRun, number: int) -> None:
-        self._run, self._number = run, number
+    def __init__(self, run: BatchRun, number: int, stop: RunStop | None = None) -> None:
+        self._run, self._number, self._stop = run, number, stop
+        run.parts.append(self)
         self._left: dict[str, Tensor] | None = None
         self._average: Tensor | None = None
 
@@ -217,6 +226,16 @@ class BatchPart:
             return self._average
         return averages[self._number : self._number + 1]
 
+    def stop(self) -> RunStop | None:
+        """Its rule when to stop, or None."""
+        return self._stop
+
+    def watch(self, step: int, outputs: Tensor) -> None:
+        """Show its output among all to its stopping rule, as long as it goes on."""
+        if self._stop is not None and self._left is None:
+            output = outputs[self._number : self._number + 1]
+            self._stop.see(step, output, self.average(), lambda: self._parts_of(self._run.network_state()))
+
     def leave(self) -> None:
         """Keep what there is: the others go on, and what is computed for this one is nobody's."""
         average = self.average()
@@ -227,21 +246,28 @@ class BatchPart:
         """As that of a training alone."""
         if self._left is not None:
             return self._left
-        whole = self._run.state().items()
-        return {name: self._run.split(name, tensor.detach())[self._number] for name, tensor in whole}
+        state = self._parts_of(self._run.state())
+        return state if self._stop is None else state | self._stop.state()
+
+    def _parts_of(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its own part of what the steps of all depend on."""
+        return {name: self._run.split(name, tensor.detach())[self._number] for name, tensor in whole.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave."""
         with torch.no_grad():
-            for name, tensor in self.state().items():
+            for name, tensor in self._parts_of(self._run.state()).items():
                 if name != "average":
                     tensor.copy_(state[name])
+        if self._stop is not None:
+            self._stop.load_state(state)
         if "average" in state:
             self._run.take_average(self._number, state["average"])
 
     def net(self) -> nn.Module:
-        """The dense network with the trained weights."""
-        state = self.state()
+        """The dense network with the trained weights, those of the image that its stopping rule has found."""
+        found = None if self._stop is None else self._stop.found()
+        state = self.state() if found is None else found
         prefix = "buffer."
         buffers = {k.removeprefix(prefix): b for k, b in state.items() if k.startswith(prefix)}
         return self._run.function.net_of(self._number, state["weights"], buffers)
@@ -320,7 +346,7 @@ def _made(
     first, setup = trainings[0], trainings[0].setup
     setups = [training.setup for training in trainings]
     kept = {"average": first.average, **run.optimizer.settings()}
-    parts = [BatchPart(run, number) for number in range(len(trainings))]
+    parts = [BatchPart(run, number, each.new_stop()) for number, each in enumerate(setups)]
     members = [
         Member(
             part,

@@ -159,8 +159,13 @@ class Checkpoint:
         """Whether it is time to save."""
         return self.path is not None and time.monotonic() >= self._due_at
 
-    def save(self, step: int, state: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, state: Mapping[str, Tensor], *, complete: bool = False) -> None:
         """Write the state before step ``step``; the file before it stays until the new one is whole.
+
+        Args:
+            step: updates made.
+            state: tensors by name.
+            complete: a stopping rule has ended the run: it is finished, whatever steps it was to make.
 
         Raises:
             OESError: the state holds NaN or infinity, so nothing could go on from it; nothing is written.
@@ -176,6 +181,7 @@ class Checkpoint:
             "words": self.words,
             "environment": environment(self.device),
             "choices": choices_in_use() | self._choices,
+            **({"complete": True} if complete else {}),
         }
         wait = max(self.every_seconds, _RETRY_SECONDS)
         try:
@@ -230,13 +236,15 @@ def keep_unfinished(paths: Iterable[str | os.PathLike[str]], folder: Path | None
 
 
 def finished(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is the checkpoint of a run that has made all its steps."""
+    """Whether a file is the checkpoint of a run that has made all its steps, or that its rule has ended."""
     try:
         metadata = load_metadata(path)
     except InputError:
         return False
     step = metadata.get("step")
-    return metadata.get("format") == _FORMAT and step is not None and step == metadata.get("steps")
+    if metadata.get("format") != _FORMAT or step is None:
+        return False
+    return metadata.get("complete") is True or step == metadata.get("steps")
 
 
 def describe_file(path: str | os.PathLike[str]) -> str:

@@ -24,7 +24,9 @@ from oes_fast.pipelines.divergence import blame, check_first_gradient
 from oes_fast.pipelines.history import History
 from oes_fast.pipelines.optimizer_state import STATE
 from oes_fast.pipelines.run_state import RunPart, RunState, Steps
+from oes_fast.pipelines.run_stop import PREFIX
 from oes_fast.pipelines.signals import delayed_signals
+from oes_fast.pipelines.stop_rule import StopReport
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Finished:
         interrupted: stopped by a callback before the last step, or by Ctrl-C.
         fell_back: no longer finite at its end, and set back to the last record.
         seconds: time this call took.
+        stop: what its stopping rule says, None where there is none; output and average are then those of the
+            step that the rule has found.
     """
 
     output: Tensor
@@ -83,6 +87,7 @@ class Finished:
     interrupted: bool
     fell_back: bool
     seconds: float
+    stop: StopReport | None = None
 
 
 class Member:
@@ -132,8 +137,14 @@ class Member:
 
     @property
     def stopped(self) -> bool:
-        """Whether its callback has ended it."""
-        return self._stop
+        """Whether its callback or its stopping rule has ended it."""
+        return self._stop or self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether its stopping rule says that it has made enough steps."""
+        rule = self.part.stop()
+        return rule is not None and rule.stopped
 
     def resume(self, steps: int) -> int:
         """The step that it begins with: that of its checkpoint, whose state it takes over, or 0.
@@ -153,7 +164,7 @@ class Member:
 
     def save(self, step: int) -> None:
         """Write the checkpoint."""
-        _save(self.checkpoint, step, self.part, self._history)
+        _save(self.checkpoint, step, self.part, self._history, complete=self.complete)
 
     def see(self, info: StepInfo, *, record: bool, final: bool) -> bool:
         """Take in an evaluation; whether the run is no longer finite and fell back to its last record.
@@ -185,8 +196,12 @@ class Member:
         if self._leave is not None:
             self._leave()
         output = info.output if self._number is None else info.output.clone()
+        average, stop = self.part.average(), self.part.stop()
+        report = None if stop is None else stop.report(info.step, interrupted=interrupted)
+        if stop is not None and stop.rule.image is not None:
+            output, average = stop.rule.image, stop.rule.average
         self.finished = Finished(
-            output, self.part.average(), self._history, info.step, interrupted, fell_back, seconds
+            output, average, self._history, info.step, interrupted, fell_back, seconds, report
         )
 
 
@@ -268,7 +283,7 @@ def run_members(
                     if final:
                         # Ctrl-C during the last step stops nothing here, but the caller may have another
                         # run to leave out.
-                        stopped = step < steps or interrupted()
+                        stopped = (step < steps and not member.complete) or interrupted()
                         gone = time.monotonic() - began
                         member.end(info, interrupted=stopped, fell_back=fell_back, seconds=gone)
 
@@ -325,6 +340,8 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
             continue  # of an optimiser that begins without: it says itself what it takes
         if name not in state:
             raise CheckpointError(f"{checkpoint.path}: the checkpoint lacks {name!r}", path=checkpoint.path)
+        if name.startswith(PREFIX):
+            continue  # a rule has more the longer it has looked
         found = state[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(
@@ -334,9 +351,9 @@ def _check_state(checkpoint: Checkpoint, state: dict[str, Tensor], like: dict[st
             )
 
 
-def _save(checkpoint: Checkpoint, step: int, run: RunPart, history: History) -> None:
+def _save(checkpoint: Checkpoint, step: int, run: RunPart, history: History, *, complete: bool) -> None:
     try:
-        checkpoint.save(step, {**run.state(), "history": history.rows})
+        checkpoint.save(step, {**run.state(), "history": history.rows}, complete=complete)
     except Exception as error:  # a full disk, say, is no reason to lose what is computed
         text = " ".join(str(error).split()) or type(error).__name__
         warn_caller(f"{text}; the run goes on without a checkpoint of step {step}", CheckpointWarning)

@@ -5,6 +5,7 @@ What comes from the caller, an operator or a loss, is called here alone; what it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,22 @@ class Measurement:
         self._loss, self._weight, self._tv, self._clean_shape = loss, weight, tv, clean_shape
         self._tried = False  # whether values were looked at, for which a GPU is waited for
         self._fingerprints: dict[str, Any] = {}
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Of each squared error, or None."""
+        return self._weight
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether another loss than the squared error was given."""
+        return self._own_loss is not None
+
+    def weighted(self, weight: Tensor) -> Measurement:
+        """The same with these weights of the squared errors."""
+        other = copy.copy(self)
+        other._weight, other._fingerprints = weight, dict(self._fingerprints)
+        return other
 
     def measured(self, image: Tensor) -> Tensor:
         """What the operator gives for ``image``, of the target's shape, dtype and device.

@@ -4,12 +4,13 @@ Annotations are kept as types, not as text: results inherit the fields, and whoe
 result looks their names up in its module, which lacks them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from oes_fast.mask import Mask
 from oes_fast.pipelines.history import History
+from oes_fast.pipelines.stop_rule import StopReport
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,3 +53,18 @@ class RunResult:
             f"output {list(self.output.shape)}, {100 * self.mask.density:.3g} % of the weights kept,\n"
             f"    {self.history!r})"
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StoppedResult(RunResult):
+    """How a run ended that a rule may have stopped.
+
+    Attributes:
+        stop: where and why; None without a rule.
+    """
+
+    stop: StopReport | None = field(default=None, kw_only=True)
+
+    def has_ended(self, steps: int) -> bool:
+        """Whether nothing is left to do of so many steps: they are made, or a rule has ended the run."""
+        return self.steps >= steps or (self.stop is not None and self.stop.stopped)

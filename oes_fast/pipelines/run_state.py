@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from oes_fast.pipelines.run_stop import RunStop
+
 
 class RunPart(Protocol):
     """What one run has for itself of the steps that are made for it."""
@@ -27,6 +29,9 @@ class RunPart(Protocol):
 
     def average(self) -> Tensor | None:
         """Running average of the outputs, or None."""
+
+    def stop(self) -> RunStop | None:
+        """Its rule when to stop, or None."""
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""

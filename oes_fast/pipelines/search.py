@@ -381,6 +381,9 @@ class SearchRun:
         """None: the outputs of a search are samples."""
         return None
 
+    def stop(self) -> None:
+        """None: a search makes all its steps."""
+
     def state(self) -> dict[str, Tensor]:
         """Logits and Adam's moments."""
         return {"logits": self.logits, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}

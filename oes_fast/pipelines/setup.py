@@ -23,7 +23,9 @@ from oes_fast.pipelines.input_noise import InputNoise, ReadsInput
 from oes_fast.pipelines.inputs import check_run_inputs, detect_collapse, ordinary
 from oes_fast.pipelines.loop import Callback, Finished, run_steps
 from oes_fast.pipelines.objective import Forward, Loss, Objective, SquaredError, make_objective, prepare
+from oes_fast.pipelines.run_stop import RunStop, bind_rule, check_rule
 from oes_fast.pipelines.schedule import Factor, Schedule
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 
@@ -54,6 +56,7 @@ class RunOptions:
     schedule: str | Factor | None = None
     input_noise: float = 0.0
     seed: int = 0  # of that noise
+    stop: StopRule | None = None
     stopping: Callable[[], bool] | None = None
     make: Callable[..., tuple[GeneratorFunction, str]] = make_function
 
@@ -103,7 +106,8 @@ class Setup:
         self.rate = Schedule(self.lr, options.schedule, options.steps)
         self.net = net
         self.z = ordinary(z)
-        self.objective: Objective = make_objective(
+        self._rule = check_rule(options.stop)
+        objective: Objective = make_objective(
             ordinary(noisy),
             forward=options.forward,
             loss=options.loss,
@@ -111,6 +115,7 @@ class Setup:
             tv=options.tv,
             clean=options.clean if isinstance(options.clean, Tensor) else None,
         )
+        self.objective = bind_rule(self._rule, objective)
         std = check_scale("input_noise", options.input_noise, self.dtype, minimum=0.0)
         seed = check_integer("seed", options.seed, minimum=0, below=2**64)
         self._std, self._seed, self._stream = std, seed, stream
@@ -165,6 +170,10 @@ class Setup:
         """Let go of what it was bound to, for which the noise on the input is drawn."""
         self.hooks = ()
 
+    def new_stop(self) -> RunStop | None:
+        """The stopping rule of a run that begins; None for none."""
+        return None if self._rule is None else RunStop(self._rule.fresh())
+
     @property
     def noisy_input(self) -> bool:
         """Whether there is noise on the input."""
@@ -215,6 +224,7 @@ class Setup:
                 "z": digest(self.z),
                 **({} if options.entry is None else {"entry": options.entry}),
                 **self.objective.settings(),
+                **({} if self._rule is None else {"stop": self._rule.describe()}),
                 "clean": None if clean is None else digest(clean_pixels(clean)),
             },
             steps=options.steps,

@@ -21,9 +21,10 @@ from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.loop import Callback, Finished
 from oes_fast.pipelines.objective import Forward, Loss
 from oes_fast.pipelines.optimizers import OptimizerFactory, adam_settings, check_optimizer
-from oes_fast.pipelines.results import RunResult
+from oes_fast.pipelines.results import StoppedResult
 from oes_fast.pipelines.schedule import Factor
 from oes_fast.pipelines.setup import RunOptions, Setup
+from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import DEFAULT, in_precision
 
@@ -31,12 +32,14 @@ LR = 1e-2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainResult(RunResult):
+class TrainResult(StoppedResult):
     """What :func:`train_sparse` returns.
 
     Attributes:
-        output: restored image [1, C, H, W]: what ``net`` gives for z in training mode.
-        average: running average of the outputs [1, C, H, W], None where ``average`` was not asked for.
+        output: restored image [1, C, H, W]: what ``net`` gives for z in training mode. With ``stop``, that of
+            the step that the rule has found, with the noise on the input of that step where there is any.
+        average: running average of the outputs [1, C, H, W], None where ``average`` was not asked for; with
+            ``stop``, that of the rule's step.
         history: step, loss, PSNR (and PSNR of the average) of the recorded steps.
         net: the dense network with the trained weights in place, zeros where the mask drops.
         mask: the mask trained with.
@@ -47,6 +50,7 @@ class TrainResult(RunResult):
             reached.
         seconds: time this call took.
         backend: that ran it.
+        stop: where and why the run stopped; None without ``stop``.
     """
 
     average: Tensor | None
@@ -73,6 +77,7 @@ def train_sparse(
     input_noise: float = 0.0,
     clean: Tensor | CleanView | None = None,
     average: float | None = None,
+    stop: StopRule | None = None,
     backend: str = "auto",
     verify: bool = True,
     precision: str = DEFAULT,
@@ -132,6 +137,11 @@ def train_sparse(
         clean: image, as the network gives, to report the PSNR against; it does not enter the training.
         average: decay of a running average of the outputs, such as 0.99 (Ulyanov et al. 2018, section 4);
             None for none, as published.
+        stop: :class:`oes_fast.VarianceStop`, :class:`oes_fast.HoldoutStop` or
+            :class:`oes_fast.DiscrepancyStop`, which may end the run before ``steps``; the result is of the
+            step that the rule has found, whether it ended the run or not, see docs/stopping.md. The rule
+            itself is left alone: each run has a copy. The last two need squared errors of real numbers; with
+            ``forward``, a holdout leaves out numbers of the measurement.
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.
@@ -194,6 +204,7 @@ def train_sparse(
             schedule=schedule,
             input_noise=input_noise,
             seed=seed,
+            stop=stop,
         ),
     )
     if not isinstance(mask, Mask):
@@ -311,9 +322,11 @@ def fit(
         weight_decay=decay,
         optimizer=optimizer,
         hooks=(*setup.hooks, *hooks),
+        stop=setup.new_stop(),
     )
     kept = {"average": average, **run.optimizer.settings(), **(settings or {})}
     finished = setup.run(run, kept, starting_point(net))
+    run.take_stop()
     return outcome_of(setup, mask, run.phase, finished, function.to_net(run.weights.detach()))
 
 
@@ -337,6 +350,7 @@ def outcome_of(
     return {
         **setup.outcome(finished, finished.output, phase),
         "average": finished.average,
+        "stop": finished.stop,
         "net": net,
         "mask": Mask.from_flat(
             setup.net, torch.ones(FlatLayout.of(setup.net).numel, dtype=torch.bool, device="cpu")

@@ -12,6 +12,7 @@ from oes_fast.pipelines.functions import GeneratorFunction
 from oes_fast.pipelines.hooks import StepHook
 from oes_fast.pipelines.objective import Objective, evaluate, zero_loss
 from oes_fast.pipelines.optimizers import Adam, FlatOptimizer, OptimizerFactory, OwnOptimizer
+from oes_fast.pipelines.run_stop import RunStop
 from oes_fast.pipelines.schedule import Schedule
 from oes_fast.rewrite.run.context import unit_gradient
 
@@ -28,6 +29,7 @@ class TrainRun:
         weight_decay: see :class:`oes_fast.pipelines.optimizers.Adam`.
         optimizer: makes the one in Adam's place, or None.
         hooks: what else each step does.
+        stop: when to end, or None.
 
     Attributes:
         weights: flat, a leaf that requires a gradient.
@@ -47,11 +49,13 @@ class TrainRun:
         weight_decay: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         hooks: Sequence[StepHook] = (),
+        stop: RunStop | None = None,
     ) -> None:
         self._function = function
         self._objective = objective
         self._decay = decay
-        self._hooks = tuple(hooks)
+        self._hooks, self._stop = tuple(hooks), stop
+        self._step, self._final = 0, False  # of the evaluation under way
         self.weights = function.initial_weights().requires_grad_()
         rate, mask = Schedule.of(lr), function.update_mask()
         self.optimizer: FlatOptimizer
@@ -68,6 +72,7 @@ class TrainRun:
 
     def begin(self, step: int, *, final: bool) -> None:
         """What the hooks do before the evaluation."""
+        self._step, self._final = step, final
         for hook in self._hooks:
             hook.begin(step, final=final)
 
@@ -91,13 +96,20 @@ class TrainRun:
         return output.detach().contiguous()
 
     def accumulate(self, output: Tensor) -> None:
-        """Take the output into the running average, and show it to the hooks."""
+        """Take the output into the running average, and show it to the hooks and to the stopping rule."""
         for hook in self._hooks:
             hook.seen(output)
         if self._decay is not None:
             self._average = (
                 output.clone() if self._average is None else self._average.lerp(output, 1 - self._decay)
             )
+        if not self._final:  # which leaves everything as it is
+            self.watch(output)
+
+    def watch(self, output: Tensor) -> None:
+        """Show an output to the stopping rule."""
+        if self._stop is not None:
+            self._stop.see(self._step, output, self._average, self.network_state)
 
     def objective(self) -> Tensor:
         """The loss."""
@@ -140,14 +152,31 @@ class TrainRun:
         """Running average of the outputs, None where it is off."""
         return self._average
 
+    def stop(self) -> RunStop | None:
+        """Its rule when to stop, or None."""
+        return self._stop
+
+    def network_state(self) -> dict[str, Tensor]:
+        """Weights and running statistics."""
+        buffers = self._function.buffers.items()
+        return {"weights": self.weights, **{f"buffer.{name}": buffer for name, buffer in buffers}}
+
+    def take_stop(self) -> None:
+        """Go back to the weights and statistics of the image that the stopping rule has found, if any."""
+        found = None if self._stop is None else self._stop.found()
+        if found is not None:
+            with torch.no_grad():
+                for name, tensor in self.network_state().items():
+                    tensor.copy_(found[name])
+
     def state(self) -> dict[str, Tensor]:
-        """Weights, the optimiser's state, running statistics, average and what the hooks keep."""
-        state = {"weights": self.weights, **self.optimizer.state()}
+        """Weights, the optimiser's state, running statistics, average and what hooks and rule keep."""
+        state = {**self.network_state(), **self.optimizer.state()}
         if self._average is not None:
             state["average"] = self._average
         for hook in self._hooks:
             state |= hook.state()
-        return state | {f"buffer.{name}": buffer for name, buffer in self._function.buffers.items()}
+        return state if self._stop is None else state | self._stop.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave."""
@@ -158,5 +187,7 @@ class TrainRun:
                 buffer.copy_(state[f"buffer.{name}"])
         for hook in self._hooks:
             hook.load_state(state)
+        if self._stop is not None:
+            self._stop.load_state(state)
         if "average" in state:
             self._average = state["average"].to(self._objective.target.device)

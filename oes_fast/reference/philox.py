@@ -31,6 +31,7 @@ STEP_WEIGHT_NOISE = 9  # stream: noise added to the weights after each step
 SAMPLING = 10  # stream: seed of what a simulated operator draws, such as missing pixels
 SEARCH_INPUT_NOISE = 11  # stream: as STEP_INPUT_NOISE, of a mask search
 RANDOM_SCORES = 12  # stream: scores of random pruning
+HELD_OUT = 13  # stream: pixels that are left out of the loss, to stop by
 PROBE = 16  # stream: signs that traces, norms and spectra are estimated with; the step is the probe
 LEVEL_STRIDE = 256
 NOISE_BITS = 23  # bits of a word that make the noise

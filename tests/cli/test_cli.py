@@ -49,6 +49,7 @@ class TestDenoise:
             "schedule": None,
             "weight_decay": 0.0,
             "input_noise": 0.0,
+            "stop": "none",
         }
         assert result["settings"]["search"]["density"] == 0.5
         net = oes.models.skip(**SMALL)

@@ -40,6 +40,7 @@ WITHOUT = {
     "SparseGenerator",
     "SparsePattern",
     "StepInfo",
+    "StopReport",
     "Task",
     "TrainResult",
     "UNet",
@@ -72,6 +73,8 @@ def examples_of(name: str) -> list[doctest.DocTest]:
 @pytest.mark.parametrize("name", EXPLAINED)
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_the_example_runs(name):
+    if name == "estimate_sigma":
+        pytest.importorskip("pywt")
     tests = examples_of(name)
     assert tests, f"{name} has no example"
     for test in tests:

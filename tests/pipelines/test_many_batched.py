@@ -286,3 +286,25 @@ def test_triton_takes_several(counts):
         torch.testing.assert_close(fit.output, expected.output, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(fit.average, expected.average, rtol=1e-4, atol=1e-5)
         assert fit.history.loss == pytest.approx(expected.history.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "recorded"), [("variance", True), ("holdout", False)])
+def test_each_run_stops_by_its_rule(monkeypatch, counts, tmp_path, kind, recorded):
+    runs = Runs("cuda")
+    rule = oes.VarianceStop(window=2, patience=1, every=1)
+    if kind == "holdout":
+        rule = oes.HoldoutStop(share=0.3, smooth=1, patience=1, every=1)
+    options = {"stop": rule, "steps": 8, "lr": 0.3, "average": 0.2, "record_every": 1}
+    expected = [runs.alone(number, **options) for number in range(COUNT)]
+    assert len({(fit.steps, fit.stop.step) for fit in expected}) > 1
+    if recorded:
+        monkeypatch.setattr(batched, "graphed", lambda run, *_: GraphedRun(run, CallingRecorder()))
+    files = [tmp_path / f"{number}" for number in range(COUNT)]
+    runs.together(**options, checkpoints=files, callback=lambda _, info: info.step == 1)
+    fits = runs.together(**options, checkpoints=files, resume=True)
+    assert counts == [COUNT] * 2
+    for fit, alone in zip(fits, expected, strict=True):
+        assert_same(fit, alone)
+        assert fit.stop.step == alone.stop.step
+        assert fit.stop.curve == alone.stop.curve
+        assert not fit.interrupted
