@@ -111,7 +111,8 @@ def steps(
 ) -> dict[str, Any]:
     """Whole steps against the published way, in turn, all in one precision; as published it ran in TF32.
 
-    Backend "torch" is left out: cuDNN would try its algorithms on each of its many shapes for most of the time.
+    Backend "torch" is left out: cuDNN would try its algorithms on each of its many shapes for most of the
+    time.
 
     "tf32x3" is a setting of the CUDA engine's products where nothing is pruned: it alone searches with it,
     and everything else computes in float32.
