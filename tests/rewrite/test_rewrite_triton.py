@@ -120,31 +120,6 @@ def test_masks_that_keep_nothing_or_everything_on_triton(keeps):
     compare(net, oes.Mask.from_flat(net, torch.full((numel,), keeps)), z, 1e-5)
 
 
-class OneNormTwice(nn.Module):
-    """A layer whose running statistics the kernels move, and something else, in this order or the other."""
-
-    def __init__(self, act, *, kernels_first):
-        super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(3)])
-        self.norm, self.act, self.kernels_first = nn.BatchNorm2d(3, momentum=0.5), act, kernels_first
-
-    def forward(self, z):
-        acts = (F.leaky_relu, self.act) if self.kernels_first else (self.act, F.leaky_relu)
-        for conv, act in zip(self.convs, acts, strict=False):
-            z = act(self.norm(conv(z)))
-        return self.convs[-1](z)
-
-
-@pytest.mark.parametrize("act", [F.leaky_relu, F.gelu], ids=["kernels", "torch"])
-@pytest.mark.parametrize("kernels_first", [True, False])
-def test_running_statistics_on_triton_move_in_the_order_of_the_layers(act, kernels_first):
-    require("triton")
-    torch.manual_seed(0)
-    device = device_of("triton")
-    net = OneNormTwice(act, kernels_first=kernels_first).to(device)
-    compare(net, None, 3 * torch.rand(1, 3, 6, 7).to(device), 1e-5)
-
-
 def test_triton_takes_the_loss_along_unless_it_has_weights(make_problem):
     require("triton")
     p = problem(make_problem)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oes_fast.ops.batch_norm_act import batch_norm_act_with_statistics
 from oes_fast.ops.output_head import MOST_OUTPUTS, output_head
-from oes_fast.ops.running_stats import LayerStats, running_stats_of_layers
+from oes_fast.ops.running_stats import LayerStats
 from oes_fast.ops.sparse_conv2d import SparsePattern
 from oes_fast.ops.sparse_up_conv2d import sparse_up_conv2d
 from oes_fast.rewrite import ir
@@ -161,7 +161,6 @@ class TritonBuilder(Builder):
         padding = self._padding_of_norm(node)
         pad = padding.stage.amount[0] if padding is not None and isinstance(padding.stage, ir.Pad) else 0
         run = FusedNormFunction(norm, source, alive, self._weights, self._device)
-        at_once = self._moves_at_once(norm)
         index, act = index_among(source.varying, alive.varying, self._device), norm.act
 
         def result(context: Context, values: list[Value]) -> Value:
@@ -169,29 +168,9 @@ class TritonBuilder(Builder):
             x, shift = select(value.x, index, 1), value.shift
             shift = None if shift is None else select(shift, index, 0)
             y, constant = run.fused(x, shift, value.constant, context, operation, pad)
-            if at_once:
-                running_stats_of_layers(context.moved)
-                context.moved.clear()
             return Value(y, constant if act is None or constant is None else activate(constant, act))
 
         return result
-
-    def _moves_at_once(self, norm: ir.Norm) -> bool:
-        """Whether something else than the kernels reads or moves the layer's running statistics as well."""
-        names = {norm.mean, norm.var} - {None}
-        state = dict(self._net.named_buffers())
-        own = {id(state[name]) for name in names if name in state}
-        for node in self._graph.nodes:
-            stage = node.stage
-            if isinstance(stage, ir.Norm) and names & {stage.mean, stage.var} and not self._is_fused(node):
-                return True
-            if isinstance(stage, ir.Parameter) and stage.name in names:
-                return True
-            if isinstance(stage, ir.Opaque) and stage.kind == "call_module":
-                buffers = self._net.get_submodule(stage.target).buffers()
-                if not own.isdisjoint(map(id, buffers)):
-                    return True
-        return False
 
     def _plain_box(self, node: ir.Node) -> StageFunction:
         box = node.stage
