@@ -55,8 +55,7 @@ emulate: setup
 # The Triton kernels and, where there is nvcc, the CUDA kernels compile for all GPUs within their budget, in all
 # configurations, of which `make test` checks some.
 aot: setup
-	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/kernels/test_kernels_aot.py \
-		tests/kernels/test_chain_budgets.py tests/cuda_kernels/test_cuda_aot.py
+	OES_TEST_ALL_ARCHS=1 $(BIN)/python -m pytest tests/kernels/test_kernels_aot.py tests/cuda_kernels/test_cuda_aot.py
 
 # On a machine with a GPU, in the environment whose torch and Triton see it: nothing is fetched. The CUDA kernels are
 # compiled for this GPU alone; the time limit begins with that.

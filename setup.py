@@ -351,12 +351,8 @@ def extensions() -> dict[str, Any]:
 
 setup(
     license="MIT",
-    packages=[
-        *find_packages(include=["oes_fast", "oes_fast.*"]),
-        "oes_fast.kernels",
-        "oes_fast.kernels.chain",
-    ],
-    package_dir={"oes_fast.kernels": "kernels", "oes_fast.kernels.chain": "kernels/chain"},
+    packages=[*find_packages(include=["oes_fast", "oes_fast.*"]), "oes_fast.kernels"],
+    package_dir={"oes_fast.kernels": "kernels"},
     package_data={"oes_fast": ["py.typed", "_C.pyi"]},
     **extensions(),
 )

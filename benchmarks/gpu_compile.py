@@ -3,8 +3,8 @@
 python -m benchmarks.gpu_compile [--mask mask.npz] [--workers 8]
 
 Triton compiles a kernel where it is launched first, one after the other, and keeps the result on disk. Here
-several processes make the same step without running its kernels; each variant of a kernel is compiled by one
-of them. The last line printed is the result as JSON.
+several processes make the same step without running its kernels; each variant of a kernel, in every
+configuration that tuning tries, is compiled by one of them. The last line printed is the result as JSON.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def work(mask: str | None, share: int, shares: int, **options: Any) -> int:
     done: set[str] = set()
 
     def seen(launch: Launch) -> None:
-        which = variant(launch).key
+        which = variant(launch)
         if which not in done and is_mine(which, share, shares):
             compile_it(launch.kernel, grid=launch.grid, warmup=True, **launch.arguments, **launch.options)
             done.add(which)
 
-    with launches(seen):
+    with launches(seen, every_config=True):
         make_steps(mask, **options)
     return len(done)
 

@@ -1,17 +1,14 @@
-"""What a step on a GPU should take on an H100, from its launches and the kernels' machine code.
+"""What a step of the CUDA engine should take on an H100, from its launches and the kernels' machine code.
 
     python -m benchmarks.gpu_model                    # a drawn mask of the published masks' shares
     python -m benchmarks.gpu_model --mask mask.npz    # a published mask
-    python -m benchmarks.gpu_model --backend triton   # of the Triton path alone
     python -m benchmarks.gpu_model --beside gpu.json  # and what benchmarks.gpu_trace measured, by launches
 
 Nothing is run: the engine binds the published network at 512 x 512 and says what it would launch, and each
 kernel's inner loop is read from its machine code. A launch takes the longest of five times: to start its
 instructions, to load from shared memory, for its products on tensor cores, to move its bytes, and for one
-block after the other on the processor that has most of them. Everything else is in :data:`ASSUMED`. How the
-launches of Triton's kernels are counted is in :mod:`benchmarks.triton_model`. The results are written to
-gpu-model-h100.json and gpu-model-triton-h100.json in benchmarks/results, for the day when a device measures
-them.
+block after the other on the processor that has most of them. Everything else is in :data:`ASSUMED`. The
+result is written to benchmarks/results/gpu-model-h100.json, for the day when a device measures it.
 """
 
 from __future__ import annotations
@@ -19,11 +16,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import importlib.util
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +26,7 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks import sass, triton_model
+from benchmarks import sass
 from benchmarks.gpu_trace import key_of
 from benchmarks.report import write_result
 from oes_fast import _cuda_extension, _extension
@@ -45,8 +40,7 @@ from oes_fast.rewrite.run.chain_find import find_chains
 if not torch.cuda.is_available():  # read when the engine is asked for; on a GPU that is the real one
     os.environ.setdefault(_cuda_extension.EMULATE, "1")
 
-RESULTS = Path(__file__).resolve().parent / "results"
-FILES = {"cuda": "gpu-model-h100.json", "triton": "gpu-model-triton-h100.json"}
+RESULT = Path(__file__).resolve().parent / "results" / "gpu-model-h100.json"
 TARGET = {"training": 0.3, "search": 0.6}  # ms of one network
 NETWORKS = (1, 8, 32)
 # Measured on an H100: benchmarks/results/kernels-h100-2026-11-26.json. The rest is from NVIDIA's descriptions
@@ -71,16 +65,7 @@ ASSUMED: dict[str, float] = {
 }
 FLAT = ("pack_weights", "unpack_weight_grads", "norm_pass")
 ZEROS, TICK = "zeros of the gradient", "tick"
-KEYS = {  # what PyTorch and CUDA call them
-    ZEROS: "memset", TICK: "elementwise", "zero_": "elementwise", "add_": "elementwise",
-    "_to_copy": "elementwise", "_foreach_add_": "multi_tensor_apply", "sum": "reduce",
-}  # fmt: skip
-# What the Triton path was before its chains: launches of a step counted, milliseconds measured on an H100.
-BEFORE = {
-    "nodes": {"training": 258, "search": 165},
-    "ms measured, tf32": {"training": 1.32, "search": 2.04},
-    "measured in": "gpu-nvidia-h100-80gb-hbm3-2026-11-26.json",
-}
+KEYS = {ZEROS: "memset", TICK: "elementwise"}  # what PyTorch and CUDA call them
 
 
 class _Planned:
@@ -255,13 +240,15 @@ def beside(model: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measured_in(file: str) -> tuple[dict[tuple[str, str, str], dict[str, Any]], str]:
-    """(what benchmarks.gpu_trace measured, by backend, case and precision; why there is nothing)."""
+def measured_in(file: str) -> tuple[dict[tuple[str, str], dict[str, Any]], str]:
+    """(what benchmarks.gpu_trace measured of the engine, by case and precision; why there is nothing)."""
     part = json.loads(Path(file).read_text(encoding="utf-8"))["parts"].get("launches", {})
     result = part.get("result")
     if isinstance(result, list):
-        rows = [row for row in result if "launches" in row]
-        return {(row["backend"], row["case"], row["precision"]): row for row in rows}, ""
+        rows = [row for row in result if row["backend"] == "cuda" and "launches" in row]
+        if rows:
+            return {(row["case"], row["precision"]): row for row in rows}, ""
+        result = next((row for row in result if row["backend"] == "cuda"), {})
     reason = (result or {}).get("left out") or part.get("error") or "it was not run"
     return {}, f"part launches: {reason}"
 
@@ -276,17 +263,12 @@ def kernels_of_the_engine() -> dict[str, sass.Kernel]:
     return sass.kernels_in(path, next(arch.removesuffix("+PTX") for arch in reversed(archs)))
 
 
-def step(
-    case: str, mask: oes.Mask, networks: int, products: str, backend: str = "cuda", size: int = 512
-) -> dict[str, Any]:
-    """The model of one step of that many networks at once; ``mask`` is that of the training."""
-    if backend == "triton":
-        rows = triton_model.step(case, mask, networks, products, ASSUMED | triton_model.ASSUMED, size=size)
-    else:
-        machine_code, of = kernels_of_the_engine(), None if case == "search" else mask
-        rows = [modelled(work, machine_code) for work in launches(of, size, networks, products)]
-        kept = 0 if of is None else int(of.flat.sum())
-        rows = whole_step(rows, networks, search=of is None, kept=kept)
+def step(mask: oes.Mask | None, networks: int, products: str, size: int = 512) -> dict[str, Any]:
+    """The model of one step of that many networks at once."""
+    machine_code = kernels_of_the_engine()
+    rows = [modelled(work, machine_code) for work in launches(mask, size, networks, products)]
+    kept = 0 if mask is None else int(mask.flat.sum())
+    rows = whole_step(rows, networks, search=mask is None, kept=kept)
     gaps = len(rows) * ASSUMED["node of a graph, us"]
     total = sum(row["us"] for row in rows) + gaps
     return {
@@ -304,52 +286,39 @@ def step(
     }
 
 
-def cases(mask: oes.Mask, networks: Sequence[int], backend: str = "cuda") -> dict[str, list[dict[str, Any]]]:
+def cases(
+    mask: oes.Mask, networks: Sequence[int], precisions: Sequence[str] = PRECISIONS
+) -> dict[str, list[dict[str, Any]]]:
     """Every step, said as it is computed; the launches of one network's."""
     found: dict[str, list[dict[str, Any]]] = {"training": [], "search": []}
-    for case in found:
-        for products in precisions_of(backend):
+    for case, of in (("training", mask), ("search", None)):
+        for products in precisions:
             for count in networks:
-                row = step(case, mask, count, products, backend)
+                row = step(of, count, products)
                 found[case].append(row if count == 1 else {k: v for k, v in row.items() if k != "launches"})
                 print(
-                    f"{backend}, {case}, {products}, {count} networks: {row['ms']} ms, {row['ms a network']} "
-                    f"each, {row['nodes']} nodes; {row['ms by limit']}",
-                    file=sys.stderr,
+                    f"{case}, {products}, {count} networks: {row['ms']} ms, {row['ms a network']} each, "
+                    f"{row['nodes']} nodes; {row['ms by limit']}",
+                    flush=True,
                 )
     return found
 
 
-def precisions_of(backend: str) -> tuple[str, ...]:
-    """Those that differ: Triton's float32 products are tf32x3."""
-    return PRECISIONS if backend == "cuda" else tuple(name for name in PRECISIONS if name != "tf32x3")
-
-
-def held_to(file: str, mask: oes.Mask, backends: Sequence[str]) -> dict[str, Any]:
-    """The model of one network's steps beside what was measured here, said once a backend is done."""
+def held_to(file: str, mask: oes.Mask) -> dict[str, Any]:
+    """The model of one network's steps beside what was measured on this device."""
     measured, reason = measured_in(file)
+    found = cases(mask, [1])
     result: dict[str, Any] = {"left out": reason} if reason else {}
-    for backend in backends:
-        for case, rows in cases(mask, [1], backend).items():
-            for row in rows:
-                key = backend, case, row["precision"]
-                entry = {"backend": backend, "case": case, "precision": row["precision"]}
-                if key in measured:
-                    entry |= beside(row, measured[key])
-                else:
-                    entry |= {"model ms": row["ms"]}
-                result.setdefault("steps", []).append(entry)
-        print(json.dumps(result), flush=True)  # what is there, should the next one take too long
+    for case, rows in found.items():
+        for row in rows:
+            key = case, row["precision"]
+            entry = {"case": case, "precision": row["precision"]}
+            if key in measured:
+                entry |= beside(row, measured[key])
+            else:
+                entry |= {"model ms": row["ms"]}
+            result.setdefault("steps", []).append(entry)
     return result
-
-
-def available() -> tuple[list[str], dict[str, str]]:
-    """(backends that can be modelled here, why others cannot); no GPU is needed."""
-    cuda = oes.backends()["cuda"]
-    left_out = {} if cuda else {"cuda": f"backend cuda is {cuda}"}
-    if importlib.util.find_spec("triton") is None:
-        left_out["triton"] = "Triton is not installed"
-    return [name for name in FILES if name not in left_out], left_out
 
 
 def main() -> None:
@@ -357,45 +326,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mask", help="mask file; a drawn mask without it")
     parser.add_argument("--networks", nargs="+", type=int, default=list(NETWORKS))
-    parser.add_argument(
-        "--backend", nargs="+", choices=list(FILES), help="by default all that can be modelled"
-    )
-    parser.add_argument("--out", default=str(RESULTS), help="folder of the results")
+    parser.add_argument("--json", default=str(RESULT), help="where to write the result")
     parser.add_argument(
         "--beside",
         help="a result of benchmarks.gpu: nothing is written, the comparison is the last line printed",
     )
     options = parser.parse_args()
-    backends, left_out = available()
-    if options.backend is not None:
-        if missing := [left_out[name] for name in options.backend if name in left_out]:
-            parser.error("; ".join(missing))
-        backends = options.backend
+    if not (status := oes.backends()["cuda"]):
+        if options.beside is None:
+            parser.error(f"backend cuda is {status}")
+        print(json.dumps({"left out": f"backend cuda is {status}"}))
+        return
     net = oes.models.skip(seed=0)
     mask = drawn_mask(net) if options.mask is None else oes.Mask.load(options.mask, net)
     if options.beside is not None:
-        if backends:
-            held_to(options.beside, mask, backends)
-        else:
-            print(json.dumps({"left out": "; ".join(left_out.values())}))
+        print(json.dumps(held_to(options.beside, mask)))
         return
-    if not backends:
-        parser.error("; ".join(left_out.values()))
-    Path(options.out).mkdir(parents=True, exist_ok=True)
-    for backend in backends:
-        about = {"before": BEFORE} if backend == "triton" else {}
-        write_result(
-            str(Path(options.out) / FILES[backend]),
-            {
-                "environment": environment(),
-                "mask": "drawn" if options.mask is None else Path(options.mask).name,
-                "size": 512,
-                "assumed": ASSUMED | (triton_model.ASSUMED if backend == "triton" else {}),
-                "target, ms a network at N = 1": TARGET,
-                **about,
-                **cases(mask, options.networks, backend),
-            },
-        )
+    write_result(
+        options.json,
+        {
+            "environment": environment(),
+            "mask": "drawn" if options.mask is None else Path(options.mask).name,
+            "size": 512,
+            "assumed": ASSUMED,
+            "target, ms a network at N = 1": TARGET,
+            **cases(mask, options.networks),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 prints what each kernel needs. SASS is the machine code of NVIDIA's GPUs. The unit is the multiply-accumulate
 (mac) of one thread: an FFMA or DFMA is one, a tensor core's product of 16 x 8 x 8 is 32 for each of a warp's
-threads, one of 64 x 128 x 8 of four warps is 512.
+threads.
 """
 
 from __future__ import annotations
@@ -39,17 +39,12 @@ class Loop:
     Attributes:
         instructions: all of them.
         macs: multiply-accumulates.
-        wide_macs: those of products that four warps make together, twice as fast.
         shared_loads: loads from shared memory.
         shared_bytes: that these load.
         global_loads: loads from global memory into registers.
         copies: from global into shared memory.
         barriers: of the block.
         special: exponentials, reciprocals and roots, which units of their own begin with.
-        stored_bytes: that a thread stores to shared memory.
-        global_bytes: that a thread loads from global memory, into registers or shared memory.
-        spilled: loads and stores of what found no register.
-        around: which loop of the kernel is next around this one, -1 for none.
     """
 
     instructions: int
@@ -60,11 +55,6 @@ class Loop:
     copies: int
     barriers: int
     special: int
-    stored_bytes: int = 0
-    global_bytes: int = 0
-    spilled: int = 0
-    wide_macs: int = 0
-    around: int = -1
 
     @property
     def instructions_per_mac(self) -> float:
@@ -88,7 +78,6 @@ class Kernel:
         shared: bytes of shared memory a block, beside what a launch adds.
         instructions: of its machine code; 0 where that was not read.
         loops: in the order of their beginnings.
-        before: instructions before the first loop, or all.
     """
 
     registers: int
@@ -97,7 +86,6 @@ class Kernel:
     shared: int
     instructions: int = 0
     loops: tuple[Loop, ...] = ()
-    before: int = 0
 
     @property
     def inner(self) -> Loop | None:
@@ -200,21 +188,6 @@ def kernels_in(built: Path, arch: str = DETAILED) -> dict[str, Kernel]:
     return _read(resources, functions)
 
 
-def resources_in(cubin: str) -> tuple[int, int]:
-    """Registers and bytes of stack a thread of the one kernel in a file of machine code."""
-    said = _run(find_tool("cuobjdump", None), "-res-usage", cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    if found is None:
-        raise ToolkitError(f"{cubin}: expected a kernel, found none")
-    return int(found[1]), int(found[2])
-
-
-def disassembled(cubin: str) -> str:
-    """The machine code of the one kernel in such a file."""
-    ((_, text),) = _functions(_run(find_tool("nvdisasm", None), "-c", cubin))
-    return text
-
-
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     new = path.with_suffix(".new")
@@ -243,13 +216,13 @@ def included(source: Path, root: Path) -> list[Path]:
     return sorted(found)
 
 
-def find_tool(name: str, toolkit: Toolkit | None) -> str:
-    """One of CUDA's tools: the toolkit's own, or, without one too, that in the Triton package.
+def find_tool(name: str, toolkit: Toolkit) -> str:
+    """One of CUDA's tools: the toolkit's own, or that in the Triton package.
 
     Raises:
         ToolkitError: it is nowhere.
     """
-    places = [] if toolkit is None else [Path(toolkit.nvcc).parent]
+    places = [Path(toolkit.nvcc).parent]
     triton = importlib.util.find_spec("triton")
     if triton is not None and triton.origin is not None:
         places.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
@@ -282,17 +255,14 @@ def described(said: str, code: str = "") -> dict[str, Kernel]:
 def _read(resources: dict[str, tuple[int, int, int, int]], texts: dict[str, str]) -> dict[str, Kernel]:
     """Kernels by name, from registers, stack, spills and shared memory and from machine code, by symbol."""
     names = dict(zip(resources, readable(resources), strict=True))
-    return {names[symbol]: kernel_of(used, texts.get(symbol, "")) for symbol, used in resources.items()}
-
-
-def kernel_of(used: tuple[int, int, int, int], text: str) -> Kernel:
-    """A kernel by its registers, stack, spills and shared memory, and by its machine code."""
-    lines = list(_instructions(text))
-    places = {place for place, instruction in lines if instruction != "NOP"}
-    spans = _spans(lines, text)
-    first = min(spans, default=None)
-    before = len(places) if first is None else sum(place < first for place in places)
-    return Kernel(*used, len(places), tuple(_loops(lines, spans)), before)
+    found = {}
+    for symbol, (registers, stack, spills, shared) in resources.items():
+        lines = list(_instructions(texts.get(symbol, "")))
+        places = {place for place, text in lines if text != "NOP"}
+        found[names[symbol]] = Kernel(
+            registers, stack, spills, shared, len(places), tuple(_loops(lines, texts.get(symbol, "")))
+        )
+    return found
 
 
 def _resources(said: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
@@ -345,8 +315,8 @@ def _instructions(text: str) -> Iterator[tuple[int, str]]:
         yield int(place, 16), instruction
 
 
-def _spans(lines: list[tuple[int, str]], text: str) -> dict[int, int]:
-    """Where loops begin and end: where a branch leads back to, and the last branch that leads there."""
+def _loops(lines: list[tuple[int, str]], text: str) -> Iterator[Loop]:
+    """The loops: from where a branch leads back to, up to the last branch that leads there."""
     found = re.findall(r"^(\.L\w+):\s*(?:\.\w+.*\n\s*)*/\*([0-9a-f]+)\*/", text, re.MULTILINE)
     labels = {label: int(place, 16) for label, place in found}
     spans: dict[int, int] = {}
@@ -355,48 +325,29 @@ def _spans(lines: list[tuple[int, str]], text: str) -> dict[int, int]:
         begin = labels.get(target[1], place) if target else place
         if begin < place:
             spans[begin] = max(place, spans.get(begin, 0))
-    return dict(sorted(spans.items()))
-
-
-def _loops(lines: list[tuple[int, str]], spans: dict[int, int]) -> Iterator[Loop]:
-    for begin, end in spans.items():
+    for begin, end in sorted(spans.items()):
         inside = [(b, e) for b, e in spans.items() if begin <= b and e <= end and (b, e) != (begin, end)]
-        around = [n for n, (b, e) in enumerate(spans.items()) if b < begin and end <= e]
         own = [
             instruction
             for place, instruction in lines
             if begin <= place <= end and not any(b <= place <= e for b, e in inside)
         ]
-        yield _counted([instruction for instruction in own if instruction != "NOP"], max(around, default=-1))
+        yield _counted([instruction for instruction in own if instruction != "NOP"])
 
 
-def _counted(instructions: list[str], around: int) -> Loop:
+def _counted(instructions: list[str]) -> Loop:
     names = [instruction.split()[0] for instruction in instructions]
     shared = [name for name in names if re.match(r"LDS(\.|M|$)", name)]
-    loaded = [name for name in names if re.match(r"LDG?(\.|$)", name)]
-    copies = [name for name in names if name.startswith(("LDGSTS", "UBLKCP", "UTMALDG"))]
     return Loop(
         instructions=len(names),
         macs=sum(map(_macs, names)),
         shared_loads=len(shared),
-        shared_bytes=sum(map(_bytes, shared)),
-        global_loads=len(loaded),
-        copies=len(copies),
+        shared_bytes=sum(16 if ".128" in name else 8 if ".64" in name else 4 for name in shared),
+        global_loads=sum(bool(re.match(r"LDG?(\.|$)", name)) for name in names),
+        copies=sum(name.startswith(("LDGSTS", "UBLKCP", "UTMALDG")) for name in names),
         barriers=sum(name.startswith("BAR.") for name in names),
         special=sum(name.startswith("MUFU") for name in names),
-        stored_bytes=sum(_bytes(name) for name in names if re.match(r"STS(\.|M|$)", name)),
-        global_bytes=sum(map(_bytes, [*loaded, *copies])),
-        spilled=sum(name.startswith(("LDL", "STL")) for name in names),
-        wide_macs=sum(_macs(name) for name in names if name.startswith("HGMMA")),
-        around=around,
     )
-
-
-def _bytes(name: str) -> int:
-    """Of a thread that an instruction loads or stores; LDSM and STSM have up to four 8 x 8 matrices."""
-    if re.match(r"(LD|ST)SM", name):
-        return 4 * int(name[-1]) if name[-2:-1] == "." else 4
-    return 16 if ".128" in name else 8 if ".64" in name else 4
 
 
 def _macs(name: str) -> int:
@@ -408,8 +359,6 @@ def _macs(name: str) -> int:
         return 2
     if kind in ("HMMA", "DMMA") and (shape := re.match(r"(16|8)(8)(\d+)", rest)):
         return int(shape[1]) * int(shape[2]) * int(shape[3]) // 32
-    if kind == "HGMMA" and (shape := re.match(r"(\d+)x(\d+)x(\d+)", rest)):  # of four warps together
-        return int(shape[1]) * int(shape[2]) * int(shape[3]) // 128
     return 0
 
 

@@ -1,7 +1,7 @@
 """The published training with its convolutions run by SparseProp (Nikdan et al., ICML 2023). CPU, float32.
 
 What it measures is the kernels: network, loss, masked gradients of everything else and Adam are those of
-:class:`benchmarks.published.PublishedTraining`. The package is not a dependency; where it is missing,
+:class:`oes_fast.bench.published.PublishedTraining`. The package is not a dependency; where it is missing,
 :func:`require` says how to get it.
 """
 

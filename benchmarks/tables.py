@@ -39,7 +39,6 @@ from oes_fast.precision import PRECISIONS
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 MODEL = "gpu-model-h100"  # of the CUDA engine, not measured
-TRITON_MODEL = "gpu-model-triton-h100"
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
 MEMORY_BOUND = {  # name in the result: what the page calls it
     "gumbel_mask[{}-{}]": "`gumbel_mask`, 3,008,867 weights",
@@ -291,7 +290,7 @@ def agreement() -> str:
 
 def measured_gpus() -> list[str]:
     """Results of ``make gpu``, the newest first."""
-    return [name for name in measured("gpu-*") if not name.startswith("gpu-model-")]
+    return [name for name in measured("gpu-*") if name != MODEL]
 
 
 def gpu() -> str:
@@ -302,11 +301,11 @@ def gpu() -> str:
     )
 
 
-def gpu_model(name: str = MODEL) -> str:
-    """What a step should take by the model, by precision and number of networks."""
-    if name not in measured(name):
+def gpu_model() -> str:
+    """What the CUDA engine's step should take, by precision and number of networks."""
+    if MODEL not in measured(MODEL):
         return "Not computed yet: `python -m benchmarks.gpu_model` does it.\n"
-    result = load(name)
+    result = load(MODEL)
     counts = sorted({row["networks"] for kind in ("training", "search") for row in result[kind]})
     rows = []
     for kind in ("training", "search"):
@@ -322,31 +321,9 @@ def gpu_model(name: str = MODEL) -> str:
             rows.append([kind, precision, *cells, target, first["nodes"], most])
     header = ["step", "precision", *(f"N = {count}, ms a network" for count in counts)]
     header += ["target, N = 1", "launches", "most of the kernels' time, N = 1"]
-    link = f"[{name}.json](../benchmarks/results/{name}.json)"
+    link = f"[{MODEL}.json](../benchmarks/results/{MODEL}.json)"
     about = f"{result['date']} · computed for an H100, not measured · mask: {result['mask']} · {link}\n"
     return f"{about}\n    {result['command']}\n\n{table(header, rows)}"
-
-
-def triton_model() -> str:
-    """The Triton path's step by the model, beside what it was before there were chains."""
-    text = gpu_model(TRITON_MODEL)
-    if TRITON_MODEL not in measured(TRITON_MODEL):
-        return text
-    result = load(TRITON_MODEL)
-    before, rows = result["before"], []
-    for case in ("training", "search"):
-        (now,) = (row for row in result[case] if (row["precision"], row["networks"]) == ("tf32", 1))
-        rows.append(
-            [
-                case,
-                before["nodes"][case],
-                now["nodes"],
-                f"{before['ms measured, tf32'][case]:.2f}",
-                f"{now['ms']:.2f}",
-            ]
-        )
-    header = ["step, tf32", "nodes before", "nodes now", "ms before, measured", "ms now, modelled"]
-    return f"{text}\n{table(header, rows)}"
 
 
 def gpu_kernels() -> str:
@@ -427,7 +404,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "gpu kernels": gpu_kernels,
     "gpu model": gpu_model,
-    "gpu model triton": triton_model,
     "comparison": functools.partial(comparison_at, 256),
     "comparison large": functools.partial(comparison_at, 512),
     "comparison cells": comparison_cells,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import functools
 import importlib
 import json
 from collections.abc import Callable, Iterator
@@ -33,22 +32,23 @@ from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.precision import PRECISIONS
 from oes_fast.rewrite import plan
-from oes_fast.rewrite.run.chain_find import find_chains
-from oes_fast.rewrite.run.chain_triton import TritonChain
 
 CASES = ("training", "search")
 SEARCH: dict[str, Any] = {"density": 0.05, "lr": 1e-2, "kl": 1e-9, "temperature": 0.2, "seed": 0}
 # Modules of the operators that a step may call; each operation is in the first that has its name.
-OPERATIONS = ("mask_update", "masked_adam", "gumbel_mask")
+OPERATIONS = (
+    "batch_norm_act", "running_stats", "output_head", "sparse_conv2d", "sparse_up_conv2d", "mask_update",
+    "masked_adam", "gumbel_mask",
+)  # fmt: skip
+# Modules whose kernels are launched in the configuration that tuning chooses.
+TUNED = (
+    "batch_norm_act", "masked_conv2d", "output_head", "sparse_conv2d", "sparse_taps", "sparse_up_conv2d",
+)  # fmt: skip
 NO_NODE = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "empty", "empty_like",
     "empty_strided", "expand", "flatten", "lift_fresh", "narrow", "new_empty", "new_empty_strided",
     "permute", "resize_", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose",
     "unbind", "unflatten", "unsqueeze", "view",
-}  # fmt: skip
-_TYPES = {
-    torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",
-    torch.int32: "i32", torch.int64: "i64", torch.int8: "i8", torch.uint8: "u8", torch.bool: "i1",
 }  # fmt: skip
 
 
@@ -80,11 +80,9 @@ class Operator:
 
     Attributes:
         name: without its namespace.
-        moved: bytes of all tensors that it takes and gives.
     """
 
     name: str
-    moved: int
 
 
 Node = Launch | Operator
@@ -106,69 +104,29 @@ def bound(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], grid
     return Launch(kernel, programs[:3], {name: named[name] for name in kernel.arg_names}, rest)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What Triton compiles a kernel for: types, alignments, integers that are 1, constants, options.
+def variant(launch: Launch) -> str:
+    """What Triton compiles a launch for: types, alignments, integers that are 1, constants, options.
 
-    Attributes:
-        kernel: its name.
-        signature: type by argument, nested as the arguments are.
-        constants: by place, such as (3,) for the fourth argument and (1, 0) inside the second.
-        attributes: by place likewise.
-        options: of the compiler.
+    The same for launches that share one compilation, and for no others.
     """
-
-    kernel: str
-    signature: dict[str, Any]
-    constants: dict[tuple[int, ...], Any]
-    attributes: dict[tuple[int, ...], list[list[Any]]]
-    options: dict[str, Any]
-
-    @functools.cached_property
-    def key(self) -> str:
-        """The same for launches that share one compilation, and for no others."""
-        parts = (self.kernel, self.signature, sorted(self.constants.items()), sorted(self.attributes.items()))
-        return repr((*parts, sorted(self.options.items())))
-
-
-def variant(launch: Launch) -> Variant:
-    """What Triton compiles for a launch."""
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     kept = _kept_general(launch.kernel)
-
-    def kind(value: Any, place: tuple[int, ...], special: bool, aligned: bool, constant: bool) -> Any:
-        value, constant = getattr(value, "value", value), constant or hasattr(value, "value")
-        if constant or value is None or callable(value):
-            constants[place] = value
-            return "constexpr"
-        if isinstance(value, Tensor):
-            if aligned and value.data_ptr() % 16 == 0:
-                attributes[place] = [["tt.divisibility", 16]]
-            return f"*{_TYPES[value.dtype]}"
-        if isinstance(value, tuple):
-            inside = [kind(each, (*place, n), True, True, False) for n, each in enumerate(value)]
-            return type(value)(*inside) if hasattr(value, "_fields") else tuple(inside)
-        if isinstance(value, bool):
-            return "u1"
-        if isinstance(value, float):
-            return "fp32"
-        if not isinstance(value, int):
-            raise TypeError(f"{launch.name}: argument {place} is a {type(value).__name__}")
-        if special and value == 1:
-            constants[place] = 1
-            return "constexpr"
-        if special and aligned and value % 16 == 0:
-            attributes[place] = [["tt.divisibility", 16]]
-        return "i32" if -(2**31) <= value < 2**31 else "i64" if value < 2**63 else "u64"
-
-    signature = {
-        name: kind(
-            value, (n,), name not in kept["value"], name not in kept["alignment"], name in kept["constants"]
-        )
-        for n, (name, value) in enumerate(launch.arguments.items())
-    }
-    return Variant(launch.name, signature, constants, attributes, launch.options)
+    parts = [launch.name]
+    for name, value in launch.arguments.items():
+        special, aligned = name not in kept["value"], name not in kept["alignment"]
+        if name in kept["constants"] or value is None:
+            parts.append(f"{name}={value}")
+        elif isinstance(value, Tensor):
+            multiple = aligned and value.data_ptr() % 16 == 0
+            parts.append(f"{name}:{value.dtype}{':16' if multiple else ''}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            multiple = special and aligned and value % 16 == 0
+            bits = 32 if -(2**31) <= value < 2**31 else 64
+            parts.append(f"{name}:i{bits}:{'1' if special and value == 1 else '16' if multiple else ''}")
+        elif isinstance(value, bool | float):
+            parts.append(f"{name}:{type(value).__name__}")
+        else:
+            raise TypeError(f"{launch.name}: argument {name} is a {type(value).__name__}")
+    return " ".join([*parts, *(f"{name}={value}" for name, value in sorted(launch.options.items()))])
 
 
 def _kept_general(kernel: Any) -> dict[str, set[str]]:
@@ -183,14 +141,28 @@ def _kept_general(kernel: Any) -> dict[str, set[str]]:
 
 
 @contextlib.contextmanager
-def launches(seen: Callable[[Launch], None]) -> Iterator[None]:
-    """Inside, kernels are not run: ``seen`` is called with each launch instead."""
+def launches(seen: Callable[[Launch], None], *, every_config: bool = False) -> Iterator[None]:
+    """Inside, kernels are not run: ``seen`` is called with each launch instead.
+
+    Args:
+        seen: called in place of every launch.
+        every_config: launch whatever tuning would choose from, so that a step shows every variant there may
+            be.
+    """
     function = importlib.import_module("triton.runtime.jit").JITFunction
 
     def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         seen(bound(self, arguments, options, grid))
 
-    with mock.patch.object(function, "run", run):
+    def every(name: str, problem: Any, configs: tuple[Any, ...], launch: Callable[[Any], None]) -> None:
+        for config in configs:
+            launch(config)
+
+    with contextlib.ExitStack() as patched:
+        patched.enter_context(mock.patch.object(function, "run", run))
+        for name in TUNED if every_config else ():
+            module = importlib.import_module(f"oes_fast.kernels.{name}")
+            patched.enter_context(mock.patch.object(module, "run", every))
         yield
 
 
@@ -223,9 +195,7 @@ class _Recording(TorchDispatchMode):
                 return launch(*arguments)
         result = function(*arguments, **(options or {}))
         if name not in NO_NODE:
-            tensors = torch.utils._pytree.tree_leaves((arguments, options, result))
-            moved = sum(each.numel() * each.element_size() for each in tensors if isinstance(each, Tensor))
-            self._nodes.append(Operator(name, moved))
+            self._nodes.append(Operator(name))
         return result
 
 
@@ -285,39 +255,6 @@ def step(
     return nodes
 
 
-def chain(
-    mask: oes.Mask | str | None, networks: int, *, precision: str = "float32", size: int = SIZE
-) -> list[Node]:
-    """The nodes of a forward and a backward pass of the published network's chain, for N networks at once.
-
-    Args:
-        mask: as of :func:`run_of`; None for the search's.
-        networks: N.
-        precision: see :func:`step`.
-        size: of the image.
-    """
-    net, kept = published(mask)
-    nodes: list[Node] = []
-    with as_on_an_h100():
-        z = oes.noise_input(32, (size, size), seed=0)
-        graph = oes.sparsify(net, kept, backend="torch", verify=False).train().plan(z).graph
-        of = plan.Plan(graph, net, None if kept is None else kept.flat, device=z.device)
-        (found,) = find_chains(of.graph, of.alive, of.input_only, TritonChain.takes)
-        native = TritonChain(
-            found, of.alive, of.weights, torch.float32, z.device, constant=(True,), products=precision,
-            networks=networks,
-        )  # fmt: skip
-        lead = () if networks == 1 else (networks,)
-        weights = torch.empty(*lead, of.weights.kept_numel)
-        channels = len(of.alive[found.source].varying)
-        source = torch.empty(1, channels, *found.source.shape[2:])
-        target = torch.empty(networks, 3, size, size)
-        with recorded(nodes):
-            native.forward(weights, [source], [], target)
-            native.backward(weights, [source], None, native.evaluation, needs_sources=[False], target=target)
-    return nodes
-
-
 def counted(nodes: list[Node]) -> dict[str, dict[str, int]]:
     """How often each kernel is launched and each operator called."""
     return {
@@ -330,7 +267,7 @@ def counted(nodes: list[Node]) -> dict[str, dict[str, int]]:
 
 def _said(node: Node) -> str:
     if isinstance(node, Operator):
-        return f"{node.name}, {node.moved} bytes"
+        return node.name
     constants = {p.name: node.arguments[p.name] for p in node.kernel.params if p.is_constexpr}
     return f"{node.name} {node.grid} {constants} {node.options}"
 

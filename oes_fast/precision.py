@@ -159,9 +159,8 @@ def precision(setting: str = DEFAULT, *, device: torch.device | str | None = Non
     operands of convolutions and products of matrices to 11 bits: NVIDIA GPUs of compute capability 8.0 and
     newer do, others and CPUs compute as with "float32". "tf32x3" makes a product of three such products, of
     the upper and lower parts of the operands, whose error is near that of float32: backend "cuda" does on
-    units of that kind, and backend "triton", with "float32" as well; every other one computes as with
-    "float32". In all of them sums are in float32, and float64 is never rounded. Gradients have to be taken
-    inside as well.
+    units of that kind, every other one computes as with "float32". In all of them sums are in float32, and
+    float64 is never rounded. Gradients have to be taken inside as well.
 
     The setting is the process's: what other threads compute meanwhile is computed by it too, and a thread
     that wants the other one for a GPU is refused. A setting may be nested in another one. What PyTorch's

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from kernel_backends import require, run_python
 
 import oes_fast as oes
-from oes_fast.backends import NAMES, BackendStatus, backends, resolve
+from oes_fast.backends import NAMES, BackendStatus, automatic_order, backends, resolve
 from oes_fast.errors import BackendError, InputError
 
 ALL = ("cpu", "triton", "reference")
@@ -42,6 +44,17 @@ def test_auto_takes_the_fastest_that_can_run(monkeypatch):
     assert "switched off" in str(backends()["cpu"])
     with pytest.raises(BackendError, match="switched off by OES_FAST_DISABLE_BACKENDS"):
         resolve("cpu", "cpu", ALL)
+
+
+def test_auto_on_a_gpu_takes_triton_before_cuda(monkeypatch):
+    there = dict.fromkeys(NAMES, BackendStatus(True))
+    module = importlib.import_module("oes_fast.backends")  # not the package's function of that name
+    monkeypatch.setattr(module, "_status", there.__getitem__)
+    assert resolve("auto", "cuda", NAMES) == "triton"
+    assert resolve("auto", "cuda", ("cpu", "cuda", "torch", "reference")) == "cuda"  # of float64
+    there["triton"] = BackendStatus(False, "no Triton")
+    assert resolve("auto", "cuda", NAMES) == "cuda"
+    assert automatic_order()["cuda"] == "triton, cuda, torch, reference (as measured on an H100)"
 
 
 def test_named_backend_is_taken_or_refused():

@@ -352,8 +352,7 @@ Precision = Annotated[
         metavar="NAME",
         rich_help_panel=RUN,
         help="Of float32 products: float32; tf32, which newer NVIDIA GPUs compute faster from operands of "
-        "11 bits; or tf32x3, three of those for one, on backend cuda; on triton so is float32. Elsewhere "
-        "it changes nothing.",
+        "11 bits; or tf32x3, three of those for one, on backend cuda. Elsewhere it changes nothing.",
     ),
 ]
 Threads = Annotated[

@@ -98,7 +98,7 @@ def batch_norm_act(
             pad=pad,
         )
     statistics = (None, None) if training else (running_mean, running_var)
-    y, mean, var = _with_statistics(
+    y, mean, var = batch_norm_act_with_statistics(
         x, weight, bias, *statistics, eps=eps, activation=activation, slope=slope, pad=pad, backend=chosen
     )
     if training and running_mean is not None and running_var is not None:
@@ -113,7 +113,7 @@ def batch_norm_act(
     return y
 
 
-def _with_statistics(
+def batch_norm_act_with_statistics(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,

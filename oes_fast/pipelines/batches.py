@@ -14,11 +14,12 @@ from oes_fast.errors import OESError, OESWarning
 from oes_fast.pipelines.at_once import SHARE
 from oes_fast.pipelines.batched import TooManyError, batchable, train_batched
 from oes_fast.pipelines.checkpoint import checkpoint_choices, checkpoint_step
-from oes_fast.pipelines.functions import RewrittenFunction, candidates
+from oes_fast.pipelines.functions import RewrittenFunction
 from oes_fast.pipelines.kinds import SharedFunctions, kind_of
 from oes_fast.pipelines.train import Training, TrainResult
+from oes_fast.rewrite.module import candidates
 
-ENGINES = ("cuda", "triton")  # backends whose kernels take several networks
+ENGINE = "cuda"  # the backend whose kernels take several networks
 MOST = 32  # networks at once, unless the caller says how many: a GPU is full by then (docs/many-images.md)
 
 Warn = Callable[[int, str, type[OESWarning]], None]
@@ -45,7 +46,7 @@ class Run(Protocol):
 def takes_several(backend: str, z: Tensor) -> bool:
     """Whether the kernels of a backend, for inputs like ``z``, take several networks."""
     try:
-        return resolve(backend, z.device, candidates(z.dtype)) in ENGINES
+        return resolve(backend, z.device, candidates(z.dtype)) == ENGINE
     except (OESError, AttributeError):  # said when the arguments are checked, or the run is made
         return False
 
@@ -113,7 +114,7 @@ class _Size:
             function, backend = _bound(group[0], functions)
         except Exception:  # said when it is made
             return
-        if isinstance(function, RewrittenFunction) and backend in ENGINES and function.in_one_chain:
+        if isinstance(function, RewrittenFunction) and backend == ENGINE and function.in_one_chain:
             self._most = MOST if at_once is None else at_once
             if memory is not None or at_once is None:
                 budget = SHARE * available_memory(z.device) if memory is None else memory

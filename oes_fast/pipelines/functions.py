@@ -17,7 +17,7 @@ from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
 from oes_fast.flat import FlatLayout, fixed_parameters, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
-from oes_fast.rewrite.module import BACKENDS
+from oes_fast.rewrite.module import candidates
 from oes_fast.rewrite.noisy_input import StepNoise, noisy_input
 from oes_fast.rewrite.plan import Plan
 from oes_fast.rewrite.run.context import FusedLoss
@@ -357,11 +357,6 @@ def rewritten(
             raise
         warn_caller(f"{error}; it runs as it is, on the reference path", OESWarning)
         return None, "reference"
-
-
-def candidates(dtype: torch.dtype) -> tuple[str, ...]:
-    """What a run in this dtype can take: Triton's kernels of Adam and of masks are float32 only."""
-    return tuple(name for name in BACKENDS if name != "triton" or dtype == torch.float32)
 
 
 def run_network(net: nn.Module, z: Tensor, entry: Entry | None = None) -> Any:

@@ -57,10 +57,11 @@ def train_many(
     """Train several networks: over images, over seeds, or both, as so many calls of :func:`train_sparse`.
 
     On a CPU runs are made at the same time, one a core and each in a thread of its own, as far as memory
-    allows; on a GPU those of one mask and size are a batch that its kernels take at once. The results are
-    those of :func:`train_sparse`: on a CPU bit for bit, whatever the number of threads is, which holds for
-    what the C++ kernels run as one chain; every other run (see docs/many-images.md) has all threads and is
-    made when those before it have ended. On a GPU they differ by rounding at most.
+    allows; on a GPU, with backend "cuda" alone, those of one mask and size are a batch that its kernels take
+    at once; "auto" in float32 takes another one there. The results are those of :func:`train_sparse`: on a
+    CPU bit for bit, whatever the number of threads is, which holds for what the C++ kernels run as one chain;
+    every other run (see docs/many-images.md) has all threads and is made when those before it have ended. On
+    a GPU they differ by rounding at most.
 
     Of ``nets``, ``masks``, ``z``, ``noisy``, ``seed`` and ``clean`` each is one for all runs or a list (or
     tuple) of one a run; one of the first five at least is a list, and all lists are of one length N.
@@ -71,7 +72,7 @@ def train_many(
         z: fixed inputs, each as :func:`train_sparse` takes it: [1, C, H, W].
         noisy: images to fit, each as :func:`train_sparse` takes it: [1, C', H', W'].
         at_once: runs to make at the same time, >= 1; None for what is fastest within ``memory``: as many as
-            torch.get_num_threads() on a CPU, 32 on a GPU.
+            torch.get_num_threads() on a CPU, 32 on a GPU with "cuda".
         memory: bytes that the runs made at the same time may take together, as far as that is known before;
             > 0, and one is always made. None for half of what is free, unless ``at_once`` is given.
         clean: images to report the PSNR against, or None.

@@ -127,6 +127,8 @@ def _kernel(node: ir.Node, plan: Plan, chains: dict[ir.Node, str]) -> str:
         return "none: no channel is alive"
     if node in chains:
         return chains[node]
+    if node in plan.kernel_names:
+        return plan.kernel_names[node]
     stage = node.stage
     if isinstance(stage, ir.UpConv):
         return "torch conv_transpose2d: dense over live channels"

@@ -38,7 +38,6 @@ from oes_fast.rewrite.verify import verify
 
 # In this order: each makes matches for the ones after it.
 RULES = (fuse_activation, pool_before_conv, split_concat, norm_before_upsample, conv_before_upsample)
-BACKENDS = ("cpu", "cuda", "triton", "torch")  # that a rewritten network runs on
 
 
 class SparseGenerator(nn.Module):
@@ -453,7 +452,7 @@ def sparsify(
             a dict or named tuple (a name); None where it gives the image. The others are not
             computed, but for layers with running statistics.
         backend: "torch" for plain PyTorch operations; "cpu" for C++ kernels, "cuda" for CUDA C++ kernels and
-            "triton" for Triton kernels, of rows of convolutions and batch norms; "auto" for the first of them
+            "triton" for Triton kernels (float32 only) where they are faster; "auto" for the first of them
             that can run here, see :func:`oes_fast.backends`. The kernels have no second derivative.
         verify: at the first input of a shape, compare loss, image, gradients and running statistics with
             those of ``net`` on that input, which takes as long as 12 to 15 dense steps, in float64 where
@@ -484,10 +483,15 @@ def sparsify(
     check_network(net)
     if mask is not None and not isinstance(mask, Mask):
         raise InputError(f"mask: expected an oes_fast.Mask, got {type(mask).__name__}")
-    chosen = resolve(backend, _device(net), BACKENDS)
+    chosen = resolve(backend, _device(net), candidates(next(net.parameters()).dtype))
     if mask is not None:
         mask.check(net)
     return SparseGenerator(net, mask, kernels=chosen, verify=verify, entry=check_entry(entry))
+
+
+def candidates(dtype: torch.dtype) -> tuple[str, ...]:
+    """What a rewritten network of this dtype can run on: the Triton kernels are float32 only."""
+    return ("cpu", "cuda", "triton", "torch") if dtype == torch.float32 else ("cpu", "cuda", "torch")
 
 
 def rewritten(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None = None) -> Graph:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from oes_fast import _cuda_extension
 from oes_fast.backends import triton_interprets
 from oes_fast.flat import FlatLayout
+from oes_fast.ops.running_stats import running_stats_of_layers
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import alive_channels
 from oes_fast.rewrite.run.chain_autograd import ChainFunction, ConstantRead
@@ -19,10 +20,10 @@ from oes_fast.rewrite.run.chain_cpu import CpuChain
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 from oes_fast.rewrite.run.chain_find import Chain, find_chains
 from oes_fast.rewrite.run.chain_program import NativeChain
-from oes_fast.rewrite.run.chain_triton import TritonChain
 from oes_fast.rewrite.run.context import Context, FusedLoss, StageFunction, Value, activate
 from oes_fast.rewrite.run.norm_ops import count_batches
 from oes_fast.rewrite.run.torch_ops import Builder
+from oes_fast.rewrite.run.triton_ops import TritonBuilder
 from oes_fast.rewrite.weights import CompactWeights
 
 
@@ -69,6 +70,7 @@ class Plan:
         kernels: as asked for; "torch" where a network has been moved away from its kernels' device.
         sparse: convolutions that run on their kept weights alone, outside chains.
         chained: nodes that chains run.
+        kernel_names: what runs a stage and why, by node, where that is a Triton kernel.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class Plan:
         self.input_only = self._input_only_nodes(fixed_input=fixed_input)
         self._device = device
         engine = _engine(kernels, device)
-        kernels = "torch" if engine is None else kernels
+        if engine is None and not (kernels == "triton" and _triton_runs_on(device)):
+            kernels = "torch"
         self.kernels = kernels
         chains = (
             []
@@ -101,7 +104,8 @@ class Plan:
         chains = [chain for chain in chains if _pays(chain, kept)]
         self._chains: list[ChainFunction] = []
         self.chained = {node for chain in chains for node in chain.nodes}
-        builder = Builder(
+        make = TritonBuilder if kernels == "triton" else Builder
+        builder = make(
             graph,
             net,
             self.alive,
@@ -126,6 +130,7 @@ class Plan:
                 self._steps.append(_Step(node, node.inputs, builder.build(node)))
         self._finish = builder.output()
         self.sparse = builder.sparse
+        self.kernel_names = builder.kernel_names if isinstance(builder, TritonBuilder) else {}
         self.weights.finish(device)
         self._last = self._last_readers()
 
@@ -178,6 +183,7 @@ class Plan:
             for key in self._last[step.node]:
                 del values[key]
         count_batches(context.counted, buffers)
+        running_stats_of_layers(context.moved)
         output = self._finish(context, [values[self.graph.output]]).x
         if weights.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
             output = output + 0 * weights.sum()  # nothing is alive: the gradient is zero, not missing
@@ -299,9 +305,12 @@ def _engine(kernels: str, device: torch.device) -> type[NativeChain] | None:
         return CpuChain
     if kernels == "cuda" and device.type == _cuda_extension.device_type():
         return CudaChain
-    if kernels == "triton" and (device.type == "cuda" or (device.type == "cpu" and triton_interprets())):
-        return TritonChain
     return None
+
+
+def _triton_runs_on(device: torch.device) -> bool:
+    """Whether Triton's kernels take tensors of this device."""
+    return device.type == "cuda" or (device.type == "cpu" and triton_interprets())
 
 
 def _pays(chain: Chain, kept: Mapping[str, Tensor] | None) -> bool:

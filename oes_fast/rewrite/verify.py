@@ -136,10 +136,7 @@ def verify(
 
 
 def _exact_kernels(kernels: str, dtype: torch.dtype) -> str:
-    """The kernels that stand for ``kernels`` in the dtype of the comparison.
-
-    Triton's would be compiled once more for float64, which takes longer than all the rest of it.
-    """
+    """The kernels that stand for ``kernels`` in the dtype of the comparison: Triton's take no float64."""
     return "torch" if kernels == "triton" and dtype == torch.float64 else kernels
 
 

@@ -1,4 +1,4 @@
-"""Networks of every make for the engines on a GPU, held to their rewriting in plain PyTorch."""
+"""Networks of every make for the engine on a GPU, held to their rewriting in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -44,13 +44,12 @@ def held_to_pytorch(
     tolerance: float,
     *,
     chained: set[str] | None = None,
-    steps: int = 2,
 ) -> Plan:
     """Steps of a network on a backend against its rewriting in plain PyTorch; its plan on the backend."""
     device = device_of(backend)
     net, z = net.to(device), z.to(device)
     plain, fast = (oes.sparsify(net, mask, backend=name, verify=False).train() for name in ("torch", backend))
-    for _ in range(steps):
+    for _ in range(2):
         agree(differentiate(fast, z), differentiate(plain, z), tolerance)
     plan = fast.plan(z)
     if chained is not None:
@@ -58,7 +57,7 @@ def held_to_pytorch(
     return plan
 
 
-def generator_held_to_pytorch(backend: str, case: Case, dtype: torch.dtype, *, steps: int = 2) -> None:
+def generator_held_to_pytorch(backend: str, case: Case, dtype: torch.dtype) -> None:
     """The same of a generator, in a dtype against float64."""
     plain, _, z = networks(case, torch.float64, backend="torch")
     _, ours, _ = networks(case, dtype, backend=backend)
@@ -66,7 +65,7 @@ def generator_held_to_pytorch(backend: str, case: Case, dtype: torch.dtype, *, s
     with torch.no_grad():  # the same numbers, also after they were rounded
         plain.weights.copy_(ours.weights)
     z = z.to(dtype).double()
-    for _ in range(steps):
+    for _ in range(2):
         found = differentiate(ours, z.to(dtype))
         agree(
             [t.double() if t.is_floating_point() else t for t in found],
@@ -140,12 +139,10 @@ def constant_channels(share: float) -> tuple[nn.Module, oes.Mask]:
     return net, oes.Mask.from_flat(net, keep)
 
 
-def loss_held_to_pytorch(backend: str, last: nn.Module, outputs: int, *, inner: int = 4) -> None:
+def loss_held_to_pytorch(backend: str, last: nn.Module, outputs: int) -> None:
     """A network that ends in ``last``, and the error that its last convolution takes along."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, inner, 3, padding=1), nn.BatchNorm2d(inner), nn.Conv2d(inner, outputs, 3), last
-    )
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, outputs, 3), last)
     z, device = torch.rand(1, 3, 10, 12, dtype=torch.float64), device_of(backend)
     held_to_pytorch(backend, net.double(), None, z, 1e-10, chained={"Conv", "Norm"})
     target = torch.rand(1, outputs, 8, 10, dtype=torch.float64).to(device)
@@ -182,9 +179,8 @@ def networks_are_each_alone(
     count: int,
     shared: bool,
     with_loss: bool,
-    rounding: float = 0,
 ) -> None:
-    """Networks of one mask at once against one after the other, which may have another rounding."""
+    """Networks of one mask at once against one after the other, bit for bit."""
     _, fast, z = networks(case, torch.float64, backend=backend)
     generator = torch.Generator().manual_seed(0)
 
@@ -238,7 +234,7 @@ def networks_are_each_alone(
         )
         for i in range(count)
     ]
-    same = functools.partial(torch.testing.assert_close, rtol=rounding, atol=rounding)
+    same = functools.partial(torch.testing.assert_close, rtol=0, atol=0)
     same(ours[0], torch.cat([each[0] for each in found]))
     same(ours[1], torch.stack([each[1] for each in found]))
     grads = torch.cat([each[2] for each in found])

@@ -17,8 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before tests/, for the benchmarks
-
 import triton
 from aot_kernels import Case, all_cases
 from triton.backends.compiler import GPUTarget
@@ -87,9 +85,9 @@ def jobs(everything: bool) -> list[Job]:
         first, alone = case.variant not in variants, case.kernel not in kernels
         variants.add(case.variant)
         kernels.add(case.kernel)
-        if case.measured and everything:
+        if everything:
             found += [Job(place, target) for target in MEASURED]
-        elif case.measured and first:
+        elif first:
             found.append(Job(place, DETAILED))
         if everything and first:
             found += [Job(place, target, ones) for target in COMPILED for ones in (False, True)]
@@ -100,15 +98,8 @@ def jobs(everything: bool) -> list[Job]:
 
 def with_ones(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with 1 for every integer that is no constant of the kernel."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, tuple):
-            parts = [changed(part) for part in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        return 1 if isinstance(value, int) and not isinstance(value, bool) else value
-
-    constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    return {name: value if name in constants else changed(value) for name, value in arguments.items()}
+    general = {parameter.name for parameter in kernel.params if not parameter.is_constexpr}
+    return {name: 1 if name in general and type(value) is int else value for name, value in arguments.items()}
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -129,8 +120,6 @@ def compiled(job: Job) -> dict[str, int]:
     """What the machine code needs, or how long it is where there is no budget."""
     case = cases()[job.place]
     arguments = with_ones(case.kernel, case.arguments) if job.ones else case.arguments
-    if not job.target.startswith("sm_") and arguments.get("PRECISION") == "tf32x3":
-        arguments = {**arguments, "PRECISION": "ieee"}  # as for AMD's GPUs
     driver.set_active(Device(job.target))
     done = case.kernel.warmup(*arguments.values(), **case.options, grid=(1,))
     if job.target not in MEASURED:

@@ -22,8 +22,6 @@ from oes_fast.kernels import (
 )
 from oes_fast.kernels.tuning import Config
 
-from benchmarks import triton_launches
-
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}  # arithmetic of the mask step, that of the CPU
 
 
@@ -44,8 +42,6 @@ FLOATS = {
     "scale", "kl", "kl_offset", "log_density", "log_rest", "beta1", "beta1_rest", "beta2", "beta2_rest",
     "step_size", "second_scale", "eps", "slope", "momentum", "correction", "loss_scale",
 }  # fmt: skip
-# Constants of the kernels of chains, each combination of which is a case.
-WAYS = ("EPILOGUE", "KIND", "READ", "GRAD_READ", "SECOND", "POINTWISE")
 # Neither 1 nor a multiple of 16, to which Triton would specialise.
 INTEGER, LONG_INTEGER = 17, 2**40 + 1
 
@@ -58,14 +54,12 @@ class Case(NamedTuple):
         kernel: decorated with triton.jit.
         arguments: all, in the order of the kernel, as at a launch; dtype and alignment matter of tensors.
         options: of the compiler.
-        measured: held to a budget, unlike kernels of chains, which have test_chain_budgets.py for that.
     """
 
     name: str
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, Any]
-    measured: bool = True
 
     @property
     def variant(self) -> str:
@@ -155,23 +149,12 @@ def all_cases() -> list[Case]:
     cases += _cases(
         "running_stats", running_stats.move_kernel, (Config(128),), HAS_CHANNELS=True, HAS_OFFSET=True
     )
+    cases += _cases("running_stats_layers", running_stats.move_layers_kernel, (Config(128),))
     head = {"OUTPUTS": 4, "SIGMOID": True}
     cases += _cases("head", output_head.forward_kernel, output_head.CONFIGS, HAS_BIAS=True, **head)
     needs = {"HAS_OUTPUT": True, "HAS_LOSS": True, "NEEDS_X": True, "NEEDS_WEIGHT": True}
     cases += _cases("head_backward", output_head.backward_kernel, output_head.CONFIGS, **needs, **head)
-    return cases + _dense_cases() + _chain_cases()
-
-
-def _chain_cases() -> list[Case]:
-    """One launch of a training step's for every way in which a kernel of chains reads and writes."""
-    cases: dict[str, Case] = {}
-    for node in triton_launches.step("training", size=192):
-        if isinstance(node, triton_launches.Launch) and ".chain." in node.kernel.fn.__module__:
-            ways = ",".join(str(node.arguments[name]) for name in WAYS if name in node.arguments)
-            name = f"chain_{node.name.removesuffix('_kernel')}"
-            case = Case(f"{name}:{ways}", node.kernel, node.arguments, node.options, measured=False)
-            cases.setdefault(case.name, case)
-    return list(cases.values())
+    return cases + _dense_cases()
 
 
 def _dense_cases() -> list[Case]:

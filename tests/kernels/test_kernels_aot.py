@@ -56,6 +56,7 @@ BUDGET = {
     "norm_act3": (40, 64),
     "norm_sums_act3": (104, 64),
     "running_stats": (32, 0),
+    "running_stats_layers": (32, 0),
     "head": (72, 128),
     "head_backward": (88, 128),
     "dense_float32": (200, 24576),
@@ -113,15 +114,13 @@ def test_kernel_fits(report, kernel, target):
 
 
 def test_every_kernel_has_a_budget(report):
-    found = {name.split(" ")[0].split("[")[0] for name in report}
-    assert {name for name in found if not name.startswith("chain_")} == set(BUDGET)
+    assert {name.split(" ")[0].split("[")[0] for name in report} == set(BUDGET)
 
 
 @pytest.mark.parametrize("target", COMPILED)
 def test_kernels_compile(report, target):
     found = {name.split(" ")[0]: used for name, used in report.items() if target in name.split(" ")}
-    assert len(found) >= 32
-    assert {"chain_tap_sum", "chain_weight_grad"} <= {name.split(":")[0] for name in found}
+    assert len(found) >= 27
     assert found.keys() == {name.split(" ")[0] for name in report if COMPILED[1] in name.split(" ")}
     assert all(used["bytes"] > 0 for used in found.values())
 

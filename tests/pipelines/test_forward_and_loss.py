@@ -139,7 +139,7 @@ def test_the_network_is_evaluated_once_a_step(small, kind, backend, monkeypatch)
         backend=backend,
         verify=False,
     )
-    # Once more at the end; networks without chains, as of Triton in float64, have none to count.
+    # Once more at the end; networks without chains have none to count.
     assert calls in ({"_evaluate": 5, "_differentiate": 4}, {"_evaluate": 0, "_differentiate": 0})
     assert backend != "cpu" or calls["_evaluate"] == 5
 

@@ -6,18 +6,17 @@ import pytest
 import torch
 from chain_networks import chain_of
 from chains import agree, networks
-from kernel_backends import INTERPRETED, device_of, require
+from kernel_backends import device_of, require
 from torch import Tensor, nn
 
 import oes_fast as oes
 import oes_fast.rewrite.run.chain_cpu
 from oes_fast.rewrite import SparseGenerator
 from oes_fast.rewrite.run.chain_cuda import CudaChain
-from oes_fast.rewrite.run.chain_triton import TritonChain
 from oes_fast.rewrite.run.context import FusedLoss
 
 DOUBLE = torch.float64
-ENGINES = ("cpu", "cuda", "triton")
+ENGINES = ("cpu", "cuda")
 # Options of the generator, size, density: heads of one to four outputs and of more, every activation, several
 # chunks of pixels.
 CASES = (
@@ -92,13 +91,12 @@ def test_the_cpu(case, kind):
         held_to_pytorch(networks(case, torch.float32), kind, torch.float32, 3e-4)
 
 
-@pytest.mark.parametrize("engine", ["cuda", "triton"])
 @pytest.mark.parametrize("kind", ["any", "known", "pixel"])
-def test_the_engines_of_gpus(engine, kind):
-    require(engine)
-    held_to_pytorch(small(engine), kind, DOUBLE, 1e-10)
-    if engine == "cuda" and kind == "any":
-        held_to_pytorch(networks(CASES[2], DOUBLE, backend=engine), kind, DOUBLE, 1e-10)
+def test_the_cuda_engine(kind):
+    require("cuda")
+    held_to_pytorch(small("cuda"), kind, DOUBLE, 1e-10)
+    if kind == "any":
+        held_to_pytorch(networks(CASES[2], DOUBLE, backend="cuda"), kind, DOUBLE, 1e-10)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -107,8 +105,6 @@ def test_the_engines_of_gpus(engine, kind):
 def test_last_layers(engine, last, outputs):
     """A last convolution with taps, which has its image made by itself."""
     require(engine)
-    if engine == "triton" and INTERPRETED and outputs == 6:
-        pytest.skip("slow in the interpreter")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, outputs, 3), last)
     net, z = net.double().to(device_of(engine)), drawn(1, 3, 9, 13).to(device_of(engine))
@@ -155,12 +151,11 @@ def test_evaluations_in_between_keep_their_weights(engine):
     torch.testing.assert_close(together[1], plain)
 
 
-@pytest.mark.parametrize("engine", [CudaChain, TritonChain], ids=["cuda", "triton"])
-def test_networks_at_once_have_weights_each(engine):
-    require(engine.backend)
-    _, fast, z = small(engine.backend)
-    together, source = chain_of(fast, z, engine, 2)
-    alone, _ = chain_of(fast, z, engine, 1)
+def test_networks_at_once_have_weights_each_on_cuda():
+    require("cuda")
+    _, fast, z = small("cuda")
+    together, source = chain_of(fast, z, CudaChain, 2)
+    alone, _ = chain_of(fast, z, CudaChain, 1)
     weights = fast.weights.detach() + 0.1 * drawn(2, fast.weights.numel()).to(z.device)
     shape = together.chain.end.shape[1:]
     targets, errors = (drawn(2, *shape, seed=seed).to(z.device) for seed in (1, 2))

@@ -7,10 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from kernel_backends import INTERPRETED, device_of, require
 from networks import masks, networks
+from torch import nn
 
 import oes_fast as oes
 from oes_fast.rewrite import sparsify
@@ -65,6 +67,81 @@ def compare(net, mask, z, tolerance):
             assert error <= tolerance * (1 + float(theirs.abs().max()))
 
 
+def test_triton_runs_the_published_kind_of_network(make_problem):
+    require("triton")
+    p = problem(make_problem)
+    compare(p.net, p.mask, p.z, 1e-5)
+    compare(p.net, None, p.z, 1e-5)
+    module = sparsify(p.net, p.mask, backend="triton")
+    text = module.explain((16, 16))
+    for kernel in ("sparse_conv2d", "sparse_up_conv2d", "batch_norm_act", "output_head", "a stage beside it"):
+        assert kernel in text
+    assert "chain" not in text
+
+
+class Joined(nn.Module):
+    """Sums, concatenations and layers of other kinds around those that the kernels take."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4))
+        self.down = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, 2, padding=1), nn.GroupNorm(2, 4), nn.PReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, 2), nn.BatchNorm2d(4), nn.GELU())
+        self.last = nn.Sequential(
+            nn.Conv2d(8, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True), nn.SiLU(), nn.Conv2d(4, 2, 1)
+        )
+
+    def forward(self, z):
+        x = self.first(z)
+        return torch.sigmoid(self.last(torch.cat([x, x + self.up(self.down(x))], 1)))
+
+
+@pytest.mark.parametrize("density", [0.4, 1.0])
+def test_triton_runs_joins_and_other_layers(density):
+    require("triton")
+    torch.manual_seed(0)
+    device = device_of("triton")
+    net, z = Joined().to(device), torch.rand(1, 3, 8, 10).to(device)
+    keep = [
+        torch.rand(w.shape, generator=torch.Generator().manual_seed(2)) < (density if w.ndim == 4 else 2)
+        for w in net.parameters()
+    ]
+    compare(net, oes.Mask.from_flat(net, torch.cat([k.flatten() for k in keep])), z, 1e-5)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_masks_that_keep_nothing_or_everything_on_triton(keeps):
+    require("triton")
+    torch.manual_seed(0)
+    device = device_of("triton")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ELU(), nn.Conv2d(4, 2, 1), nn.Sigmoid())
+    net, z = net.to(device), torch.rand(1, 3, 8, 7).to(device)
+    numel = sum(w.numel() for w in net.parameters())
+    compare(net, oes.Mask.from_flat(net, torch.full((numel,), keeps)), z, 1e-5)
+
+
+def test_triton_takes_the_loss_along_unless_it_has_weights(make_problem):
+    require("triton")
+    p = problem(make_problem)
+    for weight in (None, torch.rand(p.noisy.shape, generator=torch.Generator().manual_seed(1))):
+        weight = weight if weight is None else weight.to(p.noisy.device)
+        fused = FusedLoss(p.noisy, weight)
+        module = sparsify(p.net, p.mask, backend="triton", verify=False)
+        image = module.evaluate(
+            module.weights, p.z, dict(module.dense_buffers()), update_stats=False, fused_loss=fused
+        )
+        assert (fused.loss is None) == (weight is not None)
+        if fused.loss is not None:
+            torch.testing.assert_close(fused.loss, F.mse_loss(image, p.noisy))
+
+
+def test_a_module_moved_off_triton_runs_on_pytorch():
+    require("triton")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Sigmoid())
+    fast = sparsify(net.to(device_of("triton")), backend="triton", verify=False).to("meta")
+    assert fast(torch.zeros(1, 3, 8, 8, device="meta")).device.type == "meta"
+
+
 def test_triton_runs_drawn_networks():
     require("triton")
 
@@ -116,6 +193,32 @@ def test_triton_trains_as_the_reference_does(make_problem):
     torch.testing.assert_close(runs[1].output, runs[0].output, rtol=0, atol=2e-2)
 
 
+def known_pixels(noisy):
+    return (torch.arange(noisy.numel()).view(noisy.shape) % 3 > 0).to(noisy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda p: {"input_noise": 0.05, "seed": 3},
+        lambda p: {"weight": known_pixels(p.noisy)},
+        lambda p: {"optimizer": lambda weights: torch.optim.SGD(weights, lr=0.5, momentum=0.9)},
+    ],
+    ids=["noise on the input", "weight", "optimizer"],
+)
+def test_other_trainings_on_triton_are_those_of_the_reference(make_problem, options):
+    require("triton")
+    p = problem(make_problem)
+    runs = [
+        oes.train_sparse(
+            p.net, p.mask, p.z, p.noisy, steps=2, record_every=1, verify=False, backend=backend, **options(p)
+        )
+        for backend in ("reference", "triton")
+    ]
+    np.testing.assert_allclose(runs[1].history.loss, runs[0].history.loss, rtol=2e-3)
+    torch.testing.assert_close(runs[1].output, runs[0].output, rtol=0, atol=2e-2)
+
+
 def test_triton_searches_as_the_reference_does(make_problem):
     require("triton")
     p = problem(make_problem)
@@ -129,9 +232,11 @@ def test_triton_searches_as_the_reference_does(make_problem):
     assert (runs[0].mask.flat == runs[1].mask.flat).float().mean() > 0.9
 
 
-def test_pipelines_on_triton_are_float32_alone(make_problem):
+def test_triton_is_float32_alone(make_problem):
     require("triton")
     p = make_problem()
+    with pytest.raises(oes.BackendError, match=r"triton.*does not have the operation"):
+        sparsify(p.net, p.mask, backend="triton")
     with pytest.raises(oes.BackendError, match=r"triton.*does not have the operation"):
         oes.train_sparse(p.net, p.mask, p.z, p.noisy, steps=1, backend="triton")
     with pytest.raises(oes.BackendError, match="triton"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from oes_fast.ops.running_stats import LayerStats
 from oes_fast.rewrite import ir
 
 
@@ -55,6 +56,7 @@ class Context:
         update_stats: update them in place.
         fused_loss: the loss to take along, if one is asked for.
         counted: names of the batch counts to add one to when all stages have run.
+        moved: running statistics to move then.
     """
 
     z: Tensor
@@ -64,6 +66,7 @@ class Context:
     update_stats: bool
     fused_loss: FusedLoss | None = None
     counted: list[str] = field(default_factory=list)
+    moved: list[LayerStats] = field(default_factory=list)
 
 
 _UNITS = WeakTensorKeyDictionary()  # what unit_gradient has made and somebody still holds
