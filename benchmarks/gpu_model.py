@@ -50,8 +50,10 @@ ASSUMED: dict[str, float] = {
     "clock, GHz": 1.7,  # under load; at most 1.98
     "node of a graph, us": 0.9,  # measured: 0.78 to 0.97 between two empty kernels
     "start and end of a kernel, us": 1.2,  # guess: until all blocks run, and from the first done to the last
-    "last block's sums, us": 1.0,  # guess: of a launch that a norm follows
-    "share of cycles that start something": 0.6,  # guess: of instructions, and of loads from shared memory
+    "last block's sums, us": 4.0,  # measured: passes over small images take 5 to 6 in all
+    "warps that start an instruction a cycle": 8,  # measured: one warp waits 7 to 10 cycles for each
+    "instructions of a cycle, at most": 1.7,  # measured, with 11 to 15 warps on a processor
+    "share of cycles that load from shared memory": 0.6,  # guess
     "cycles of a product of 16 x 8 x 8": 2,  # 512 multiply-accumulates a cycle; wgmma has twice as many
     "instructions of a staged pixel": 14,  # counted in the machine code of the loops of plane_reader.h
     "instructions of a written pixel": 30,  # guess, from those of epilogue.h's
@@ -116,7 +118,7 @@ def launches(mask: oes.Mask | None, size: int, networks: int, products: str) -> 
 def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
     """Microseconds of one launch, and what bounds it."""
     a = ASSUMED
-    busy, processors = a["share of cycles that start something"], a["processors"]
+    processors = a["processors"]
     name = work.kernel.replace("kernel<", "kernel<float, ") if "mma" not in work.kernel else work.kernel
     found = {key.rpartition("::")[2]: kernel for key, kernel in kernels.items() if "<" in key}
     found.update({key.partition("::")[2]: kernel for key, kernel in kernels.items()})
@@ -144,11 +146,15 @@ def modelled(work: Any, kernels: dict[str, sass.Kernel]) -> dict[str, Any]:
     waves = math.ceil(work.blocks / (processors * resident))
     alone = work.chunks * a["cycles of a round of staging"] + work.alone * a["cycles of a tap alone"]
     moved = 4 * (work.staged + work.outputs)
+    # Where there are fewer blocks than processors, some of these do nothing.
+    busy = min(processors, work.blocks)
+    warps = min(resident, max(1.0, work.blocks / processors)) * work.threads / 32
+    started = min(a["instructions of a cycle, at most"], warps / a["warps that start an instruction a cycle"])
     flat = name.split("_kernel")[0] in FLAT
     cycles = {
-        "instructions": issued / 4 / busy / processors,
-        "shared memory": loads / busy / processors,
-        "tensor cores": work.products * a["cycles of a product of 16 x 8 x 8"] / processors
+        "instructions": issued / started / busy,
+        "shared memory": loads / a["share of cycles that load from shared memory"] / busy,
+        "tensor cores": work.products * a["cycles of a product of 16 x 8 x 8"] / busy
         if "mma" in name
         else 0.0,
         "bytes": moved / a["bytes a cycle of memory" if flat else "bytes a cycle of the L2 cache"],
