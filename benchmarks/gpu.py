@@ -154,24 +154,24 @@ def all_parts(mask: str | None, file: str) -> list[Part]:
     # tests, and each launch. torch.compile, the slowest, comes last. The limits are for a machine with an
     # H100 and 16 cores.
     cuda, triton = ("-k", "cuda and not triton"), ("-k", "triton or recorded", "-m", "device or cuda_graph")
-    limits = {"float32": 45, "tf32": 45, "tf32x3": 15}
+    limits = {"float32": 50, "tf32": 50, "tf32x3": 20}
     return [
-        Part("build", (sys.executable, "-m", "benchmarks.gpu_build"), 50, longer=True),
-        Part("compile ahead", module("gpu_compile"), 50, longer=True),
+        Part("build", (sys.executable, "-m", "benchmarks.gpu_build"), 90, longer=True),
+        Part("compile ahead", module("gpu_compile"), 60, longer=True),
         *(
             Part(f"steps {name}", measure("steps", "--precision", name), limits[name], longer=True)
             for name in PRECISIONS
         ),
-        Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 40, longer=True),
-        Part("launches", module("gpu_trace"), 40, longer=True),
-        Part("model", module("gpu_model", "--beside", file), 35, longer=True),
+        Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 60, longer=True),
+        Part("launches", module("gpu_trace"), 30, longer=True),
+        Part("model", module("gpu_model", "--beside", file), 10, longer=True),
         Part("sanitizer", tool("sanitizer", EACH_TOOL), EACH_TOOL + 5),
         Part("ncu", tool("ncu", NCU), NCU + 5),
-        Part("training", measure("training"), 20, longer=True),
-        Part("memory", measure("memory"), 20, longer=True),
-        Part("tests", (*pytest, *workers, *triton, *TESTS), 30, longer=True),
-        Part("kernels", measure("kernels"), 10, longer=True),
-        Part("steps compiled", measure("compiled"), 25, longer=True),
+        Part("training", measure("training"), 15, longer=True),
+        Part("memory", measure("memory"), 10, longer=True),
+        Part("tests", (*pytest, *workers, *triton, *TESTS), 15, longer=True),
+        Part("kernels", measure("kernels"), 5, longer=True),
+        Part("steps compiled", measure("compiled"), 5, longer=True),
     ]
 
 
