@@ -11,6 +11,7 @@ from oes_fast.bench.measure import Bench, BenchRow
 from oes_fast.bench.steps import PUBLISHED
 
 SMALLEST = 0.03  # changes below are not worth a word, however sure
+FEWEST = 5  # rounds that tell a change: of three, one comparison in ten saw one where there was none
 RESAMPLES = 2_000  # of the rounds: percentile bootstrap (Efron 1979)
 
 
@@ -25,6 +26,7 @@ class Change:
             a whole did meanwhile, in frequency or load, is in both times and cancels.
         low, high: between which the ratio lies with 95 % by the spread of the rounds.
         time_ratio: of the times themselves, later over earlier.
+        rounds: of the measurement that has fewer.
     """
 
     row: BenchRow
@@ -33,10 +35,13 @@ class Change:
     low: float
     high: float
     time_ratio: float
+    rounds: int
 
     @property
     def verdict(self) -> str:
-        """ "faster", "slower" or "no change seen"."""
+        """ "faster", "slower" or "no change seen", which is all that fewer than five rounds can show."""
+        if self.rounds < FEWEST:
+            return "no change seen"
         if self.high < 1 and self.ratio <= 1 - SMALLEST:
             return "faster"
         if self.low > 1 and self.ratio >= 1 + SMALLEST:
@@ -60,7 +65,7 @@ def changes(before: Bench, after: Bench) -> tuple[list[Change], list[str]]:
     notes = [
         f"{name}: {before.environment[name]} before, {now} now"
         for name, now in after.environment.items()
-        if name in before.environment and name != "backends" and before.environment[name] != now
+        if name in before.environment and before.environment[name] != now
     ]
     for row in after.rows:
         old = earlier.pop(row.key, None)
@@ -80,7 +85,8 @@ def _change(old: BenchRow, new: BenchRow, contestant: str) -> Change:
     drawn = _shares(new, contestant, generator) / _shares(old, contestant, generator)
     low, high = np.percentile(drawn, [2.5, 97.5])
     time_ratio = np.median(new.ms[contestant]) / np.median(old.ms[contestant])
-    return Change(new, contestant, float(ratio), float(low), float(high), float(time_ratio))
+    rounds = min(len(row.ms[contestant]) for row in (old, new))
+    return Change(new, contestant, float(ratio), float(low), float(high), float(time_ratio), rounds)
 
 
 def _share(row: BenchRow, contestant: str) -> float:

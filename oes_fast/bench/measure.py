@@ -127,10 +127,13 @@ class Bench:
             rows = [BenchRow(**{name: row[name] for name in names}) for row in found["rows"]]
             for row in rows:
                 times = np.array(list(row.ms.values()), dtype=float)
-                if PUBLISHED not in row.ms or times.ndim != 2 or not (times > 0).all():
+                if PUBLISHED not in row.ms or times.ndim != 2 or not times.size or not (times > 0).all():
                     raise ValueError("a row without times of the published way")
+                check_integer("size", row.size, minimum=1)
+                check_integer("threads", row.threads, minimum=1)
+                check_number("density", row.density, above=0.0, maximum=1.0)
             return cls(dict(found["environment"]), rows, dict(found.get("absent", {})))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
             raise InputError(f"expected a result of `oes-fast bench`, got something else ({error})") from None
 
 
@@ -162,7 +165,8 @@ def bench(
         mask: of :func:`oes_fast.models.skip` for RGB images; None for a drawn one.
         density: of the drawn mask, in (0, 1]; None for shares near the published masks'.
         rounds: of every case at most, after two that do not count.
-        seconds: after which no further round of a case begins, but for the third.
+        seconds: after which no further round of a case begins, counted from the end of the first, but for the
+            third.
         precision: of all contestants, see :func:`oes_fast.precision`.
         device: where.
         watch: told after each case its name, how many are done and of how many.

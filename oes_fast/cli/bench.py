@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import oes_fast.cli.options as o
+from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.backends import AUTO
 from oes_fast.bench import CASES, Bench, changes, plot
 from oes_fast.bench import bench as measure
@@ -58,7 +59,7 @@ def bench(
         typer.Option(
             metavar="FILE",
             help="Mask of the published network for RGB images.  [default: a drawn one with about the "
-            "published masks' shares of each layer]",
+            "shares of the published ones among living channels, 17 % of all weights]",
         ),
     ] = None,
     density: Annotated[
@@ -70,7 +71,9 @@ def bench(
     ] = 15,
     seconds: Annotated[
         float,
-        typer.Option(metavar="S", help="After so many seconds no further round of a case begins."),
+        typer.Option(
+            metavar="S", help="No further round of a case begins after so many seconds, but for the third."
+        ),
     ] = 30.0,
     precision: o.Precision = DEFAULT,
     device: o.Device = "auto",
@@ -97,9 +100,17 @@ def bench(
     """
     where = find_device(device)
     names = [find_backend(name) for name in _words("--backend", backend)]
-    sizes = _numbers("--size", size)
+    sizes = [check_integer("--size", side, minimum=32) for side in _numbers("--size", size)]
     counts = None if threads is None else _numbers("--threads", threads)
-    cases = _words("--case", case)
+    cases = [check_choice("--case", word, CASES) for word in _words("--case", case)]
+    if compiled and "training" not in cases:
+        raise InputError("--compiled: expected --case training among the cases: the search has no such way")
+    check_integer("--rounds", rounds, minimum=3)
+    check_number("--seconds", seconds, minimum=0.0)
+    if density is not None:
+        check_number("--density", density, above=0.0, maximum=1.0)
+        if mask is not None:
+            raise InputError(f"--density: expected none beside --mask, got {density}")
     before = None if compare is None else _read(compare)
     outputs = Outputs(json or picture or Path("bench"), mask, compare)
     if picture is not None:

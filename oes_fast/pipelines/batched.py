@@ -260,7 +260,7 @@ class BatchPart:
                 if name != "average":
                     tensor.copy_(state[name])
         if self._stop is not None:
-            self._stop.load_state(state)
+            self._stop.load_state(state, self._run.weights.device)
         if "average" in state:
             self._run.take_average(self._number, state["average"])
 

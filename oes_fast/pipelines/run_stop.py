@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from oes_fast.errors import InputError
@@ -65,12 +66,14 @@ class RunStop:
         kept = {_KEPT + name: tensor for name, tensor in self._kept.items()}
         return {PREFIX + name: tensor for name, tensor in (self.rule.state_dict() | kept).items()}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave, among others."""
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take over what :meth:`state` gave, among others, on the device of the run."""
         own = {name.removeprefix(PREFIX): each for name, each in state.items() if name.startswith(PREFIX)}
         kept = {name: each for name, each in own.items() if name.startswith(_KEPT)}
-        self._kept = {name.removeprefix(_KEPT): tensor.clone() for name, tensor in kept.items()}
-        self.rule.load_state_dict({name: tensor for name, tensor in own.items() if name not in kept})
+        self._kept = {name.removeprefix(_KEPT): tensor.to(device, copy=True) for name, tensor in kept.items()}
+        self.rule.load_state_dict(
+            {name: tensor for name, tensor in own.items() if name not in kept}, device=device
+        )
 
 
 def check_rule(stop: object) -> StopRule | None:

@@ -116,6 +116,7 @@ class StopRule:
         self._seen = step
         if step % self.every:
             return True
+        self._move(output.device)
         with torch.no_grad():
             found = self._criterion(output.detach(), None if average is None else average.detach())
         if found is None:
@@ -181,7 +182,9 @@ class StopRule:
 
     def _why_not(self) -> str:
         """What it still waited for."""
-        return f"less than {self.patience} steps after the least {self.criterion}"
+        assert self.step is not None
+        apart = self.curve[-1][0] - self.step
+        return f"{apart} steps of {self.patience} after the least {self.criterion} when it was last looked at"
 
     def describe(self) -> str:
         """The settings in one line: what checkpoints know the rule by."""
@@ -196,30 +199,44 @@ class StopRule:
         """All that the next look depends on, as tensors; what was found too."""
         numbers = [int(self.stopped), -1 if self.step is None else self.step, self._seen]
         state = {
+            "rule": torch.tensor(list(self.describe().encode()), dtype=torch.uint8, device="cpu"),
             "numbers": torch.tensor(numbers, dtype=torch.int64, device="cpu"),
             "curve": torch.tensor(self.curve, dtype=torch.float64, device="cpu").reshape(-1, 2),
         }
         named = {"image": self.image, "average": self.average, **self._memory()}
         return state | {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str | None = None) -> None:
         """Go on from what :meth:`state_dict` gave of a rule with the same settings.
 
+        Args:
+            state: with tensors on any device.
+            device: of the image found; None for where it is in ``state``, until the next look.
+
         Raises:
-            InputError: it is of another rule.
+            InputError: it is of another rule, and nothing has changed.
         """
+        expected = f"state: expected that of {type(self).__name__} ({self.describe()})"
+        if missing := sorted(_NEEDED - state.keys()):
+            raise InputError(f"{expected}, got one without {', '.join(missing)}")
+        if (other := bytes(state["rule"].tolist()).decode()) != self.describe():
+            raise InputError(f"{expected}, got that of another rule ({other})")
         self._reset()
-        try:
-            stopped, step, self._seen = state["numbers"].tolist()
-            self.curve = [(int(at), value) for at, value in state["curve"].tolist()]
-            self._remember(state)
-        except (KeyError, ValueError) as error:
-            raise InputError(f"state: expected that of {type(self).__name__}, got another: {error}") from None
+        stopped, step, self._seen = state["numbers"].tolist()
+        self.curve = [(int(at), value) for at, value in state["curve"].tolist()]
+        self._remember(state)
         self.stopped, self.step = bool(stopped), None if step < 0 else step
         self._least = dict(self.curve)[self.step] if self.step is not None else math.inf
         image, average = state.get("image"), state.get("average")
         self.image = None if image is None else image.clone()
         self.average = None if average is None else average.clone()
+        if device is not None:
+            self._move(torch.device(device))
+
+    def _move(self, device: torch.device) -> None:
+        """Bring what was found to where the run is: what checkpoints give is on the CPU."""
+        self.image = None if self.image is None else self.image.to(device)
+        self.average = None if self.average is None else self.average.to(device)
 
     def _criterion(self, output: Tensor, average: Tensor | None) -> Tensor | None:
         """The number of this look, a scalar; None where it takes more looks."""
@@ -231,6 +248,9 @@ class StopRule:
 
     def _remember(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`_memory` gave, among others."""
+
+
+_NEEDED = {"rule", "numbers", "curve"}  # of a state
 
 
 def _kept(before: Tensor | None, tensor: Tensor) -> Tensor:

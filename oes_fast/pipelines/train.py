@@ -141,7 +141,7 @@ def train_sparse(
             :class:`oes_fast.DiscrepancyStop`, which may end the run before ``steps``; the result is of the
             step that the rule has found, whether it ended the run or not, see docs/stopping.md. The rule
             itself is left alone: each run has a copy. The last two need squared errors of real numbers; with
-            ``forward``, a holdout leaves out numbers of the measurement.
+            ``forward``, a holdout leaves out places of the measurement, of shape [N, C, ...].
         backend: "auto", "reference", "torch", "cpu", "triton" or "cuda", see :func:`oes_fast.backends`.
         verify: compare the rewritten network with ``net`` on ``z`` before the first step, which takes as long
             as 12 to 15 dense steps, in float64 where memory allows; where they differ, warn and run ``net``.

@@ -188,6 +188,6 @@ class TrainRun:
         for hook in self._hooks:
             hook.load_state(state)
         if self._stop is not None:
-            self._stop.load_state(state)
+            self._stop.load_state(state, self.weights.device)
         if "average" in state:
             self._average = state["average"].to(self._objective.target.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import oes_fast as oes
 from oes_fast.pipelines import checkpoint as checkpoints
+from oes_fast.pipelines.run_stop import RunStop
 from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.pipelines.stopping import rule_of
 
@@ -410,3 +411,41 @@ def test_what_the_noise_cannot_be_estimated_of(monkeypatch):
     monkeypatch.setitem(sys.modules, "pywt", None)
     with pytest.raises(oes.OESError, match="expected PyWavelets to be installed"):
         oes.estimate_sigma(torch.rand(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [oes.HoldoutStop(every=10), oes.VarianceStop(window=20), oes.VarianceStop(patience=5)],
+    ids=["rule", "window", "patience"],
+)
+def test_a_state_of_other_settings_is_refused_and_changes_nothing(other):
+    rule = oes.VarianceStop(window=40, every=10)
+    for step in range(0, 60, 10):
+        rule.update(step, torch.full((1, 1, 4, 4), float(step)))
+    before = rule.state_dict()
+    with pytest.raises(oes.InputError, match="another rule"):
+        rule.load_state_dict(other.state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in rule.state_dict().items())
+
+
+def test_what_a_checkpoint_holds_goes_to_the_device_of_the_run():
+    first, second = (oes.VarianceStop(window=2, patience=1, every=1) for _ in range(2))
+    for step in range(6):
+        first.update(step, torch.full((1, 1, 4, 4), float(step**2)), torch.ones(1, 1, 4, 4))
+    second.load_state_dict(first.state_dict(), device="meta")
+    assert {second.image.device.type, second.average.device.type} == {"meta"}
+    run = RunStop(oes.VarianceStop(window=2, patience=1, every=1))
+    run.load_state(
+        {f"stop.{name}": tensor for name, tensor in first.state_dict().items()}
+        | {"stop.kept.weights": torch.ones(3)},
+        torch.device("meta"),
+    )
+    assert run.rule.image.device.type == "meta"
+    assert run.found()["weights"].device.type == "meta"
+
+
+def test_the_reason_counts_to_the_last_look():
+    rule = oes.HoldoutStop(every=10, patience=11, smooth=10, second=torch.zeros(1, 1, 4, 4))
+    for step, value in ((0, 1.0), (10, 2.0)):
+        rule.update(step, torch.full((1, 1, 4, 4), value))
+    assert "10 steps of 11 after the least" in rule.report(20).reason
