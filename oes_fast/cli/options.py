@@ -187,6 +187,16 @@ Temperature = Annotated[
         metavar="T", rich_help_panel=SEARCH, help="Temperature of the relaxed Bernoulli masks, above 0."
     ),
 ]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P|FILE",
+        rich_help_panel=SEARCH,
+        help="Where the search starts: the probability of every weight to be kept, between 0 and 1; or a "
+        "mask of this network, as of another image, whose weights start at 0.5 and all others at --density.  "
+        "[default: 0.5]",
+    ),
+]
 MaskOption = Annotated[
     str,
     typer.Option(

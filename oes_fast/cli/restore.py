@@ -158,9 +158,10 @@ def restore(request: Request) -> int:
 
 def _restore(request: Request, outputs: Outputs) -> int:
     work, net, z, mask = _prepare(request)
+    search = {} if request.search is None else request.search.arguments(net)
     with outputs.computing():
         with ProgressReport(quiet=request.run.quiet) as progress:
-            _compute(request, outputs, progress, work, net, z, mask)
+            _compute(request, outputs, progress, work, net, z, mask, search)
         figures = work.measure()
         _write(request, outputs, work, figures)
     if not request.run.quiet:
@@ -175,7 +176,8 @@ def _restore(request: Request, outputs: Outputs) -> int:
 def _plan(request: Request) -> Outputs:
     """Every file of the run, reserved."""
     check_image_name(request.output, request.bits)
-    outputs = Outputs(request.output, *request.image.files(), request.mask, request.weights)
+    started = None if request.search is None else request.search.file
+    outputs = Outputs(request.output, *request.image.files(), request.mask, request.weights, started)
     outputs.plan(restored=request.output)
     if request.image.keeps_complex:
         outputs.plan(complex=outputs.beside(".npy"))
@@ -263,6 +265,7 @@ def _compute(
     net: nn.Module,
     z: Tensor,
     mask: Mask | None,
+    search: Mapping[str, Any],
 ) -> None:
     """Search, if there is no mask, and train, if no signal came before."""
     run, problem = request.run, work.problem
@@ -277,7 +280,7 @@ def _compute(
         "checkpoint_seconds": run.checkpoint_seconds,
     }
     if request.search is not None:
-        settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **plain(request.search), **common}
+        settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **search, **common}
         found = work.found = kept.run(
             "search", lambda resume: search_mask(net, z, problem.noisy, resume=resume, **settings)
         )

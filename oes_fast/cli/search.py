@@ -40,6 +40,7 @@ def search(
     lr: o.SearchRate = None,
     kl: o.KL = None,
     temperature: o.Temperature = 0.2,
+    start: o.Start = None,
     mask_option: o.MaskOption = "topk",
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
@@ -78,6 +79,7 @@ def search(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        start=start,
         schedule=schedule,
         input_noise=input_noise,
     )
@@ -98,7 +100,7 @@ def search(
     recipe = ModelChoice(model, tuple(model_option or ())).resolve()
     seed = find_seed("--seed", seed)
     noise_seed = find_seed("--noise-seed", noise_seed, seed)
-    outputs = _plan(output, options, run)
+    outputs = _plan(output, options, run, settings)
     with outputs.owned(settings.steps):
         return _search(outputs, options, run, settings, recipe, seed, noise_seed)
 
@@ -114,6 +116,7 @@ def _search(
 ) -> int:
     problem = load_problem(options, noise_seed=noise_seed, device=run.device)
     net, z = fresh_generator(problem.noisy, model=recipe.name, options=recipe.options, seed=seed)
+    arguments = settings.arguments(net)
     kept = outputs.checkpoints
     with outputs.computing():
         with ProgressReport(quiet=run.quiet) as progress:
@@ -132,7 +135,7 @@ def _search(
                     checkpoint=kept.paths["search"],
                     checkpoint_seconds=run.checkpoint_seconds,
                     resume=resume,
-                    **plain(settings),
+                    **arguments,
                 ),
             )
         if found.interrupted:
@@ -173,12 +176,12 @@ class _Search:
         return measure(self.problem, self.found, None)
 
 
-def _plan(output: Path, options: ImageOptions, run: RunSettings) -> Outputs:
+def _plan(output: Path, options: ImageOptions, run: RunSettings, settings: SearchSettings) -> Outputs:
     if output.suffix != ".safetensors":
         raise InputError(
             f"{output}: expected a name that ends in .safetensors, got {output.suffix or 'no extension'}"
         )
-    outputs = Outputs(output, options.image, options.clean)
+    outputs = Outputs(output, options.image, options.clean, settings.file)
     outputs.plan(mask=output)
     if run.plots:
         outputs.plan(probabilities=outputs.beside("_probabilities.png"), layers=outputs.beside("_layers.png"))

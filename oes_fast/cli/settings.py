@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, NAMES, backends
+from oes_fast.cli.masks import load_mask
 from oes_fast.errors import BackendError, InputError
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
@@ -27,6 +29,7 @@ class SearchSettings:
     lr: float
     kl: float
     temperature: float
+    start: float | Path | None
     mask_option: str
     schedule: str | None
     input_noise: float
@@ -42,6 +45,7 @@ class SearchSettings:
         kl: float | None,
         temperature: float,
         mask_option: str,
+        start: str | None = None,
         schedule: str | None = None,
         input_noise: float = 0.0,
         prefix: str = "--",
@@ -56,6 +60,7 @@ class SearchSettings:
             kl: option --kl.
             temperature: option --temperature.
             mask_option: option --mask-option.
+            start: option --start.
             schedule: option --schedule.
             input_noise: option --input-noise.
             prefix: of the options, for messages.
@@ -70,10 +75,26 @@ class SearchSettings:
             lr=check_number(f"{prefix}lr", _given(lr, base.search_lr), above=0.0),
             kl=check_number("--kl", _given(kl, base.search_kl), minimum=0.0),
             temperature=check_number("--temperature", temperature, above=0.0),
+            start=_find_start(start),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
             schedule=find_schedule(schedule),
             input_noise=check_number("--input-noise", input_noise, minimum=0.0),
         )
+
+    @property
+    def file(self) -> Path | None:
+        """That the search starts from, None where there is none."""
+        return self.start if isinstance(self.start, Path) else None
+
+    def arguments(self, net: nn.Module) -> dict[str, Any]:
+        """As :func:`oes_fast.search_mask` takes them, with the mask that it starts from for ``net``.
+
+        Raises:
+            InputError: no such file, or no mask.
+            MaskMismatchError: it belongs to another network.
+        """
+        start = self.start if self.file is None else load_mask(self.file, net)
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "start": start}
 
 
 @dataclass(frozen=True)
@@ -180,7 +201,7 @@ _STEP_OPTIONS = {"schedule": "--schedule", "input_noise": "--input-noise", "tv":
 
 def search_options(prefix: str) -> dict[str, str]:
     """The option for each setting in a search's checkpoint; ``prefix`` as in :meth:`SearchSettings.of`."""
-    names = {name: f"--{name}" for name in ("density", "kl", "temperature", "seed", "backend")}
+    names = {name: f"--{name}" for name in ("density", "kl", "temperature", "start", "seed", "backend")}
     return names | {"lr": f"{prefix}lr", "weights": "--seed", "network": "--model", **_STEP_OPTIONS}
 
 
@@ -199,6 +220,18 @@ def find_preset(name: str) -> Preset:
 def find_schedule(name: str | None) -> str | None:
     """``name`` if there is such a schedule, or None."""
     return None if name is None else check_choice("--schedule", name, SCHEDULES)
+
+
+def _find_start(text: str | None) -> float | Path | None:
+    """The option --start: a probability, or the file of a mask."""
+    if text is None:
+        return None
+    try:
+        return check_number("--start", float(text), above=0.0, below=1.0)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        return Path(text)
 
 
 def find_seed(name: str, *values: int | None) -> int:
