@@ -1,0 +1,276 @@
+"""What a mask search can do without: one configuration of it, then the training with the mask that it found.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.search_study --work study    # goes on with what is not done
+    python -m benchmarks.search_study --work study --summary            # writes what there is
+
+An image is NAME.png of ``--data``, or that of scikit-image. All searches start from the same weights and see
+the same noisy image, and all masks are trained in the same way. A search on a smaller image is one of the
+noisy image, shrunk with antialiasing, and of an input drawn at that size: a mask is independent of the size.
+Seconds are the processor's, not the clock's: of one thread, whatever else the machine does. Every run that is
+done is written at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+import oes_fast as oes
+from benchmarks.report import environment, write_result
+from benchmarks.runs import neat, write_json
+from benchmarks.table_text import RESULTS, Result, caption, load, table
+
+NAME = "search-study-256-cpu"
+REFERENCE = "6,000 at 0.1"
+SETTINGS = ("side", "sigma", "density", "train_steps", "train_lr", "average")  # that runs of one folder share
+RECORDS = 50  # of the history of a training
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Of a search.
+
+    Attributes:
+        steps, lr, schedule, kl, temperature, start: see :func:`oes_fast.search_mask`.
+        side: of the image that is searched on, in pixels; None for that of the training.
+    """
+
+    steps: int
+    lr: float
+    schedule: str | None = None
+    kl: float = 1e-9
+    temperature: float = 0.2
+    start: float | None = None
+    side: int | None = None
+
+
+CONFIGURATIONS = {
+    REFERENCE: Configuration(6_000, 0.1),
+}
+
+
+class Cell(NamedTuple):
+    """What is run once.
+
+    Attributes:
+        image: its name.
+        configuration: name of the search's.
+        seed: of weights, input and search.
+    """
+
+    image: str
+    configuration: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Name of what it writes."""
+        plain = "".join(c if c.isalnum() or c == "." else "-" for c in self.configuration)
+        return f"{self.image}-{self.seed}-{plain}.json"
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Seed by seed and configuration by configuration, so that their means grow together."""
+    for seed in options.seeds:
+        for name in options.configurations:
+            for image in options.images:
+                yield Cell(image, name, seed)
+
+
+def scene(options: argparse.Namespace, image: str) -> tuple[Tensor, Tensor]:
+    """The clean image of that name, [1, C, side, side], and with the noise of seed 0."""
+    source: str | Path = f"skimage:{image}"
+    if options.data is not None and (file := options.data / f"{image}.png").is_file():
+        source = file
+    clean = oes.load_image(source, size=options.side).pixels
+    return clean, oes.add_noise(clean, options.sigma, 0)
+
+
+def shrunk(image: Tensor, side: int | None) -> Tensor:
+    """[1, C, side, side] of a square image, antialiased, which lowers its noise."""
+    if side in (None, image.shape[-1]):
+        return image
+    return interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
+
+
+def run_cell(options: argparse.Namespace, cell: Cell) -> None:
+    """Search, train with the mask found, and write the figures."""
+    clean, noisy = scene(options, cell.image)
+    net, z = oes.fresh_generator(noisy, seed=cell.seed)
+    settings = asdict(CONFIGURATIONS[cell.configuration])
+    side = settings.pop("side")
+    seen = shrunk(noisy, side)
+    began = time.process_time()
+    search_z = z if side is None else oes.fresh_generator(seen, seed=cell.seed)[1]
+    found = oes.search_mask(
+        net,
+        search_z,
+        seen,
+        density=options.density,
+        seed=cell.seed,
+        verify=False,
+        record_every=max(1, settings["steps"]),
+        **settings,
+    )
+    searched = time.process_time() - began
+    fit = oes.train_sparse(
+        net,
+        found.mask,
+        z,
+        noisy,
+        steps=options.train_steps,
+        lr=options.train_lr,
+        average=options.average,
+        clean=clean,
+        verify=False,
+        record_every=max(1, options.train_steps // RECORDS),
+    )
+    history = fit.history
+    averages = [value for value in history.psnr_average if value is not None]
+    figures: Result = {
+        "search seconds": searched,
+        "train seconds": time.process_time() - began - searched,
+        "mask alone": history.psnr[0],
+        "peak": max(history.psnr),
+        "last": history.psnr[-1],
+        "peak of average": max(averages),
+        "last of average": averages[-1],
+        "collapsed": fit.collapsed,
+    }
+    said = {"settings": settings_of(options), "searched with": asdict(CONFIGURATIONS[cell.configuration])}
+    write_json(options.work / cell.file, {**said, "cell": cell._asdict(), "figures": figures})
+
+
+def settings_of(options: argparse.Namespace) -> Result:
+    """What the runs of one folder share."""
+    return {name: getattr(options, name) for name in SETTINGS}
+
+
+def done(options: argparse.Namespace, cell: Cell) -> Result | None:
+    """What a finished cell wrote, None if it is not finished.
+
+    Raises:
+        SystemExit: it was made with other settings.
+    """
+    path = options.work / cell.file
+    if not path.is_file():
+        return None
+    found: Result = json.loads(path.read_text(encoding="utf-8"))
+    wanted = {
+        "settings": settings_of(options),
+        "searched with": asdict(CONFIGURATIONS[cell.configuration]),
+    }
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise SystemExit(f"{path}: made with {name} {found[name]}, asked for {value}")
+    return found
+
+
+def summary(options: argparse.Namespace) -> Result:
+    """All that is there, configuration by configuration."""
+    rows = []
+    for name in CONFIGURATIONS:
+        found = [
+            row
+            for cell in cells(options)
+            if cell.configuration == name and (row := done(options, cell)) is not None
+        ]
+        if found:
+            runs = [
+                {**{key: row["cell"][key] for key in ("image", "seed")}, **_neat(row["figures"])}
+                for row in found
+            ]
+            rows.append({"configuration": name, **asdict(CONFIGURATIONS[name]), "runs": runs})
+    return {"settings": settings_of(options), "configurations": rows}
+
+
+def _neat(figures: Result) -> Result:
+    return {name: neat(value) for name, value in figures.items()}
+
+
+def losses(rows: list[Result], figure: str) -> dict[str, tuple[float, int]]:
+    """By configuration: how far it is ahead of the reference on average, and over how many runs.
+
+    Args:
+        rows: configurations of a result.
+        figure: which of their runs.
+    """
+    of = {row["configuration"]: {(r["image"], r["seed"]): r[figure] for r in row["runs"]} for row in rows}
+    reference = of.get(REFERENCE, {})
+    found = {}
+    for name, values in of.items():
+        if shared := values.keys() & reference.keys():
+            found[name] = fmean(values[key] - reference[key] for key in shared), len(shared)
+    return found
+
+
+def tables() -> str:
+    """The page's table: a configuration a line."""
+    result = load(NAME)
+    rows = result["configurations"]
+    images = list(dict.fromkeys(run["image"] for row in rows for run in row["runs"]))
+    ahead = losses(rows, "peak of average")
+    lines = []
+    for row in rows:
+        by_image = {
+            image: [run["peak of average"] for run in row["runs"] if run["image"] == image]
+            for image in images
+        }
+        figures = [f"{fmean(values):.2f}" if values else "" for values in by_image.values()]
+        difference = f"{ahead[row['configuration']][0]:+.2f}" if row["configuration"] in ahead else ""
+        seconds = fmean(run["search seconds"] for run in row["runs"])
+        lines.append([row["configuration"], *_words(row), f"{seconds:.0f}", *figures, difference])
+    header = ["search", "steps", "rate", "KL", "temperature", "start", "side", "seconds", *images]
+    return f"{caption(NAME, result)}\n{table([*header, 'against the reference'], lines)}"
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    rate = f"{row['lr']:g}" + (f", {row['schedule']}" if row["schedule"] else "")
+    start = 0.5 if row["start"] is None else row["start"]
+    side = "" if row["side"] is None else str(row["side"])
+    return [f"{row['steps']:,}", rate, f"{row['kl']:.0e}", f"{row['temperature']:g}", f"{start:g}", side]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of what each run writes")
+    parser.add_argument("--data", type=Path, help="folder of NAME.png")
+    parser.add_argument("--summary", action="store_true", help="run nothing, write what is there")
+    parser.add_argument("--images", nargs="+", default=["astronaut", "camera", "coffee", "chelsea"])
+    parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--sigma", type=float, default=0.1)
+    parser.add_argument("--density", type=float, default=0.05)
+    parser.add_argument("--train-steps", type=int, default=2_000)
+    parser.add_argument("--train-lr", type=float, default=1e-2)
+    parser.add_argument("--average", type=float, default=0.99)
+    parser.add_argument("--json", type=Path, default=RESULTS / f"{NAME}.json", help="where to write")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", oes.OESWarning)  # what they say is in the result
+    for cell in [] if options.summary else cells(options):
+        if done(options, cell) is None:
+            run_cell(options, cell)
+            found = done(options, cell)
+            assert found is not None
+            figures = found["figures"]
+            print(f"{cell.file}: average {figures['peak of average']:.2f} dB", flush=True)
+    write_result(str(options.json), {"environment": environment(), **summary(options)})
+
+
+if __name__ == "__main__":
+    main()
