@@ -192,6 +192,27 @@ class TestOtherCommands:
         assert int(masks["mean"].sum()) == int(masks["topk"].sum()) != int(masks["drawn"].sum())
         assert (masks["mean"] != masks["topk"]).any()
 
+    def test_a_search_starts_at_a_probability_or_a_mask(
+        self, cli_images: Path, cli_mask: Path, tmp_path: Path
+    ) -> None:
+        noise = [*NOISE, "--density", "0.5", "--threads", "1", "--no-plots"]
+        found = {}
+        for start in ("0.25", cli_mask):
+            out = tmp_path / "mask.safetensors"
+            args = ["search", cli_images / "rgb.png", "-o", out, *noise, "--steps", "2", "--start", start]
+            assert run(*args) == 0
+            found[str(start)] = oes.Mask.load(out)
+            assert result_of(out)["settings"]["search"]["start"] == (0.25 if start == "0.25" else str(start))
+        assert found["0.25"].settings["start"] == 0.25
+        assert found[str(cli_mask)].settings["start"].startswith("mask ")
+        assert (found[str(cli_mask)].flat != found["0.25"].flat).any()
+        args = ["denoise", cli_images / "rgb.png", "-o", tmp_path / "o.png", "--search-steps", "2", *noise]
+        assert run(*args, "--train-steps", "1", "--start", cli_mask) == 0
+        assert (oes.Mask.load(tmp_path / "o_mask.safetensors").flat == found[str(cli_mask)].flat).all()
+        before = cli_mask.read_bytes()
+        assert run("search", cli_images / "rgb.png", "-o", cli_mask, *noise, "--start", cli_mask) == 2
+        assert cli_mask.read_bytes() == before
+
     def test_a_plot_that_fails_costs_nothing_else(
         self, cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
