@@ -122,7 +122,8 @@ class Settings:
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
         """Steps, rates and density of a preset, but for what is given and not None."""
         known = {known_field.name for known_field in fields(cls)} & set(vars(preset))
-        base = {name: getattr(preset, name) for name in known} | {"kl": preset.search_kl}
+        base = {name: getattr(preset, name) for name in known}
+        base |= {"kl": preset.search_kl, "temperature": preset.search_temperature}
         given = {name: value for name, value in given.items() if value is not None}
         return cls(**(base | given), average=average)
 

@@ -182,9 +182,12 @@ KL = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float,
+    float | None,
     typer.Option(
-        metavar="T", rich_help_panel=SEARCH, help="Temperature of the relaxed Bernoulli masks, above 0."
+        metavar="T",
+        rich_help_panel=SEARCH,
+        help="Temperature of the relaxed Bernoulli masks, above 0.  "
+        f"[default: {by_preset('search_temperature')}]",
     ),
 ]
 Start = Annotated[

@@ -39,7 +39,7 @@ def search(
     steps: o.SearchSteps = None,
     lr: o.SearchRate = None,
     kl: o.KL = None,
-    temperature: o.Temperature = 0.2,
+    temperature: o.Temperature = None,
     start: o.Start = None,
     mask_option: o.MaskOption = "topk",
     schedule: o.ScheduleName = None,

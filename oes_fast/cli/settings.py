@@ -43,7 +43,7 @@ class SearchSettings:
         steps: int | None,
         lr: float | None,
         kl: float | None,
-        temperature: float,
+        temperature: float | None,
         mask_option: str,
         start: str | None = None,
         schedule: str | None = None,
@@ -74,7 +74,9 @@ class SearchSettings:
             steps=check_integer(f"{prefix}steps", _given(steps, base.search_steps), minimum=1, below=2**32),
             lr=check_number(f"{prefix}lr", _given(lr, base.search_lr), above=0.0),
             kl=check_number("--kl", _given(kl, base.search_kl), minimum=0.0),
-            temperature=check_number("--temperature", temperature, above=0.0),
+            temperature=check_number(
+                "--temperature", _given(temperature, base.search_temperature), above=0.0
+            ),
             start=_find_start(start),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
             schedule=find_schedule(schedule),

@@ -116,7 +116,7 @@ def _restored(
     search_steps: o.SearchSteps = None,
     search_lr: o.SearchRate = None,
     kl: o.KL = None,
-    temperature: o.Temperature = 0.2,
+    temperature: o.Temperature = None,
     start: o.Start = None,
     mask_option: o.MaskOption = "topk",
     train_steps: o.TrainSteps = None,

@@ -243,6 +243,7 @@ class _Run:
                 "steps": own.search_steps,
                 "lr": own.search_lr,
                 "kl": own.kl,
+                "temperature": own.temperature,
                 **self._loop("search"),
             }
         else:

@@ -45,6 +45,7 @@ class Settings:
         search_steps: updates of the mask search of "oes".
         search_lr: its learning rate.
         kl: weight of its KL term.
+        temperature: of its relaxed masks.
         scope: of the scores of the other ways to a mask, see :func:`oes_fast.pruning.select`.
         small: what they do with biases and batch norms, see there. "oes" always scores them.
         imp_steps: updates of each round of "imp"; None for ``train_steps``.
@@ -82,6 +83,7 @@ class Settings:
     search_steps: int = PRESETS["paper"].search_steps
     search_lr: float = PRESETS["paper"].search_lr
     kl: float = PRESETS["paper"].search_kl
+    temperature: float = PRESETS["paper"].search_temperature
     scope: str = "global"
     small: str = "keep"
     imp_steps: int | None = None
@@ -108,7 +110,7 @@ class Settings:
             check_number("densities", density, above=0.0, below=1.0)
         for seed in self.seeds:
             check_integer("seeds", seed, minimum=0, below=MAX_SEED)
-        positive = ("sigma", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
+        positive = ("sigma", "temperature", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
         for name in positive:
             check_number(name, getattr(self, name), above=0.0)
         for name in ("kl", "weight_decay", "input_noise", "param_noise"):
@@ -141,7 +143,8 @@ class Settings:
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
         """Steps, rates and density of a preset, but for what is given and not None."""
         known = {known_field.name for known_field in fields(cls)} & set(vars(preset))
-        base = {name: getattr(preset, name) for name in known} | {"kl": preset.search_kl}
+        base = {name: getattr(preset, name) for name in known}
+        base |= {"kl": preset.search_kl, "temperature": preset.search_temperature}
         base["densities"] = (preset.density,)
         given = {name: value for name, value in given.items() if value is not None}
         return cls(**(base | given), average=average)
@@ -183,6 +186,8 @@ class Settings:
         if method in METHODS:
             names += ["train_lr"]
             names += ["search_steps", "search_lr", "kl"] if method == "oes" else ["scope", "small"]
+        if method == "oes" and self.temperature != PRESETS["paper"].search_temperature:
+            found["temperature"] = self.temperature  # cells of before say nothing of it
         if method == "imp":
             found["imp_densities"] = list(self.imp_schedule)
             found["imp_steps"] = self.train_steps if self.imp_steps is None else self.imp_steps

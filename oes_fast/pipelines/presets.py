@@ -13,6 +13,7 @@ class Preset:
         search_steps: updates of the mask search.
         search_lr: its learning rate.
         search_kl: weight of its KL term.
+        search_temperature: of its relaxed masks.
         train_steps: updates of the sparse training.
         train_lr: its learning rate.
         density: share of the weights kept.
@@ -24,6 +25,7 @@ class Preset:
     train_steps: int
     train_lr: float
     density: float
+    search_temperature: float = 0.2
 
 
 PRESETS = {
