@@ -25,6 +25,12 @@ def by_preset(setting: str) -> str:
     return ", ".join(f"{name}: {getattr(preset, setting)}" for name, preset in PRESETS.items())
 
 
+_SCHEDULED = "".join(
+    f"; {name}: {preset.search_schedule} in the search"
+    for name, preset in PRESETS.items()
+    if preset.search_schedule is not None
+)
+
 ImageIn = Annotated[
     str,
     typer.Argument(
@@ -124,8 +130,8 @@ PresetName = Annotated[
         "--preset",
         metavar="NAME",
         rich_help_panel=RUN,
-        help=f"Steps, learning rates and density ({', '.join(PRESETS)}): as published, or for minutes on a "
-        "CPU. Options given explicitly override it.",
+        help="Steps, learning rates and density: paper, as published; quick, for minutes on a CPU; fast, a "
+        "search of a hundredth of the published steps. Options given explicitly override it.",
     ),
 ]
 Density = Annotated[
@@ -263,7 +269,7 @@ ScheduleName = Annotated[
         metavar="NAME",
         rich_help_panel=RUN,
         help=f"Let the learning rates fall to 0 over the steps: {', '.join(SCHEDULES)}.  "
-        "[default: they stay]",
+        f"[default: they stay{_SCHEDULED}]",
     ),
 ]
 InputNoise = Annotated[

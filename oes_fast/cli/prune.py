@@ -270,6 +270,8 @@ def _settings(
         found["temperature"] = check_number(
             "--temperature", _or(given["temperature"], base.search_temperature), above=0.0
         )
+        if base.search_schedule is not None:
+            found["schedule"] = base.search_schedule
     if method == "imp":
         if given["rounds"] is not None:
             found["rounds"] = check_integer("--rounds", given["rounds"], minimum=1)

@@ -79,7 +79,7 @@ class SearchSettings:
             ),
             start=_find_start(start),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
-            schedule=find_schedule(schedule),
+            schedule=find_schedule(schedule or base.search_schedule),
             input_noise=check_number("--input-noise", input_noise, minimum=0.0),
         )
 

@@ -244,6 +244,7 @@ class _Run:
                 "lr": own.search_lr,
                 "kl": own.kl,
                 "temperature": own.temperature,
+                "schedule": own.search_schedule,
                 **self._loop("search"),
             }
         else:

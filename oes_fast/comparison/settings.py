@@ -11,6 +11,7 @@ from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.errors import InputError
 from oes_fast.models.registry import MODELS, plain_options
 from oes_fast.pipelines.presets import PRESETS, Preset
+from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import DEFAULT, PRECISIONS
 from oes_fast.pruning import METHODS
 from oes_fast.pruning.select import SCOPES, SMALL
@@ -44,6 +45,7 @@ class Settings:
         ssim_every: steps from one SSIM to the next, a multiple of ``record_every``; None for about 50.
         search_steps: updates of the mask search of "oes".
         search_lr: its learning rate.
+        search_schedule: of that rate, None for a constant one.
         kl: weight of its KL term.
         temperature: of its relaxed masks.
         scope: of the scores of the other ways to a mask, see :func:`oes_fast.pruning.select`.
@@ -82,6 +84,7 @@ class Settings:
     ssim_every: int | None = None
     search_steps: int = PRESETS["paper"].search_steps
     search_lr: float = PRESETS["paper"].search_lr
+    search_schedule: str | None = None
     kl: float = PRESETS["paper"].search_kl
     temperature: float = PRESETS["paper"].search_temperature
     scope: str = "global"
@@ -127,6 +130,8 @@ class Settings:
             )
         if self.average is not None:
             check_number("average", self.average, minimum=0.0, below=1.0)
+        if self.search_schedule is not None:
+            check_choice("search_schedule", self.search_schedule, SCHEDULES)
         check_choice("scope", self.scope, SCOPES)
         check_choice("small", self.small, SMALL)
         check_choice("precision", self.precision, PRECISIONS)
@@ -188,6 +193,8 @@ class Settings:
             names += ["search_steps", "search_lr", "kl"] if method == "oes" else ["scope", "small"]
         if method == "oes" and self.temperature != PRESETS["paper"].search_temperature:
             found["temperature"] = self.temperature  # cells of before say nothing of it
+        if method == "oes" and self.search_schedule is not None:
+            found["search_schedule"] = self.search_schedule
         if method == "imp":
             found["imp_densities"] = list(self.imp_schedule)
             found["imp_steps"] = self.train_steps if self.imp_steps is None else self.imp_steps

@@ -47,7 +47,7 @@ class TestBadInput:
             (["--noise-seed", "-1"], "--noise-seed"),
             (["--threads", "0"], "--threads"),
             (["--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
-            (["--preset", "fast"], "--preset: expected one of paper, quick, got 'fast'"),
+            (["--preset", "slow"], "--preset: expected one of paper, quick, fast, got 'slow'"),
             (["--backend", "magic"], "--backend: expected one of auto, reference"),
             (["--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
             (["--device", "cuda:99"], "--device"),
