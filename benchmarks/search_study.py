@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.search_study --work study    # goes on with what is not done
     python -m benchmarks.search_study --work study --summary            # writes what there is
 
-An image is NAME.png of ``--data``, or that of scikit-image. All searches start from the same weights and see
-the same noisy image, and all masks are trained in the same way. A search on a smaller image is one of the
-noisy image, shrunk with antialiasing, and of an input drawn at that size: a mask is independent of the size.
-Seconds are the processor's, not the clock's: of one thread, whatever else the machine does. Every run that is
-done is written at once.
+An image is NAME.png of ``--data``, or that of scikit-image. All searches of a seed start from the same
+weights and see the same noisy image, and all masks are trained in the same way. A search on a smaller image is one of
+the noisy image, shrunk with antialiasing, and of an input drawn at that size: a mask is independent of the
+size. Seconds are the processor's, not the clock's: of one thread, whatever else the machine does. Every run
+that is done is written at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,14 +27,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import oes_fast as oes
+from benchmarks.mask_study import FOUND as SEARCHED
 from benchmarks.report import environment, write_result
 from benchmarks.runs import neat, write_json
 from benchmarks.table_text import RESULTS, Result, caption, load, table
 
 NAME = "search-study-256-cpu"
 REFERENCE = "6,000 at 0.1"
-SETTINGS = ("side", "sigma", "density", "train_steps", "train_lr", "average")  # that runs of one folder share
-RECORDS = 50  # of the history of a training
+MASK_STUDY = "mask-study-256-cpu"  # which has runs of the reference
+SETTINGS = ("side", "sigma", "density", "train_lr", "average")  # that runs of one folder share
+STOPS = (1_000, 2_000)  # steps of training whose averages are reported
+EVERY = 20  # steps from one record of a training to the next
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Configuration:
     Attributes:
         steps, lr, schedule, kl, temperature, start: see :func:`oes_fast.search_mask`.
         side: of the image that is searched on, in pixels; None for that of the training.
+        trained: steps of the training with its mask.
     """
 
     steps: int
@@ -53,6 +57,7 @@ class Configuration:
     temperature: float = 0.2
     start: float | None = None
     side: int | None = None
+    trained: int = STOPS[-1]
 
 
 CONFIGURATIONS = {
@@ -66,7 +71,7 @@ class Cell(NamedTuple):
     Attributes:
         image: its name.
         configuration: name of the search's.
-        seed: of weights, input and search.
+        seed: of noise, weights, input and search.
     """
 
     image: str
@@ -88,13 +93,13 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
                 yield Cell(image, name, seed)
 
 
-def scene(options: argparse.Namespace, image: str) -> tuple[Tensor, Tensor]:
-    """The clean image of that name, [1, C, side, side], and with the noise of seed 0."""
+def scene(options: argparse.Namespace, image: str, seed: int) -> tuple[Tensor, Tensor]:
+    """The clean image of that name, [1, C, side, side], and with the noise of a seed."""
     source: str | Path = f"skimage:{image}"
     if options.data is not None and (file := options.data / f"{image}.png").is_file():
         source = file
     clean = oes.load_image(source, size=options.side).pixels
-    return clean, oes.add_noise(clean, options.sigma, 0)
+    return clean, oes.add_noise(clean, options.sigma, seed)
 
 
 def shrunk(image: Tensor, side: int | None) -> Tensor:
@@ -106,10 +111,10 @@ def shrunk(image: Tensor, side: int | None) -> Tensor:
 
 def run_cell(options: argparse.Namespace, cell: Cell) -> None:
     """Search, train with the mask found, and write the figures."""
-    clean, noisy = scene(options, cell.image)
+    clean, noisy = scene(options, cell.image, cell.seed)
     net, z = oes.fresh_generator(noisy, seed=cell.seed)
     settings = asdict(CONFIGURATIONS[cell.configuration])
-    side = settings.pop("side")
+    side, trained = settings.pop("side"), settings.pop("trained")
     seen = shrunk(noisy, side)
     began = time.process_time()
     search_z = z if side is None else oes.fresh_generator(seen, seed=cell.seed)[1]
@@ -129,23 +134,21 @@ def run_cell(options: argparse.Namespace, cell: Cell) -> None:
         found.mask,
         z,
         noisy,
-        steps=options.train_steps,
+        steps=trained,
         lr=options.train_lr,
         average=options.average,
         clean=clean,
         verify=False,
-        record_every=max(1, options.train_steps // RECORDS),
+        record_every=EVERY,
     )
     history = fit.history
-    averages = [value for value in history.psnr_average if value is not None]
     figures: Result = {
         "search seconds": searched,
         "train seconds": time.process_time() - began - searched,
         "mask alone": history.psnr[0],
         "peak": max(history.psnr),
         "last": history.psnr[-1],
-        "peak of average": max(averages),
-        "last of average": averages[-1],
+        "averages": averages({name: history[name] for name in ("step", "psnr_average")}),
         "collapsed": fit.collapsed,
     }
     said = {"settings": settings_of(options), "searched with": asdict(CONFIGURATIONS[cell.configuration])}
@@ -196,46 +199,65 @@ def summary(options: argparse.Namespace) -> Result:
 
 
 def _neat(figures: Result) -> Result:
-    return {name: neat(value) for name, value in figures.items()}
+    return {name: _neat(value) if isinstance(value, dict) else neat(value) for name, value in figures.items()}
 
 
-def losses(rows: list[Result], figure: str) -> dict[str, tuple[float, int]]:
-    """By configuration: how far it is ahead of the reference on average, and over how many runs.
-
-    Args:
-        rows: configurations of a result.
-        figure: which of their runs.
-    """
-    of = {row["configuration"]: {(r["image"], r["seed"]): r[figure] for r in row["runs"]} for row in rows}
-    reference = of.get(REFERENCE, {})
-    found = {}
-    for name, values in of.items():
-        if shared := values.keys() & reference.keys():
-            found[name] = fmean(values[key] - reference[key] for key in shared), len(shared)
+def runs_of(row: Result) -> dict[tuple[str, int], Result]:
+    """The runs of a configuration by image and seed; of the reference also those of the study of masks."""
+    found = {(run["image"], run["seed"]): run for run in row["runs"]}
+    if row["configuration"] == REFERENCE:
+        for run in reference_runs(load(MASK_STUDY)):
+            found.setdefault((run["image"], run["seed"]), run)
     return found
+
+
+def reference_runs(study: Result) -> list[Result]:
+    """Runs of the reference that :mod:`benchmarks.mask_study` made, with the averages at :data:`STOPS`."""
+    asked = study["options"]
+    assert (asked["search_steps"], asked["search_lr"], asked["kl"]) == (6_000, 0.1, 1e-9)
+    image = asked["image"].removeprefix("skimage:")
+    return [
+        {"image": image, "seed": run["seed"], "averages": averages(run["history"])}
+        for run in study["runs"]
+        if run["mask"] == SEARCHED
+    ]
+
+
+def averages(history: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """PSNR of the running average of the outputs at those of :data:`STOPS` that were recorded."""
+    steps = list(history["step"])
+    return {str(stop): history["psnr_average"][steps.index(stop)] for stop in STOPS if stop in steps}
 
 
 def tables() -> str:
     """The page's table: a configuration a line."""
     result = load(NAME)
-    rows = result["configurations"]
-    images = list(dict.fromkeys(run["image"] for row in rows for run in row["runs"]))
-    ahead = losses(rows, "peak of average")
+    rows = [{"configuration": REFERENCE, **asdict(CONFIGURATIONS[REFERENCE]), "runs": []}]
+    rows += [row for row in result["configurations"] if row["configuration"] != REFERENCE]
+    for row in result["configurations"]:
+        if row["configuration"] == REFERENCE:
+            rows[0] = row
+    of = {row["configuration"]: runs_of(row) for row in rows}
+    places = sorted({place for found in of.values() for place in found})
     lines = []
     for row in rows:
-        by_image = {
-            image: [run["peak of average"] for run in row["runs"] if run["image"] == image]
-            for image in images
-        }
-        figures = [f"{fmean(values):.2f}" if values else "" for values in by_image.values()]
-        difference = f"{ahead[row['configuration']][0]:+.2f}" if row["configuration"] in ahead else ""
-        seconds = fmean(run["search seconds"] for run in row["runs"])
-        lines.append([row["configuration"], *_words(row), f"{seconds:.0f}", *figures, difference])
-    header = ["search", "steps", "rate", "KL", "temperature", "start", "side", "seconds", *images]
-    return f"{caption(NAME, result)}\n{table([*header, 'against the reference'], lines)}"
+        found = of[row["configuration"]]
+        figures = [
+            " / ".join(f"{value:.2f}" for value in found[place]["averages"].values())
+            if place in found
+            else ""
+            for place in places
+        ]
+        seconds = [run["search seconds"] for run in row["runs"]]
+        lines.append(
+            [row["configuration"], *_words(row), f"{fmean(seconds):.0f}" if seconds else "", *figures]
+        )
+    header = ["search", "steps", "rate", "KL", "temperature", "start", "side", "seconds"]
+    header += [f"{image}, seed {seed}" for image, seed in places]
+    return f"{caption(NAME, result)}\n{table(header, lines)}"
 
 
-def _words(row: dict[str, Any]) -> list[str]:
+def _words(row: Result) -> list[str]:
     rate = f"{row['lr']:g}" + (f", {row['schedule']}" if row["schedule"] else "")
     start = 0.5 if row["start"] is None else row["start"]
     side = "" if row["side"] is None else str(row["side"])
@@ -254,7 +276,6 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--density", type=float, default=0.05)
-    parser.add_argument("--train-steps", type=int, default=2_000)
     parser.add_argument("--train-lr", type=float, default=1e-2)
     parser.add_argument("--average", type=float, default=0.99)
     parser.add_argument("--json", type=Path, default=RESULTS / f"{NAME}.json", help="where to write")
@@ -268,7 +289,7 @@ def main() -> None:
             found = done(options, cell)
             assert found is not None
             figures = found["figures"]
-            print(f"{cell.file}: average {figures['peak of average']:.2f} dB", flush=True)
+            print(f"{cell.file}: peak {figures['peak']:.2f} dB", flush=True)
     write_result(str(options.json), {"environment": environment(), **summary(options)})
 
 
