@@ -4,10 +4,10 @@
     python -m benchmarks.search_study --work study --summary            # writes what there is
 
 An image is NAME.png of ``--data``, or that of scikit-image. All searches of a seed start from the same
-weights and see the same noisy image, and all masks are trained in the same way. A search on a smaller image is
-one of the noisy image, shrunk with antialiasing, and of an input drawn at that size: a mask is independent of
-the size. Seconds are the processor's, not the clock's: of one thread, whatever else the machine does. Every
-run that is done is written at once.
+weights and see the same noisy image, and all masks are trained in the same way. A search on a smaller image
+is one of the noisy image, shrunk with antialiasing, and of an input drawn at that size: a mask is independent
+of the size. Seconds are the processor's, not the clock's: of one thread, whatever else the machine does.
+Every run that is done is written at once.
 """
 
 from __future__ import annotations
