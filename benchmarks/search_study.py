@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 import oes_fast as oes
 from benchmarks.mask_study import FOUND as SEARCHED
 from benchmarks.report import environment, write_result
 from benchmarks.runs import neat, write_json
 from benchmarks.table_text import RESULTS, Result, caption, load, table
+from oes_fast.cli.search_size import shrunk
 
 NAME = "search-study-256-cpu"
 REFERENCE = "6,000 at 0.1"
@@ -102,20 +102,13 @@ def scene(options: argparse.Namespace, image: str, seed: int) -> tuple[Tensor, T
     return clean, oes.add_noise(clean, options.sigma, seed)
 
 
-def shrunk(image: Tensor, side: int | None) -> Tensor:
-    """[1, C, side, side] of a square image, antialiased, which lowers its noise."""
-    if side in (None, image.shape[-1]):
-        return image
-    return interpolate(image, (side, side), mode="bicubic", antialias=True, align_corners=False)
-
-
 def run_cell(options: argparse.Namespace, cell: Cell) -> None:
     """Search, train with the mask found, and write the figures."""
     clean, noisy = scene(options, cell.image, cell.seed)
     net, z = oes.fresh_generator(noisy, seed=cell.seed)
     settings = asdict(CONFIGURATIONS[cell.configuration])
     side, trained = settings.pop("side"), settings.pop("trained")
-    seen = shrunk(noisy, side)
+    seen = noisy if side is None else shrunk(noisy, side)
     began = time.process_time()
     search_z = z if side is None else oes.fresh_generator(seen, seed=cell.seed)[1]
     found = oes.search_mask(

@@ -206,6 +206,16 @@ Start = Annotated[
         "[default: 0.5]",
     ),
 ]
+SearchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--search-size",
+        metavar="N",
+        rich_help_panel=SEARCH,
+        help="Search on the noisy image shrunk to a shorter side of N pixels, which takes less time and "
+        "lowers the noise; the mask holds for every size. Denoising alone.  [default: the image's own size]",
+    ),
+]
 MaskOption = Annotated[
     str,
     typer.Option(

@@ -19,6 +19,7 @@ from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
 from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs, warn_of_others
+from oes_fast.cli.search_size import Seen, searched_on
 from oes_fast.cli.settings import (
     RunSettings,
     SearchSettings,
@@ -158,10 +159,14 @@ def restore(request: Request) -> int:
 
 def _restore(request: Request, outputs: Outputs) -> int:
     work, net, z, mask = _prepare(request)
-    search = {} if request.search is None else request.search.arguments(net)
+    search: dict[str, Any] = {}
+    seen = Seen(work.problem, z)
+    if request.search is not None:
+        search = request.search.arguments(net)
+        seen = searched_on(work.problem, z, request.search.size, work.recipe, work.seed)
     with outputs.computing():
         with ProgressReport(quiet=request.run.quiet) as progress:
-            _compute(request, outputs, progress, work, net, z, mask, search)
+            _compute(request, outputs, progress, work, net, z, mask, search, seen)
         figures = work.measure()
         _write(request, outputs, work, figures)
     if not request.run.quiet:
@@ -266,6 +271,7 @@ def _compute(
     z: Tensor,
     mask: Mask | None,
     search: Mapping[str, Any],
+    seen: Seen,
 ) -> None:
     """Search, if there is no mask, and train, if no signal came before."""
     run, problem = request.run, work.problem
@@ -281,8 +287,9 @@ def _compute(
     }
     if request.search is not None:
         settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **search, **common}
+        settings |= seen.problem.arguments()
         found = work.found = kept.run(
-            "search", lambda resume: search_mask(net, z, problem.noisy, resume=resume, **settings)
+            "search", lambda resume: search_mask(net, seen.z, seen.problem.noisy, resume=resume, **settings)
         )
         if found.interrupted:
             signals.stop.note(signal.SIGINT)

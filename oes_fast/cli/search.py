@@ -16,6 +16,7 @@ from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
+from oes_fast.cli.search_size import searched_on
 from oes_fast.cli.settings import RunSettings, SearchSettings, find_seed, search_options
 from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
@@ -41,6 +42,7 @@ def search(
     kl: o.KL = None,
     temperature: o.Temperature = None,
     start: o.Start = None,
+    search_size: o.SearchSize = None,
     mask_option: o.MaskOption = "topk",
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
@@ -80,6 +82,7 @@ def search(
         temperature=temperature,
         mask_option=mask_option,
         start=start,
+        size=search_size,
         schedule=schedule,
         input_noise=input_noise,
     )
@@ -117,6 +120,7 @@ def _search(
     problem = load_problem(options, noise_seed=noise_seed, device=run.device)
     net, z = fresh_generator(problem.noisy, model=recipe.name, options=recipe.options, seed=seed)
     arguments = settings.arguments(net)
+    problem, z = searched_on(problem, z, settings.size, recipe, seed)
     kept = outputs.checkpoints
     with outputs.computing():
         with ProgressReport(quiet=run.quiet) as progress:

@@ -14,6 +14,7 @@ from oes_fast._checks import MAX_SEED, check_choice, check_integer, check_number
 from oes_fast.backends import AUTO, NAMES, backends
 from oes_fast.cli.masks import load_mask
 from oes_fast.errors import BackendError, InputError
+from oes_fast.io.image import MIN_SIDE
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
@@ -30,6 +31,7 @@ class SearchSettings:
     kl: float
     temperature: float
     start: float | Path | None
+    size: int | None
     mask_option: str
     schedule: str | None
     input_noise: float
@@ -46,6 +48,7 @@ class SearchSettings:
         temperature: float | None,
         mask_option: str,
         start: str | None = None,
+        size: int | None = None,
         schedule: str | None = None,
         input_noise: float = 0.0,
         prefix: str = "--",
@@ -61,6 +64,7 @@ class SearchSettings:
             temperature: option --temperature.
             mask_option: option --mask-option.
             start: option --start.
+            size: option --search-size.
             schedule: option --schedule.
             input_noise: option --input-noise.
             prefix: of the options, for messages.
@@ -78,6 +82,7 @@ class SearchSettings:
                 "--temperature", _given(temperature, base.search_temperature), above=0.0
             ),
             start=_find_start(start),
+            size=None if size is None else check_integer("--search-size", size, minimum=MIN_SIDE),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
             schedule=find_schedule(schedule or base.search_schedule),
             input_noise=check_number("--input-noise", input_noise, minimum=0.0),
@@ -89,14 +94,15 @@ class SearchSettings:
         return self.start if isinstance(self.start, Path) else None
 
     def arguments(self, net: nn.Module) -> dict[str, Any]:
-        """As :func:`oes_fast.search_mask` takes them, with the mask that it starts from for ``net``.
+        """As :func:`oes_fast.search_mask` takes them, but for the size, with the mask it starts from.
 
         Raises:
             InputError: no such file, or no mask.
             MaskMismatchError: it belongs to another network.
         """
         start = self.start if self.file is None else load_mask(self.file, net)
-        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "start": start}
+        names = [each.name for each in fields(self) if each.name != "size"]
+        return {**{name: getattr(self, name) for name in names}, "start": start}
 
 
 @dataclass(frozen=True)

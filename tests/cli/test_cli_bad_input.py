@@ -40,6 +40,8 @@ class TestBadInput:
             (["--start", "0"], "--start: expected a finite number > 0.0 and < 1.0, got 0.0"),
             (["--start", "missing.safetensors"], "missing.safetensors"),
             (["--start", "half"], "expected a mask file"),
+            (["--search-size", "0"], "--search-size: expected an integer >= "),
+            (["--search-size", "24"], "--search-size: expected at least 16 pixels and fewer than the 24 of"),
             (["--mask-option", "det"], "--mask-option"),
             (["--average", "1"], "--average"),
             (["--average", "often"], "--average: expected a decay in [0, 1) or off, got 'often'"),
