@@ -35,7 +35,7 @@ from oes_fast.cli.search_size import shrunk
 NAME = "search-study-256-cpu"
 REFERENCE = "6,000 at 0.1"
 MASK_STUDY = "mask-study-256-cpu"  # which has runs of the reference
-SETTINGS = ("side", "sigma", "density", "train_lr", "average")  # that runs of one folder share
+SETTINGS = ("side", "sigma", "train_lr", "average")  # that runs of one folder share
 STOPS = (1_000, 2_000)  # steps of training whose averages are reported
 EVERY = 20  # steps from one record of a training to the next
 
@@ -48,6 +48,7 @@ class Configuration:
         steps, lr, schedule, kl, temperature, start: see :func:`oes_fast.search_mask`.
         side: of the image that is searched on, in pixels; None for that of the training.
         trained: steps of the training with its mask.
+        density: share of the weights that the mask keeps.
     """
 
     steps: int
@@ -58,10 +59,21 @@ class Configuration:
     start: float | None = None
     side: int | None = None
     trained: int = STOPS[-1]
+    density: float = 0.05
 
 
 CONFIGURATIONS = {
     REFERENCE: Configuration(6_000, 0.1),
+    "fast": Configuration(600, 0.3, "cosine", 1e-7, 0.5),
+    "fast, constant rate": Configuration(600, 0.3, None, 1e-7, 0.5),
+    "fast, temperature and KL as published": Configuration(600, 0.3),
+    "fast, 300 steps": Configuration(300, 0.3, "cosine", 1e-7, 0.5),
+    "fast on 128": Configuration(600, 0.3, "cosine", 1e-7, 0.5, side=128, trained=STOPS[0]),
+    "on 128, temperature 0.2": Configuration(600, 0.3, "cosine", 1e-7, 0.2, side=128, trained=STOPS[0]),
+    "on 128, temperature 1": Configuration(600, 0.3, "cosine", 1e-7, 1.0, side=128, trained=STOPS[0]),
+    "on 128, KL 1e-8": Configuration(600, 0.3, "cosine", 1e-8, 0.5, side=128, trained=STOPS[0]),
+    "on 128, KL 1e-6": Configuration(600, 0.3, "cosine", 1e-6, 0.5, side=128, trained=STOPS[0]),
+    "quick, density 20 %": Configuration(300, 0.3, None, 3e-7, trained=1_200, density=0.2),
 }
 
 
@@ -115,7 +127,6 @@ def run_cell(options: argparse.Namespace, cell: Cell) -> None:
         net,
         search_z,
         seen,
-        density=options.density,
         seed=cell.seed,
         verify=False,
         record_every=max(1, settings["steps"]),
@@ -236,9 +247,7 @@ def tables() -> str:
     for row in rows:
         found = of[row["configuration"]]
         figures = [
-            " / ".join(f"{value:.2f}" for value in found[place]["averages"].values())
-            if place in found
-            else ""
+            "" if place not in found else " / ".join(_decibels(found[place], stop) for stop in STOPS)
             for place in places
         ]
         seconds = [run["search seconds"] for run in row["runs"]]
@@ -248,6 +257,11 @@ def tables() -> str:
     header = ["search", "steps", "rate", "KL", "temperature", "start", "side", "seconds"]
     header += [f"{image}, seed {seed}" for image, seed in places]
     return f"{caption(NAME, result)}\n{table(header, lines)}"
+
+
+def _decibels(run: Result, stop: int) -> str:
+    value = run["averages"].get(str(stop))
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _words(row: Result) -> list[str]:
@@ -268,7 +282,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--sigma", type=float, default=0.1)
-    parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--train-lr", type=float, default=1e-2)
     parser.add_argument("--average", type=float, default=0.99)
     parser.add_argument("--json", type=Path, default=RESULTS / f"{NAME}.json", help="where to write")
