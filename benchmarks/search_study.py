@@ -261,7 +261,7 @@ def tables() -> str:
 
 def _decibels(run: Result, stop: int) -> str:
     value = run["averages"].get(str(stop))
-    return "–" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _words(row: Result) -> list[str]:

@@ -90,10 +90,10 @@ def test_the_table_has_the_runs_of_the_reference_of_the_study_of_masks(run, tmp_
     assert lines["search"].endswith("| one, seed 0 | one, seed 7 | two, seed 0 |")
     ours = " / ".join(f"{value:.2f}" for value in reference["runs"][0]["averages"].values())
     assert lines[REFERENCE].endswith(
-        f"| {ours} | 21.25 / – |  |"
+        f"| {ours} | 21.25 / - |  |"
     )  # its own run goes before that of the study
     assert "| 2 | 0.3, cosine | 1e-07 | 0.5 | 0.3 | 16 |" in lines["small"]
-    first, second = (f"{run['averages']['2']:.2f} / –" for run in small["runs"])
+    first, second = (f"{run['averages']['2']:.2f} / -" for run in small["runs"])
     assert lines["small"].endswith(f"| {first} |  | {second} |")
 
 
