@@ -68,10 +68,11 @@ CONFIGURATIONS = {
     "fast, constant rate": Configuration(600, 0.3, None, 1e-7, 0.5),
     "fast, temperature and KL as published": Configuration(600, 0.3),
     "fast, 300 steps": Configuration(300, 0.3, "cosine", 1e-7, 0.5),
+    "fast, 150 steps": Configuration(150, 0.3, "cosine", 1e-7, 0.5),
+    "300 steps, temperature and KL as published": Configuration(300, 0.3),
     "fast on 128": Configuration(600, 0.3, "cosine", 1e-7, 0.5, side=128, trained=STOPS[0]),
     "on 128, temperature 0.2": Configuration(600, 0.3, "cosine", 1e-7, 0.2, side=128, trained=STOPS[0]),
     "on 128, temperature 1": Configuration(600, 0.3, "cosine", 1e-7, 1.0, side=128, trained=STOPS[0]),
-    "on 128, KL 1e-8": Configuration(600, 0.3, "cosine", 1e-8, 0.5, side=128, trained=STOPS[0]),
     "on 128, KL 1e-6": Configuration(600, 0.3, "cosine", 1e-6, 0.5, side=128, trained=STOPS[0]),
     "quick, density 20 %": Configuration(300, 0.3, None, 3e-7, trained=1_200, density=0.2),
 }
