@@ -68,6 +68,7 @@ CONFIGURATIONS = {
     "fast, constant rate": Configuration(600, 0.3, None, 1e-7, 0.5),
     "fast, temperature and KL as published": Configuration(600, 0.3),
     "fast, 300 steps": Configuration(300, 0.3, "cosine", 1e-7, 0.5),
+    "fast, 300 steps, 1,200 of training": Configuration(300, 0.3, "cosine", 1e-7, 0.5, trained=1_200),
     "fast, 150 steps": Configuration(150, 0.3, "cosine", 1e-7, 0.5),
     "300 steps, temperature and KL as published": Configuration(300, 0.3),
     "fast on 128": Configuration(600, 0.3, "cosine", 1e-7, 0.5, side=128, trained=STOPS[0]),
