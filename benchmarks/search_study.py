@@ -69,6 +69,7 @@ CONFIGURATIONS = {
     "fast, temperature and KL as published": Configuration(600, 0.3),
     "fast, 300 steps": Configuration(300, 0.3, "cosine", 1e-7, 0.5),
     "fast, 300 steps, 1,200 of training": Configuration(300, 0.3, "cosine", 1e-7, 0.5, trained=1_200),
+    "300 steps, temperature 1": Configuration(300, 0.3, "cosine", 1e-7, 1.0, trained=STOPS[0]),
     "fast, 150 steps": Configuration(150, 0.3, "cosine", 1e-7, 0.5),
     "300 steps, temperature and KL as published": Configuration(300, 0.3),
     "fast on 128": Configuration(600, 0.3, "cosine", 1e-7, 0.5, side=128, trained=STOPS[0]),
