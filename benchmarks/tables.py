@@ -19,6 +19,7 @@ from benchmarks.batch_manifest import tables as batch_manifest
 from benchmarks.comparison import comparison_at, comparison_cells
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.runs import tables as several_runs
+from benchmarks.search_study import tables as search_study
 from benchmarks.stopping import tables as stopping
 from benchmarks.table_text import (
     NAMES,
@@ -410,6 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inverse problems": inverse_problems,
     "several runs": several_runs,
     "stopping": stopping,
+    "search study": search_study,
     "throughput": throughput_table,
     "photographs": photographs,
 }

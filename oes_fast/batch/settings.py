@@ -22,7 +22,10 @@ from oes_fast.pipelines.stopping import STOPS, rule_of
 from oes_fast.precision import DEFAULT, PRECISIONS
 
 FIRST, EACH = "first", "each"
-_SEARCH = ("search", "density", "search_steps", "search_lr", "kl", "temperature", "mask_option")
+_SEARCH = (
+    *("search", "density", "search_steps", "search_lr", "search_schedule"),
+    *("kl", "temperature", "mask_option"),
+)
 _TRAINING = ("train_steps", "train_lr", "runs", "average", "stop", "weight_decay", "format", "bits")
 
 
@@ -47,6 +50,7 @@ class Settings:
             :mod:`oes_fast` with its defaults; "none" for all steps.
         weight_decay: of the training.
         schedule: of the learning rates of search and training, None for constant ones.
+        search_schedule: of the search alone, None for ``schedule``.
         input_noise: standard deviation of the noise on the input of search and training.
         size: side to crop and resize every image to, None for as it is.
         sigma: of the noise that is added to the images, which are clean ones then; None for noisy ones.
@@ -79,6 +83,7 @@ class Settings:
     stop: str = "none"
     weight_decay: float = 0.0
     schedule: str | None = None
+    search_schedule: str | None = None
     input_noise: float = 0.0
     size: int | None = None
     sigma: float | None = None
@@ -108,8 +113,9 @@ class Settings:
         check_choice("mask_option", self.mask_option, MASK_OPTIONS)
         if self.average is not None:
             check_number("average", self.average, minimum=0.0, below=1.0)
-        if self.schedule is not None:
-            check_choice("schedule", self.schedule, SCHEDULES)
+        for name in ("schedule", "search_schedule"):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), SCHEDULES)
         if self.size is not None:
             check_integer("size", self.size, minimum=MIN_SIDE)
         if self.sigma is not None:
@@ -130,19 +136,22 @@ class Settings:
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
         """Steps, rates and density of a preset, but for what is given and not None."""
         known = {known_field.name for known_field in fields(cls)} & set(vars(preset))
-        base = {name: getattr(preset, name) for name in known} | {"kl": preset.search_kl}
+        base = {name: getattr(preset, name) for name in known}
+        base |= {"kl": preset.search_kl, "temperature": preset.search_temperature}
         given = {name: value for name, value in given.items() if value is not None}
+        if "schedule" in given:
+            del base["search_schedule"]
         return cls(**(base | given), average=average)
 
     def plain(self, *, searched: bool) -> dict[str, Any]:
         """All of them as JSON values by name; without those of the search where nothing is searched."""
-        found = asdict(self)
+        found = self._as_dict()
         return found if searched else {name: value for name, value in found.items() if name not in _SEARCH}
 
     @property
     def search_digest(self) -> str:
         """16 hex digits of the SHA-256 of all that a search depends on beside its images."""
-        found = {name: value for name, value in asdict(self).items() if name not in _TRAINING}
+        found = {name: value for name, value in self._as_dict().items() if name not in _TRAINING}
         return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
     def of_search(self) -> dict[str, Any]:
@@ -155,6 +164,7 @@ class Settings:
             "temperature": self.temperature,
             "mask_option": self.mask_option,
             **self._common(),
+            **({} if self.search_schedule is None else {"schedule": self.search_schedule}),
         }
 
     def of_training(self, *, seed: int) -> dict[str, Any]:
@@ -167,6 +177,13 @@ class Settings:
             "weight_decay": self.weight_decay,
             **self._common(),
         }
+
+    def _as_dict(self) -> dict[str, Any]:
+        """Without a schedule of the search alone where there is none: sets of before say nothing of it."""
+        found = asdict(self)
+        if self.search_schedule is None:
+            del found["search_schedule"]
+        return found
 
     def _common(self) -> dict[str, Any]:
         names = ("schedule", "input_noise", "backend", "precision")

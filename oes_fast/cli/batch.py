@@ -101,7 +101,7 @@ def batch(
     search_steps: o.SearchSteps = None,
     search_lr: o.SearchRate = None,
     kl: o.KL = None,
-    temperature: o.Temperature = 0.2,
+    temperature: o.Temperature = None,
     mask_option: o.MaskOption = "topk",
     train_steps: o.TrainSteps = None,
     train_lr: o.TrainRate = None,

@@ -116,6 +116,7 @@ def compare(
             help=f"Weight of the search's KL divergence.  [default: {o.by_preset('search_kl')}]",
         ),
     ] = None,
+    temperature: o.Temperature = None,
     scope: o.Scope = "global",
     small: o.Small = "keep",
     imp_steps: Annotated[
@@ -238,6 +239,7 @@ def compare(
         search_steps=search_steps,
         search_lr=search_lr,
         kl=kl,
+        temperature=temperature,
         scope=scope,
         small=small,
         imp_steps=imp_steps,

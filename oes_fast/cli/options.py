@@ -25,6 +25,12 @@ def by_preset(setting: str) -> str:
     return ", ".join(f"{name}: {getattr(preset, setting)}" for name, preset in PRESETS.items())
 
 
+_SCHEDULED = "".join(
+    f"; {name}: {preset.search_schedule} in the search"
+    for name, preset in PRESETS.items()
+    if preset.search_schedule is not None
+)
+
 ImageIn = Annotated[
     str,
     typer.Argument(
@@ -124,8 +130,8 @@ PresetName = Annotated[
         "--preset",
         metavar="NAME",
         rich_help_panel=RUN,
-        help=f"Steps, learning rates and density ({', '.join(PRESETS)}): as published, or for minutes on a "
-        "CPU. Options given explicitly override it.",
+        help="Steps, learning rates and density: paper, as published; quick, for minutes on a CPU; fast, a "
+        "search of a hundredth of the published steps. Options given explicitly override it.",
     ),
 ]
 Density = Annotated[
@@ -182,9 +188,32 @@ KL = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float,
+    float | None,
     typer.Option(
-        metavar="T", rich_help_panel=SEARCH, help="Temperature of the relaxed Bernoulli masks, above 0."
+        metavar="T",
+        rich_help_panel=SEARCH,
+        help="Temperature of the relaxed Bernoulli masks, above 0.  "
+        f"[default: {by_preset('search_temperature')}]",
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P|FILE",
+        rich_help_panel=SEARCH,
+        help="Where the search starts: the probability of every weight to be kept, between 0 and 1; or a "
+        "mask of this network, as of another image, whose weights start at 0.5 and all others at --density.  "
+        "[default: 0.5]",
+    ),
+]
+SearchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--search-size",
+        metavar="N",
+        rich_help_panel=SEARCH,
+        help="Search on the noisy image shrunk to a shorter side of N pixels, which takes less time and "
+        "lowers the noise; the mask holds for every size. Denoising alone.  [default: the image's own size]",
     ),
 ]
 MaskOption = Annotated[
@@ -250,7 +279,7 @@ ScheduleName = Annotated[
         metavar="NAME",
         rich_help_panel=RUN,
         help=f"Let the learning rates fall to 0 over the steps: {', '.join(SCHEDULES)}.  "
-        "[default: they stay]",
+        f"[default: they stay{_SCHEDULED}]",
     ),
 ]
 InputNoise = Annotated[

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ _OWN = {
     "steps": _TRAINS,
     "lr": _TRAINS,
     "kl": ("oes",),
+    "temperature": ("oes",),
     "rounds": ("imp",),
     "share": ("imp",),
     "rewind_step": ("imp",),
@@ -118,6 +120,14 @@ def prune(
             help=f"Weight of the KL divergence of oes ({o.by_preset('search_kl')}).",
         ),
     ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T",
+            rich_help_panel=o.PRUNING,
+            help=f"Temperature of the relaxed masks of oes ({o.by_preset('search_temperature')}).",
+        ),
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(
@@ -171,7 +181,8 @@ def prune(
     While they run, oes keeps MASK.search.ckpt and imp the folder MASK.imp.ckpt: a run that was stopped or
     killed goes on with --resume.
     """
-    given = {"steps": steps, "lr": lr, "kl": kl, "rounds": rounds, "share": share, "rewind_step": rewind_step}
+    given = {"steps": steps, "lr": lr, "kl": kl, "temperature": temperature}
+    given |= {"rounds": rounds, "share": share, "rewind_step": rewind_step}
     run = RunSettings.of(
         device=device,
         backend=backend,
@@ -257,6 +268,14 @@ def _settings(
         found["lr"] = check_scale("--lr", _or(given["lr"], getattr(base, f"{kind}_lr")), DTYPE, above=0.0)
     if method == "oes":
         found["kl"] = check_scale("--kl", _or(given["kl"], base.search_kl), DTYPE, minimum=0.0)
+        found["temperature"] = check_scale(
+            "--temperature",
+            _or(given["temperature"], base.search_temperature),
+            DTYPE,
+            minimum=torch.finfo(DTYPE).tiny,
+        )
+        if base.search_schedule is not None:
+            found["schedule"] = base.search_schedule
     if method == "imp":
         if given["rounds"] is not None:
             found["rounds"] = check_integer("--rounds", given["rounds"], minimum=1, below=2**16)

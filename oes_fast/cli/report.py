@@ -116,9 +116,10 @@ def measure(problem: Problem, found: SearchResult | None, fit: TrainResult | Non
     """Every PSNR in dB, None without a clean image.
 
     Returns:
-        noisy (what the measurement shows), masked (initial weights under the mask), restored (the image
-        written), last (output of the last step, with a stopping rule of the step it has found), average (of
-        the outputs), and for outputs and average the peak and its step; None for what was not computed.
+        noisy (what the measurement shows), masked (initial weights under the mask; None where the search was
+        on a smaller image), restored (the image written), last (output of the last step, with a stopping rule
+        of the step it has found), average (of the outputs), and for outputs and average the peak and its
+        step; None for what was not computed.
     """
     clean = problem.clean
     if clean is None:
@@ -130,9 +131,12 @@ def measure(problem: Problem, found: SearchResult | None, fit: TrainResult | Non
     last = None if fit is None else fit.output
     average = None if fit is None else fit.average
     run = (History() if fit is None else fit.history).report()
+    masked = None if found is None else found.output
+    if masked is not None and isinstance(clean, Tensor) and masked.shape != clean.shape:
+        masked = None  # of a search on a smaller image
     return {
         "noisy": float(psnr(problem.measured, clean_pixels(clean))),
-        "masked": of(None if found is None else found.output),
+        "masked": of(masked),
         "restored": of(last if average is None else average),
         "last": of(last),
         "average": of(average),

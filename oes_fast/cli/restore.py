@@ -27,6 +27,7 @@ from oes_fast.cli.report import (
     stop_row,
 )
 from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs, warn_of_others
+from oes_fast.cli.search_size import Seen, searched_on
 from oes_fast.cli.settings import (
     RunSettings,
     SearchSettings,
@@ -166,9 +167,14 @@ def restore(request: Request) -> int:
 
 def _restore(request: Request, outputs: Outputs) -> int:
     work, net, z, mask = _prepare(request)
+    search: dict[str, Any] = {}
+    seen = Seen(work.problem, z)
+    if request.search is not None:
+        search = request.search.arguments(net)
+        seen = searched_on(work.problem, z, request.search.size, work.recipe, work.seed)
     with outputs.computing("density", "tv"):
         with ProgressReport(quiet=request.run.quiet) as progress:
-            _compute(request, outputs, progress, work, net, z, mask)
+            _compute(request, outputs, progress, work, net, z, mask, search, seen)
         figures = work.measure()
         _write(request, outputs, work, figures)
     if not request.run.quiet:
@@ -183,7 +189,8 @@ def _restore(request: Request, outputs: Outputs) -> int:
 def _plan(request: Request) -> Outputs:
     """Every file of the run, reserved."""
     check_image_name(request.output, request.bits)
-    outputs = Outputs(request.output, *request.image.files(), request.mask, request.weights)
+    started = None if request.search is None else request.search.file
+    outputs = Outputs(request.output, *request.image.files(), request.mask, request.weights, started)
     outputs.plan(restored=request.output)
     if request.image.keeps_complex:
         outputs.plan(complex=outputs.beside(".npy"))
@@ -276,6 +283,8 @@ def _compute(
     net: nn.Module,
     z: Tensor,
     mask: Mask | None,
+    search: Mapping[str, Any],
+    seen: Seen,
 ) -> None:
     """Search, if there is no mask, and train, if no signal came before."""
     run, problem = request.run, work.problem
@@ -290,9 +299,10 @@ def _compute(
         "checkpoint_seconds": run.checkpoint_seconds,
     }
     if request.search is not None:
-        settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **plain(request.search), **common}
+        settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **search, **common}
+        settings |= seen.problem.arguments()
         found = work.found = kept.run(
-            "search", lambda resume: search_mask(net, z, problem.noisy, resume=resume, **settings)
+            "search", lambda resume: search_mask(net, seen.z, seen.problem.noisy, resume=resume, **settings)
         )
         if found.interrupted:
             signals.stop.note(signal.SIGINT)

@@ -16,6 +16,7 @@ from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
 from oes_fast.cli.report import decibels, describe_run, measure, plain, print_table
+from oes_fast.cli.search_size import searched_on
 from oes_fast.cli.settings import RunSettings, SearchSettings, find_seed, search_options
 from oes_fast.errors import InputError
 from oes_fast.io.files import write_json
@@ -39,7 +40,9 @@ def search(
     steps: o.SearchSteps = None,
     lr: o.SearchRate = None,
     kl: o.KL = None,
-    temperature: o.Temperature = 0.2,
+    temperature: o.Temperature = None,
+    start: o.Start = None,
+    search_size: o.SearchSize = None,
     mask_option: o.MaskOption = "topk",
     schedule: o.ScheduleName = None,
     input_noise: o.InputNoise = 0.0,
@@ -78,6 +81,8 @@ def search(
         kl=kl,
         temperature=temperature,
         mask_option=mask_option,
+        start=start,
+        size=search_size,
         schedule=schedule,
         input_noise=input_noise,
     )
@@ -98,7 +103,7 @@ def search(
     recipe = ModelChoice(model, tuple(model_option or ())).resolve()
     seed = find_seed("--seed", seed)
     noise_seed = find_seed("--noise-seed", noise_seed, seed)
-    outputs = _plan(output, options, run)
+    outputs = _plan(output, options, run, settings)
     with outputs.owned(settings.steps):
         return _search(outputs, options, run, settings, recipe, seed, noise_seed)
 
@@ -115,6 +120,8 @@ def _search(
     problem = load_problem(options, noise_seed=noise_seed, device=run.device)
     check_fits(recipe, problem.shape, run.device)
     net, z = fresh_generator(problem.noisy, model=recipe.name, options=recipe.options, seed=seed)
+    arguments = settings.arguments(net)
+    problem, z = searched_on(problem, z, settings.size, recipe, seed)
     kept = outputs.checkpoints
     with outputs.computing("density"):
         with ProgressReport(quiet=run.quiet) as progress:
@@ -133,7 +140,7 @@ def _search(
                     checkpoint=kept.paths["search"],
                     checkpoint_seconds=run.checkpoint_seconds,
                     resume=resume,
-                    **plain(settings),
+                    **arguments,
                 ),
             )
         if found.interrupted:
@@ -174,12 +181,12 @@ class _Search:
         return measure(self.problem, self.found, None)
 
 
-def _plan(output: Path, options: ImageOptions, run: RunSettings) -> Outputs:
+def _plan(output: Path, options: ImageOptions, run: RunSettings, settings: SearchSettings) -> Outputs:
     if output.suffix != ".safetensors":
         raise InputError(
             f"{output}: expected a name that ends in .safetensors, got {output.suffix or 'no extension'}"
         )
-    outputs = Outputs(output, options.image, options.clean)
+    outputs = Outputs(output, options.image, options.clean, settings.file)
     outputs.plan(mask=output)
     if run.plots:
         outputs.plan(probabilities=outputs.beside("_probabilities.png"), layers=outputs.beside("_layers.png"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from oes_fast._checks import (
     MAX_SEED,
@@ -18,7 +19,9 @@ from oes_fast._checks import (
     check_steps,
 )
 from oes_fast.backends import AUTO, NAMES, backends
+from oes_fast.cli.masks import load_mask
 from oes_fast.errors import BackendError, InputError
+from oes_fast.io.image import MIN_SIDE
 from oes_fast.pipelines.extract_mask import MASK_OPTIONS
 from oes_fast.pipelines.presets import PRESETS, Preset
 from oes_fast.pipelines.schedule import SCHEDULES
@@ -37,6 +40,8 @@ class SearchSettings:
     lr: float
     kl: float
     temperature: float
+    start: float | Path | None
+    size: int | None
     mask_option: str
     schedule: str | None
     input_noise: float
@@ -50,8 +55,10 @@ class SearchSettings:
         steps: int | None,
         lr: float | None,
         kl: float | None,
-        temperature: float,
+        temperature: float | None,
         mask_option: str,
+        start: str | None = None,
+        size: int | None = None,
         schedule: str | None = None,
         input_noise: float = 0.0,
         prefix: str = "--",
@@ -66,6 +73,8 @@ class SearchSettings:
             kl: option --kl.
             temperature: option --temperature.
             mask_option: option --mask-option.
+            start: option --start.
+            size: option --search-size.
             schedule: option --schedule.
             input_noise: option --input-noise.
             prefix: of the options, for messages.
@@ -79,11 +88,34 @@ class SearchSettings:
             steps=check_steps(f"{prefix}steps", _given(steps, base.search_steps), minimum=1),
             lr=check_scale(f"{prefix}lr", _given(lr, base.search_lr), DTYPE, above=0.0),
             kl=check_scale("--kl", _given(kl, base.search_kl), DTYPE, minimum=0.0),
-            temperature=check_scale("--temperature", temperature, DTYPE, minimum=torch.finfo(DTYPE).tiny),
+            temperature=check_scale(
+                "--temperature",
+                _given(temperature, base.search_temperature),
+                DTYPE,
+                minimum=torch.finfo(DTYPE).tiny,
+            ),
+            start=_find_start(start),
+            size=None if size is None else check_integer("--search-size", size, minimum=MIN_SIDE),
             mask_option=check_choice("--mask-option", mask_option, MASK_OPTIONS),
-            schedule=find_schedule(schedule),
+            schedule=find_schedule(schedule or base.search_schedule),
             input_noise=check_scale("--input-noise", input_noise, DTYPE, minimum=0.0),
         )
+
+    @property
+    def file(self) -> Path | None:
+        """That the search starts from, None where there is none."""
+        return self.start if isinstance(self.start, Path) else None
+
+    def arguments(self, net: nn.Module) -> dict[str, Any]:
+        """As :func:`oes_fast.search_mask` takes them, but for the size, with the mask it starts from.
+
+        Raises:
+            InputError: no such file, or no mask.
+            MaskMismatchError: it belongs to another network.
+        """
+        start = self.start if self.file is None else load_mask(self.file, net)
+        names = [each.name for each in fields(self) if each.name != "size"]
+        return {**{name: getattr(self, name) for name in names}, "start": start}
 
 
 @dataclass(frozen=True)
@@ -201,7 +233,7 @@ _STEP_OPTIONS = {"schedule": "--schedule", "input_noise": "--input-noise", "tv":
 
 def search_options(prefix: str) -> dict[str, str]:
     """The option for each setting in a search's checkpoint; ``prefix`` as in :meth:`SearchSettings.of`."""
-    names = {name: f"--{name}" for name in ("density", "kl", "temperature", "seed", "backend")}
+    names = {name: f"--{name}" for name in ("density", "kl", "temperature", "start", "seed", "backend")}
     return names | {"lr": f"{prefix}lr", "weights": "--seed", "network": "--model", **_STEP_OPTIONS}
 
 
@@ -220,6 +252,18 @@ def find_preset(name: str) -> Preset:
 def find_schedule(name: str | None) -> str | None:
     """``name`` if there is such a schedule, or None."""
     return None if name is None else check_choice("--schedule", name, SCHEDULES)
+
+
+def _find_start(text: str | None) -> float | Path | None:
+    """The option --start: a probability, or the file of a mask."""
+    if text is None:
+        return None
+    try:
+        return check_number("--start", float(text), above=0.0, below=1.0)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        return Path(text)
 
 
 def find_seed(name: str, *values: int | None) -> int:

@@ -243,6 +243,8 @@ class _Run:
                 "steps": own.search_steps,
                 "lr": own.search_lr,
                 "kl": own.kl,
+                "temperature": own.temperature,
+                "schedule": own.search_schedule,
                 **self._loop("search"),
             }
         else:

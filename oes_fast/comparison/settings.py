@@ -14,6 +14,7 @@ from oes_fast.errors import InputError
 from oes_fast.models.registry import MODELS, plain_options
 from oes_fast.noise import check_noise_level
 from oes_fast.pipelines.presets import PRESETS, Preset
+from oes_fast.pipelines.schedule import SCHEDULES
 from oes_fast.precision import DEFAULT, PRECISIONS
 from oes_fast.pruning import METHODS
 from oes_fast.pruning.select import SCOPES, SMALL
@@ -47,7 +48,9 @@ class Settings:
         ssim_every: steps from one SSIM to the next, a multiple of ``record_every``; None for about 50.
         search_steps: updates of the mask search of "oes".
         search_lr: its learning rate.
+        search_schedule: of that rate, None for a constant one.
         kl: weight of its KL term.
+        temperature: of its relaxed masks.
         scope: of the scores of the other ways to a mask, see :func:`oes_fast.pruning.select`.
         small: what they do with biases and batch norms, see there. "oes" always scores them.
         imp_steps: updates of each round of "imp"; None for ``train_steps``.
@@ -84,7 +87,9 @@ class Settings:
     ssim_every: int | None = None
     search_steps: int = PRESETS["paper"].search_steps
     search_lr: float = PRESETS["paper"].search_lr
+    search_schedule: str | None = None
     kl: float = PRESETS["paper"].search_kl
+    temperature: float = PRESETS["paper"].search_temperature
     scope: str = "global"
     small: str = "keep"
     imp_steps: int | None = None
@@ -111,7 +116,7 @@ class Settings:
             check_number("densities", density, above=0.0, below=1.0)
         for seed in self.seeds:
             check_integer("seeds", seed, minimum=0, below=MAX_SEED)
-        positive = ("sigma", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
+        positive = ("sigma", "temperature", "train_lr", "search_lr", "dense_lr", "decoder_lr", "sgld_lr")
         for name in positive:
             check_scale(name, getattr(self, name), torch.float32, above=0.0)
         check_noise_level("sigma", self.sigma)
@@ -129,6 +134,8 @@ class Settings:
             )
         if self.average is not None:
             check_number("average", self.average, minimum=0.0, below=1.0)
+        if self.search_schedule is not None:
+            check_choice("search_schedule", self.search_schedule, SCHEDULES)
         check_choice("scope", self.scope, SCOPES)
         check_choice("small", self.small, SMALL)
         check_choice("precision", self.precision, PRECISIONS)
@@ -145,7 +152,8 @@ class Settings:
     def of_preset(cls, preset: Preset, *, average: float | None, **given: Any) -> Settings:
         """Steps, rates and density of a preset, but for what is given and not None."""
         known = {known_field.name for known_field in fields(cls)} & set(vars(preset))
-        base = {name: getattr(preset, name) for name in known} | {"kl": preset.search_kl}
+        base = {name: getattr(preset, name) for name in known}
+        base |= {"kl": preset.search_kl, "temperature": preset.search_temperature}
         base["densities"] = (preset.density,)
         given = {name: value for name, value in given.items() if value is not None}
         return cls(**(base | given), average=average)
@@ -187,6 +195,10 @@ class Settings:
         if method in METHODS:
             names += ["train_lr"]
             names += ["search_steps", "search_lr", "kl"] if method == "oes" else ["scope", "small"]
+        if method == "oes" and self.temperature != PRESETS["paper"].search_temperature:
+            found["temperature"] = self.temperature  # cells of before say nothing of it
+        if method == "oes" and self.search_schedule is not None:
+            found["search_schedule"] = self.search_schedule
         if method == "imp":
             found["imp_densities"] = list(self.imp_schedule)
             found["imp_steps"] = self.train_steps if self.imp_steps is None else self.imp_steps

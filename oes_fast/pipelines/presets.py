@@ -13,6 +13,8 @@ class Preset:
         search_steps: updates of the mask search.
         search_lr: its learning rate.
         search_kl: weight of its KL term.
+        search_temperature: of its relaxed masks.
+        search_schedule: of its learning rate, None for a constant one.
         train_steps: updates of the sparse training.
         train_lr: its learning rate.
         density: share of the weights kept.
@@ -24,6 +26,8 @@ class Preset:
     train_steps: int
     train_lr: float
     density: float
+    search_temperature: float = 0.2
+    search_schedule: str | None = None
 
 
 PRESETS = {
@@ -36,5 +40,16 @@ PRESETS = {
     # strides, a stronger KL and more weights make up for it in part.
     "quick": Preset(
         search_steps=300, search_lr=0.3, search_kl=3e-7, train_steps=1_200, train_lr=1e-2, density=0.2
+    ),
+    # What docs/fast-search.md found: masks within a few tenths of a decibel of those of ten times the steps.
+    "fast": Preset(
+        search_steps=600,
+        search_lr=0.3,
+        search_kl=1e-7,
+        train_steps=2_000,
+        train_lr=1e-2,
+        density=0.05,
+        search_temperature=0.5,
+        search_schedule="cosine",
     ),
 }

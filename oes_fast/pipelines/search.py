@@ -34,6 +34,7 @@ from oes_fast.pipelines.objective import Forward, Loss, Objective, evaluate, zer
 from oes_fast.pipelines.results import RunResult
 from oes_fast.pipelines.schedule import Factor, Schedule
 from oes_fast.pipelines.setup import RunOptions, Setup
+from oes_fast.pipelines.start_logits import Start, start_logits, start_settings
 from oes_fast.precision import DEFAULT, in_precision
 from oes_fast.reference.level_mask import initial_logit
 from oes_fast.reference.philox import SEARCH_INPUT_NOISE
@@ -86,6 +87,7 @@ def search_mask(
     kl: float = 1e-9,
     temperature: float = 0.2,
     levels: int = 2,
+    start: Start | None = None,
     mask_option: str = "topk",
     draws: int = 10,
     seed: int = 0,
@@ -106,7 +108,8 @@ def search_mask(
 
         mean((G(w0 * m, z) - noisy)^2) + kl * sum KL(Ber(sigmoid s) || Ber(density)).
 
-    s starts at 0. The mask keeps the int(density * n) largest s over all parameters together.
+    s starts at 0, or as ``start`` says. The mask keeps the int(density * n) largest s over all parameters
+    together.
 
     With more than two levels a weight has levels - 1 logits, and m lies between the levels
     1, .., 1 / (levels - 1), 0; each logit has its KL term, as published. The mask then keeps the largest
@@ -136,6 +139,10 @@ def search_mask(
         kl: weight of the KL term.
         temperature: of the relaxation, > 0, fixed over the search.
         levels: q >= 2 of the mask.
+        start: where s starts: at the probability of every weight to be kept, in (0, 1), instead of 1/2; at
+            logits, finite, of the shape that ``logits`` of the result has, dtype and device of the network;
+            or at a mask of this network, as of another image, whose weights start at a probability of 1/2
+            and all others at ``density``.
         mask_option: how the mask is cut from the logits: "topk" (published as "det"), "drawn" (one mask drawn
             from the probabilities, whatever density that comes to; published as "single") or "mean" (the
             weights kept most often over many drawn masks; published as "multiple"). A resumed search may have
@@ -223,9 +230,19 @@ def search_mask(
     check_integer("draws", draws, minimum=1, below=2**32)
     if levels > 2 and backend not in (AUTO, "reference", "torch"):
         resolve(backend, z.device, candidates(z.dtype, levels=True))  # says what it lacks
+    weights = flatten(net)
+    shape = (numel,) if levels == 2 else (levels - 1, numel)
+    first = start_logits(start, net, shape=shape, like=weights, density=density)
     function, backend = setup.bind(None)
-    run = SearchRun(function, setup.objective, backend, **(options | {"lr": setup.rate}), hooks=setup.hooks)
-    finished = setup.run(run, options, digest(flatten(net)))
+    run = SearchRun(
+        function,
+        setup.objective,
+        backend,
+        **(options | {"lr": setup.rate}),
+        start=first,
+        hooks=setup.hooks,
+    )
+    finished = setup.run(run, options | start_settings(start), digest(weights))
     # The top-k of the search may not draw on the stream of its noise: the tie-break has its own.
     found = {"steps": finished.steps, **{name: options[name] for name in ("lr", "kl", "temperature")}}
     found["backend"] = backend
@@ -234,6 +251,7 @@ def search_mask(
     if precision != DEFAULT:
         found["precision"] = precision
     found |= setup.rate.settings()
+    found |= start_settings(start)
     if setup.hooks:
         found["input_noise"] = float(input_noise)
     logits = finite_logits(run.logits)
@@ -260,6 +278,7 @@ class SearchRun:
         backend: of masks and Adam.
         density, kl, temperature, seed, levels: see :func:`search_mask`.
         lr: learning rate, one or that of each step.
+        start: first logits, shape [] or that of all of them; None for equal probabilities of all levels.
         hooks: what else each step does before its evaluation.
     """
 
@@ -277,6 +296,7 @@ class SearchRun:
         temperature: float,
         seed: int,
         levels: int = 2,
+        start: Tensor | None = None,
         hooks: Sequence[StepHook] = (),
     ) -> None:
         self._function = function
@@ -287,9 +307,8 @@ class SearchRun:
         self._temperature, self._seed = temperature, seed
         self.w0 = function.initial_weights()
         shape = (self.w0.numel(),) if levels == 2 else (levels - 1, self.w0.numel())
-        # All levels are equally likely at first.
-        self._initial_logit = initial_logit(levels)
-        self.logits = self.w0.new_full(shape, self._initial_logit)
+        self._start = self.w0.new_tensor(initial_logit(levels)) if start is None else start
+        self.logits = self._start.expand(shape).clone(memory_format=torch.contiguous_format)
         self._kept: Tensor | None = None
         self._exp_avg = torch.zeros_like(self.logits)
         self._exp_avg_sq = torch.zeros_like(self.logits)
@@ -335,7 +354,7 @@ class SearchRun:
 
     def terms(self) -> tuple[Tensor, tuple[float, float]]:
         """(data term, weight of the KL term and what the term was at the start)."""
-        initial = mask_kl(torch.full_like(self.logits, self._initial_logit), density=self._density)
+        initial = mask_kl(self._start.expand_as(self.logits).contiguous(), density=self._density)
         return self._loss.detach(), (self._kl, self._kl * float(initial))
 
     def keep(self) -> None:

@@ -15,6 +15,7 @@ from cli_runs import NOISE, RESULTS, SMALL, STEPS, files_of, result_of, run
 
 import oes_fast as oes
 from oes_fast.cli import main
+from oes_fast.cli.search_size import shrunk
 from oes_fast.pipelines.progress import duration
 
 pytest_plugins = ("cli_fixtures",)
@@ -192,6 +193,49 @@ class TestOtherCommands:
         assert files_of(out) == {".safetensors", ".json"}
         assert int(masks["mean"].sum()) == int(masks["topk"].sum()) != int(masks["drawn"].sum())
         assert (masks["mean"] != masks["topk"]).any()
+
+    def test_a_search_starts_at_a_probability_or_a_mask(
+        self, cli_images: Path, cli_mask: Path, tmp_path: Path
+    ) -> None:
+        noise = [*NOISE, "--density", "0.5", "--threads", "1", "--no-plots"]
+        found = {}
+        for start in ("0.25", cli_mask):
+            out = tmp_path / "mask.safetensors"
+            args = ["search", cli_images / "rgb.png", "-o", out, *noise, "--steps", "2", "--start", start]
+            assert run(*args) == 0
+            found[str(start)] = oes.Mask.load(out)
+            assert result_of(out)["settings"]["search"]["start"] == (0.25 if start == "0.25" else str(start))
+        assert found["0.25"].settings["start"] == 0.25
+        assert found[str(cli_mask)].settings["start"].startswith("mask ")
+        assert (found[str(cli_mask)].flat != found["0.25"].flat).any()
+        args = ["denoise", cli_images / "rgb.png", "-o", tmp_path / "o.png", "--search-steps", "2", *noise]
+        assert run(*args, "--train-steps", "1", "--start", cli_mask) == 0
+        assert (oes.Mask.load(tmp_path / "o_mask.safetensors").flat == found[str(cli_mask)].flat).all()
+        before = cli_mask.read_bytes()
+        assert run("search", cli_images / "rgb.png", "-o", cli_mask, *noise, "--start", cli_mask) == 2
+        assert cli_mask.read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["rgb.png", "grey.png"])
+    def test_a_search_on_a_smaller_image_is_one_of_the_shrunk_image(
+        self, name: str, cli_images: Path, tmp_path: Path
+    ) -> None:
+        out, mask = tmp_path / "o.png", tmp_path / "mask.safetensors"
+        options = [*NOISE, "--density", "0.5", "--threads", "1", "--search-size", "16"]
+        steps = ["--search-steps", "2", "--train-steps", "3"]
+        assert run("denoise", cli_images / name, "-o", out, *options, *steps) == 0
+        result = result_of(out)
+        assert result["settings"]["search"]["size"] == 16
+        assert result["psnr"]["masked"] is None
+        assert result["psnr"]["restored"] is not None
+        assert run("search", cli_images / name, "-o", mask, *options, "--steps", "2") == 0
+        found = oes.Mask.load(mask)
+        assert (oes.Mask.load(tmp_path / "o_mask.safetensors").flat == found.flat).all()
+        clean = oes.load_image(cli_images / name).pixels
+        noisy = shrunk(oes.add_noise(clean, 0.1, 3), 16)
+        assert noisy.shape[-2:] == (16, 16)
+        net, z = oes.fresh_generator(noisy, options=SMALL, seed=3)
+        expected = oes.search_mask(net, z, noisy, density=0.5, steps=2, seed=3, verify=False)
+        assert (expected.mask.flat == found.flat).all()
 
     def test_a_plot_that_fails_costs_nothing_else(
         self, cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

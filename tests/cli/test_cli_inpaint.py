@@ -234,3 +234,11 @@ def test_a_mask_of_other_numbers_is_refused(
     np.save(tmp_path / "mask.npy", np.full((24, 24), 0.7))
     args = ["inpaint", cli_images / "rgb.png", "--mask", tmp_path / "mask.npy", "-o", tmp_path / "o.png"]
     assert "--mask: expected 0 or 1 in every element" in fails(capsys, *args)
+
+
+def test_no_search_on_a_smaller_image(
+    cli_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["inpaint", cli_images / "rgb.png", "--missing", "0.5", "-o", tmp_path / "o.png"]
+    args += ["--search-size", "16", "--sigma", "0", "--threads", "1"]
+    assert "--search-size: expected it for denoising alone" in fails(capsys, *args)

@@ -77,6 +77,16 @@ def test_a_preset_is_overridden_by_what_is_given():
     assert (quick.kl, quick.average) == (PRESETS["quick"].search_kl, None)
 
 
+def test_cells_say_what_differs_from_the_published_search_alone():
+    fast = Settings.of_preset(PRESETS["fast"], methods=["oes", "random"], average=None)
+    assert (fast.temperature, fast.search_schedule) == (0.5, "cosine")
+    cell = fast.of_cell("oes", 0.05, 0)
+    assert (cell["temperature"], cell["search_schedule"]) == (0.5, "cosine")
+    assert not {"temperature", "search_schedule"} & fast.of_cell("random", 0.05, 0).keys()
+    paper = Settings.of_preset(PRESETS["paper"], methods=["oes"], average=None)
+    assert not {"temperature", "search_schedule"} & paper.of_cell("oes", 0.05, 0).keys()
+
+
 def test_the_first_seed_comes_first_and_imp_is_one_piece():
     settings = Settings(methods=["oes", "imp", "sgld", "tv"], densities=[0.1, 0.05], seeds=[4, 1])
     cells = grid(["a", "b"], settings)
