@@ -1,0 +1,149 @@
+"""What a page shows of a run: words, pictures, curves."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from oes_fast.pipelines.progress import duration
+from oes_fast.ui.pictures import figure, write
+from oes_fast.ui.runs import (
+    DONE,
+    FAILED,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    STOPPING,
+    WAITING,
+    Point,
+    Run,
+    RunQueue,
+)
+from oes_fast.ui.worker import Frame, Picture
+
+_PHASES = {"search": "searching the mask", "train": "training"}
+_ENDS = {DONE: "done", STOPPED: "stopped", FAILED: "failed"}
+
+
+def line(text: str, *, alert: bool = False) -> str:
+    """HTML of a sentence that a screen reader says by itself; nothing for an empty one."""
+    if not text:
+        return ""
+    said = "<br/>".join(html.escape(part) for part in text.splitlines())
+    return f'<p role="{"alert" if alert else "status"}" class="oes-line">{said}</p>'
+
+
+def status(run: Run, queue: RunQueue) -> str:
+    """HTML of where a run stands."""
+    return f"{line(words(run, queue))}{_bar(run)}{line(run.said, alert=run.state == FAILED)}"
+
+
+def words(run: Run, queue: RunQueue) -> str:
+    """The same in words alone."""
+    name, frame = f"Run {run.number}", run.frame
+    if run.state == WAITING:
+        ahead = queue.ahead(run)
+        return f"{name} waits: {ahead} run{'' if ahead == 1 else 's'} ahead of it"
+    if frame is None:
+        return f"{name}: {_ENDS.get(run.state, 'begins')}"
+    parts = [f"{name}: {_state(run, frame)}", f"step {frame.step:,} of {frame.steps:,}"]
+    if frame.rate is not None:
+        parts.append(f"{frame.rate:.3g} steps a second")
+        if run.state == RUNNING:
+            parts.append(f"{duration((frame.steps - frame.step) / frame.rate)} left of this phase")
+    parts.append(f"loss {frame.loss:.3g}")
+    if frame.psnr is not None:
+        parts.append(f"PSNR {frame.psnr:.2f} dB")
+    if frame.psnr_average is not None:
+        parts.append(f"of the average {frame.psnr_average:.2f} dB")
+    return ", ".join(parts)
+
+
+def _state(run: Run, frame: Frame) -> str:
+    if run.state in (PAUSED, STOPPING):
+        return f"{run.state} while {_PHASES[frame.phase]}"
+    return _ENDS.get(run.state, _PHASES[frame.phase])
+
+
+def _bar(run: Run) -> str:
+    frame = run.frame
+    if frame is None or run.over:
+        return ""
+    label = f"Steps of {_PHASES[frame.phase]}"
+    return f'<progress value="{frame.step}" max="{frame.steps}" aria-label="{label}"></progress>'
+
+
+def pictures(frame: Frame | None, first: Picture | None) -> str:
+    """HTML of the image of a step and of the running average; of what a run begins with, before."""
+    if frame is None:
+        return "" if first is None else f'<div class="oes-figures">{figure(first, "To restore")}</div>'
+    what = "under the mask of this step" if frame.phase == "search" else "of this step"
+    shown = figure(frame.output, f"Image {what}, {frame.step:,}")
+    if frame.average is not None:
+        shown += figure(frame.average, "Running average of the images")
+    return f'<div class="oes-figures">{shown}</div>'
+
+
+def compared(run: Run, frame: Frame | None) -> tuple[str, str] | None:
+    """Files to compare: what the run begins with, and the best there is of a frame."""
+    if run.first is None or frame is None:
+        return None
+    folder = run.folder / "shown"
+    folder.mkdir(exist_ok=True)
+    before, after = folder / "before.png", folder / "after.png"
+    if not before.exists():
+        write(before, run.first)
+    write(after, best(frame))
+    return str(before), str(after)
+
+
+def best(frame: Frame) -> Picture:
+    """The running average, where there is one, else the image of the step."""
+    return frame.output if frame.average is None else frame.average
+
+
+def kept_files(run: Run) -> list[Path]:
+    """The kept frames as files."""
+    found = []
+    for frame in list(run.kept):
+        stem = f"{Path(run.output).stem}_{frame.phase}_{frame.step}"
+        pictures = {f"{stem}.png": frame.output, f"{stem}_average.png": frame.average}
+        for name, pixels in pictures.items():
+            path = run.folder / name
+            if pixels is not None:
+                found.append(path if path.exists() else write(path, pixels))
+    return found
+
+
+def command(run: Run) -> str:
+    """The command line that repeats a run, to be typed beside the image."""
+    return shlex.join(["oes-fast", *run.command])
+
+
+def loss_rows(points: Sequence[Point]) -> dict[str, list[Any]]:
+    """Columns step, loss and phase."""
+    return {
+        "step": [point.step for point in points],
+        "loss": [point.loss for point in points],
+        "phase": [_PHASES[point.phase] for point in points],
+    }
+
+
+def psnr_rows(points: Sequence[Point]) -> dict[str, list[Any]]:
+    """Columns step, PSNR and of what, of the training; empty where the clean image is not known."""
+    rows: dict[str, list[Any]] = {"step": [], "PSNR": [], "of": []}
+    for point in points:
+        values = {"image of the step": point.psnr, "running average": point.psnr_average}
+        for name, value in values.items():
+            if value is not None and point.phase == "train":
+                for column, entry in zip(rows.values(), (point.step, value, name), strict=True):
+                    column.append(entry)
+    return rows
+
+
+def layer_rows(run: Run) -> dict[str, list[Any]]:
+    """Columns layer and density in per cent."""
+    return {"layer": [name for name, _ in run.layers], "kept": [100 * kept for _, kept in run.layers]}
