@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Protocol
@@ -34,11 +36,14 @@ watching: ContextVar[Watch | None] = ContextVar("watching", default=None)
 
 
 def run_watched(arguments: Sequence[str], watch: Watch) -> int:
-    """Run the command line with these arguments while ``watch`` looks on; its exit code."""
-    from oes_fast.cli import main
-
-    before = watching.set(watch)
+    """Run ``python -m oes_fast`` with these arguments in this process while ``watch`` looks on; its exit code."""
+    before, given = watching.set(watch), sys.argv
+    sys.argv = [given[0], *arguments]
     try:
-        return main(arguments)
+        runpy.run_module("oes_fast", run_name="__main__")  # ends as a program does
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
     finally:
+        sys.argv = given
         watching.reset(before)
+    return 0

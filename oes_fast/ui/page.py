@@ -60,7 +60,7 @@ class _Page:
                 "Watch it come out of the noise, keep the frames you like, stop when it is best."
             )
             self._current = gr.State(None)
-            self._seen = gr.State(None)
+            self._seen, self._seen_closely = gr.State(None), gr.State(None)
             self._address = gr.Textbox(visible="hidden", elem_id="oes-address")
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
@@ -184,6 +184,7 @@ class _Page:
         buttons = [self._pause, self._go, self._keep, self._stop]
         fast = [self._seen, self._status, self._pictures, *buttons]
         slow = [
+            self._seen_closely,
             *(self._which, self._compared, self._loss, self._psnr, self._layers, self._files),
             *(self._command, self._kept),
         ]
@@ -191,7 +192,7 @@ class _Page:
 
         def look_again(event: Any) -> None:
             event.then(self._look, [self._current, self._seen], fast, **options).then(
-                self._look_closely, self._current, slow, **options
+                self._look_closely, [self._current, self._seen_closely], slow, **options
             )
 
         self._upload.change(self._uploaded, self._upload, [self._preview, self._message], **options)
@@ -219,7 +220,7 @@ class _Page:
             self._kept_chosen, [self._current, self._kept], [self._kept_shown, self._compared], **options
         )
         self._fast.tick(self._look, [self._current, self._seen], fast, **options)
-        self._slow.tick(self._look_closely, self._current, slow, **options)
+        self._slow.tick(self._look_closely, [self._current, self._seen_closely], slow, **options)
 
         def loaded(request: Any) -> tuple[Any, ...]:
             return self._loaded(request.query_params.get("run"))
@@ -330,24 +331,30 @@ class _Page:
             *(gr.Button(interactive=each) for each in usable),
         )
 
-    def _look_closely(self, number: int | None) -> tuple[Any, ...]:
-        """The rest: runs, comparison, curves, layers, results."""
+    def _look_closely(self, number: int | None, seen: Any) -> tuple[Any, ...]:
+        """The rest: runs, comparison, curves, layers, results; nothing where nothing has changed."""
         gr = self._gr
         run = self._queue.find(number)
         runs = {each.number: _label(each) for each in self._queue.runs()}
+        pair = None if run is None else views.compared(run)
+        now = [list(runs.values()), run and [run.number, run.changed], run and [number, run.compared_count]]
+        if now == seen:
+            return tuple(gr.skip() for _ in range(9))
         which = gr.Dropdown(list(runs.values()), value=None if run is None else runs.get(run.number))
         if run is None:
-            return (which, *(gr.skip() for _ in range(7)))
+            return (now, which, *(gr.skip() for _ in range(7)))
         points, psnr = list(run.points), views.psnr_rows(list(run.points))
         frame: Any = package("pandas").DataFrame
+        layers = [name for name, _ in run.layers]
         files = [str(path) for path in [*(run.files if run.over else []), *views.kept_files(run)]]
         kept = len(run.kept)
         return (
+            now,
             which,
-            views.compared(run, run.frame),
+            gr.skip() if seen is not None and seen[2] == now[2] else pair,
             gr.LinePlot(frame(views.loss_rows(points)), visible=bool(points)),
             gr.LinePlot(frame(psnr), visible=bool(psnr["step"])),
-            gr.BarPlot(frame(views.layer_rows(run)), visible=bool(run.layers)),
+            gr.BarPlot(frame(views.layer_rows(run)), visible=bool(layers), sort=layers),
             gr.File(files or None, visible=bool(files)),
             gr.Textbox(views.command(run), visible=True),
             gr.Slider(maximum=max(kept, 2), visible=kept > 0),
@@ -358,7 +365,7 @@ class _Page:
         if run is None or not run.kept:
             return "", self._gr.skip()
         frame = run.kept[min(max(int(chosen), 1), len(run.kept)) - 1]
-        return views.pictures(frame, None), views.compared(run, frame)
+        return views.pictures(frame, None), views.kept_compared(run, frame)
 
 
 def _label(run: Run) -> str:

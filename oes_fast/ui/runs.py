@@ -58,6 +58,9 @@ class Run:
         kept: frames that were kept.
         said: what went wrong, or what is to be known.
         spent: share of the time that frames took, None before the end.
+        compared: the frame that the comparison shows, None before there is one.
+        compared_at: when it was drawn, in seconds of the process's clock.
+        compared_count: how often it was.
     """
 
     number: int
@@ -73,6 +76,9 @@ class Run:
     kept: list[Frame] = field(default_factory=list)
     said: str = ""
     spent: float | None = None
+    compared: Frame | None = None
+    compared_at: float = 0.0
+    compared_count: int = 0
 
     @property
     def over(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from oes_fast.ui.runs import (
     RunQueue,
 )
 from oes_fast.ui.worker import Frame, Picture
+
+# Between two drawings of the comparison, at least; and for each point of the curves.
+COMPARE_SECONDS, COMPARE_SHARE = 3.0, 0.02
 
 _PHASES = {"search": "searching the mask", "train": "training"}
 _ENDS = {DONE: "done", STOPPED: "stopped", FAILED: "failed"}
@@ -87,17 +91,47 @@ def pictures(frame: Frame | None, first: Picture | None) -> str:
     return f'<div class="oes-figures">{shown}</div>'
 
 
-def compared(run: Run, frame: Frame | None) -> tuple[str, str] | None:
-    """Files to compare: what the run begins with, and the best there is of a frame."""
+def compared(run: Run) -> tuple[str, str] | None:
+    """Files to compare: what the run begins with, and the best there is now; None before there is something.
+
+    Gradio copies what it is given, so the second is drawn ever more seldom: a run of hours leaves some
+    hundred copies.
+    """
+    frame = run.frame
     if run.first is None or frame is None:
         return None
+    now = time.monotonic()
+    waits = max(COMPARE_SECONDS, COMPARE_SHARE * len(run.points))
+    due = run.compared is None or run.state != RUNNING or now - run.compared_at > waits
+    if due and run.compared is not frame:
+        run.compared, run.compared_at = frame, now
+        run.compared_count += 1
+        write(_after(run), best(frame))
+    return str(_before(run)), str(_after(run))
+
+
+def kept_compared(run: Run, frame: Frame) -> tuple[str, str] | None:
+    """The same for a kept frame."""
+    if run.first is None:
+        return None
+    return str(_before(run)), str(write(_shown(run) / f"{frame.phase}_{frame.step}.png", best(frame)))
+
+
+def _shown(run: Run) -> Path:
     folder = run.folder / "shown"
     folder.mkdir(exist_ok=True)
-    before, after = folder / "before.png", folder / "after.png"
-    if not before.exists():
-        write(before, run.first)
-    write(after, best(frame))
-    return str(before), str(after)
+    return folder
+
+
+def _before(run: Run) -> Path:
+    path = _shown(run) / "before.png"
+    if not path.exists() and run.first is not None:
+        write(path, run.first)
+    return path
+
+
+def _after(run: Run) -> Path:
+    return _shown(run) / "after.png"
 
 
 def best(frame: Frame) -> Picture:

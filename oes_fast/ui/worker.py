@@ -26,7 +26,7 @@ from oes_fast.flat import FlatLayout
 from oes_fast.pipelines.loop import StepInfo
 
 FRAME_SECONDS = 0.2  # from one frame to the next, at least
-LAYER_SECONDS = 1.0  # and from one look at the layers to the next
+LAYER_SECONDS = 0.5  # and from one look at the layers to the next
 # Of the run's time that frames may take, and that looks at the layers may: the next one waits for it.
 SHARE, LAYER_SHARE = 0.02, 0.01
 _SAMPLE = 8  # one logit of so many decides where a mask is cut: sorting all of them takes as long as a step
@@ -147,10 +147,11 @@ class Watcher:
         if info.phase != self._phase:
             self._phase, self._began, self._first_step = info.phase, now, info.step
             self._next = now
+        ending = self._stop
         while self._pipe.poll():
             self._obey(self._pipe.recv(), info)
-        if time.monotonic() >= self._next or info.step == info.steps:
-            self._send(info)
+        if ending or info.step == info.steps or time.monotonic() >= self._next:
+            self._send(info)  # the last one whatever the time: it is what the result is of
         return self._stop
 
     def _obey(self, order: Order, info: StepInfo) -> None:
@@ -173,8 +174,10 @@ class Watcher:
         began = time.monotonic()
         made, seconds = info.step - self._first_step, began - self._began
         layers = None
-        if info.logits is not None and self._layers is not None and began >= self._next_layers:
-            layers = self._layers.kept(info.logits)
+        logits = info.logits if self._layers is not None and info.step > 0 else None  # all alike at first
+        if logits is not None and (began >= self._next_layers or info.step == info.steps):
+            assert self._layers is not None
+            layers = self._layers.kept(logits)
             now = time.monotonic()
             self._next_layers = now + max(LAYER_SECONDS, (now - began) / LAYER_SHARE)
             self._spent += now - began
