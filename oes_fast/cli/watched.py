@@ -36,7 +36,11 @@ watching: ContextVar[Watch | None] = ContextVar("watching", default=None)
 
 
 def run_watched(arguments: Sequence[str], watch: Watch) -> int:
-    """Run ``python -m oes_fast`` with these arguments in this process while ``watch`` looks on; its exit code."""
+    """Run ``python -m oes_fast`` with these arguments in this process while ``watch`` looks on.
+
+    Returns:
+        Its exit code.
+    """
     before, given = watching.set(watch), sys.argv
     sys.argv = [given[0], *arguments]
     try:

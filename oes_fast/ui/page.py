@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from oes_fast.errors import OESError
+from oes_fast.errors import InputError, OESError
 from oes_fast.io.image import skimage_names
 from oes_fast.pipelines.presets import PRESETS
 from oes_fast.pipelines.stopping import STOPS
@@ -33,25 +33,27 @@ progress { width: 100%; }
 _ADDRESS = "(address) => { if (address) history.replaceState(null, '', address); }"
 
 
-def build_page(queue: RunQueue, *, models: tuple[str, ...], threads: int) -> Any:
+def build_page(queue: RunQueue, *, uploads: Path, models: tuple[str, ...], threads: int) -> Any:
     """The page as Gradio's blocks.
 
     Args:
         queue: where its runs go; all pages share it.
+        uploads: folder that Gradio puts uploads into: the only files that a page may name.
         models: names of networks to choose from, the usual one first.
         threads: of the CPU, for every run.
 
     Raises:
         OESError: Gradio is not installed.
     """
-    return _Page(queue, models, threads).blocks
+    return _Page(queue, uploads, models, threads).blocks
 
 
 class _Page:
     """Builds the page; it keeps nothing of those who look at it."""
 
-    def __init__(self, queue: RunQueue, models: tuple[str, ...], threads: int) -> None:
+    def __init__(self, queue: RunQueue, uploads: Path, models: tuple[str, ...], threads: int) -> None:
         self._gr: Any = package("gradio")
+        self._uploads = uploads.resolve()
         self._queue, self._models, self._threads = queue, models, threads
         gr = self._gr
         with gr.Blocks(analytics_enabled=False, title="oes-fast", delete_cache=(600, 3600)) as self.blocks:
@@ -230,15 +232,29 @@ class _Page:
 
     def _uploaded(self, path: str | None) -> tuple[str, str]:
         """(preview, what is wrong with it) of a file."""
-        if path is None:
-            return "", ""
         try:
-            image = check_image(Path(path))
+            file = self._file(path)
+            if file is None:
+                return "", ""
+            image = check_image(file)
         except OESError as error:
             return "", views.line(str(error), alert=True)
         height, width = image.pixels.shape[-2:]
         shown = tensor_figure(image.pixels, f"{image.name}: {width} x {height} pixels, {image.bits} bits")
         return f'<div class="oes-figures">{shown}</div>', ""
+
+    def _file(self, path: str | None) -> Path | None:
+        """A file that was uploaded, None for none.
+
+        Raises:
+            InputError: it is another one.
+        """
+        if path is None:
+            return None
+        file = Path(path).resolve()
+        if not file.is_relative_to(self._uploads) or not file.is_file():
+            raise InputError(f"{file.name}: expected a file that was uploaded")
+        return file
 
     def _started(
         self,
@@ -262,13 +278,13 @@ class _Page:
         """(what is wrong, run, nothing seen of it, address) of a run that is to begin."""
         try:
             form = Form(
-                upload=None if upload is None else Path(upload),
+                upload=self._file(upload),
                 picture=picture,
                 sigma=sigma if noise == ADD_NOISE else None,
                 size=whole("size", size) or None,
                 preset=preset,
                 density=density or None,
-                mask=None if mask is None else Path(mask),
+                mask=self._file(mask),
                 precision=precision,
                 seed=whole("seed", seed) or 0,
                 runs=whole("trainings", runs) or 1,

@@ -72,18 +72,20 @@ def site(command: Command, *, port: int, models: tuple[str, ...], threads: int) 
     package("gradio")
     with _listening(port) as listening, tempfile.TemporaryDirectory(prefix="oes-fast-ui-") as name:
         root = Path(name)
-        os.environ["GRADIO_TEMP_DIR"] = str(root / "cache")
+        uploads = root / "cache"  # and what pages download
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         queue = RunQueue(root, command)
         try:
-            page = build_page(queue, models=models, threads=threads)
+            page = build_page(queue, uploads=uploads, models=models, threads=threads)
             uvicorn = package("uvicorn")
+            free = listening.getsockname()[1]
             config = uvicorn.Config(
-                _application(page), log_level="warning", access_log=False, timeout_graceful_shutdown=1
+                _application(page, free), log_level="warning", access_log=False, timeout_graceful_shutdown=1
             )
-            address = f"http://{HOST}:{listening.getsockname()[1]}"
-            yield Site(queue, uvicorn.Server(config), listening, address)
+            yield Site(queue, uvicorn.Server(config), listening, f"http://{HOST}:{free}")
         finally:
             queue.close()
+            os.environ.pop("GRADIO_TEMP_DIR", None)
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
         listening.close()
 
 
-def _application(page: Any) -> Any:
+def _application(page: Any, port: int) -> Any:
     gr: Any = package("gradio")
     fastapi: Any = package("fastapi")
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -111,8 +113,8 @@ def _application(page: Any) -> Any:
         package("starlette.middleware.trustedhost").TrustedHostMiddleware,
         allowed_hosts=[HOST, "localhost"],
     )
-    app.add_middleware(_Headers)
-    return gr.mount_gradio_app(
+    app.add_middleware(_Guard, origins=frozenset(f"http://{host}:{port}" for host in (HOST, "localhost")))
+    mounted = gr.mount_gradio_app(
         app,
         page,
         path="/",
@@ -129,13 +131,17 @@ def _application(page: Any) -> Any:
         theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
         css=CSS,
     )
+    page.has_launched = True  # Gradio takes no path but of uploads from pages that have, and any path before
+    return mounted
 
 
-class _Headers:
-    """Adds headers to every answer."""
+class _Guard:
+    """Adds headers to every answer, and answers no request that a page of another address sends."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._app = app
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], origins: frozenset[str]
+    ) -> None:
+        self._app, self._origins = app, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Any) -> None:
@@ -143,4 +149,10 @@ class _Headers:
                 message["headers"] = [*message.get("headers", ()), *_HEADERS.items()]
             await send(message)
 
+        origin = dict(scope.get("headers", ())).get(b"origin", b"").decode("latin-1")
+        if origin and origin not in self._origins:
+            refusal = b"This page answers its own address alone."
+            await with_headers({"type": "http.response.start", "status": 403})
+            await send({"type": "http.response.body", "body": refusal})
+            return
         await self._app(scope, receive, with_headers)
