@@ -99,7 +99,9 @@ class _Page:
         self._start = gr.Button("Start", variant="primary", elem_id="oes-start")
         self._message = gr.HTML(elem_id="oes-message")
         with gr.Accordion("More", open=False):
-            density = gr.Number(0, label="Density: share of the weights to keep (0: the preset's)")
+            density = gr.Number(
+                0, label="Density: share of the weights to keep (0: the preset's)", elem_id="oes-density"
+            )
             mask = gr.File(
                 label="Mask file, in the place of the search", file_types=[*MASK_SUFFIXES], height=110
             )

@@ -58,7 +58,7 @@ def fill(page: Any, *, train_steps: int, search_steps: int = 3, size: int = 32) 
     """Fill in a small run."""
     page.get_by_text("More", exact=True).click()
     fields = {
-        "size": size, "search-steps": search_steps, "train-steps": train_steps, "model-options": SMALL,
+        "size": size, "density": 0.5, "search-steps": search_steps, "train-steps": train_steps, "model-options": SMALL,
     }  # fmt: skip
     for name, value in fields.items():
         page.locator(f"#oes-{name}").locator("input, textarea").fill(str(value))
@@ -89,7 +89,7 @@ def test_an_uploaded_picture_is_restored_as_on_the_command_line(
     fill(page, train_steps=12, size=0)
     start(page)
     says(page, "status", "done, step 12 of 12")
-    says(page, "files", "my_photo_restored.json")
+    says(page, "files", "my_photo_restored_mask")
     folder = tmp_path / "page"
     folder.mkdir()
     links = page.locator("#oes-files a[download]")
@@ -121,7 +121,7 @@ def test_a_run_is_watched_kept_paused_found_again_and_stopped(open_page: Any):
         "(before) => document.querySelector('#oes-pictures img').src !== before", arg=first
     )
     page.click("#oes-keep")
-    says(page, "files", "_average.png")
+    says(page, "files", "_average")
     page.click("#oes-pause")
     says(page, "status", "paused while training")
     step = page.inner_text("#oes-status")
@@ -132,7 +132,7 @@ def test_a_run_is_watched_kept_paused_found_again_and_stopped(open_page: Any):
     page.locator("#oes-status", has_text="paused").wait_for(state="detached")
     page.click("#oes-stop")
     says(page, "status", "stopped")
-    says(page, "files", "camera_restored.png")
+    says(page, "files", "camera_restored_mask")
 
 
 def test_two_pages_share_the_queue(open_page: Any):
