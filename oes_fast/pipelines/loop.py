@@ -75,8 +75,8 @@ class StepInfo:
 
     @property
     def logits(self) -> Tensor | None:
-        """Of a search, as :class:`oes_fast.SearchResult` has them at its end; None in a training."""
-        return self._run.state()["logits"] if self.phase == "search" else None
+        """Of a search, as :class:`oes_fast.SearchResult` has them at its end; None in a training. Copy them."""
+        return self._run.state().get("logits") if self.phase == "search" else None
 
 
 Callback = Callable[[StepInfo], object]

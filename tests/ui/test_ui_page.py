@@ -57,10 +57,8 @@ def open_page(browser: Any, served: Site, elsewhere: list[str]) -> Iterator[Any]
 def fill(page: Any, *, train_steps: int, search_steps: int = 3, size: int = 32) -> None:
     """Fill in a small run."""
     page.get_by_text("More", exact=True).click()
-    fields = {
-        "size": size, "density": 0.5, "search-steps": search_steps, "train-steps": train_steps, "model-options": SMALL,
-    }  # fmt: skip
-    for name, value in fields.items():
+    fields = {"size": size, "density": 0.5, "search-steps": search_steps, "train-steps": train_steps}
+    for name, value in (fields | {"model-options": SMALL}).items():
         page.locator(f"#oes-{name}").locator("input, textarea").fill(str(value))
 
 
