@@ -75,7 +75,7 @@ class StepInfo:
 
     @property
     def logits(self) -> Tensor | None:
-        """Of a search, as :class:`oes_fast.SearchResult` has them at its end; None in a training. Copy them."""
+        """Of a search, as :class:`oes_fast.SearchResult` has them at its end; None in a training."""
         return self._run.state().get("logits") if self.phase == "search" else None
 
 

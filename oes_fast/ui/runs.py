@@ -94,12 +94,16 @@ class Run:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The arguments that repeat the run: where the training was stopped, with the steps it made."""
-        frame = self.frame
-        if self.state != STOPPED or frame is None or frame.phase != "train" or self._result is None:
+        """The arguments that repeat the run: where a training was stopped, with the steps it made.
+
+        Of several trainings, each may have made others; and a rule looks at them all.
+        """
+        arguments, result = list(self.arguments), self._result
+        if self.state != STOPPED or result is None or {"--runs", "--stop"} & set(arguments):
             return self.arguments
-        made = self._result["steps"]["train"]
-        arguments = list(self.arguments)
+        made = result["steps"].get("train")
+        if made is None:  # stopped in the search: there is no image to repeat
+            return self.arguments
         with suppress(ValueError):
             at = arguments.index("--train-steps")
             del arguments[at : at + 2]

@@ -90,6 +90,28 @@ def test_a_stopped_run_names_the_command_that_ends_where_it_did(queue: RunQueue,
     assert again.read_bytes() == (run.folder / run.output).read_bytes()
 
 
+def test_several_trainings_are_watched_as_one(queue: RunQueue):
+    run = queue.submit(form(runs=2).prepare)
+    wait_for(run, over)
+    assert run.state == DONE
+    assert run.frame is not None
+    assert (run.frame.step, run.frame.steps) == (24, 24)
+    run = queue.submit(form(runs=2, train_steps=LONG).prepare)
+    wait_for(run, training)
+    queue.stop(run)
+    wait_for(run, over)
+    assert (run.state, run.command) == (STOPPED, run.arguments)
+
+
+def test_a_run_that_is_stopped_in_the_search_has_a_mask_alone(queue: RunQueue):
+    run = queue.submit(form(search_steps=LONG).prepare)
+    wait_for(run, lambda run: run.frame is not None)
+    queue.stop(run)
+    wait_for(run, over)
+    assert (run.state, run.command) == (STOPPED, run.arguments)
+    assert [path.suffix for path in run.files] == [".safetensors", ".json"]
+
+
 def test_the_newest_frame_changes_and_the_layers_form(queue: RunQueue):
     run = queue.submit(form(search_steps=400, train_steps=LONG).prepare)
     wait_for(run, lambda run: run.frame is not None)
