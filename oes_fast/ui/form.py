@@ -7,12 +7,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from oes_fast._checks import check_choice, check_number
+from oes_fast._checks import check_choice, check_integer, check_number
 from oes_fast.errors import InputError
 from oes_fast.io.image import SKIMAGE_PREFIX, Image, load_image, skimage_names
 
+TASKS = ("denoise", "superres", "inpaint")  # commands
 MAX_BYTES = 64 * 2**20  # of an upload
 MAX_PIXELS = 4_000_000  # of an image: a step takes about a second on two cores, and 2 GiB
 MASK_SUFFIXES = (".safetensors", ".npz", ".pkl")
@@ -25,6 +28,9 @@ class Form:
     """What was filled in; what is None or empty is left to the command line.
 
     Attributes:
+        task: one of :data:`TASKS`.
+        factor: of rows and columns, of the task superres.
+        painted: bool [H, W], which pixels of the image are missing, of the task inpaint.
         upload: file that was uploaded, None for a picture of scikit-image.
         picture: name of that.
         sigma: standard deviation of the noise to add, None where the image is noisy as it is.
@@ -43,6 +49,9 @@ class Form:
         threads: of the CPU.
     """
 
+    task: str = "denoise"
+    factor: int = 2
+    painted: npt.NDArray[np.bool_] | None = None
     upload: Path | None = None
     picture: str | None = None
     sigma: float | None = None
@@ -69,11 +78,16 @@ class Form:
         Raises:
             InputError: there is no image, it is none or too large, or a value cannot be.
         """
+        check_choice("task", self.task, TASKS)
         image, stem = self._image(folder)
         output = f"{stem}_restored.png"
-        arguments = ["denoise", image]
+        arguments = [self.task, image]
+        if self.task == "superres":
+            arguments += ["--factor", str(self._factor(folder / image))]
+        if self.task == "inpaint":
+            arguments += ["--mask", self._known(folder, image)]
         if self.mask is not None:
-            arguments += ["--mask", self._mask(folder)]
+            arguments += ["--mask" if self.task == "denoise" else "--weights-mask", self._mask(folder)]
         given = {
             "--sigma": self.sigma,
             "--size": self.size,
@@ -108,6 +122,29 @@ class Form:
         if self.size is None:
             check_pixels(self.picture, *load_image(SKIMAGE_PREFIX + self.picture).pixels.shape[-2:])
         return SKIMAGE_PREFIX + self.picture, self.picture
+
+    def _factor(self, image: Path) -> int:
+        """The factor, if the image that it leads to is not too large."""
+        factor = check_integer("factor", self.factor, minimum=2, below=17)
+        if self.sigma is None:  # else the image is made smaller first
+            source = str(image) if self.upload is not None else SKIMAGE_PREFIX + str(self.picture)
+            height, width = load_image(source, size=self.size).pixels.shape[-2:]
+            check_pixels(f"{factor} times {width} x {height}", factor * height, factor * width)
+        return factor
+
+    def _known(self, folder: Path, image: str) -> str:
+        """Write which pixels of the image, cropped and resized as it is to be, are known; the file's name."""
+        if self.painted is None or not self.painted.any():
+            raise InputError("painting: expected what is missing to be painted over, got no such pixel")
+        source = str(folder / image) if self.upload is not None else image
+        height, width = load_image(source).pixels.shape[-2:]
+        known = PillowImage.fromarray(np.where(self.painted, 0, 255).astype(np.uint8))
+        path = folder / "known.png"
+        known.resize((width, height), PillowImage.Resampling.NEAREST).save(path)
+        if self.size is not None:
+            whole = load_image(path, size=self.size).pixels[0, 0].numpy() > 0.99  # no pixel in part painted
+            PillowImage.fromarray(np.where(whole, 255, 0).astype(np.uint8)).save(path)
+        return path.name
 
     def _mask(self, folder: Path) -> str:
         assert self.mask is not None

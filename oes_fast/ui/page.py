@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from oes_fast.errors import InputError, OESError
-from oes_fast.io.image import skimage_names
+from oes_fast.io.image import SKIMAGE_PREFIX, load_image, skimage_names
 from oes_fast.pipelines.presets import PRESETS
 from oes_fast.pipelines.stopping import STOPS
 from oes_fast.precision import PRECISIONS
@@ -16,9 +18,11 @@ from oes_fast.ui.form import MASK_SUFFIXES, MAX_BYTES, MAX_PIXELS, Form, check_i
 from oes_fast.ui.packages import package
 from oes_fast.ui.pictures import tensor_figure
 from oes_fast.ui.runs import PAUSED, RUNNING, WAITING, Run, RunQueue
+from oes_fast.ui.worker import picture as picture_of
 
 FAST_SECONDS, SLOW_SECONDS = 0.5, 2.0  # between two looks at a run: for its picture, and for the rest
 AS_IT_IS, ADD_NOISE = "It is noisy: restore it as it is", "It is clean: add noise first"
+_TASKS = {"Remove noise": "denoise", "More pixels": "superres", "Fill what I paint over": "inpaint"}
 _IMAGES = ["image", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm", ".pfm", ".qoi"]
 
 CSS = """
@@ -82,8 +86,23 @@ class _Page:
             height=140,
         )
         self._preview = gr.HTML()
-        picture = gr.Dropdown(
+        self._picture = gr.Dropdown(
             skimage_names(), value="camera", label="or take a picture of scikit-image", elem_id="oes-picture"
+        )
+        self._task = gr.Radio(list(_TASKS), value=next(iter(_TASKS)), label="What to do", elem_id="oes-task")
+        self._factor = gr.Number(
+            2, label="Times as many rows and columns", precision=0, visible=False, elem_id="oes-factor"
+        )
+        self._painting = gr.ImageEditor(
+            label="Paint over what is missing",
+            type="numpy",
+            image_mode="RGBA",
+            sources=(),
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(default_size=12, colors=["#d81b60"], color_mode="fixed"),
+            visible=False,
+            elem_id="oes-painting",
         )
         noise = gr.Radio([AS_IT_IS, ADD_NOISE], value=ADD_NOISE, label="The image")
         sigma = gr.Slider(0.01, 0.5, value=0.1, step=0.01, label="Standard deviation of the noise, of 1")
@@ -123,7 +142,8 @@ class _Page:
                 elem_id="oes-model-options",
             )
         self._form = (
-            *(self._upload, picture, noise, sigma, size, preset, density, mask, seed, runs),
+            *(self._task, self._factor, self._painting),
+            *(self._upload, self._picture, noise, sigma, size, preset, density, mask, seed, runs),
             *(precision, search_steps, train_steps, stop, model, model_options),
         )
 
@@ -200,6 +220,13 @@ class _Page:
             )
 
         self._upload.change(self._uploaded, self._upload, [self._preview, self._message], **options)
+        for event in (self._task.change, self._upload.change, self._picture.change):
+            event(
+                self._asked,
+                [self._task, self._upload, self._picture],
+                [self._factor, self._painting],
+                **options,
+            )
         started = self._start.click(
             self._started,
             list(self._form),
@@ -258,8 +285,28 @@ class _Page:
             raise InputError(f"{file.name}: expected a file that was uploaded")
         return file
 
+    def _asked(self, task: str, upload: str | None, picture: str | None) -> tuple[Any, ...]:
+        """(factor, painting) as the task needs them."""
+        gr = self._gr
+        name = _TASKS[task]
+        if name != "inpaint":
+            return gr.Number(visible=name == "superres"), gr.ImageEditor(None, visible=False)
+        try:
+            file = self._file(upload)
+            image = load_image(f"{SKIMAGE_PREFIX}{picture}") if file is None else check_image(file)
+        except OESError:  # which is said where the file is
+            return gr.Number(visible=False), gr.ImageEditor(None, visible=False)
+        background = picture_of(image.pixels)
+        if background.ndim == 2:
+            background = np.stack([background] * 3, axis=-1)
+        value = {"background": background, "layers": [], "composite": None}
+        return gr.Number(visible=False), gr.ImageEditor(value, visible=True)
+
     def _started(
         self,
+        task: str,
+        factor: float | None,
+        painting: dict[str, Any] | None,
         upload: str | None,
         picture: str | None,
         noise: str,
@@ -280,6 +327,9 @@ class _Page:
         """(what is wrong, run, nothing seen of it, address) of a run that is to begin."""
         try:
             form = Form(
+                task=_TASKS[task],
+                factor=whole("factor", factor) or 0,
+                painted=_painted(painting),
                 upload=self._file(upload),
                 picture=picture,
                 sigma=sigma if noise == ADD_NOISE else None,
@@ -388,6 +438,13 @@ class _Page:
 
 def _label(run: Run) -> str:
     return f"Run {run.number}: {Path(run.output).stem.removesuffix('_restored')}, {run.state}"
+
+
+def _painted(painting: dict[str, Any] | None) -> Any:
+    """Which pixels an editor's layers cover, bool [H, W]; None without a layer."""
+    layers = [] if painting is None else painting["layers"]
+    covered = [layer[..., 3] > 0 for layer in layers if layer is not None and layer.ndim == 3]
+    return np.logical_or.reduce(covered) if covered else None
 
 
 def _number(text: str | None) -> int | None:

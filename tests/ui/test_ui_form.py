@@ -6,7 +6,9 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image as PillowImage
 from ui_runs import form, picture_file
 
 from oes_fast.errors import InputError
@@ -35,6 +37,39 @@ def test_a_mask_takes_the_place_of_the_search(tmp_path: Path):
     assert (folder / "mask_found.safetensors").read_bytes() == b"whatever"
     with pytest.raises(InputError, match=r"notes.txt: expected a mask file \(.safetensors, .npz, .pkl\)"):
         form(mask=picture_file(tmp_path / "a.png").rename(tmp_path / "notes.txt")).prepare(folder)
+
+
+def test_the_tasks_are_their_commands(tmp_path: Path):
+    mask = picture_file(tmp_path / "a.png").rename(tmp_path / "found.npz")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    arguments, _ = form(task="superres", factor=3, sigma=None, mask=mask).prepare(folder)
+    assert arguments[:6] == (
+        *("superres", "skimage:camera", "--factor", "3", "--weights-mask", "mask_found.npz"),
+    )
+    with pytest.raises(InputError, match=r"16 times 512 x 512: expected 4,000,000 pixels at most"):
+        form(task="superres", factor=16, sigma=None, size=None).prepare(folder)
+    with pytest.raises(InputError, match="factor: expected an integer >= 2 and < 17, got 1"):
+        form(task="superres", factor=1).prepare(folder)
+    with pytest.raises(InputError, match="task: expected one of denoise, superres, inpaint, got 'mri'"):
+        form(task="mri").prepare(folder)
+
+
+def test_what_is_painted_over_is_missing(tmp_path: Path):
+    painted = np.zeros((512, 512), bool)
+    painted[128:256, :64] = True
+    arguments, _ = form(task="inpaint", painted=painted).prepare(tmp_path)
+    assert arguments[:4] == ("inpaint", "skimage:camera", "--mask", "known.png")
+    known = np.asarray(PillowImage.open(tmp_path / "known.png")) > 127  # of the size that is restored
+    assert known.shape == (32, 32)
+    assert not known[8:16, :4].any()
+    assert 0.9 < known.mean() < 1
+    form(task="inpaint", painted=painted[::2, ::2], size=None).prepare(tmp_path)  # an editor's may be smaller
+    known = np.asarray(PillowImage.open(tmp_path / "known.png")) > 127
+    np.testing.assert_array_equal(known, ~painted)
+    for nothing in (None, np.zeros((512, 512), bool)):
+        with pytest.raises(InputError, match="painting: expected what is missing to be painted over"):
+            form(task="inpaint", painted=nothing).prepare(tmp_path)
 
 
 @pytest.mark.parametrize(
