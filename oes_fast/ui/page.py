@@ -160,7 +160,9 @@ class _Page:
             self._stop = gr.Button("Stop", variant="stop", elem_id="oes-stop", min_width=90)
         self._pictures = gr.HTML(elem_id="oes-pictures")
         self._compared = gr.ImageSlider(
-            label="Before and after (zoom with the wheel, or open it in full)", elem_id="oes-compared"
+            label="Before and after (zoom with the wheel, or open it in full)",
+            height=420,
+            elem_id="oes-compared",
         )
         self._kept = gr.Slider(
             1, 2, value=1, step=1, label="Kept frames", visible=False, interactive=True, elem_id="oes-kept"
@@ -174,7 +176,6 @@ class _Page:
                 title="Loss",
                 height=240,
                 min_width=280,
-                visible=False,
             )
             self._psnr = gr.LinePlot(
                 x="step",
@@ -183,16 +184,13 @@ class _Page:
                 title="PSNR in dB, of the training",
                 height=240,
                 min_width=280,
-                visible=False,
             )
         self._layers = gr.BarPlot(
             x="layer",
             y="kept",
-            title="Share of each layer's weights that the search would keep, per cent",
+            title="Weights of each layer that are kept, %",
             height=300,
             x_label_angle=-60,
-            sort=None,
-            visible=False,
         )
         self._files = gr.File(label="Results", interactive=False, visible=False, elem_id="oes-files")
         self._command = gr.Textbox(
@@ -413,16 +411,15 @@ class _Page:
             return (now, which, *(gr.skip() for _ in range(7)))
         points, psnr = list(run.points), views.psnr_rows(list(run.points))
         frame: Any = package("pandas").DataFrame
-        layers = [name for name, _ in run.layers]
         files = [str(path) for path in [*(run.files if run.over else []), *views.kept_files(run)]]
         kept = len(run.kept)
         return (
             now,
             which,
             gr.skip() if seen is not None and seen[2] == now[2] else pair,
-            gr.LinePlot(frame(views.loss_rows(points)), visible=bool(points)),
-            gr.LinePlot(frame(psnr), visible=bool(psnr["step"])),
-            gr.BarPlot(frame(views.layer_rows(run)), visible=bool(layers), sort=layers),
+            frame(views.loss_rows(points)) if points else None,
+            frame(psnr) if psnr["step"] else None,
+            frame(views.layer_rows(run)) if run.layers else None,
             gr.File(files or None, visible=bool(files)),
             gr.Textbox(views.command(run), visible=True),
             gr.Slider(maximum=max(kept, 2), visible=kept > 0),

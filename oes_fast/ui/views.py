@@ -179,5 +179,11 @@ def psnr_rows(points: Sequence[Point]) -> dict[str, list[Any]]:
 
 
 def layer_rows(run: Run) -> dict[str, list[Any]]:
-    """Columns layer and density in per cent."""
-    return {"layer": [name for name, _ in run.layers], "kept": [100 * kept for _, kept in run.layers]}
+    """Columns layer, without its shape, and density in per cent."""
+    return {"layer": layer_names(run), "kept": [100 * kept for _, kept in run.layers]}
+
+
+def layer_names(run: Run) -> list[str]:
+    """Short names, as there is little room on a telephone; in the order of the alphabet, as the chart has them."""
+    parts = [name.partition(":")[0].rpartition(" ") for name, _ in run.layers]
+    return [f"{word} {number:0>2}" if number.isdecimal() else f"{word} {number}" for word, _, number in parts]

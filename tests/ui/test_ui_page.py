@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optional_packages
 import pytest
 import torch
 from cli_runs import assert_same_run
@@ -174,3 +175,29 @@ def test_it_fits_a_telephone_and_is_used_by_keys(open_page: Any):
     says(page, "status", "done")
     assert page.locator("#oes-status [role=status]").count() >= 1
     assert page.locator("#oes-pictures img").first.get_attribute("alt")
+
+
+@pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+def test_what_is_painted_over_is_filled(open_page: Any):
+    optional_packages.deepinv()
+    page = open_page(viewport={"width": 1200, "height": 1200})
+    fill(page, train_steps=12)
+    page.get_by_label("Fill what I paint over").click()
+    canvas = page.locator("#oes-painting canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(2000)  # until the picture lies under the brush
+    box = canvas.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.4 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.click("#oes-start")
+    says(page, "status", "done, step 12 of 12")
+    page.locator("#oes-command textarea").wait_for()
+    assert (
+        page.locator("#oes-command textarea")
+        .input_value()
+        .startswith("oes-fast inpaint skimage:camera --mask known.png --sigma 0.1")
+    )
