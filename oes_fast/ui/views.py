@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -158,11 +159,13 @@ def command(run: Run) -> str:
 
 
 def loss_rows(points: Sequence[Point]) -> dict[str, list[Any]]:
-    """Columns step, loss and phase."""
+    """Columns step, loss and phase; both phases from the start: the first rows give the chart its colours."""
+    none = [Point(phase, 0, math.nan, None, None) for phase in _PHASES]
+    rows = [*none, *points]
     return {
-        "step": [point.step for point in points],
-        "loss": [point.loss for point in points],
-        "phase": [_PHASES[point.phase] for point in points],
+        "step": [point.step for point in rows],
+        "loss": [point.loss for point in rows],
+        "phase": [_PHASES[point.phase] for point in rows],
     }
 
 
@@ -184,6 +187,6 @@ def layer_rows(run: Run) -> dict[str, list[Any]]:
 
 
 def layer_names(run: Run) -> list[str]:
-    """Short names, as there is little room on a telephone; in the order of the alphabet, as the chart has them."""
+    """Short names, as a telephone has little room; the alphabet, which the chart goes by, has their order."""
     parts = [name.partition(":")[0].rpartition(" ") for name, _ in run.layers]
     return [f"{word} {number:0>2}" if number.isdecimal() else f"{word} {number}" for word, _, number in parts]

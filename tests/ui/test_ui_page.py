@@ -63,9 +63,11 @@ def fill(page: Any, *, train_steps: int, search_steps: int = 3, size: int = 32) 
         page.locator(f"#oes-{name}").locator("input, textarea").fill(str(value))
 
 
-def start(page: Any) -> None:
+def start(page: Any, served: Site) -> None:
+    """Start a run, and wait until the page shows it."""
+    runs = served.queue.runs()
     page.click("#oes-start")
-    page.wait_for_selector("#oes-pictures img")
+    says(page, "status", f"Run {runs[0].number + 1 if runs else 1}")
 
 
 def says(page: Any, where: str, text: str) -> None:
@@ -80,13 +82,13 @@ def source(page: Any) -> str:
 
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_an_uploaded_picture_is_restored_as_on_the_command_line(
-    open_page: Any, elsewhere: list[str], tmp_path: Path
+    open_page: Any, served: Site, elsewhere: list[str], tmp_path: Path
 ):
     page = open_page()
     page.locator("#oes-upload input[type=file]").set_input_files(picture_file(tmp_path / "my photo.png"))
     page.get_by_text("my photo: 40 x 32 pixels, 8 bits").wait_for()
     fill(page, train_steps=12, size=0)
-    start(page)
+    start(page, served)
     says(page, "status", "done, step 12 of 12")
     says(page, "files", "my_photo_restored_mask")
     folder = tmp_path / "page"
@@ -110,10 +112,10 @@ def test_an_uploaded_picture_is_restored_as_on_the_command_line(
     assert elsewhere == []
 
 
-def test_a_run_is_watched_kept_paused_found_again_and_stopped(open_page: Any):
+def test_a_run_is_watched_kept_paused_found_again_and_stopped(open_page: Any, served: Site):
     page = open_page()
     fill(page, train_steps=LONG)
-    start(page)
+    start(page, served)
     says(page, "status", "training")
     first = source(page)
     page.wait_for_function(
@@ -134,13 +136,17 @@ def test_a_run_is_watched_kept_paused_found_again_and_stopped(open_page: Any):
     says(page, "files", "camera_restored_mask")
 
 
-def test_two_pages_share_the_queue(open_page: Any):
+def test_two_pages_share_the_queue(open_page: Any, served: Site):
     first, second = open_page(), open_page()
     for page in (first, second):
         fill(page, train_steps=LONG)
-    start(first)
-    second.click("#oes-start")
+    start(first, served)
+    start(second, served)
     says(second, "status", "waits: 1 run ahead of it")
+    start(third := open_page(), served)
+    says(third, "status", "waits: 2 runs ahead of it")
+    third.click("#oes-stop")
+    says(third, "status", "stopped")
     first.click("#oes-stop")
     says(first, "status", "stopped")
     says(second, "status", "training")
@@ -163,7 +169,7 @@ def test_bad_and_huge_uploads_are_one_sentence(open_page: Any, tmp_path: Path):
     page.get_by_text("maximum", exact=False).first.wait_for()
 
 
-def test_it_fits_a_telephone_and_is_used_by_keys(open_page: Any):
+def test_it_fits_a_telephone_and_is_used_by_keys(open_page: Any, served: Site):
     page = open_page(viewport={"width": 360, "height": 740}, color_scheme="dark")
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 360
@@ -171,14 +177,17 @@ def test_it_fits_a_telephone_and_is_used_by_keys(open_page: Any):
     assert page.evaluate("document.activeElement.id") == "oes-start"
     fill(page, train_steps=12)
     page.locator("#oes-start").focus()
+    before = len(served.queue.runs())
     page.keyboard.press("Enter")
-    says(page, "status", "done")
+    page.wait_for_timeout(500)
+    assert len(served.queue.runs()) == before + 1
+    says(page, "status", f"Run {served.queue.runs()[0].number}: done")
     assert page.locator("#oes-status [role=status]").count() >= 1
     assert page.locator("#oes-pictures img").first.get_attribute("alt")
 
 
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
-def test_what_is_painted_over_is_filled(open_page: Any):
+def test_what_is_painted_over_is_filled(open_page: Any, served: Site):
     optional_packages.deepinv()
     page = open_page(viewport={"width": 1200, "height": 1200})
     fill(page, train_steps=12)
@@ -193,7 +202,7 @@ def test_what_is_painted_over_is_filled(open_page: Any):
     page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=5)
     page.mouse.up()
     page.wait_for_timeout(500)
-    page.click("#oes-start")
+    start(page, served)
     says(page, "status", "done, step 12 of 12")
     page.locator("#oes-command textarea").wait_for()
     assert (
