@@ -80,6 +80,7 @@ def source(page: Any) -> str:
     return page.locator("#oes-pictures img").first.get_attribute("src")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_an_uploaded_picture_is_restored_as_on_the_command_line(
     open_page: Any, served: Site, elsewhere: list[str], tmp_path: Path
@@ -136,6 +137,7 @@ def test_a_run_is_watched_kept_paused_found_again_and_stopped(open_page: Any, se
     says(page, "files", "camera_restored_mask")
 
 
+@pytest.mark.slow
 def test_two_pages_share_the_queue(open_page: Any, served: Site):
     first, second = open_page(), open_page()
     for page in (first, second):
@@ -186,6 +188,7 @@ def test_it_fits_a_telephone_and_is_used_by_keys(open_page: Any, served: Site):
     assert page.locator("#oes-pictures img").first.get_attribute("alt")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_what_is_painted_over_is_filled(open_page: Any, served: Site):
     optional_packages.deepinv()
