@@ -9,31 +9,16 @@ from typing import Any
 import numpy as np
 
 from oes_fast.errors import InputError, OESError
-from oes_fast.io.image import SKIMAGE_PREFIX, load_image, skimage_names
-from oes_fast.pipelines.presets import PRESETS
-from oes_fast.pipelines.stopping import STOPS
-from oes_fast.precision import PRECISIONS
+from oes_fast.io.image import SKIMAGE_PREFIX, load_image
 from oes_fast.ui import views
-from oes_fast.ui.form import MASK_SUFFIXES, MAX_BYTES, MAX_PIXELS, Form, check_image, whole
+from oes_fast.ui.form import Form, check_image, whole
 from oes_fast.ui.packages import package
+from oes_fast.ui.parts import ADD_NOISE, AS_IT_IS, TASKS, Parts
 from oes_fast.ui.pictures import tensor_figure
 from oes_fast.ui.runs import PAUSED, RUNNING, WAITING, Run, RunQueue
 from oes_fast.ui.worker import picture as picture_of
 
 FAST_SECONDS, SLOW_SECONDS = 0.5, 2.0  # between two looks at a run: for its picture, and for the rest
-AS_IT_IS, ADD_NOISE = "It is noisy: restore it as it is", "It is clean: add noise first"
-_TASKS = {"Remove noise": "denoise", "More pixels": "superres", "Fill what I paint over": "inpaint"}
-_IMAGES = ["image", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm", ".pfm", ".qoi"]
-
-CSS = """
-.oes-figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-.oes-figures figure { flex: 1 1 15rem; margin: 0; min-width: 0; }
-.oes-figures img { width: 100%; image-rendering: pixelated; }
-.oes-figures figcaption, .oes-line { font-variant-numeric: tabular-nums; }
-.oes-line[role=alert] { border-left: 0.3rem solid #c62828; padding-left: 0.6rem; }
-progress { width: 100%; }
-"""
-
 _ADDRESS = "(address) => { if (address) history.replaceState(null, '', address); }"
 
 
@@ -52,14 +37,14 @@ def build_page(queue: RunQueue, *, uploads: Path, models: tuple[str, ...], threa
     return _Page(queue, uploads, models, threads).blocks
 
 
-class _Page:
+class _Page(Parts):
     """Builds the page; it keeps nothing of those who look at it."""
 
     def __init__(self, queue: RunQueue, uploads: Path, models: tuple[str, ...], threads: int) -> None:
-        self._gr: Any = package("gradio")
+        gr: Any = package("gradio")
+        super().__init__(gr, models)
         self._uploads = uploads.resolve()
-        self._queue, self._models, self._threads = queue, models, threads
-        gr = self._gr
+        self._queue, self._threads = queue, threads
         with gr.Blocks(analytics_enabled=False, title="oes-fast", delete_cache=(600, 3600)) as self.blocks:
             gr.Markdown(
                 "# Optimal Eye Surgeon\nRestores an image with a sparse network that has seen no other. "
@@ -70,137 +55,11 @@ class _Page:
             self._address = gr.Textbox(visible="hidden", elem_id="oes-address")
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
-                    self._build_form()
+                    self.build_form()
                 with gr.Column(scale=2, min_width=320):
-                    self._build_run()
+                    self.build_run()
             self._fast, self._slow = gr.Timer(FAST_SECONDS), gr.Timer(SLOW_SECONDS)
             self._connect()
-
-    def _build_form(self) -> None:
-        gr = self._gr
-        self._upload = gr.File(
-            label=f"Drop an image here (at most {MAX_BYTES >> 20} MiB and {MAX_PIXELS / 1e6:g} megapixels)",
-            file_types=_IMAGES,
-            file_count="single",
-            elem_id="oes-upload",
-            height=140,
-        )
-        self._preview = gr.HTML()
-        self._picture = gr.Dropdown(
-            skimage_names(), value="camera", label="or take a picture of scikit-image", elem_id="oes-picture"
-        )
-        self._task = gr.Radio(list(_TASKS), value=next(iter(_TASKS)), label="What to do", elem_id="oes-task")
-        self._factor = gr.Number(
-            2, label="Times as many rows and columns", precision=0, visible=False, elem_id="oes-factor"
-        )
-        self._painting = gr.ImageEditor(
-            label="Paint over what is missing",
-            type="numpy",
-            image_mode="RGBA",
-            sources=(),
-            transforms=(),
-            layers=False,
-            brush=gr.Brush(default_size=12, colors=["#d81b60"], color_mode="fixed"),
-            visible=False,
-            elem_id="oes-painting",
-        )
-        noise = gr.Radio([AS_IT_IS, ADD_NOISE], value=ADD_NOISE, label="The image")
-        sigma = gr.Slider(0.01, 0.5, value=0.1, step=0.01, label="Standard deviation of the noise, of 1")
-        size = gr.Number(
-            256, label="Crop to a square of so many pixels a side (0: as it is)", elem_id="oes-size"
-        )
-        preset = gr.Radio(
-            sorted(PRESETS, key=lambda name: name != "quick"),
-            value="quick",
-            label="Preset",
-            info="quick: minutes on a CPU; paper: the published settings",
-        )
-        self._start = gr.Button("Start", variant="primary", elem_id="oes-start")
-        self._message = gr.HTML(elem_id="oes-message")
-        with gr.Accordion("More", open=False):
-            density = gr.Number(
-                0, label="Density: share of the weights to keep (0: the preset's)", elem_id="oes-density"
-            )
-            mask = gr.File(
-                label="Mask file, in the place of the search", file_types=[*MASK_SUFFIXES], height=110
-            )
-            seed = gr.Number(0, label="Seed", precision=0)
-            runs = gr.Number(1, label="Trainings to take the mean of", precision=0)
-            precision = gr.Radio(list(PRECISIONS), value="float32", label="Precision of products")
-            search_steps = gr.Number(
-                0, label="Steps of the search (0: the preset's)", elem_id="oes-search-steps"
-            )
-            train_steps = gr.Number(
-                0, label="Steps of the training (0: the preset's)", elem_id="oes-train-steps"
-            )
-            stop = gr.Radio(list(STOPS), value="none", label="Rule that ends the training")
-            model = gr.Dropdown(list(self._models), value=self._models[0], label="Network")
-            model_options = gr.Textbox(
-                "",
-                label="Options of the network",
-                info="KEY=VALUE, separated by spaces, such as num_channels_down=16,32,64",
-                elem_id="oes-model-options",
-            )
-        self._form = (
-            *(self._task, self._factor, self._painting),
-            *(self._upload, self._picture, noise, sigma, size, preset, density, mask, seed, runs),
-            *(precision, search_steps, train_steps, stop, model, model_options),
-        )
-
-    def _build_run(self) -> None:
-        gr = self._gr
-        self._which = gr.Dropdown(
-            [], label="Run", info="All runs of this server; they wait for each other.", elem_id="oes-which"
-        )
-        self._status = gr.HTML(elem_id="oes-status")
-        with gr.Row():
-            self._pause = gr.Button("Pause", elem_id="oes-pause", min_width=90)
-            self._go = gr.Button("Go on", elem_id="oes-go", min_width=90)
-            self._keep = gr.Button("Keep this frame", elem_id="oes-keep", min_width=140)
-            self._stop = gr.Button("Stop", variant="stop", elem_id="oes-stop", min_width=90)
-        self._pictures = gr.HTML(elem_id="oes-pictures")
-        self._compared = gr.ImageSlider(
-            label="Before and after (zoom with the wheel, or open it in full)",
-            height=420,
-            elem_id="oes-compared",
-        )
-        self._kept = gr.Slider(
-            1, 2, value=1, step=1, label="Kept frames", visible=False, interactive=True, elem_id="oes-kept"
-        )
-        self._kept_shown = gr.HTML(elem_id="oes-kept-shown")
-        with gr.Row():
-            self._loss = gr.LinePlot(
-                x="step",
-                y="loss",
-                color="phase",
-                title="Loss",
-                height=240,
-                min_width=280,
-            )
-            self._psnr = gr.LinePlot(
-                x="step",
-                y="PSNR",
-                color="of",
-                title="PSNR in dB, of the training",
-                height=240,
-                min_width=280,
-            )
-        self._layers = gr.BarPlot(
-            x="layer",
-            y="kept",
-            title="Weights of each layer that are kept, %",
-            height=300,
-            x_label_angle=-60,
-        )
-        self._files = gr.File(label="Results", interactive=False, visible=False, elem_id="oes-files")
-        self._command = gr.Textbox(
-            label="The command line that repeats this run, beside the image",
-            interactive=False,
-            lines=2,
-            visible=False,
-            buttons=["copy"],
-            elem_id="oes-command",
-        )
 
     def _connect(self) -> None:
         buttons = [self._pause, self._go, self._keep, self._stop]
@@ -217,7 +76,8 @@ class _Page:
                 self._look_closely, [self._current, self._seen_closely], slow, **options
             )
 
-        self._upload.change(self._uploaded, self._upload, [self._preview, self._message], **options)
+        uploaded = [self._preview, self._message, self._noise, self._size]
+        self._upload.change(self._uploaded, self._upload, uploaded, **options)
         for event in (self._task.change, self._upload.change, self._picture.change):
             event(
                 self._asked,
@@ -257,18 +117,19 @@ class _Page:
         loaded.__annotations__["request"] = self._gr.Request  # Gradio hands it over where it sees its type
         look_again(self.blocks.load(loaded, None, [self._current, self._seen, self._address], **options))
 
-    def _uploaded(self, path: str | None) -> tuple[str, str]:
-        """(preview, what is wrong with it) of a file."""
+    def _uploaded(self, path: str | None) -> tuple[Any, ...]:
+        """(preview, what is wrong, noise, size) of a file, which is restored as it is by default."""
+        skip = self._gr.skip()
         try:
             file = self._file(path)
             if file is None:
-                return "", ""
+                return "", "", skip, skip
             image = check_image(file)
         except OESError as error:
-            return "", views.line(str(error), alert=True)
+            return "", views.line(str(error), alert=True), skip, skip
         height, width = image.pixels.shape[-2:]
         shown = tensor_figure(image.pixels, f"{image.name}: {width} x {height} pixels, {image.bits} bits")
-        return f'<div class="oes-figures">{shown}</div>', ""
+        return f'<div class="oes-figures">{shown}</div>', "", AS_IT_IS, 0
 
     def _file(self, path: str | None) -> Path | None:
         """A file that was uploaded, None for none.
@@ -286,7 +147,7 @@ class _Page:
     def _asked(self, task: str, upload: str | None, picture: str | None) -> tuple[Any, ...]:
         """(factor, painting) as the task needs them."""
         gr = self._gr
-        name = _TASKS[task]
+        name = TASKS[task]
         if name != "inpaint":
             return gr.Number(visible=name == "superres"), gr.ImageEditor(None, visible=False)
         try:
@@ -325,7 +186,7 @@ class _Page:
         """(what is wrong, run, nothing seen of it, address) of a run that is to begin."""
         try:
             form = Form(
-                task=_TASKS[task],
+                task=TASKS[task],
                 factor=whole("factor", factor) or 0,
                 painted=_painted(painting),
                 upload=self._file(upload),

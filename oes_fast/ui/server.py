@@ -15,7 +15,8 @@ from typing import Any
 from oes_fast.errors import InputError
 from oes_fast.ui.form import MAX_BYTES
 from oes_fast.ui.packages import package
-from oes_fast.ui.page import CSS, build_page
+from oes_fast.ui.page import build_page
+from oes_fast.ui.parts import CSS
 from oes_fast.ui.runs import RunQueue
 from oes_fast.ui.worker import Command
 
