@@ -39,11 +39,11 @@ class Parts:
         """What may be filled in."""
         gr = self._gr
         self._upload = gr.File(
-            label=f"Drop an image here (at most {MAX_BYTES >> 20} MiB and {MAX_PIXELS / 1e6:g} megapixels)",
+            label=f"Image (to {MAX_BYTES >> 20} MiB, {MAX_PIXELS / 1e6:g} megapixels)",
             file_types=_IMAGES,
             file_count="single",
             elem_id="oes-upload",
-            height=140,
+            height=150,
         )
         self._preview = gr.HTML()
         self._picture = gr.Dropdown(
