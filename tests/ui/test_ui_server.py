@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from cli_runs import fails
 
+from oes_fast.errors import InputError
 from oes_fast.ui import packages
+from oes_fast.ui.page import _Page
 from oes_fast.ui.server import Site
 
 pytest_plugins = ("ui_fixtures",)
@@ -99,3 +101,20 @@ def test_where_gradio_is_missing_one_line_says_how_to_get_it(
     assert said.endswith(
         'gradio: expected the package of that name, found none; pip install "oes_fast[ui]"\n'
     )
+
+
+def test_a_page_takes_no_file_but_an_upload_whatever_gradio_lets_through(tmp_path: Path):
+    page = object.__new__(_Page)  # without Gradio
+    page._uploads = tmp_path / "uploads"
+    page._uploads.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (page._uploads / "link.png").symlink_to(tmp_path / "secret.png")
+    upload = page._uploads / "upload.png"
+    upload.write_bytes(b"")
+    assert page._file(None) is None
+    assert page._file(str(upload)) == upload
+    for path in (tmp_path / "secret.png", page._uploads / "../secret.png", page._uploads / "link.png"):
+        with pytest.raises(InputError, match=r"^secret\.png: expected a file that was uploaded$"):
+            page._file(str(path))
+    with pytest.raises(InputError, match="expected a file that was uploaded"):
+        page._file(str(page._uploads))
