@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from cli_runs import fails
 
 from oes_fast.errors import InputError
-from oes_fast.ui import packages
 from oes_fast.ui.page import _Page
 from oes_fast.ui.server import Site
 
@@ -93,10 +93,7 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]):
 def test_where_gradio_is_missing_one_line_says_how_to_get_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(packages.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "gradio", None)  # what makes an import fail
     said = fails(capsys, "ui", "--port", "0")
     assert said.endswith(
         'gradio: expected the package of that name, found none; pip install "oes_fast[ui]"\n'
