@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_startup": {"_openmp", "requirements"},
     "cli": {
         *CHECKS, "_memory", "analysis", "backends", "batch", "bench", "comparison", "flat", "io", "mask",
-        "mask_notes", "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "version",
-        "weights_file",
+        "mask_notes", "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "ui",
+        "version", "weights_file",
     },
+    "ui": {*CHECKS, "analysis", "flat", "io", "pipelines", "precision", "version"},
     "batch": {
         *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models",
         "noise", "pipelines", "precision", "recipe", "version", "workers",

@@ -36,6 +36,7 @@ from oes_fast.cli.settings import debug
 from oes_fast.cli.superres import superres
 from oes_fast.cli.train import train
 from oes_fast.cli.transfer import transfer
+from oes_fast.cli.ui import ui
 from oes_fast.errors import InputError, OESError
 from oes_fast.version import __version__
 
@@ -65,6 +66,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     batch: "oes-fast batch photos --workers 4 --threads 1 -o restored",
     compare: "oes-fast compare skimage:camera --size 128 --methods oes,random,nlm --preset quick -o compared",
     inspect: "oes-fast inspect mask.safetensors another.safetensors -o masks.png",
+    ui: "oes-fast ui --port 7860",
     bench: "oes-fast bench --size 256 --json bench.json",
     info: "oes-fast info --json info.json",
 }
@@ -112,7 +114,8 @@ def options(
     images, blurred ones and k-space. `search` finds the mask, `train` restores with it, `transfer` restores
     another image with it, `batch` whole sets of images. `prune` finds a mask by another method, `inspect`
     shows what masks keep, `compare` holds OES against other ways to prune, other networks and classical
-    denoisers. `bench` measures speed on this machine, `info` says what it has.
+    denoisers. `ui` opens a page to watch a restoration on. `bench` measures speed on this machine, `info`
+    says what it has.
     """
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from oes_fast.cli import signals
+from oes_fast.cli.watched import watching
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.progress import ProgressDisplay
 
 
 class ProgressReport(ProgressDisplay):
     """What shows a command's progress."""
+
+    def __call__(self, info: StepInfo) -> None:
+        """Show ``info``, to who watches the command as well, who may end it as Ctrl-C does."""
+        super().__call__(info)
+        watch = watching.get()
+        if watch is not None and watch.see(info):
+            signals.stop.note(signal.SIGINT)
 
     def watch(self, info: StepInfo) -> bool:
         """The callback for the pipelines: show ``info``, and end the run if a signal has asked for it."""

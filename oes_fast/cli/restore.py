@@ -36,6 +36,7 @@ from oes_fast.cli.settings import (
     search_options,
     train_options,
 )
+from oes_fast.cli.watched import watching
 from oes_fast.errors import InputError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.files import write_json
@@ -289,6 +290,9 @@ def _compute(
     """Search, if there is no mask, and train, if no signal came before."""
     run, problem = request.run, work.problem
     kept = outputs.checkpoints
+    if (watch := watching.get()) is not None:
+        density = None if request.search is None else request.search.density
+        watch.begin(net, problem.measured, problem.shown, density)
     common: dict[str, Any] = {
         **problem.arguments(),
         "tv": request.tv,

@@ -60,6 +60,24 @@ class StepInfo:
         """PSNR of this step in dB (computed when asked for), None without a clean image."""
         return None if self._clean is None else float(psnr_tensor(self.output, self._clean))
 
+    @property
+    def average(self) -> Tensor | None:
+        """Running average of the outputs so far, [1, C, H, W], or None. Copy it to keep it."""
+        return self._run.average()
+
+    @property
+    def psnr_average(self) -> float | None:
+        """PSNR of that average in dB (computed when asked for), None without one or without a clean image."""
+        average = self.average
+        if average is None or self._clean is None:
+            return None
+        return float(psnr_tensor(average, self._clean))
+
+    @property
+    def logits(self) -> Tensor | None:
+        """Of a search, as :class:`oes_fast.SearchResult` has them at its end; None in a training."""
+        return self._run.state().get("logits") if self.phase == "search" else None
+
 
 Callback = Callable[[StepInfo], object]
 
