@@ -160,7 +160,7 @@ def test_restart_sets_the_rounds_aside(
         ),
         (["--method", "imp", "--kl", "0.1"], "--kl: expected it with --method oes alone"),
         (["--method", "imp", "--temperature", "1"], "--temperature: expected it with --method oes alone"),
-        (["--method", "oes", "--temperature", "0"], "--temperature: expected a finite number > 0.0"),
+        (["--method", "oes", "--temperature", "0"], "--temperature: expected a finite number >= 1.17"),
         (["--method", "oes", "--published"], "--published: expected another --method than oes"),
         (
             ["--method", "imp", "--steps", "5", "--rewind-step", "5"],

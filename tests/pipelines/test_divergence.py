@@ -226,7 +226,7 @@ def test_what_was_computed_is_returned_whatever_the_last_save_raises(
     problem = make_problem()
     expected = run(problem)
 
-    def fail(self, step, state):
+    def fail(self, step, state, **options):
         raise error
 
     monkeypatch.setattr(Checkpoint, "save", fail)
@@ -298,7 +298,7 @@ def test_the_command_line_says_and_writes(cli_images, tmp_path, capsys, monkeypa
     image, mask, out = cli_images / "rgb.png", tmp_path / "mask.safetensors", tmp_path / "out.png"
     common = ["--quiet", "--no-plots", "--threads", "1"]
 
-    def fail(self, step, state):
+    def fail(self, step, state, **options):
         raise RuntimeError("no save")
 
     def small(noisy, *, seed, **model):
