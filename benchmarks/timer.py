@@ -6,7 +6,6 @@ percent between runs, hits all contestants alike.
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 import oes_fast
-from oes_fast.timing import times_in_turn
+from oes_fast.timing import times_in_turn, without_collections
 
 
 def summary(milliseconds: Sequence[float]) -> dict[str, float]:
@@ -39,9 +38,10 @@ def interleave(
     Returns:
         For each name the :func:`summary` of its times.
     """
-    times = times_in_turn(
-        list(contestants.values()), rounds=rounds, warmup=warmup, before=_tidy, after=synchronize
-    )
+    with without_collections():
+        times = times_in_turn(
+            list(contestants.values()), rounds=rounds, warmup=warmup, before=synchronize, after=synchronize
+        )
     return {name: summary([1e3 * t for t in taken]) for name, taken in zip(contestants, times, strict=True)}
 
 
@@ -174,8 +174,3 @@ def synchronize() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _tidy() -> None:
-    gc.collect()
-    synchronize()

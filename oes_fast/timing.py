@@ -5,8 +5,10 @@ What chooses between ways to compute the same and what benchmarks report are bot
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 def _nothing() -> None:
@@ -47,3 +49,16 @@ def times_in_turn(
         if enough is not None and turn >= warmup and enough(times):
             break
     return times
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Inside, Python collects no garbage by itself: it would in some call or other, for up to a second."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from oes_fast.noise import noise_input
 from oes_fast.pipelines.presets import PRESETS
 from oes_fast.precision import DEFAULT, PRECISIONS
 from oes_fast.precision import precision as products
-from oes_fast.timing import times_in_turn
+from oes_fast.timing import times_in_turn, without_collections
 
 CASES = ("training", "search")
 PERCENTILES = (10, 25, 50, 75, 90)
@@ -238,18 +237,15 @@ def _timed(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    def tidy() -> None:
-        gc.collect()
-        wait()
-
     def enough(times: list[list[float]]) -> bool:
         nonlocal end
         end = monotonic() + seconds if end is None else end
         return len(times[0]) >= _FEWEST and monotonic() > end
 
-    found = times_in_turn(
-        list(steps.values()), rounds=rounds, warmup=_WARM_UP, before=tidy, after=wait, enough=enough
-    )
+    with without_collections():
+        found = times_in_turn(
+            list(steps.values()), rounds=rounds, warmup=_WARM_UP, before=wait, after=wait, enough=enough
+        )
     return {name: [round(1e3 * t, 4) for t in taken] for name, taken in zip(steps, found, strict=True)}
 
 
