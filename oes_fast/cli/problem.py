@@ -20,6 +20,7 @@ from oes_fast.pipelines.clean import CleanView
 from oes_fast.pipelines.objective import make_objective
 from oes_fast.pipelines.run_stop import bind_rule
 from oes_fast.pipelines.stop_rule import StopRule
+from oes_fast.pipelines.stopping import DiscrepancyStop
 from oes_fast.tasks import Task
 
 
@@ -139,6 +140,12 @@ class Problem:
             bind_rule(rule, make_objective(self.noisy, **given))
         except InputError as error:
             text = str(error)
+            unknown = text.startswith("stop: sigma: expected the noise level")
+            if isinstance(rule, DiscrepancyStop) and unknown:
+                text = (
+                    "stop: expected variance, holdout or none where pixels are missing, from which no noise "
+                    f"is estimated, got {rule.name}"
+                )
             raise InputError(f"--{text}" if text.startswith("stop: ") else text) from error
 
     def estimated_sigma(self) -> float | None:

@@ -160,7 +160,7 @@ def test_inverse_problems_stop_where_it_means_something(cli_images, tmp_path, ca
     assert run(*inpaint, "--stop", "holdout") == 0
     assert result_of(out)["stop"]["rule"] == "holdout"
     said = fails(capsys, *inpaint, "--stop", "discrepancy")
-    assert "--stop: sigma: expected the noise level" in said
+    assert "--stop: expected variance, holdout or none where pixels are missing" in said
     mri = ["mri", cli_images / "grey.png", "--sigma", "0.1", "--acceleration", "2", *common]
     said = fails(capsys, *mri, "--stop", "holdout")
     assert "--stop: expected variance or none for k-space, got holdout" in said
