@@ -17,6 +17,7 @@ from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, EXIT_UNEXPECTED, warn
 from oes_fast.cli.many_progress import ManyProgress
 from oes_fast.cli.model import ModelChoice
+from oes_fast.cli.naming import naming, options_of
 from oes_fast.cli.ray_options import RayAddress, RayCpus, RayGpus, ray_device, ray_engine
 from oes_fast.cli.report import decibels, print_table
 from oes_fast.cli.settings import average_decay, find_backend, find_preset
@@ -351,10 +352,5 @@ def _search(text: str) -> str | int:
 def _settings(preset: str, *, average: str, **given: Any) -> Settings:
     """Settings of a preset and options, whose errors name the options."""
     base, decay = find_preset(preset), average_decay(average)
-    try:
+    with naming(options_of(given)):
         return Settings.of_preset(base, average=decay, **given)
-    except InputError as error:
-        name, colon, rest = str(error).partition(":")
-        if colon and name in given:
-            raise InputError(f"--{name.replace('_', '-')}:{rest}") from None
-        raise

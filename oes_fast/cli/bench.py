@@ -13,13 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import oes_fast.cli.options as o
-from oes_fast._checks import check_choice, check_integer, check_number
+from oes_fast._checks import check_choice
 from oes_fast.backends import AUTO
 from oes_fast.bench import CASES, Bench, changes, plot
 from oes_fast.bench import bench as measure
 from oes_fast.bench.steps import COMPILED, PUBLISHED
 from oes_fast.cli.console import EXIT_OK, warn
 from oes_fast.cli.display import lost_output
+from oes_fast.cli.naming import naming, options_of
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.report import versions
 from oes_fast.cli.settings import find_backend, find_device
@@ -32,6 +33,7 @@ from oes_fast.models import skip
 from oes_fast.precision import DEFAULT
 
 _WIDTH = 100  # columns of the table
+_OPTIONS = {"sizes": "--size", **options_of(("threads", "density", "rounds", "seconds", "precision"))}
 
 
 def bench(
@@ -100,17 +102,13 @@ def bench(
     """
     where = find_device(device)
     names = [find_backend(name) for name in _words("--backend", backend)]
-    sizes = [check_integer("--size", side, minimum=32) for side in _numbers("--size", size)]
+    sizes = _numbers("--size", size)
     counts = None if threads is None else _numbers("--threads", threads)
     cases = [check_choice("--case", word, CASES) for word in _words("--case", case)]
     if compiled and "training" not in cases:
         raise InputError("--compiled: expected --case training among the cases: the search has no such way")
-    check_integer("--rounds", rounds, minimum=3)
-    check_number("--seconds", seconds, minimum=0.0)
-    if density is not None:
-        check_number("--density", density, above=0.0, maximum=1.0)
-        if mask is not None:
-            raise InputError(f"--density: expected none beside --mask, got {density}")
+    if density is not None and mask is not None:
+        raise InputError(f"--density: expected none beside --mask, got {density}")
     before = None if compare is None else _read(compare)
     outputs = Outputs(json or picture or Path("bench"), mask, compare)
     if picture is not None:
@@ -121,20 +119,21 @@ def bench(
         outputs.plan(json=json)
     with outputs.owned():
         given = None if mask is None else Mask.load(mask, skip(seed=0))
-        found = _measured(
-            quiet,
-            sizes=sizes,
-            threads=counts,
-            cases=cases,
-            backends=names,
-            compiled=compiled,
-            mask=given,
-            density=density,
-            rounds=rounds,
-            seconds=seconds,
-            device=where,
-            precision=precision,
-        )
+        with naming(_OPTIONS):
+            found = _measured(
+                quiet,
+                sizes=sizes,
+                threads=counts,
+                cases=cases,
+                backends=names,
+                compiled=compiled,
+                mask=given,
+                density=density,
+                rounds=rounds,
+                seconds=seconds,
+                device=where,
+                precision=precision,
+            )
         outputs.write("plot", lambda path: plot(path, found))
         outputs.write(
             "json",

@@ -15,6 +15,7 @@ from oes_fast.cli import signals
 from oes_fast.cli.comparison_progress import ComparisonProgress
 from oes_fast.cli.console import EXIT_OK, EXIT_UNEXPECTED, warn
 from oes_fast.cli.model import ModelChoice, check_fits
+from oes_fast.cli.naming import naming, options_of
 from oes_fast.cli.report import print_table
 from oes_fast.cli.settings import average_decay, find_backend, find_device, find_preset
 from oes_fast.comparison import NAMES, Comparison, Settings
@@ -307,13 +308,8 @@ def _settings(preset: str, *, average: str, **given: Any) -> Settings:
     """Settings of a preset and options, whose errors name the options."""
     base = find_preset(preset)
     decay = average_decay(average)
-    try:
+    with naming(options_of(given)):
         return Settings.of_preset(base, average=decay, **given)
-    except InputError as error:
-        name, colon, rest = str(error).partition(":")
-        if colon and name in given:
-            raise InputError(f"--{name.replace('_', '-')}:{rest}") from None
-        raise
 
 
 def _load(sources: list[str], size: int | None) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from oes_fast.cli import signals
 from oes_fast.cli.checkpoints import Checkpoints
 from oes_fast.cli.console import warn
+from oes_fast.cli.naming import of_option, options_of
 from oes_fast.cli.settings import debug
 from oes_fast.errors import CheckpointError, InputError, OESError, OutputError, one_line
 from oes_fast.io.files import check_folder, check_writable, real_path, sweep
@@ -179,7 +180,7 @@ class Outputs:
         except CheckpointError as error:
             raise CheckpointError(self.checkpoints.explain(error), path=error.path) from error
         except OESError as error:
-            raise type(error)(f"{_of_option(error, names)}{self.kept()}") from error
+            raise type(error)(f"{of_option(error, options_of(names))}{self.kept()}") from error
         except (RuntimeError, MemoryError) as error:
             # PyTorch's errors: out of memory above all.
             raise RuntimeError(f"{' '.join(str(error).split())}{self.kept()}") from error
@@ -196,14 +197,6 @@ def check_image_name(path: Path, bits: int | None) -> None:
         raise InputError(f"--bits: expected 8 or 16, got {bits}")
     if bits == 16 and kind == "JPEG":
         raise InputError(f"--bits: expected 8 for JPEG, got {bits}")
-
-
-def _of_option(error: OESError, names: Sequence[str]) -> str:
-    """The message, which begins with the option where it began with one of ``names``."""
-    name, colon, rest = str(error).partition(":")
-    if not isinstance(error, InputError) or name not in names:
-        return str(error)
-    return f"--{name.replace('_', '-')}{colon}{rest}"
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oes_fast._checks import check_number
+from oes_fast.cli.naming import naming
 from oes_fast.errors import InputError, OESError
 from oes_fast.io.image import Image, check_side, load_image
 from oes_fast.noise import add_noise, check_noise_level, estimate_sigma
@@ -136,17 +137,14 @@ class Problem:
             # Its numbers differ by orders of magnitude: those about the middle would be the criterion.
             raise InputError(f"--stop: expected variance or none for k-space, got {rule.name}")
         given = {name: value for name, value in self.arguments().items() if name in ("forward", "weight")}
-        try:
-            bind_rule(rule, make_objective(self.noisy, **given))
-        except InputError as error:
-            text = str(error)
-            unknown = text.startswith("stop: sigma: expected the noise level")
-            if isinstance(rule, DiscrepancyStop) and unknown:
-                text = (
-                    "stop: expected variance, holdout or none where pixels are missing, from which no noise "
-                    f"is estimated, got {rule.name}"
-                )
-            raise InputError(f"--{text}" if text.startswith("stop: ") else text) from error
+        objective = make_objective(self.noisy, **given)
+        if isinstance(rule, DiscrepancyStop) and getattr(objective, "weight", None) is not None:
+            raise InputError(
+                "--stop: expected variance, holdout or none where pixels are missing, from which no noise is "
+                f"estimated, got {rule.name}"
+            )
+        with naming({"stop": "--stop"}):
+            bind_rule(rule, objective)
 
     def estimated_sigma(self) -> float | None:
         """The noise of a noisy image, estimated; None for a measurement, and where it cannot be estimated.

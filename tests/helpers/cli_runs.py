@@ -29,6 +29,17 @@ def run(*args: object) -> int:
     return main(quick(args))
 
 
+def run_in(folder: Path, arguments: Sequence[str]) -> None:
+    """Run the command line with these arguments, no others, in a folder; threads stay as they were."""
+    threads, here = torch.get_num_threads(), Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(list(arguments)) == 0
+    finally:
+        os.chdir(here)
+        torch.set_num_threads(threads)
+
+
 def quick(args: Sequence[object]) -> list[str]:
     """The arguments, with a small network where neither a network nor a mask is among them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import optional_packages
 import pytest
-import torch
-from cli_runs import assert_same_run
+from cli_runs import assert_same_run, run_in
 from ui_runs import LONG, SMALL, picture_file
 
-from oes_fast.cli import main
 from oes_fast.ui.form import MAX_BYTES
 from oes_fast.ui.server import Site
 
@@ -102,13 +99,7 @@ def test_an_uploaded_picture_is_restored_as_on_the_command_line(
     program, *arguments = shlex.split(page.locator("#oes-command textarea").input_value())
     (tmp_path / "my_photo.png").write_bytes((tmp_path / "my photo.png").read_bytes())
     assert (program, arguments[1]) == ("oes-fast", "my_photo.png")
-    threads, here = torch.get_num_threads(), Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        assert main(arguments) == 0
-    finally:
-        os.chdir(here)
-        torch.set_num_threads(threads)
+    run_in(tmp_path, arguments)
     assert_same_run(folder / "my_photo_restored.png", tmp_path / "my_photo_restored.png")
     assert elsewhere == []
 

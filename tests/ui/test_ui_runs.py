@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from cli_runs import assert_same_run
+from cli_runs import assert_same_run, run_in
 from PIL import Image as PillowImage
 from ui_runs import LONG, form, over, picture_file, training, wait_for
 
-from oes_fast.cli import main
 from oes_fast.cli.watched import run_watched
 from oes_fast.errors import InputError
 from oes_fast.ui import runs, views
@@ -49,13 +47,7 @@ def repeat(run: Run, folder: Path) -> Path:
             (folder / file.name).write_bytes(file.read_bytes())
     program, *arguments = shlex.split(views.command(run))
     assert program == "oes-fast"
-    threads, here = torch.get_num_threads(), Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(arguments) == 0
-    finally:
-        os.chdir(here)
-        torch.set_num_threads(threads)
+    run_in(folder, arguments)
     return folder / run.output
 
 
