@@ -287,6 +287,9 @@ class RunQueue:
                 self._follow(run, pipe)
             except (EOFError, OSError):  # the process is gone
                 with self._new:
+                    # Its pipe closes before it counts as ended: the next run would be given to it.
+                    self._process.kill()
+                    self._process.join()
                     if run.state == STOPPING or self._closed:
                         run.end(STOPPED)
                     else:
