@@ -4,9 +4,8 @@
     python -m benchmarks.inverse_problems --work inverse --pictures          # the page's pictures
 
 A seed is that of what the operator draws, of the noise, the weights, the input, the search and the random
-masks. One search gives the masks of all densities: at its weight of the KL term the density does not change
-the logits to speak of; a longer search goes on from a shorter one. Every cell that is done is written at
-once; the same command does what is missing.
+masks. The search has the settings of the preset ``fast``. Every cell that is done is written at once; the
+same command does what is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,9 +33,11 @@ from oes_fast.bench.environment import environment
 from oes_fast.comparison.measures import ssim
 from oes_fast.io.plots import side_by_side
 from oes_fast.pipelines.clean import clean_pixels
+from oes_fast.pipelines.presets import PRESETS
 from oes_fast.pipelines.train import TrainResult
 
 NAME = "inverse-problems"
+SEARCH = PRESETS["fast"]
 PICTURE_WIDTH = 960
 FIGURES = ("psnr of measured", "peak", "peak step", "end", "average", "ssim of average")
 
@@ -103,21 +103,13 @@ class Cell(NamedTuple):
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     """The most telling ones first."""
-    short, *longer = sorted(options.search_steps)
-    first, *others = options.densities
     for seed in options.seeds:
         for task in options.tasks:
-            yield Cell(task, "oes", first, seed, short)
-            yield Cell(task, "random", first, seed)
-            yield Cell(task, "dense", None, seed)
-        for task in options.tasks:
-            for density in others:
-                yield Cell(task, "oes", density, seed, short)
+            for density in options.densities:
+                yield Cell(task, "oes", density, seed, options.search_steps)
                 yield Cell(task, "random", density, seed)
-        for steps in longer:
-            for task in options.tasks:
-                for density in options.densities:
-                    yield Cell(task, "oes", density, seed, steps)
+        for task in options.tasks:
+            yield Cell(task, "dense", None, seed)
 
 
 def run_cell(options: argparse.Namespace, cell: Cell) -> tuple[Result, Tensor]:
@@ -150,35 +142,26 @@ def run_cell(options: argparse.Namespace, cell: Cell) -> tuple[Result, Tensor]:
 def searched(
     options: argparse.Namespace, cell: Cell, task: oes.tasks.Task, net: nn.Module, z: Tensor
 ) -> oes.Mask:
-    """The mask of a search, which is made once for all densities, and goes on from a shorter one."""
+    """The mask of a search."""
     assert cell.density is not None
     assert cell.search_steps is not None
-    seed, path = cell.seed, search_file(options, cell, cell.search_steps)
-    for steps in sorted(options.search_steps, reverse=True):
-        shorter = search_file(options, cell, steps)
-        if steps < cell.search_steps and shorter.exists() and not path.exists():
-            shutil.copyfile(shorter, path)
     found = oes.search_mask(
         net,
         z,
         task.noisy,
-        density=options.densities[0],
+        density=cell.density,
         steps=cell.search_steps,
-        lr=options.search_lr,
-        kl=options.kl,
-        seed=seed,
+        lr=SEARCH.search_lr,
+        kl=SEARCH.search_kl,
+        temperature=SEARCH.search_temperature,
+        schedule=SEARCH.search_schedule,
+        seed=cell.seed,
         verify=False,
-        checkpoint=path,
+        checkpoint=options.work / f"{cell.label}.search.ckpt",
         resume=True,
         **task.arguments(),
     )
-    return oes.Mask.from_logits(net, found.logits, density=cell.density, seed=seed)
-
-
-def search_file(options: argparse.Namespace, cell: Cell, steps: int) -> Path:
-    """Checkpoint of the search of a task and seed."""
-    path: Path = options.work / f"{cell.task}-{cell.seed}-{steps}.search.ckpt"
-    return path
+    return found.mask
 
 
 def figures(task: oes.tasks.Task, fit: TrainResult) -> Result:
@@ -211,10 +194,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.2, 0.05])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--search-steps", nargs="+", type=int, default=[500, 1500])
-    parser.add_argument("--search-lr", type=float, default=0.3)
-    parser.add_argument("--kl", type=float, default=1e-9)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--search-steps", type=int, default=SEARCH.search_steps)
     parser.add_argument("--train-steps", type=int, default=1000)
     parser.add_argument("--train-lr", type=float, default=1e-2)
     parser.add_argument("--dense-lr", type=float, default=1e-3)
@@ -231,7 +212,7 @@ def main() -> None:
     rows: list[Result] = []
     if options.json.is_file():
         before = json.loads(options.json.read_text(encoding="utf-8"))
-        more = ("tasks", "seeds", "densities", "search_steps")
+        more = ("tasks", "seeds", "densities")
         kept = {name: before["settings"][name] for name in said if name not in more}
         wanted = {name: said[name] for name in kept}
         if kept != wanted:
@@ -260,10 +241,7 @@ def draw(options: argparse.Namespace, name: str) -> None:
     panels = [("clean", clean), (f"measured, {oes.psnr(task.first, clean):.2f} dB", task.first)]
     shown = {"dense": Cell(name, "dense", None, seed)}
     shown |= {f"random, {density:.0%}": Cell(name, "random", density, seed)}
-    for steps in sorted(options.search_steps):  # the longest that is there
-        cell = Cell(name, "oes", density, seed, steps)
-        if (options.work / f"{cell.label}.npy").is_file():
-            shown[f"OES, {density:.0%}"] = cell
+    shown |= {f"OES, {density:.0%}": Cell(name, "oes", density, seed, options.search_steps)}
     for label, cell in shown.items():
         file = options.work / f"{cell.label}.npy"
         if file.is_file():

@@ -37,8 +37,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_cells_are_made_once(run, monkeypatch):
     first = run("--seeds", "0", "--densities", "0.5")
     cells = [tuple(row[name] for name in inverse_problems.Cell._fields) for row in first["cells"]]
-    methods = [("oes", 0.5, 0, 2), ("random", 0.5, 0, None), ("dense", None, 0, None)]
-    assert cells == [(task, *each) for task in ("inpainting", "mri") for each in methods]
+    tasks = ("inpainting", "mri")
+    methods = [("oes", 0.5, 0, 2), ("random", 0.5, 0, None)]
+    assert cells == [(task, *each) for task in tasks for each in methods] + [
+        (task, "dense", None, 0, None) for task in tasks
+    ]
     assert all(row["psnr of measured"] > 0 and row["average"] > 0 for row in first["cells"])
     with monkeypatch.context() as patch:
         patch.setattr(inverse_problems, "run_cell", lambda *_: pytest.fail("made twice"))
@@ -46,8 +49,6 @@ def test_cells_are_made_once(run, monkeypatch):
     more = run("--seeds", "0", "--densities", "0.5", "0.25")
     assert more["cells"][:6] == first["cells"]
     assert [row["density"] for row in more["cells"][6:]] == [0.25] * 4
-    longer = run("--seeds", "0", "--densities", "0.5", "--search-steps", "2", "4")["cells"][10:]
-    assert [(row["method"], row["search_steps"]) for row in longer] == [("oes", 4)] * 2
     with pytest.raises(SystemExit, match="train_steps"):
         run("--seeds", "0", "--train-steps", "3")
 
