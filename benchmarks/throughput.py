@@ -5,11 +5,10 @@
 A step is that of the pipelines, on the published network; trainings at the same time are threads, as
 :func:`oes_fast.train_many` makes them. What is compared is measured in turn.
 
-On a machine that is not idle the time of a step says little. Beside it stands the processor time that the
-process took for it, and how many cores others had meanwhile. Images an hour are reckoned from the processor
-time, as of cores that nobody else has: cores / processor time, where each has a run on one thread, which
-waits for nobody. What comes before the steps (the network is rewritten; it is verified, once for all of a
-kind) is measured by itself.
+Images an hour are reckoned from the time of a step, which says something on a machine that is idle alone:
+beside it stands how many cores others had meanwhile. Where that is more than a tenth of a core, no images an
+hour are given. What comes before the steps (the network is rewritten; it is verified, once for all of a kind)
+is measured by itself.
 
 The cost on a GPU is that of the predictions of benchmarks.gpu_model, measured by nobody.
 """
@@ -39,6 +38,7 @@ from oes_fast.pipelines.functions import RewrittenFunction
 NAME = "throughput"
 MODEL = "gpu-model-h100"
 PHOTOGRAPHS = 1_000_000
+IDLE = 0.1  # cores that others have on a machine that is called idle
 Step = Callable[[], object]
 
 
@@ -139,10 +139,11 @@ def rows_of(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
             "processor ms a step and image": summary([1e3 * t for t in used]),
             "cores that others had": statistics.median(o / t for o, t in zip(others, took, strict=True)),
         }
-        if threads == 1 and runs >= options.cores:  # what a thread waits for others is no processor time
-            seconds = row["processor ms a step and image"]["median"] / 1e3 * options.image_steps
-            row["core seconds an image"] = seconds + start["bound, s"]
-            row["images an hour"] = 3600 * options.cores / row["core seconds an image"]
+        if row["cores that others had"] < IDLE:
+            seconds = row["ms a step and image"]["median"] / 1e3 * options.image_steps
+            seconds += start["bound, s"] / min(runs, options.cores)
+            row["core seconds an image"] = seconds * options.cores
+            row["images an hour"] = 3600 / seconds
         rows.append(row | {"before the steps": start})
     return rows
 
@@ -151,11 +152,14 @@ def costs(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> list[d
     """What a million photographs take: measured on the CPU at each size, predicted for a GPU at 512 x 512."""
     found: list[dict[str, Any]] = []
     for size in options.size:
-        best = min(
-            (row for row in rows if row["size"] == size and "core seconds an image" in row),
-            key=lambda row: row["core seconds an image"],
-        )
-        hours = PHOTOGRAPHS * best["core seconds an image"] / 3600
+        there = [
+            row["core seconds an image"]
+            for row in rows
+            if row["size"] == size and "core seconds an image" in row
+        ]
+        if not there:  # the machine was not idle
+            continue
+        hours = PHOTOGRAPHS * min(there) / 3600
         found.append(
             {"on": "CPU, measured", "size": size, "core hours": hours, "dollars": hours * options.core_hour}
         )

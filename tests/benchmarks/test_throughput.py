@@ -18,6 +18,7 @@ def test_rows_and_costs(monkeypatch, tmp_path, capsys):
     keep = torch.rand(numel, generator=torch.Generator().manual_seed(0)) < 0.02
     mask, out = tmp_path / "mask.safetensors", tmp_path / "throughput.json"
     oes.Mask.from_flat(net, keep).save(mask)
+    monkeypatch.setattr(throughput, "IDLE", 100.0)
     before = {"bound, s": 0.5, "verified, s": 4.0, "reckoned, MB": 1.0, "measured, MB": 1.0}
     monkeypatch.setattr(throughput, "before_the_steps", lambda *_: before)
     options = [
@@ -39,14 +40,21 @@ def test_rows_and_costs(monkeypatch, tmp_path, capsys):
     throughput.main()
     found = json.loads(out.read_text())
     one, two = found["rows"]
-    assert "images an hour" not in one  # a core has no thread
-    seconds = two["processor ms a step and image"]["median"] / 10 + 0.5
-    assert two["core seconds an image"] == pytest.approx(seconds)
-    assert two["images an hour"] == pytest.approx(2 * 3600 / seconds)
+    for row in (one, two):
+        seconds = row["ms a step and image"]["median"] / 10 + 0.5 / row["at once"]
+        assert row["images an hour"] == pytest.approx(3600 / seconds)
+        assert row["core seconds an image"] == pytest.approx(2 * seconds)
     cpu, *gpus = found["a million photographs"]
-    assert cpu["core hours"] == pytest.approx(1e6 * seconds / 3600)
+    assert cpu["core hours"] == pytest.approx(
+        1e6 * min(row["core seconds an image"] for row in (one, two)) / 3600
+    )
     assert {(row["on"], row["networks"]) for row in gpus} == {("H100, by the model", n) for n in (1, 8, 32)}
     assert "32 px, 2 x 1" in capsys.readouterr().out
+    monkeypatch.setattr(throughput, "IDLE", 0.0)  # others are at work
+    throughput.main()
+    busy = json.loads(out.read_text())
+    assert not any("images an hour" in row for row in busy["rows"])
+    assert "CPU, measured" not in {row["on"] for row in busy["a million photographs"]}
 
 
 def test_threads_are_what_they_were():
