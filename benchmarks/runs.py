@@ -1,7 +1,9 @@
 """Means of several runs of one image beside BM3D, non-local means and means of dense runs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.runs --data published --work runs    # goes on where it was stopped
-    python -m benchmarks.runs --data published --work runs --summary            # writes what there is
+    OMP_NUM_THREADS=1 python -m benchmarks.runs --data published --size 512 --work runs
+    python -m benchmarks.runs --data published --size 512 --work runs --summary  # writes what there is
+
+The first goes on where it was stopped.
 
 ``--data`` holds NAME.png and NAME_mask.npz of each image. Run k has the weights and the input of seed k; all
 have one noisy image, that of seed 0. Means of different numbers of runs share the runs: there is the mean of
@@ -33,6 +35,8 @@ from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.pipelines.runs_mean import mean_and_spread
 
 NAME = "runs"
+SIZES = (512, 256)  # each has a file of results
+METHODS = ("oes", "dense")
 COUNTS = (1, 2, 4, 8, 16)
 SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average")  # that runs of one folder share
 ABSENT = "not measured"
@@ -76,14 +80,10 @@ def scene(options: argparse.Namespace, image: str, size: int) -> Scene:
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     """Seed by seed, so that all means grow together."""
     for seed in range(max(options.runs, options.dense_runs)):
-        for size in options.sizes:
+        for method, runs in (("oes", options.runs), ("dense", options.dense_runs)):
             for image in options.images:
-                if seed < options.runs:
-                    yield Cell(image, "oes", size, seed)
-        for size in options.dense_sizes:
-            for image in options.images:
-                if seed < options.dense_runs:
-                    yield Cell(image, "dense", size, seed)
+                if seed < runs:
+                    yield Cell(image, method, options.size, seed)
 
 
 def stops(options: argparse.Namespace, method: str) -> list[int]:
@@ -127,19 +127,25 @@ def run_cell(options: argparse.Namespace, cell: Cell) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-def run_classical(options: argparse.Namespace, image: str, size: int, method: str) -> None:
+def run_classical(options: argparse.Namespace, image: str, method: str) -> None:
     """Denoise, and write the figures."""
-    clean, noisy = scene(options, image, size)
+    clean, noisy = scene(options, image, options.size)
     began = time.process_time()
     found = CLASSICAL[method](noisy, options.sigma)
     seconds = time.process_time() - began
-    row = {"image": image, "size": size, "method": method, "psnr": oes.psnr(found, clean), "seconds": seconds}
-    write_json(classical_file(options, image, size, method), row)
+    row = {
+        "image": image,
+        "size": options.size,
+        "method": method,
+        "psnr": oes.psnr(found, clean),
+        "seconds": seconds,
+    }
+    write_json(classical_file(options, image, method), row)
 
 
-def classical_file(options: argparse.Namespace, image: str, size: int, method: str) -> Path:
+def classical_file(options: argparse.Namespace, image: str, method: str) -> Path:
     """Where the figures of a classical denoiser lie."""
-    path: Path = options.work / f"{image}-{method}-{size}.json"
+    path: Path = options.work / f"{image}-{method}-{options.size}.json"
     return path
 
 
@@ -174,25 +180,23 @@ def summary(options: argparse.Namespace) -> Result:
     """All that is there: runs, means of them, classical denoisers."""
     cases = []
     for image in options.images:
-        for method, sizes in (("oes", options.sizes), ("dense", options.dense_sizes)):
-            for size in sizes:
-                found = {
-                    cell.seed: row
-                    for cell in cells(options)
-                    if cell[:3] == (image, method, size) and (row := done(options, cell)) is not None
-                }
-                count = next(n for n in range(len(found) + 1) if n not in found)  # without a gap from seed 0
-                cases += [
-                    case(options, [found[n] for n in range(count)], stop)
-                    for stop in range(len(stops(options, method)))
-                    if count
-                ]
+        for method in METHODS:
+            found = {
+                cell.seed: row
+                for cell in cells(options)
+                if (cell.image, cell.method) == (image, method) and (row := done(options, cell)) is not None
+            }
+            count = next(n for n in range(len(found) + 1) if n not in found)  # without a gap from seed 0
+            cases += [
+                case(options, [found[n] for n in range(count)], stop)
+                for stop in range(len(stops(options, method)))
+                if count
+            ]
     classical = [
         json.loads(path.read_text(encoding="utf-8"))
         for image in options.images
-        for size in sorted({*options.sizes, *options.dense_sizes}, reverse=True)
         for method in options.classical
-        if (path := classical_file(options, image, size, method)).is_file()
+        if (path := classical_file(options, image, method)).is_file()
     ]
     classical = [{name: neat(value) for name, value in row.items()} for row in classical]
     return {"settings": settings(options), "cases": cases, "classical": classical}
@@ -271,9 +275,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and images")
     parser.add_argument("--summary", action="store_true", help="run nothing, write what is there")
     parser.add_argument("--images", nargs="+", default=["pepper", "barbara"])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[512, 256])
+    parser.add_argument("--size", type=int, default=SIZES[0], help="side in pixels")
     parser.add_argument("--runs", type=int, default=16)
-    parser.add_argument("--dense-sizes", nargs="*", type=int, default=[256])
     parser.add_argument("--dense-runs", type=int, default=4)
     parser.add_argument("--classical", nargs="*", choices=CLASSICAL, default=["nlm", "bm3d"])
     parser.add_argument("--sigma", type=float, default=0.1)
@@ -284,8 +287,9 @@ def main() -> None:
     )
     parser.add_argument("--dense-lr", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.99)
-    parser.add_argument("--json", type=Path, default=RESULTS / f"{NAME}.json", help="where to write")
+    parser.add_argument("--json", type=Path, help="where to write; by default the file of the size")
     options = parser.parse_args()
+    options.json = options.json or RESULTS / f"{NAME}-{options.size}.json"
     options.work.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore", oes.OESWarning)  # what they say is in the result
 
@@ -302,12 +306,11 @@ def main() -> None:
 
 def missing(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
     """What is not done yet: its label, and the function that does it."""
-    for size in sorted({*options.sizes, *options.dense_sizes}, reverse=True):
-        for image in options.images:
-            for method in options.classical:
-                path = classical_file(options, image, size, method)
-                if not path.is_file():
-                    yield path.stem, lambda a=(image, size, method): run_classical(options, *a)  # type: ignore[misc]
+    for image in options.images:
+        for method in options.classical:
+            path = classical_file(options, image, method)
+            if not path.is_file():
+                yield path.stem, lambda a=(image, method): run_classical(options, *a)  # type: ignore[misc]
     for cell in cells(options):
         if done(options, cell) is None:
             yield cell.label, lambda cell=cell: run_cell(options, cell)  # type: ignore[misc]
@@ -315,26 +318,31 @@ def missing(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Non
 
 def tables() -> str:
     """The page's tables, one for each size and image."""
-    result = load(NAME)
+    return "\n".join(tables_of(f"{NAME}-{size}") for size in SIZES)
+
+
+def tables_of(name: str) -> str:
+    """The tables of one file."""
+    result = load(name)
     parts = []
-    rows = [*result["cases"], *result["classical"]]
-    places = dict.fromkeys((row["size"], row["image"]) for row in rows)
-    for size, image in sorted(places, key=lambda place: -place[0]):
+    places = dict.fromkeys(
+        (row["size"], row["image"]) for kind in ("cases", "classical") for row in result[kind]
+    )
+    for size, image in places:
         cases, classical = (
-            [row for row in result[kind] if (row["size"], row["image"]) == (size, image)]
-            for kind in ("cases", "classical")
+            [row for row in result[kind] if row["image"] == image] for kind in ("cases", "classical")
         )
         lines = [line for row in cases for line in lines_of(row)]
         there = {row["method"] for row in cases}
-        lines += [[LABELS[name], *[ABSENT] * len(COUNTS)] for name in ("oes", "dense") if name not in there]
+        lines += [[LABELS[method], *[ABSENT] * len(COUNTS)] for method in METHODS if method not in there]
         for row in classical:
-            name = LABELS[row["method"]]
-            lines.append([f"{name}, dB", f"{row['psnr']:.2f}", *[""] * (len(COUNTS) - 1)])
-            lines.append([f"{name}, seconds", f"{row['seconds']:.0f}", *[""] * (len(COUNTS) - 1)])
+            label = LABELS[row["method"]]
+            lines.append([f"{label}, dB", f"{row['psnr']:.2f}", *[""] * (len(COUNTS) - 1)])
+            lines.append([f"{label}, seconds", f"{row['seconds']:.0f}", *[""] * (len(COUNTS) - 1)])
         header = ["", *(f"{count} run{'s' if count > 1 else ''}" for count in COUNTS)]
         noisy = f", noisy image {cases[0]['noisy']:.2f} dB" if cases else ""
         parts.append(f"{image.capitalize()}, {size} x {size}{noisy}:\n\n{table(header, lines)}")
-    return f"{caption(NAME, result)}\n" + "\n".join(parts)
+    return f"{caption(name, result)}\n" + "\n".join(parts)
 
 
 def lines_of(row: Result) -> list[list[object]]:

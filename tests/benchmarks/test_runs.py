@@ -26,13 +26,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bits = np.ones(sum(p.numel() for p in small_generator(image, seed=0)[0].parameters()), bool)
     np.savez(tmp_path / "noise_mask.npz", bits=np.packbits(bits), count=len(bits))
     common = ["runs", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--images", "noise"]
-    common += ["--json", str(tmp_path / "runs.json"), "--sizes", str(SIZE), "--dense-sizes", str(SIZE)]
+    common += ["--json", str(tmp_path / f"runs-{SIZE}.json"), "--size", str(SIZE)]
     common += ["--steps", "3", "--dense-stops", "2", "1", "--classical", "nlm"]
 
     def call(*args: str) -> dict:
         monkeypatch.setattr(sys, "argv", [*common, *args])
         runs.main()
-        found = json.loads((tmp_path / "runs.json").read_text("utf-8"))
+        found = json.loads((tmp_path / f"runs-{SIZE}.json").read_text("utf-8"))
         return {name: found[name] for name in ("settings", "cases", "classical")}
 
     return call
@@ -100,6 +100,7 @@ def test_runs_that_collapsed_are_not_in_the_means():
 def test_the_tables_say_what_was_not_measured(run, tmp_path, monkeypatch):
     run("--runs", str(RUNS), "--dense-runs", "1")
     monkeypatch.setattr(table_text, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "SIZES", (SIZE,))
     text = runs.tables()
     assert f"Noise, {SIZE} x {SIZE}, noisy image" in text
     lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if "|" in line}
