@@ -67,7 +67,7 @@ gpu:
 setup: $(VENV)/.built
 
 # pip compiles to bytecode on one core, tests of other packages among it: half of what it does after the downloads.
-$(VENV)/.ready: requirements-dev.txt
+$(VENV)/.ready: requirements-dev.txt constraints-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
 	-$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib

@@ -102,3 +102,16 @@ def test_older_triton_is_not_available(monkeypatch, version, said):
     )
     backends = importlib.import_module("oes_fast.backends")
     assert str(backends._probe_triton()) == said
+
+
+def test_everything_that_development_takes_is_pinned():
+    """One version on the Pythons that are developed on: no release of others changes what the tests see."""
+    wanted = re.findall(
+        r"^([A-Za-z][\w-]*)[ ]*([^\s;]*)", (REPO / "requirements-dev.txt").read_text(), re.MULTILINE
+    )
+    pinned = re.findall(
+        r'^([\w-]+)==\S+; python_version >= "3.11"$', (REPO / "constraints-dev.txt").read_text(), re.MULTILINE
+    )
+    loose = {name for name, version in wanted if not version.startswith("==")} - set(pinned)
+    assert loose == {"triton"}  # which torch chooses
+    assert set(pinned) <= {name for name, _ in wanted}
