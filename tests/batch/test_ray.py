@@ -491,7 +491,7 @@ def test_killed_workers_and_commands(tmp_path: Path) -> None:
 
 def _wait_for_a_checkpoint(out: Path, process: subprocess.Popen[bytes]) -> None:
     """Wait for one that is written from now on."""
-    began, deadline = time.time(), time.monotonic() + 120
+    began, deadline = time.time(), time.monotonic() + 300
     while not any(_changed(path) > began for path in out.glob(".oes-unfinished/*/train.ckpt")):
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -149,7 +149,7 @@ class TestProcesses:
         os.close(reader)
         closed = start(*args, before=("sh", "-c", 'exec "$@" <&- >&-', "sh"), stderr=writer)
         os.close(writer)
-        assert closed.wait(timeout=60) == 0
+        assert closed.wait(timeout=300) == 0
         assert files_of(out) == NO_CHECKPOINT
 
     def test_ctrl_c_for_a_pipeline(self, cli_images: Path, cli_mask: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ class TestProcesses:
         wait_for(tmp_path / "out.train.ckpt", process)
         process.stdout.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=300) == 130
         assert result_of(out)["interrupted"]
         assert files_of(out) == {".png", ".json", ".train.ckpt"}
 
@@ -182,7 +182,7 @@ class TestProcesses:
         wait_for(tmp_path / "öut.train.ckpt", process)
         os.close(master)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
         assert files_of(out) == NO_CHECKPOINT
         assert result_of(out)["image"]["height"] == SIDE
 

@@ -151,7 +151,7 @@ def test_a_process_that_is_killed_goes_on(
     killed = start(*args, "-o", out)
     wait_for(tmp_path / "out.train.ckpt", killed)
     killed.kill()
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
     assert run(*args, "-o", out, "--resume") == 0

@@ -73,13 +73,13 @@ class TestStopping:
         stopped = start(*args)
         wait_for(tmp_path / "out.search.ckpt", stopped)
         stopped.send_signal(signal.SIGINT)
-        _, stderr = stopped.communicate(timeout=60)
+        _, stderr = stopped.communicate(timeout=300)
         assert stopped.returncode == 130, stderr
         assert "Traceback" not in stderr
         killed = start(*args, "--resume")
         wait_for(tmp_path / "out.train.ckpt", killed)
         killed.kill()
-        killed.communicate(timeout=60)
+        killed.communicate(timeout=300)
         assert killed.returncode == -signal.SIGKILL
         assert run(*args, "--resume") == 0
         # The interval between checkpoints is the one setting that differs.
@@ -252,7 +252,7 @@ class TestSignals:
         wait_for(tmp_path / "out.search.ckpt", process)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 143, err
         assert result_of(out)["interrupted"]
         assert files_of(out) == {".safetensors", ".json", ".search.ckpt"}
@@ -261,7 +261,7 @@ class TestSignals:
 def wait_until_handled(pid: int) -> None:
     """Until the process has its handler for SIGTERM, which is before it imports torch."""
     status = Path(f"/proc/{pid}/status")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
         if int(caught.split()[1], 16) & (1 << (signal.SIGTERM - 1)):

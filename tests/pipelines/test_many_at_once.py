@@ -94,7 +94,7 @@ def test_what_a_run_takes_is_known_about(small):
 
 def test_runs_are_made_at_the_same_time_and_callbacks_in_the_calling_thread(small, each, monkeypatch):
     ran: set[int] = set()
-    meeting = threading.Barrier(3, timeout=30)
+    meeting = threading.Barrier(3, timeout=120)
     evaluate = functions.RewrittenFunction.__call__
 
     def evaluated(self: Any, *args: Any, **kwargs: Any) -> Any:
