@@ -58,13 +58,7 @@ def _row(
     cells = [node.name, _operation(stage), f"{live_in}/{dense_in}", f"{len(alive.varying)}/{dense_out}"]
     if not isinstance(conv, ir.Conv):
         return (*cells, "", "", "", "", _kernel(node, plan, chains))
-    source = plan.alive[node.inputs[0]]
-    nonzero = plan.weights.nonzeros(
-        conv.weight, alive.varying, source.varying + conv.first, transposed=conv.transposed
-    )
-    block = len(alive.varying) * live_in * conv.kernel[0] * conv.kernel[1]
-    after = _macs(node, live_in, len(alive.varying))
-    density = nonzero / block if block else 0.0
+    after, density = products(node, conv, plan)
     # A split convolution's dense count stands in the row of its first part.
     dense = str(before.pop(conv.weight)) if conv.weight in before else ""
     return (
@@ -75,6 +69,20 @@ def _row(
         str(round(after * density)),
         _kernel(node, plan, chains),
     )
+
+
+def products(node: ir.Node, conv: ir.Conv, plan: Plan) -> tuple[int, float]:
+    """Multiply-accumulates of a forward pass over live channels, dense; the share whose weight is kept.
+
+    Args:
+        node: a node of the plan's graph.
+        conv: its convolution, that of low resolution where it follows up-sampling.
+        plan: what is computed.
+    """
+    inputs, outputs = plan.alive[node.inputs[0]].varying, plan.alive[node].varying
+    kept = plan.weights.nonzeros(conv.weight, outputs, inputs + conv.first, transposed=conv.transposed)
+    block = len(outputs) * len(inputs) * conv.kernel[0] * conv.kernel[1]
+    return _macs(node, len(inputs), len(outputs)), kept / block if block else 0.0
 
 
 def _macs(node: ir.Node, inputs: int, outputs: int) -> int:

@@ -1,0 +1,80 @@
+"""The benchmark of growth: the work that is counted, what it measures, its tables and picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import oes_fast as oes
+from benchmarks import growth, memory, table_text
+from oes_fast.bench.steps import PUBLISHED
+
+
+def test_work_is_that_of_kept_weights_at_their_pixels(monkeypatch):
+    def small(seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Conv2d(32, 4, 1), torch.nn.Conv2d(4, 3, 3, padding=1))
+
+    monkeypatch.setattr(oes.models, "skip", small)
+    net = small(0)
+    # What depends on the input alone is computed, too: its weights are trained.
+    macs, values = (32 * 4 + 4 * 3 * 9) * 64, (4 + 3) * 64
+    assert growth.work(None, 8) == pytest.approx({"GMAC": 3 * macs / 1e9, "GB": 5 * 4 * values / 1e9})
+    keep = torch.ones(sum(p.numel() for p in net.parameters()), dtype=torch.bool)
+    keep[:10] = False  # of the first convolution
+    keep[-3 - 4 * 9 :] = False  # the last channel's weights and all biases
+    fewer = growth.work(oes.Mask.from_flat(net, keep), 8)
+    assert fewer["GMAC"] == pytest.approx(3 * (32 * 4 - 10 + 4 * 2 * 9) * 64 / 1e9)
+    assert fewer["GB"] < 5 * 4 * values / 1e9
+
+
+def test_memory_is_that_of_the_process():
+    before = memory.peak_of_this_process()
+    block = torch.ones(30_000_000)  # 120 MB
+    after = memory.peak_of_this_process()
+    assert after - before < 2 * 120
+    assert after > block.nbytes / 1e6
+
+
+def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatch, capsys):
+    net = oes.models.skip(seed=0)
+    numel = sum(p.numel() for p in net.parameters())
+    mask, out, picture = tmp_path / "mask.safetensors", tmp_path / "growth.json", tmp_path / "growth.png"
+    oes.Mask.from_flat(net, torch.arange(numel) % 2 == 0).save(mask)
+    peaks = {PUBLISHED: 200.0, growth.OURS: 100.0}
+    monkeypatch.setattr(growth, "peak_of", lambda case, way, path, size, steps: peaks[way])
+    monkeypatch.setattr(growth, "MATRIX", 64)
+    monkeypatch.setattr(growth, "COPY", 1024)
+    words = [
+        "growth",
+        "--mask",
+        str(mask),
+        "--size",
+        "32",
+        "--threads",
+        "1",
+        "2",
+        "--size-of-few-threads",
+        "16",
+    ]
+    words += ["--density", "0.5", "--density-size", "32", "--rounds", "3", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", [*words, "--picture", str(picture)])
+    growth.main()
+    found = json.loads(out.read_text())
+    places = [(row["case"], row["size"], row["threads"], row["drawn"]) for row in found["steps"]]
+    assert places == [("training", 32, 2, False), ("search", 32, 2, False), ("training", 32, 2, True)]
+    drawn = found["steps"][2]
+    assert drawn["density"] == pytest.approx(0.5, abs=0.01)
+    assert drawn["GMAC/s"] == pytest.approx(1e3 * drawn["GMAC"] / drawn["ms"][growth.OURS]["50"], abs=0.01)
+    assert found["memory"][0] == {"case": "training", "size": 32, "peak MB": peaks}
+    assert picture.stat().st_size > 10_000
+    monkeypatch.setattr(table_text, "RESULTS", tmp_path)
+    text = growth.tables()
+    assert text.count("| search | 32 | 2 |") == 1
+    assert "| 50 % | 32 | 2 |" in text
+    assert "| training | 32 | 200 | 100 |" in text
+    assert "training, 32 px, 2 threads, 50 %" in capsys.readouterr().out
