@@ -35,7 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_search(make_problem, backend, options, kl, rtol):
     skip_unless_available(backend)
     net, _, z, noisy, clean = make_problem(**options)
-    settings = {"density": 0.1, "steps": STEPS, "lr": 1e-2, "kl": kl, "seed": 3}
+    steps = STEPS // 4 if backend in EMULATED else STEPS
+    settings = {"density": 0.1, "steps": steps, "lr": 1e-2, "kl": kl, "seed": 3}
     logits = []
     found = oes.search_mask(
         net, z, noisy, clean=clean, record_every=1, backend=backend,
@@ -43,12 +44,12 @@ def test_search(make_problem, backend, options, kl, rtol):
     )  # fmt: skip
     expected = list(transcription.search(net, z, noisy, **settings))
 
-    assert found.history.step == list(range(STEPS + 1))
+    assert found.history.step == list(range(steps + 1))
     for step, (objective, s) in enumerate(expected):
         assert found.history[step].loss == pytest.approx(float(objective), rel=1e-12)
         assert_close(logits[step], s, rtol)
     assert_close(found.logits, expected[-1][1], rtol)
-    assert found.logits.abs().max() > 0.1  # it went somewhere
+    assert found.logits.abs().max() > 0.5 * steps * 1e-2  # it went somewhere
     assert torch.equal(found.mask.flat, transcription.top(expected[-1][1], 0.1))
 
 
