@@ -149,6 +149,22 @@ class TestLine:
         assert step_time(seconds) == said
 
 
+def test_the_mask_that_is_tried_leaves_channels_alive() -> None:
+    net = oes.models.skip(seed=0)
+    mask = estimate.likely_mask(net, 0.05)
+    assert mask.density == pytest.approx(0.05, rel=0.02)
+    pieces = mask.flat.split([parameter.numel() for parameter in net.parameters()])
+    for (name, parameter), piece in zip(net.named_parameters(), pieces, strict=True):
+        kept = piece.float().mean()
+        if parameter.ndim == 1:
+            assert kept == float(name.endswith("weight")), name
+        elif parameter.numel() > 10_000:
+            assert 0.03 < kept < 0.07, name
+    small = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
+    scales = sum(p.numel() for name, p in small.named_parameters() if p.ndim == 1 and name.endswith("weight"))
+    assert estimate.likely_mask(small, 0.005).kept > scales > 0  # more than the density allows
+
+
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortest run is timed and said."""
