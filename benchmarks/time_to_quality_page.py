@@ -128,7 +128,7 @@ def draw(result: Result, path: Path) -> None:
         for line in lines_of(result, image):
             seconds = [line.at(step) for step in line.step]
             axes.plot(seconds, line.psnr, line.style, color=line.color, linewidth=1.4, label=line.label)
-            if line.end in line.step:
+            if line.end is not None and line.end in line.step:
                 at = list(line.step).index(line.end)
                 axes.plot(seconds[at], line.psnr[at], "o", color=line.color, markersize=5)
         axes.axhline(result["noisy"][image], color=GREY, linestyle=":", linewidth=1, label="noisy image")
@@ -174,7 +174,7 @@ def tables() -> str:
 def row_of(line: Line, wanted: Sequence[float]) -> list[object]:
     """A way's line of the table."""
     end = ""
-    if line.end in line.step:
+    if line.end is not None and line.end in line.step:
         at = list(line.step).index(line.end)
         end = f"{line.psnr[at]:.2f} after {line.at(line.end):,.0f} s"
     best = line.step[line.best]
