@@ -35,6 +35,7 @@ from benchmarks.table_text import (
 )
 from benchmarks.throughput import photographs
 from benchmarks.throughput import table_of_rows as throughput_table
+from benchmarks.time_to_quality_page import tables as time_to_quality
 from oes_fast.precision import PRECISIONS
 
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -413,6 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "stopping": stopping,
     "search study": search_study,
     "throughput": throughput_table,
+    "time to quality": time_to_quality,
     "photographs": photographs,
 }
 

@@ -23,6 +23,7 @@ def times_in_turn(
     before: Callable[[], object] = _nothing,
     after: Callable[[], object] = _nothing,
     enough: Callable[[list[list[float]]], bool] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each of ``calls`` in every round.
 
@@ -33,6 +34,7 @@ def times_in_turn(
         before: called before each call, outside its time.
         after: called after each call, inside its time: waits for a device.
         enough: told the times so far after each round that counts; whether to end early.
+        clock: gives seconds; ``time.process_time`` counts those of the processor, of all threads.
 
     Returns:
         For each call its times in order.
@@ -41,11 +43,11 @@ def times_in_turn(
     for turn in range(warmup + rounds):
         for taken, call in zip(times, calls, strict=True):
             before()
-            begin = time.perf_counter()
+            begin = clock()
             call()
             after()
             if turn >= warmup:
-                taken.append(time.perf_counter() - begin)
+                taken.append(clock() - begin)
         if enough is not None and turn >= warmup and enough(times):
             break
     return times

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from oes_fast.bench.published import PublishedSearch, PublishedTraining
 from oes_fast.mask import Mask
-from oes_fast.models import Generator
 from oes_fast.pipelines.cuda_graphs import graphed
 from oes_fast.pipelines.functions import make_function
 from oes_fast.pipelines.objective import SquaredError
@@ -22,7 +21,7 @@ Step = Callable[[], object]
 
 
 def training_steps(
-    net: Generator,
+    net: nn.Module,
     mask: Mask,
     z: Tensor,
     noisy: Tensor,
@@ -55,7 +54,7 @@ def training_steps(
 
 
 def search_steps(
-    net: Generator, z: Tensor, noisy: Tensor, backends: Sequence[str], *, recorded: bool = True
+    net: nn.Module, z: Tensor, noisy: Tensor, backends: Sequence[str], *, recorded: bool = True
 ) -> dict[str, Step]:
     """One search step of the published way and of each backend, as :func:`training_steps`.
 

@@ -7,16 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from oes_fast.cli import signals
+from oes_fast.cli.estimate import Estimate
 from oes_fast.cli.watched import watching
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.progress import ProgressDisplay
 
 
 class ProgressReport(ProgressDisplay):
-    """What shows a command's progress."""
+    """What shows a command's progress.
+
+    Attributes:
+        estimate: says how long the command will take, None for nothing.
+    """
+
+    estimate: Estimate | None = None
 
     def __call__(self, info: StepInfo) -> None:
         """Show ``info``, to who watches the command as well, who may end it as Ctrl-C does."""
+        if self.estimate is not None and (line := self.estimate.see(info)) is not None:
+            self.say(line)
         super().__call__(info)
         watch = watching.get()
         if watch is not None and watch.see(info):

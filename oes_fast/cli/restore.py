@@ -12,21 +12,15 @@ from torch import Tensor, nn
 
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
+from oes_fast.cli.estimate import Estimate, training_after
 from oes_fast.cli.masks import load_mask, mask_seed
 from oes_fast.cli.model import ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
 from oes_fast.cli.progress import ProgressReport
-from oes_fast.cli.report import (
-    decibels,
-    describe_run,
-    describe_stop,
-    measure,
-    plain,
-    print_table,
-    stop_row,
-)
-from oes_fast.cli.runs import Runs, check_runs, phases_of, seeds_of, train_runs, warn_of_others
+from oes_fast.cli.report import describe_run, describe_stop, plain, print_table
+from oes_fast.cli.restoration import Restoration
+from oes_fast.cli.runs import check_runs, phases_of, seeds_of, train_runs, warn_of_others
 from oes_fast.cli.search_size import Seen, searched_on
 from oes_fast.cli.settings import (
     RunSettings,
@@ -40,15 +34,12 @@ from oes_fast.cli.watched import watching
 from oes_fast.errors import InputError
 from oes_fast.io.arrays import save_numbers
 from oes_fast.io.files import write_json
-from oes_fast.io.image import psnr, save_image
+from oes_fast.io.image import save_image
 from oes_fast.io.plots import psnr_curve, side_by_side
 from oes_fast.mask import Mask
 from oes_fast.mask_notes import with_network
-from oes_fast.pipelines.clean import clean_pixels, compared
-from oes_fast.pipelines.progress import duration
-from oes_fast.pipelines.runs_mean import run_image
-from oes_fast.pipelines.search import SearchResult, search_mask
-from oes_fast.pipelines.train import TrainResult, train_sparse
+from oes_fast.pipelines.search import search_mask
+from oes_fast.pipelines.train import train_sparse
 from oes_fast.pipelines.transfer import fresh_generator
 from oes_fast.recipe import Recipe
 from oes_fast.weights_file import load_weights
@@ -93,63 +84,6 @@ class Request:
     runs: int = 1
 
 
-@dataclass
-class Restoration:
-    """What there is of a restoration: an interrupted one has less.
-
-    Attributes:
-        problem: what is restored.
-        seed: of network and search.
-        train_steps: steps of training asked for.
-        recipe: of the network.
-        found: the mask search, None where a mask was given.
-        fit: the training, None where the search was interrupted, or there are several.
-        several: the trainings, None where there is one, or the search was interrupted.
-    """
-
-    problem: Problem
-    seed: int
-    train_steps: int
-    recipe: Recipe
-    found: SearchResult | None = None
-    fit: TrainResult | None = None
-    several: Runs | None = None
-
-    @property
-    def results(self) -> list[SearchResult | TrainResult]:
-        """The phases that ran, in order; the first training of several."""
-        fit = self.fit if self.several is None else self.several.there[0]
-        return [result for result in (self.found, fit) if result is not None]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C left something undone."""
-        if self.several is not None:
-            return self.several.interrupted
-        return self.fit is None or not self.fit.has_ended(self.train_steps)
-
-    @property
-    def restored(self) -> Tensor | None:
-        """The network's image to write: average of the outputs where there is one, mean of several runs."""
-        if self.several is not None:
-            return self.several.mean.mean
-        return None if self.fit is None else run_image(self.fit)
-
-    def measure(self) -> dict[str, Any] | None:
-        """Every PSNR, see :func:`oes_fast.cli.report.measure`; of several runs that of the mean image."""
-        figures = measure(self.problem, self.found, self.fit)
-        if figures is not None and self.several is not None and self.problem.clean is not None:
-            figures["restored"] = float(psnr(*compared(self.several.mean.mean, self.problem.clean)))
-        return figures
-
-    def stopped_after(self) -> str:
-        """What a message says of how far an interrupted run came."""
-        if self.several is not None:
-            return f"with {self.several.finished} of {len(self.several.results)} trainings finished"
-        last = self.results[-1]
-        return f"after {last.steps} steps of the {'training' if last is self.fit else 'search'}"
-
-
 def restore(request: Request) -> int:
     """Restore, write every result, print the table; returns the exit code.
 
@@ -179,7 +113,7 @@ def _restore(request: Request, outputs: Outputs) -> int:
         figures = work.measure()
         _write(request, outputs, work, figures)
     if not request.run.quiet:
-        print_table(_rows(work, figures), outputs.written.values())
+        print_table(work.rows(figures), outputs.written.values())
     outputs.finish(complete=not work.interrupted)
     if work.interrupted:
         made = f"{signals.stop.words} {work.stopped_after()}"
@@ -226,8 +160,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     if found is not None:
         outputs.write("mask", with_network(found.mask, work.recipe, work.seed).save)
     if image is not None:
-        outputs.write("comparison", lambda p: side_by_side(p, _panels(problem, image, figures)))
-    if figures is not None and (curves := _curves(work)) is not None:
+        outputs.write("comparison", lambda p: side_by_side(p, work.panels(image, figures)))
+    if figures is not None and (curves := work.curves()) is not None:
         mean = None if several is None else figures["restored"]
         outputs.write("psnr_curve", lambda p: psnr_curve(p, curves, figures["noisy"], mean))
     if several is not None:
@@ -245,6 +179,7 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     if request.weights is not None:
         result["weights"] = request.weights
     result["estimated_sigma"] = problem.estimated_sigma()
+    result["estimate"] = None if work.estimate is None else work.estimate.described()
     if several is None:
         result["stop"] = None if work.fit is None else describe_stop(work.fit.stop)
     result |= {"psnr": figures, "files": {**outputs.written, "json": outputs.paths["json"]}}
@@ -302,6 +237,8 @@ def _compute(
         "callback": progress.watch,
         "checkpoint_seconds": run.checkpoint_seconds,
     }
+    if not run.quiet:
+        work.estimate = progress.estimate = _estimate(request, outputs, work, net, z, common)
     if request.search is not None:
         settings = {"seed": work.seed, "checkpoint": kept.paths["search"], **search, **common}
         settings |= seen.problem.arguments()
@@ -326,6 +263,32 @@ def _compute(
     )
     if work.fit.interrupted:
         signals.stop.note(signal.SIGINT)
+
+
+def _estimate(
+    request: Request,
+    outputs: Outputs,
+    work: Restoration,
+    net: nn.Module,
+    z: Tensor,
+    common: Mapping[str, Any],
+) -> Estimate:
+    """What will say how long it takes."""
+    device, paths = request.run.device, outputs.checkpoints.paths
+    known: dict[str, Any] = {"runs": request.runs, "stops": request.train.stop != "none"}
+    if request.search is not None:
+        after = training_after(
+            net,
+            z,
+            work.problem.noisy,
+            density=request.search.density,
+            search=(request.search.steps, paths["search"]),
+            checkpoints=[paths[phase] for phase in phases_of(request.runs)],
+            **{**common, **request.train.arguments(seed=work.seed)},
+        )
+        if after is not None:
+            return Estimate(device, "search", after=after, **known)
+    return Estimate(device, "train", **known)
 
 
 def _train_several(
@@ -364,49 +327,3 @@ def _generator(problem: Problem, recipe: Recipe, seed: int) -> tuple[nn.Module, 
     return fresh_generator(
         problem.noisy, shape=problem.shape, model=recipe.name, options=recipe.options, seed=seed
     )
-
-
-def _panels(problem: Problem, image: Tensor, figures: dict[str, Any] | None) -> list[tuple[str, Tensor]]:
-    def title(name: str, key: str) -> str:
-        return name if figures is None else f"{name}, {decibels(figures[key])}"
-
-    measured = "noisy" if problem.task is None else "measured"
-    panels = [(title(measured, "noisy"), problem.measured), (title("restored", "restored"), image)]
-    return panels if problem.clean is None else [*panels, ("clean", clean_pixels(problem.clean))]
-
-
-def _curves(work: Restoration) -> dict[str, tuple[list[int], list[float]]] | None:
-    if work.several is not None:
-        return work.several.curves()
-    if (fit := work.fit) is None:
-        return None
-    curves = {"output": (fit.history.step, fit.history.psnr)}
-    if fit.average is not None:
-        curves["average of the outputs"] = (fit.history.step, fit.history.psnr_average)
-    return curves
-
-
-def _rows(work: Restoration, figures: dict[str, Any] | None) -> list[tuple[str, str]]:
-    rows = []
-    if figures is not None:
-        measured = "Noisy" if work.problem.task is None else "Measured"
-        rows = [(measured, decibels(figures["noisy"])), ("Restored", decibels(figures["restored"]))]
-        if figures["average"] is not None:
-            last = "Last output" if work.fit is None or work.fit.stop is None else "Output there"
-            rows += [(last, decibels(figures["last"]))]
-        if figures["peak"] is not None:
-            rows += [("Peak", f"{decibels(figures['peak'])} at step {figures['peak_step']}")]
-    if (sigma := work.problem.estimated_sigma()) is not None:
-        rows += [("Noise", f"{sigma:.3g}, estimated")]
-    if work.several is not None:
-        rows += work.several.rows(work.problem)
-    elif work.fit is not None and work.fit.stop is not None:
-        rows += [("Stop", stop_row(work.fit.stop))]
-    if work.results:
-        rows += [("Mask", f"{100 * work.results[-1].mask.density:.3g} % of the weights kept")]
-        phases = {"search": work.found, "train": work.fit}
-        times = [f"{name} {duration(r.seconds)}" for name, r in phases.items() if r is not None]
-        if work.several is not None:
-            times.append(work.several.time())
-        rows += [("Time", ", ".join(times))]
-    return rows

@@ -11,6 +11,7 @@ from oes_fast.analysis import Layer, layer_densities
 from oes_fast.cli import options as o
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
+from oes_fast.cli.estimate import Estimate
 from oes_fast.cli.model import ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Outputs
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
@@ -125,6 +126,7 @@ def _search(
     kept = outputs.checkpoints
     with outputs.computing("density"):
         with ProgressReport(quiet=run.quiet) as progress:
+            progress.estimate = estimate = None if run.quiet else Estimate(run.device, "search")
             found = kept.run(
                 "search",
                 lambda resume: search_mask(
@@ -146,7 +148,7 @@ def _search(
         if found.interrupted:
             signals.stop.note(signal.SIGINT)
         work = _Search(problem, run, settings, recipe, seed, found, layer_densities(net, found.mask))
-        _write(outputs, work)
+        _write(outputs, work, estimate)
     if not run.quiet:
         print_table(_rows(work), outputs.written.values())
     outputs.finish(complete=not work.interrupted)
@@ -195,7 +197,7 @@ def _plan(output: Path, options: ImageOptions, run: RunSettings, settings: Searc
     return outputs
 
 
-def _write(outputs: Outputs, work: _Search) -> None:
+def _write(outputs: Outputs, work: _Search, estimate: Estimate | None) -> None:
     found = work.found
     outputs.write("mask", work.mask.save)
     outputs.write("probabilities", lambda p: probability_histogram(p, found.logits))
@@ -210,6 +212,7 @@ def _write(outputs: Outputs, work: _Search) -> None:
         {**describe(work.recipe), "search": plain(work.settings)},
     )
     result |= {
+        "estimate": None if estimate is None else estimate.described(),
         "layers": [plain(layer) for layer in work.layers],
         "psnr": work.figures,
         "files": {**outputs.written, "json": outputs.paths["json"]},

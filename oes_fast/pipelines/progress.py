@@ -80,6 +80,11 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         elif self._task is not None:
             self._bars.update(self._task, completed=info.step, figures=figures)
 
+    def say(self, line: str) -> None:
+        """Print a line, above the bars where there are any."""
+        if not self._quiet:
+            self._console.print(line, soft_wrap=True, markup=False)
+
     def _start(self, info: StepInfo, now: float) -> None:
         self._phase, self._first_step, self._began = info.phase, info.step, now
         self._shown = now if self._bars is None and self._cell is None else 0.0
