@@ -26,7 +26,7 @@ from benchmarks.table_text import RESULTS, Result, caption, load, table
 from benchmarks.timer import interleave
 from oes_fast.bench import CASES, BenchRow, bench
 from oes_fast.bench.environment import environment
-from oes_fast.bench.steps import PUBLISHED
+from oes_fast.bench.steps import PUBLISHED, drawn_mask
 from oes_fast.io.figures import COLORS, GREY, new_figure, save_figure, tidy
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.explain import products
@@ -76,17 +76,9 @@ def work(mask: oes.Mask | None, size: int) -> dict[str, float]:
 
 
 def mask_of(options: argparse.Namespace, density: float | None) -> oes.Mask:
-    """The mask of the command line, or a drawn one with this share of the weights of every convolution."""
+    """The mask of the command line, or a drawn one of a density."""
     net = oes.models.skip(seed=0)
-    if density is None:
-        return oes.Mask.load(options.mask, net)
-    generator = torch.Generator().manual_seed(0)
-    # Weights of convolutions alone: without its gamma a channel is dead, and with it what is above and below.
-    bits = [
-        torch.rand(p.numel(), generator=generator) < (density if p.ndim == 4 else 1.0)
-        for p in net.parameters()
-    ]
-    return oes.Mask.from_flat(net, torch.cat(bits))
+    return oes.Mask.load(options.mask, net) if density is None else drawn_mask(net, density)
 
 
 def places(options: argparse.Namespace) -> Iterator[tuple[int, int, float | None, tuple[str, ...]]]:

@@ -66,7 +66,7 @@ def bench(
     ] = None,
     density: Annotated[
         float | None,
-        typer.Option(metavar="D", help="Density of a drawn mask, the same for all layers, in (0, 1]."),
+        typer.Option(metavar="D", help="Density of a drawn mask whose channels are all alive, in (0, 1]."),
     ] = None,
     rounds: Annotated[
         int, typer.Option(metavar="N", help="Rounds of every case at most; contestants take turns in each.")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oes_fast.bench.steps import likely_mask
 from oes_fast.cli import signals
 from oes_fast.errors import OESError
-from oes_fast.mask import Mask
 from oes_fast.pipelines.checkpoint import checkpoint_step
 from oes_fast.pipelines.loop import StepInfo
 from oes_fast.pipelines.train import train_sparse
@@ -229,26 +229,6 @@ def training_after(
             signals.stop.note(signal.SIGINT)  # which the loop has taken for its own
         return None
     return Phase("train", sum(left(steps, path) for path in checkpoints), timer.seconds, len(checkpoints))
-
-
-def likely_mask(net: nn.Module, density: float) -> Mask:
-    """A mask whose steps take about as long as those with a searched one of that density.
-
-    A step is as long as there are channels alive, much more than as weights are kept. Searched masks keep the
-    scales of most norms, all of them where layers are large, and no shift, which is 0 at the start: so does
-    this one. A draw from all weights alike would leave hardly a channel alive.
-    """
-    named = [(name.rpartition(".")[2], each) for name, each in net.named_parameters()]
-    scales = sum(each.numel() for name, each in named if each.ndim == 1 and name == "weight")
-    kernels = sum(each.numel() for _, each in named if each.ndim > 1)
-    wanted = density * sum(each.numel() for _, each in named)
-    share = max(wanted - scales, 0.5 * wanted) / max(kernels, 1)
-    generator = torch.Generator().manual_seed(0)
-    bits = []
-    for name, each in named:
-        kept = share if each.ndim > 1 else float(name == "weight")
-        bits.append(torch.rand(each.numel(), generator=generator) < kept)
-    return Mask.from_flat(net, torch.cat(bits))
 
 
 def left(steps: int, checkpoint: Path) -> int:

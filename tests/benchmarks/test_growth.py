@@ -75,6 +75,6 @@ def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatc
     monkeypatch.setattr(table_text, "RESULTS", tmp_path)
     text = growth.tables()
     assert text.count("| search | 32 | 2 |") == 1
-    assert "| 50 % | 32 | 2 |" in text
+    assert f"| {100 * drawn['density']:.3g} % | 32 | 2 |" in text
     assert "| training | 32 | 200 | 100 |" in text
     assert "training, 32 px, 2 threads, 50 %" in capsys.readouterr().out

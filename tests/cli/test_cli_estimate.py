@@ -12,6 +12,7 @@ import torch
 from cli_runs import NOISE, STEPS, assert_same_run, files_of, interrupt_at, result_of, run
 
 import oes_fast as oes
+from oes_fast.bench.steps import likely_mask
 from oes_fast.cli import estimate
 from oes_fast.cli.estimate import Estimate, Phase, StepTimer, roughly, step_time
 from oes_fast.cli.progress import ProgressReport
@@ -151,7 +152,7 @@ class TestLine:
 
 def test_the_mask_that_is_tried_leaves_channels_alive() -> None:
     net = oes.models.skip(seed=0)
-    mask = estimate.likely_mask(net, 0.05)
+    mask = likely_mask(net, 0.05)
     assert mask.density == pytest.approx(0.05, rel=0.02)
     pieces = mask.flat.split([parameter.numel() for parameter in net.parameters()])
     for (name, parameter), piece in zip(net.named_parameters(), pieces, strict=True):
@@ -162,7 +163,7 @@ def test_the_mask_that_is_tried_leaves_channels_alive() -> None:
             assert 0.03 < kept < 0.07, name
     small = oes.models.skip(4, 3, num_channels_down=(8, 8), filter_size_down=3, seed=0)
     scales = sum(p.numel() for name, p in small.named_parameters() if p.ndim == 1 and name.endswith("weight"))
-    assert estimate.likely_mask(small, 0.005).kept > scales > 0  # more than the density allows
+    assert likely_mask(small, 0.005).kept > scales > 0  # more than the density allows
 
 
 @pytest.fixture
