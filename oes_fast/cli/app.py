@@ -54,8 +54,8 @@ app = typer.Typer(
 )
 
 EXAMPLES: dict[Callable[..., Any], str] = {
-    denoise: "oes-fast denoise skimage:camera --sigma 0.1 --preset quick -o out.png",
-    inpaint: "oes-fast inpaint skimage:camera --missing 0.5 --preset quick -o out.png",
+    denoise: "oes-fast denoise skimage:camera --sigma 0.1 -o out.png",
+    inpaint: "oes-fast inpaint skimage:camera --missing 0.5 -o out.png",
     superres: "oes-fast superres small.png --factor 4 -o large.png",
     deblur: "oes-fast deblur blurred.png --gaussian 2 -o sharp.png",
     mri: "oes-fast mri scan.h5 --mask mask.npy -o slice.png",

@@ -114,7 +114,7 @@ def batch(
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
     model_option: o.ModelOption = None,
-    preset: o.PresetName = "paper",
+    preset: o.PresetName = o.DEFAULT_PRESET,
     seed: Annotated[
         int | None,
         typer.Option(

@@ -49,7 +49,7 @@ def search(
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
     model_option: o.ModelOption = None,
-    preset: o.PresetName = "paper",
+    preset: o.PresetName = o.DEFAULT_PRESET,
     seed: o.SearchSeed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",

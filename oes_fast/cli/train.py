@@ -41,7 +41,7 @@ def train(
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
     model_option: o.ModelOption = None,
-    preset: o.PresetName = "paper",
+    preset: o.PresetName = o.DEFAULT_PRESET,
     seed: o.Seed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",

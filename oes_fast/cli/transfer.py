@@ -27,7 +27,7 @@ def transfer(
     input_noise: o.InputNoise = 0.0,
     model: o.Model = None,
     model_option: o.ModelOption = None,
-    preset: o.PresetName = "paper",
+    preset: o.PresetName = o.DEFAULT_PRESET,
     seed: o.TransferSeed = None,
     device: o.Device = "auto",
     backend: o.Backend = "auto",
