@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rewrite.liveness", "rewrite.tracing",
     },
     "pruning": {
-        *CHECKS, "backends", "copies", "entry", "flat", "mask", "pipelines", "precision", "reference",
-        "rewrite",
+        *CHECKS, "backends", "copies", "entry", "flat", "mask", "named_masks", "pipelines", "precision",
+        "reference", "rewrite",
     },
     "baselines": {*CHECKS, "entry", "models", "pipelines", "precision"},
     "reconstructor": {*CHECKS, "entry", "mask", "models", "noise", "pipelines", "tasks"},
