@@ -13,7 +13,7 @@ from oes_fast.io.image import SKIMAGE_PREFIX, load_image
 from oes_fast.ui import views
 from oes_fast.ui.form import Form, check_image, whole
 from oes_fast.ui.packages import package
-from oes_fast.ui.parts import ADD_NOISE, AS_IT_IS, TASKS, Parts
+from oes_fast.ui.parts import ADD_NOISE, AS_IT_IS, MASKS, TASKS, Parts
 from oes_fast.ui.pictures import tensor_figure
 from oes_fast.ui.runs import PAUSED, RUNNING, WAITING, Run, RunQueue
 from oes_fast.ui.worker import picture as picture_of
@@ -85,6 +85,12 @@ class _Page(Parts):
                 [self._factor, self._painting],
                 **options,
             )
+        self._mask_from.change(
+            lambda chosen: self._gr.File(visible=MASKS[chosen] == "file"),
+            self._mask_from,
+            self._mask,
+            **options,
+        )
         started = self._start.click(
             self._started,
             list(self._form),
@@ -172,8 +178,9 @@ class _Page(Parts):
         sigma: float,
         size: float | None,
         preset: str,
-        density: float | None,
+        mask_from: str,
         mask: str | None,
+        density: float | None,
         seed: float | None,
         runs: float | None,
         precision: str,
@@ -195,6 +202,7 @@ class _Page(Parts):
                 size=whole("size", size) or None,
                 preset=preset,
                 density=density or None,
+                mask_from=MASKS[mask_from],
                 mask=self._file(mask),
                 precision=precision,
                 seed=whole("seed", seed) or 0,

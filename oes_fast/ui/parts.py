@@ -12,6 +12,11 @@ from oes_fast.ui.form import MASK_SUFFIXES, MAX_BYTES, MAX_PIXELS
 
 AS_IT_IS, ADD_NOISE = "It is noisy: restore it as it is", "It is clean: add noise first"
 TASKS = {"Remove noise": "denoise", "More pixels": "superres", "Fill what I paint over": "inpaint"}
+MASKS = {
+    "Search one on this image": "search",
+    "Take the layer profile of a published one": "profile",
+    "Load a file": "file",
+}
 _IMAGES = ["image", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm", ".pfm", ".qoi"]
 
 CSS = """
@@ -78,11 +83,19 @@ class Parts:
         self._start = gr.Button("Start", variant="primary", elem_id="oes-start")
         self._message = gr.HTML(elem_id="oes-message")
         with gr.Accordion("More", open=False):
+            self._mask_from = gr.Radio(
+                list(MASKS),
+                value=next(iter(MASKS)),
+                label="Mask: which weights to keep",
+                info="A layer profile saves the search: weights are drawn at random, as many in each layer as "
+                "a published mask keeps there. The image is worse than with a mask of its own.",
+                elem_id="oes-mask-from",
+            )
+            self._mask = gr.File(
+                label="Mask file", file_types=[*MASK_SUFFIXES], height=110, visible=False, elem_id="oes-mask"
+            )
             density = gr.Number(
                 0, label="Density: share of the weights to keep (0: the preset's)", elem_id="oes-density"
-            )
-            mask = gr.File(
-                label="Mask file, in the place of the search", file_types=[*MASK_SUFFIXES], height=110
             )
             seed = gr.Number(0, label="Seed", precision=0)
             runs = gr.Number(1, label="Trainings to take the mean of", precision=0)
@@ -103,8 +116,9 @@ class Parts:
             )
         self._form = (
             *(self._task, self._factor, self._painting),
-            *(self._upload, self._picture, self._noise, sigma, self._size, preset, density, mask, seed, runs),
-            *(precision, search_steps, train_steps, stop, model, model_options),
+            *(self._upload, self._picture, self._noise, sigma, self._size, preset),
+            *(self._mask_from, self._mask, density, seed, runs, precision),
+            *( search_steps, train_steps, stop, model, model_options),
         )
 
     def build_run(self) -> None:

@@ -65,6 +65,16 @@ def test_a_run_equals_the_command_line_that_it_names_bit_for_bit(queue: RunQueue
 
 
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+def test_a_run_of_a_layer_profile_is_repeated_bit_for_bit(queue: RunQueue, tmp_path: Path):
+    run = queue.submit(form(mask_from="profile").prepare)
+    wait_for(run, over)
+    assert (run.state, run.layers) == (DONE, ())
+    assert [path.suffix for path in run.files] == [".png", ".safetensors", ".json"]
+    assert {point.phase for point in run.points} == {"train"}
+    assert_same_run(run.folder / run.output, repeat(run, tmp_path / "again"))
+
+
+@pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_a_stopped_run_names_the_command_that_ends_where_it_did(queue: RunQueue, tmp_path: Path):
     run = queue.submit(form(train_steps=LONG).prepare)
     wait_for(run, training)
