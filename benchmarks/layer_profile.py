@@ -1,6 +1,6 @@
 """The layer profile that the package brings, and what a mask drawn from it is worth.
 
-    python -m benchmarks.layer_profile make pepper_mask.npz        # writes oes_fast/pruning/layer_profile.json
+    python -m benchmarks.layer_profile make pepper_mask.npz  # writes oes_fast/pruning/layer_profile.json
     OMP_NUM_THREADS=1 python -m benchmarks.layer_profile measure --json result.json
 
 Measured is the PSNR of trainings of one image that differ in the mask alone: the noise, the weights, and the

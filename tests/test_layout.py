@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mask_notes", "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "ui",
         "version", "weights_file",
     },
-    "ui": {*CHECKS, "analysis", "flat", "io", "pipelines", "precision", "version"},
+    "ui": {*CHECKS, "analysis", "autotune_cache", "flat", "io", "pipelines", "precision", "version"},
     "batch": {
         *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models",
         "noise", "pipelines", "precision", "recipe", "version", "workers",

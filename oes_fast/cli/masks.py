@@ -17,7 +17,7 @@ from oes_fast.mask import Mask
 from oes_fast.mask_notes import seed_of
 from oes_fast.models.base import ImageGenerator
 from oes_fast.models.registry import find_model, network
-from oes_fast.pruning import profile
+from oes_fast.pruning.profile import profile
 from oes_fast.recipe import Recipe
 
 PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey

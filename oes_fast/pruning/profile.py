@@ -38,20 +38,20 @@ def layer_profile() -> Mapping[str, float]:
         >>> profile["3.1.weight"], profile["1.7.1.7.1.4.1.weight"]  # a late and an early convolution
         (0.258247, 0.011963)
     """
-    return _bundled()["layers"]  # type: ignore[no-any-return]
+    layers: Mapping[str, float] = _bundled()["layers"]
+    return layers
 
 
 def profile(net: nn.Module, *, density: float | None = None, seed: int = 0) -> Mask:
     """Draw a mask at random whose layers are as dense as those of a mask that OES found.
 
-    Neither an image nor a search is needed. Which weights of a tensor are kept is drawn from the Philox stream
-    ``RANDOM_SCORES`` of the seed; how many, :func:`layer_profile` says. At another density than its own, every
-    tensor keeps a share in proportion to that of the profile, at most all of it: under one seed, the mask of
-    a lower density is then part of a higher one's, but for single weights of rounding.
+    Neither an image nor a search is needed. Which weights of a tensor are kept is drawn from the Philox
+    stream ``RANDOM_SCORES`` of the seed; how many, :func:`layer_profile` says. At another density than its
+    own, every tensor keeps a share in proportion to that of the profile, at most all of it.
 
     Args:
-        net: the network the mask is for, whose parameters all have names of ``oes.models.skip()``: that network
-            with any numbers of channels, for images of any. Left alone.
+        net: the network the mask is for, whose parameters all have names of ``oes.models.skip()``: that
+            network with any numbers of channels, for images of any. Left alone.
         density: share of all parameters to keep, in (0, 1]; None for what the profile comes to in ``net``,
             0.05 for the published network.
         seed: of the draw, in [0, 2^64).

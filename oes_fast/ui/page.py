@@ -15,7 +15,8 @@ from oes_fast.ui.form import Form, check_image, whole
 from oes_fast.ui.packages import package
 from oes_fast.ui.parts import ADD_NOISE, AS_IT_IS, MASKS, TASKS, Parts
 from oes_fast.ui.pictures import tensor_figure
-from oes_fast.ui.runs import PAUSED, RUNNING, WAITING, Run, RunQueue
+from oes_fast.ui.run import CUT_OFF, PAUSED, RUNNING, WAITING, Run
+from oes_fast.ui.runs import RunQueue
 from oes_fast.ui.worker import picture as picture_of
 
 FAST_SECONDS, SLOW_SECONDS = 0.5, 2.0  # between two looks at a run: for its picture, and for the rest
@@ -258,7 +259,12 @@ class _Page(Parts):
         if run is None:
             return (now, "", "", *(gr.Button(interactive=False) for _ in range(4)))
         begun = run.frame is not None
-        usable = (run.state == RUNNING and begun, run.state == PAUSED, begun, not run.over)
+        usable = (
+            run.state == RUNNING and begun,
+            run.state in (PAUSED, CUT_OFF),
+            begun,
+            not run.over or run.state == CUT_OFF,
+        )
         return (
             now,
             views.status(run, self._queue),
@@ -280,7 +286,7 @@ class _Page(Parts):
             return (now, which, *(gr.skip() for _ in range(7)))
         points, psnr = list(run.points), views.psnr_rows(list(run.points))
         frame: Any = package("pandas").DataFrame
-        files = [str(path) for path in [*(run.files if run.over else []), *views.kept_files(run)]]
+        files = [str(path) for path in [*(views.results(run) if run.over else []), *views.kept_files(run)]]
         kept = len(run.kept)
         return (
             now,

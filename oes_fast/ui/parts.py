@@ -87,8 +87,8 @@ class Parts:
                 list(MASKS),
                 value=next(iter(MASKS)),
                 label="Mask: which weights to keep",
-                info="A layer profile saves the search: weights are drawn at random, as many in each layer as "
-                "a published mask keeps there. The image is worse than with a mask of its own.",
+                info="A layer profile saves the search: weights are drawn at random, as many in each layer "
+                "as a published mask keeps there. It is of a density of 0.05.",
                 elem_id="oes-mask-from",
             )
             self._mask = gr.File(
@@ -118,7 +118,7 @@ class Parts:
             *(self._task, self._factor, self._painting),
             *(self._upload, self._picture, self._noise, sigma, self._size, preset),
             *(self._mask_from, self._mask, density, seed, runs, precision),
-            *( search_steps, train_steps, stop, model, model_options),
+            *(search_steps, train_steps, stop, model, model_options),
         )
 
     def build_run(self) -> None:

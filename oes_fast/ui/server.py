@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oes_fast.autotune_cache import cache_folder
 from oes_fast.errors import InputError
 from oes_fast.ui.form import MAX_BYTES
 from oes_fast.ui.packages import package
@@ -58,7 +59,7 @@ class Site:
 
 @contextmanager
 def site(command: Command, *, port: int, models: tuple[str, ...], threads: int) -> Iterator[Site]:
-    """A page, its queue and its files, which are gone afterwards.
+    """A page, its queue and its files; afterwards there are those of runs alone that have not ended.
 
     Args:
         command: what runs the command line; see :class:`oes_fast.ui.runs.RunQueue`.
@@ -75,7 +76,7 @@ def site(command: Command, *, port: int, models: tuple[str, ...], threads: int) 
         root = Path(name)
         uploads = root / "cache"  # and what pages download
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        queue = RunQueue(root, command)
+        queue = RunQueue(cache_folder() / "runs", command, root / "shown")
         try:
             page = build_page(queue, uploads=uploads, models=models, threads=threads)
             uvicorn = package("uvicorn")

@@ -47,7 +47,8 @@ def test_which_weights_are_kept_is_drawn_by_the_seed(published):
     assert kept(published, first) == kept(published, other)
     shared = int((first.flat & other.flat).sum()) / first.kept
     expected = sum(
-        n**2 / size for n, size in zip(kept(published, first).values(), FlatLayout.of(published).sizes)
+        n**2 / size
+        for n, size in zip(kept(published, first).values(), FlatLayout.of(published).sizes, strict=True)
     )
     assert shared == pytest.approx(expected / first.kept, rel=0.05)  # what chance has two draws share
     # Halves of a large layer are alike: no place is preferred.

@@ -35,8 +35,8 @@ def test_a_mask_takes_the_place_of_the_search(tmp_path: Path):
     assert arguments[2:4] == ("--mask", "mask_found.safetensors")
     assert not {"--density", "--search-steps"} & set(arguments)
     assert (folder / "mask_found.safetensors").read_bytes() == b"whatever"
+    notes = picture_file(tmp_path / "a.png").rename(tmp_path / "notes.txt")
     with pytest.raises(InputError, match=r"notes.txt: expected a mask file \(.safetensors, .npz, .pkl\)"):
-        notes = picture_file(tmp_path / "a.png").rename(tmp_path / "notes.txt")
         form(mask_from="file", mask=notes).prepare(folder)
     with pytest.raises(InputError, match="mask: expected a mask file, got none"):
         form(mask_from="file").prepare(folder)

@@ -19,13 +19,14 @@ from ui_runs import LONG, form, over, picture_file, training, wait_for
 from oes_fast.cli.watched import run_watched
 from oes_fast.errors import InputError
 from oes_fast.ui import runs, views
-from oes_fast.ui.runs import DONE, FAILED, PAUSED, RUNNING, STOPPED, WAITING, Run, RunQueue
+from oes_fast.ui.run import CUT_OFF, DONE, FAILED, PAUSED, RUNNING, STOPPED, WAITING, Run
+from oes_fast.ui.runs import RunQueue
 
 
 @pytest.fixture(scope="module")
 def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunQueue]:
     """A queue whose process is there for all tests of this file."""
-    queue = RunQueue(tmp_path_factory.mktemp("runs"), run_watched)
+    queue = RunQueue(tmp_path_factory.mktemp("runs"), run_watched, tmp_path_factory.mktemp("shown"))
     yield queue
     queue.close()
 
@@ -207,7 +208,7 @@ def test_a_process_that_is_killed_ends_its_run_alone(queue: RunQueue):
     wait_for(run, training)
     os.kill(queue._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     wait_for(run, over)
-    assert run.state == FAILED
+    assert run.state == CUT_OFF
     assert "killed" in run.said
     after = queue.submit(form().prepare)
     wait_for(after, over)
