@@ -25,6 +25,8 @@ CSS = """
 .oes-figures img { width: 100%; image-rendering: pixelated; }
 .oes-figures figcaption, .oes-line { font-variant-numeric: tabular-nums; }
 .oes-line[role=alert] { border-left: 0.3rem solid #c62828; padding-left: 0.6rem; }
+.oes-unseen { position: absolute !important; width: 1px; height: 1px; overflow: hidden !important;
+  clip-path: inset(50%); white-space: nowrap; }
 progress { width: 100%; }
 """
 
@@ -128,6 +130,7 @@ class Parts:
             [], label="Run", info="All runs of this server; they wait for each other.", elem_id="oes-which"
         )
         self._status = gr.HTML(elem_id="oes-status")
+        self._spoken = gr.HTML(elem_id="oes-spoken", elem_classes="oes-unseen")
         with gr.Row():
             self._pause = gr.Button("Pause", elem_id="oes-pause", min_width=90)
             self._go = gr.Button("Go on", elem_id="oes-go", min_width=90)

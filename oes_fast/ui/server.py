@@ -130,11 +130,27 @@ def _application(page: Any, port: int) -> Any:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
+        theme=_theme(gr),
         css=CSS,
     )
     page.has_launched = True  # Gradio takes no path but of uploads from pages that have, and any path before
     return mounted
+
+
+def _theme(gr: Any) -> Any:
+    """Gradio's own, with fonts of the system, and a contrast of 4.5 where its own has less."""
+    theme = gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace"))
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        link_text_color_dark="*secondary_300",
+        link_text_color_active_dark="*secondary_300",
+        link_text_color_hover_dark="*secondary_200",
+        link_text_color_visited_dark="*secondary_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+    )
 
 
 class _Guard:

@@ -30,16 +30,27 @@ _ENDS = {
 
 
 def line(text: str, *, alert: bool = False) -> str:
-    """HTML of a sentence that a screen reader says by itself; nothing for an empty one."""
+    """HTML of a sentence, which a screen reader says at once if it is an alert; nothing for an empty one."""
     if not text:
         return ""
     said = "<br/>".join(html.escape(part) for part in text.splitlines())
-    return f'<p role="{"alert" if alert else "status"}" class="oes-line">{said}</p>'
+    role = ' role="alert"' if alert else ""
+    return f'<p{role} class="oes-line">{said}</p>'
 
 
 def status(run: Run, queue: RunQueue) -> str:
     """HTML of where a run stands."""
     return f"{line(words(run, queue))}{_bar(run)}{line(run.said, alert=run.state == FAILED)}"
+
+
+def spoken(run: Run, queue: RunQueue) -> str:
+    """What a screen reader says of it, from time to time: without what changes with every step."""
+    frame = run.frame
+    if run.state == WAITING or frame is None:
+        return " ".join([words(run, queue), run.said]).strip()
+    quality = "" if frame.psnr_average is None else f", PSNR of the average {frame.psnr_average:.1f} dB"
+    done = f", {100 * frame.step // max(frame.steps, 1)} % of its steps"
+    return f"Run {run.number}: {_state(run, frame)}{'' if run.over else done}{quality}. {run.said}".strip()
 
 
 def words(run: Run, queue: RunQueue) -> str:
