@@ -353,6 +353,6 @@ setup(
     license="MIT",
     packages=[*find_packages(include=["oes_fast", "oes_fast.*"]), "oes_fast.kernels"],
     package_dir={"oes_fast.kernels": "kernels"},
-    package_data={"oes_fast": ["py.typed", "_C.pyi"]},
+    package_data={"oes_fast": ["py.typed", "_C.pyi"], "oes_fast.pruning": ["layer_profile.json"]},
     **extensions(),
 )

@@ -18,6 +18,7 @@ from statistics import fmean
 from benchmarks.batch_manifest import tables as batch_manifest
 from benchmarks.comparison import comparison_at, comparison_cells
 from benchmarks.inverse_problems import tables as inverse_problems
+from benchmarks.layer_profile import tables as layer_profile
 from benchmarks.runs import tables as several_runs
 from benchmarks.search_study import tables as search_study
 from benchmarks.stopping import tables as stopping
@@ -392,6 +393,7 @@ def networks() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "gain": gain,
     "networks": networks,
+    "layer profile": layer_profile,
     "steps": steps,
     "sparseprop": sparseprop,
     "verification": verification,

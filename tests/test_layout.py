@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mask_notes", "models", "noise", "pipelines", "precision", "pruning", "recipe", "tasks", "ui",
         "version", "weights_file",
     },
-    "ui": {*CHECKS, "analysis", "flat", "io", "pipelines", "precision", "version"},
+    "ui": {*CHECKS, "analysis", "autotune_cache", "flat", "io", "pipelines", "precision", "version"},
     "batch": {
         *CHECKS, "_memory", "autotune_cache", "backends", "flat", "io", "mask", "mask_notes", "models",
         "noise", "pipelines", "precision", "recipe", "version", "workers",
@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rewrite.liveness", "rewrite.tracing",
     },
     "pruning": {
-        *CHECKS, "backends", "copies", "entry", "flat", "mask", "pipelines", "precision", "reference",
-        "rewrite",
+        *CHECKS, "backends", "copies", "entry", "flat", "mask", "named_masks", "pipelines", "precision",
+        "reference", "rewrite",
     },
     "baselines": {*CHECKS, "entry", "models", "pipelines", "precision"},
     "reconstructor": {*CHECKS, "entry", "mask", "models", "noise", "pipelines", "tasks"},

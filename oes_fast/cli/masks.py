@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from oes_fast.cli.model import DEFAULT, OURS
+from oes_fast.cli.naming import naming
 from oes_fast.errors import InputError, MaskMismatchError
 from oes_fast.flat import fingerprint
 from oes_fast.io.published import PUBLISHED_SUFFIXES
@@ -16,6 +17,7 @@ from oes_fast.mask import Mask
 from oes_fast.mask_notes import seed_of
 from oes_fast.models.base import ImageGenerator
 from oes_fast.models.registry import find_model, network
+from oes_fast.pruning.profile import profile
 from oes_fast.recipe import Recipe
 
 PUBLISHED_CHANNELS = (3, 1)  # of the images that masks are published for: RGB and grey
@@ -37,6 +39,16 @@ def load_mask(path: Path, net: nn.Module) -> Mask:
             f"{mask.flat.numel()}"
         )
     return mask
+
+
+def drawn_mask(net: nn.Module, density: float, seed: int) -> Mask:
+    """A mask with the layer profile of a found one; see :func:`oes_fast.pruning.profile`.
+
+    Raises:
+        InputError: the network is not one of the profile, or the density keeps nothing.
+    """
+    with naming({"net": "--model", "density": "--density"}):
+        return profile(net, density=density, seed=seed)
 
 
 def mask_seed(path: Path) -> int | None:

@@ -19,6 +19,7 @@ PRUNING = "Ways to a mask other than the search"
 
 DEFAULT_AVERAGE = "0.99"
 DEFAULT_PRESET = "fast"  # why: docs/fast-search.md, quality by the clock
+PROFILE = "profile"  # in the place of a mask file: see oes_fast.pruning.profile
 
 
 def by_preset(setting: str) -> str:
@@ -147,19 +148,20 @@ Density = Annotated[
 WeightsMask = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE",
+        metavar=f"FILE|{PROFILE}",
         rich_help_panel=SEARCH,
         help="Skip the search and keep these weights of the network: .safetensors, or a published .npz or "
-        ".pkl (never run).",
+        f".pkl (never run); or {PROFILE}: a random mask of --density with the layer profile of a found one.",
     ),
 ]
 SearchedMask = Annotated[
     Path | None,
     typer.Option(
         "--mask",
-        metavar="FILE",
+        metavar=f"FILE|{PROFILE}",
         rich_help_panel=SEARCH,
-        help="Skip the search and use this mask: .safetensors, or a published .npz or .pkl (never run).",
+        help="Skip the search and use this mask: .safetensors, or a published .npz or .pkl (never run); or "
+        f"{PROFILE}: a random one of --density with the layer profile of a found one.",
     ),
 ]
 SearchSteps = Annotated[

@@ -12,6 +12,7 @@ from oes_fast.cli.problem import Problem
 from oes_fast.cli.report import decibels, measure, stop_row
 from oes_fast.cli.runs import Runs
 from oes_fast.io.image import psnr
+from oes_fast.mask import Mask
 from oes_fast.pipelines.clean import clean_pixels, compared
 from oes_fast.pipelines.progress import duration
 from oes_fast.pipelines.runs_mean import run_image
@@ -30,6 +31,7 @@ class Restoration:
         train_steps: steps of training asked for.
         recipe: of the network.
         found: the mask search, None where a mask was given.
+        drawn: the mask of a layer profile, None for another.
         fit: the training, None where the search was interrupted, or there are several.
         several: the trainings, None where there is one, or the search was interrupted.
         estimate: of the time, None where nobody is told it.
@@ -40,6 +42,7 @@ class Restoration:
     train_steps: int
     recipe: Recipe
     found: SearchResult | None = None
+    drawn: Mask | None = None
     fit: TrainResult | None = None
     several: Runs | None = None
     estimate: Estimate | None = None

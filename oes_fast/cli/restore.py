@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oes_fast.cli import signals
 from oes_fast.cli.console import EXIT_OK, warn
 from oes_fast.cli.estimate import Estimate, training_after
-from oes_fast.cli.masks import load_mask, mask_seed
+from oes_fast.cli.masks import drawn_mask, load_mask, mask_seed
 from oes_fast.cli.model import ModelChoice, check_fits, describe
 from oes_fast.cli.outputs import Outputs, check_image_name
 from oes_fast.cli.problem import ImageOptions, Problem, load_problem
@@ -56,8 +56,9 @@ class Request:
         bits: per channel of it, None for those of the input.
         run: how to run.
         train: settings of the training.
-        search: settings of the mask search, None where ``mask`` is given.
+        search: settings of the mask search, None where ``mask`` or ``profile`` is given.
         mask: mask file to use.
+        profile: density of the mask to draw with the layer profile of a found one.
         seed: of network and search, None for the default.
         noise_seed: of the noise to add, None for ``seed``.
         fresh: draw other weights than those the mask was found on.
@@ -75,6 +76,7 @@ class Request:
     train: TrainSettings
     search: SearchSettings | None = None
     mask: Path | None = None
+    profile: float | None = None
     seed: int | None = None
     noise_seed: int | None = None
     fresh: bool = False
@@ -129,7 +131,7 @@ def _plan(request: Request) -> Outputs:
     outputs.plan(restored=request.output)
     if request.image.keeps_complex:
         outputs.plan(complex=outputs.beside(".npy"))
-    if request.search is not None:
+    if request.search is not None or request.profile is not None:
         outputs.plan(mask=outputs.beside("_mask.safetensors"))
     if request.runs > 1:
         outputs.plan(spread_numbers=outputs.beside("_spread.npy"))
@@ -141,7 +143,7 @@ def _plan(request: Request) -> Outputs:
             outputs.plan(psnr_curve=outputs.beside("_psnr.png"))
     outputs.plan(json=request.run.json or outputs.beside(".json"))
     phases = {} if request.search is None else {"search": search_options("--search-")}
-    prefix = "--" if request.search is None else "--train-"
+    prefix = "--" if request.search is None and request.profile is None else "--train-"
     phases |= {phase: train_options(prefix) for phase in phases_of(request.runs)}
     outputs.plan_checkpoints(request.run.resume, **phases)
     return outputs
@@ -157,8 +159,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
         outputs.write("restored", lambda p: save_image(p, image, bits=bits, alpha=alpha, icc_profile=profile))
     if restored is not None:
         outputs.write("complex", lambda p: save_numbers(p, problem.complex_image(restored)))
-    if found is not None:
-        outputs.write("mask", with_network(found.mask, work.recipe, work.seed).save)
+    if (mask := work.drawn if found is None else found.mask) is not None:
+        outputs.write("mask", with_network(mask, work.recipe, work.seed).save)
     if image is not None:
         outputs.write("comparison", lambda p: side_by_side(p, work.panels(image, figures)))
     if figures is not None and (curves := work.curves()) is not None:
@@ -169,6 +171,8 @@ def _write(request: Request, outputs: Outputs, work: Restoration, figures: dict[
     settings = {**describe(work.recipe), "train": plain(request.train)}
     if request.search is not None:
         settings["search"] = plain(request.search)
+    if request.profile is not None:
+        settings["profile"] = {"density": request.profile}
     if request.tv:
         settings["tv"] = request.tv
     if request.runs > 1:
@@ -208,7 +212,10 @@ def _prepare(request: Request) -> tuple[Restoration, nn.Module, Tensor, Mask | N
             "of step 0; --weights takes their file, which prune wrote as MASK_weights.safetensors"
         )
     problem.check_rule(request.train.arguments(seed=seed)["stop"])
-    return Restoration(problem, seed, request.train.steps, recipe), net, z, mask
+    work = Restoration(problem, seed, request.train.steps, recipe)
+    if request.profile is not None:
+        mask = work.drawn = drawn_mask(net, request.profile, seed)
+    return work, net, z, mask
 
 
 def _compute(

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,6 +172,7 @@ def _restored(
         input_noise=input_noise,
         prefix="--search-",
     )
+    drawn = weights_mask == Path(o.PROFILE)
     return restore(
         Request(
             command=command,
@@ -190,7 +192,8 @@ def _restored(
                 prefix="--train-",
             ),
             search=search if weights_mask is None else None,
-            mask=weights_mask,
+            mask=None if drawn else weights_mask,
+            profile=search.density if drawn else None,
             seed=seed,
             noise_seed=noise_seed,
             model=ModelChoice(model, tuple(model_option or ())),

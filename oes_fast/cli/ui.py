@@ -25,7 +25,8 @@ def ui(
 
     The page is for the browser of this machine alone, at the address that is printed, and works without a
     network. Runs belong to this command, not to the page: a page that is closed or loaded again finds them.
-    They wait for each other, and end, with all files that were not downloaded, when Ctrl-C ends the command.
+    They wait for each other. Ctrl-C deletes those that have ended; those that have not can go on when the
+    command is started again.
     """
     from oes_fast.ui.server import site
 

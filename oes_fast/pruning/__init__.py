@@ -2,6 +2,7 @@
 
 Each is a function of a network, its input and the noisy image, and returns a :class:`oes_fast.Mask` that
 every pipeline takes; ``METHODS`` has them by name. docs/pruning.md says what each keeps, and why.
+:func:`profile` needs the network alone.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from oes_fast.pruning.grasp import grasp, grasp_scores
 from oes_fast.pruning.imp import imp, imp_rounds
 from oes_fast.pruning.magnitude import magnitude, magnitude_scores
 from oes_fast.pruning.oes import oes
+from oes_fast.pruning.profile import layer_profile, profile
 from oes_fast.pruning.random import random, random_scores
 from oes_fast.pruning.select import select, small_parameters
 from oes_fast.pruning.snip import snip, snip_scores
@@ -35,9 +37,11 @@ __all__ = [
     "grasp_scores",
     "imp",
     "imp_rounds",
+    "layer_profile",
     "magnitude",
     "magnitude_scores",
     "oes",
+    "profile",
     "random",
     "random_scores",
     "select",

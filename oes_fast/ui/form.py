@@ -16,6 +16,7 @@ from oes_fast.errors import InputError
 from oes_fast.io.image import SKIMAGE_PREFIX, Image, load_image, skimage_names
 
 TASKS = ("denoise", "superres", "inpaint")  # commands
+MASKS = ("search", "profile", "file")  # where a mask comes from
 MAX_BYTES = 64 * 2**20  # of an upload
 MAX_PIXELS = 4_000_000  # of an image: a step takes about a second on two cores, and 2 GiB
 MASK_SUFFIXES = (".safetensors", ".npz", ".pkl")
@@ -37,7 +38,8 @@ class Form:
         size: side to crop and resize to.
         preset: of the settings.
         density: share of the weights to keep.
-        mask: file of a mask that was uploaded, None to search one.
+        mask_from: where the mask comes from, one of :data:`MASKS`.
+        mask: file of a mask that was uploaded, for "file".
         precision: of float32 products.
         seed: of network and search.
         runs: trainings to take the mean of.
@@ -56,8 +58,9 @@ class Form:
     picture: str | None = None
     sigma: float | None = None
     size: int | None = None
-    preset: str = "quick"
+    preset: str = "fast"
     density: float | None = None
+    mask_from: str = "search"
     mask: Path | None = None
     precision: str = "float32"
     seed: int = 0
@@ -86,14 +89,16 @@ class Form:
             arguments += ["--factor", str(self._factor(folder / image))]
         if self.task == "inpaint":
             arguments += ["--mask", self._known(folder, image)]
-        if self.mask is not None:
-            arguments += ["--mask" if self.task == "denoise" else "--weights-mask", self._mask(folder)]
+        check_choice("mask", self.mask_from, MASKS)
+        if self.mask_from != "search":
+            source = "profile" if self.mask_from == "profile" else self._mask(folder)
+            arguments += ["--mask" if self.task == "denoise" else "--weights-mask", source]
         given = {
             "--sigma": self.sigma,
             "--size": self.size,
             "--preset": self.preset,
-            "--density": self.density if self.mask is None else None,
-            "--search-steps": self.search_steps if self.mask is None else None,
+            "--density": None if self.mask_from == "file" else self.density,
+            "--search-steps": self.search_steps if self.mask_from == "search" else None,
             "--train-steps": self.train_steps,
             "--precision": None if self.precision == "float32" else self.precision,
             "--seed": self.seed,
@@ -147,7 +152,8 @@ class Form:
         return path.name
 
     def _mask(self, folder: Path) -> str:
-        assert self.mask is not None
+        if self.mask is None:
+            raise InputError("mask: expected a mask file, got none")
         if self.mask.suffix.lower() not in MASK_SUFFIXES:
             raise InputError(
                 f"{self.mask.name}: expected a mask file ({', '.join(MASK_SUFFIXES)}), "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,20 @@ from oes_fast.io.image import SKIMAGE_PREFIX, load_image
 from oes_fast.ui import views
 from oes_fast.ui.form import Form, check_image, whole
 from oes_fast.ui.packages import package
-from oes_fast.ui.parts import ADD_NOISE, AS_IT_IS, TASKS, Parts
+from oes_fast.ui.parts import ADD_NOISE, AS_IT_IS, MASKS, TASKS, Parts
 from oes_fast.ui.pictures import tensor_figure
-from oes_fast.ui.runs import PAUSED, RUNNING, WAITING, Run, RunQueue
+from oes_fast.ui.run import CUT_OFF, PAUSED, RUNNING, WAITING, Run
+from oes_fast.ui.runs import RunQueue
 from oes_fast.ui.worker import picture as picture_of
 
 FAST_SECONDS, SLOW_SECONDS = 0.5, 2.0  # between two looks at a run: for its picture, and for the rest
+SPOKEN_SECONDS = 20.0  # between two reports of a screen reader, unless something has happened
+# A screen reader tells of changes inside an element that is there before them: Gradio's box, not its text.
+_LIVE = """() => {
+  const box = document.getElementById("oes-spoken");
+  for (const [name, value] of [["role", "status"], ["aria-live", "polite"], ["aria-atomic", "true"]])
+    box.setAttribute(name, value);
+}"""
 _ADDRESS = "(address) => { if (address) history.replaceState(null, '', address); }"
 
 
@@ -67,7 +76,7 @@ class _Page(Parts):
         slow = [
             self._seen_closely,
             *(self._which, self._compared, self._loss, self._psnr, self._layers, self._files),
-            *(self._command, self._kept),
+            *(self._command, self._kept, self._spoken),
         ]
         options = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
@@ -85,6 +94,12 @@ class _Page(Parts):
                 [self._factor, self._painting],
                 **options,
             )
+        self._mask_from.change(
+            lambda chosen: self._gr.File(visible=MASKS[chosen] == "file"),
+            self._mask_from,
+            self._mask,
+            **options,
+        )
         started = self._start.click(
             self._started,
             list(self._form),
@@ -115,6 +130,7 @@ class _Page(Parts):
             return self._loaded(request.query_params.get("run"))
 
         loaded.__annotations__["request"] = self._gr.Request  # Gradio hands it over where it sees its type
+        self.blocks.load(None, None, None, js=_LIVE)
         look_again(self.blocks.load(loaded, None, [self._current, self._seen, self._address], **options))
 
     def _uploaded(self, path: str | None) -> tuple[Any, ...]:
@@ -172,8 +188,9 @@ class _Page(Parts):
         sigma: float,
         size: float | None,
         preset: str,
-        density: float | None,
+        mask_from: str,
         mask: str | None,
+        density: float | None,
         seed: float | None,
         runs: float | None,
         precision: str,
@@ -195,6 +212,7 @@ class _Page(Parts):
                 size=whole("size", size) or None,
                 preset=preset,
                 density=density or None,
+                mask_from=MASKS[mask_from],
                 mask=self._file(mask),
                 precision=precision,
                 seed=whole("seed", seed) or 0,
@@ -230,7 +248,7 @@ class _Page(Parts):
         def acted(number: int | None) -> str:
             run = self._queue.find(number)
             if run is None:
-                return views.line("There is no run yet: start one.")
+                return views.line("There is no run yet: start one.", alert=True)
             try:
                 act(run)
             except OESError as error:
@@ -250,7 +268,12 @@ class _Page(Parts):
         if run is None:
             return (now, "", "", *(gr.Button(interactive=False) for _ in range(4)))
         begun = run.frame is not None
-        usable = (run.state == RUNNING and begun, run.state == PAUSED, begun, not run.over)
+        usable = (
+            run.state == RUNNING and begun,
+            run.state in (PAUSED, CUT_OFF),
+            begun,
+            not run.over or run.state == CUT_OFF,
+        )
         return (
             now,
             views.status(run, self._queue),
@@ -264,15 +287,21 @@ class _Page(Parts):
         run = self._queue.find(number)
         runs = {each.number: _label(each) for each in self._queue.runs()}
         pair = None if run is None else views.compared(run)
-        now = [list(runs.values()), run and [run.number, run.changed], run and [number, run.compared_count]]
+        told = self._told(run, None if seen is None else seen[3])
+        now = [
+            list(runs.values()),
+            run and [run.number, run.changed],
+            run and [number, run.compared_count],
+            told,
+        ]
         if now == seen:
-            return tuple(gr.skip() for _ in range(9))
+            return tuple(gr.skip() for _ in range(10))
         which = gr.Dropdown(list(runs.values()), value=None if run is None else runs.get(run.number))
         if run is None:
-            return (now, which, *(gr.skip() for _ in range(7)))
+            return (now, which, *(gr.skip() for _ in range(8)))
         points, psnr = list(run.points), views.psnr_rows(list(run.points))
         frame: Any = package("pandas").DataFrame
-        files = [str(path) for path in [*(run.files if run.over else []), *views.kept_files(run)]]
+        files = [str(path) for path in [*(views.results(run) if run.over else []), *views.kept_files(run)]]
         kept = len(run.kept)
         return (
             now,
@@ -284,7 +313,19 @@ class _Page(Parts):
             gr.File(files or None, visible=bool(files)),
             gr.Textbox(views.command(run), visible=True),
             gr.Slider(maximum=max(kept, 2), visible=kept > 0),
+            gr.skip() if seen is not None and seen[3] == told else views.line(views.spoken(run, self._queue)),
         )
+
+    def _told(self, run: Run | None, before: Any) -> Any:
+        """What a screen reader is to have said of the run, and when: as before, or something new."""
+        if run is None:
+            return None
+        phase = None if run.frame is None else run.frame.phase
+        key = [run.number, run.state, phase, self._queue.ahead(run) if run.state == WAITING else 0]
+        now = time.monotonic()
+        if before is None or before[0] != key or (run.state == RUNNING and now - before[1] > SPOKEN_SECONDS):
+            return [key, now]
+        return before
 
     def _kept_chosen(self, number: int | None, chosen: float) -> tuple[Any, ...]:
         run = self._queue.find(number)

@@ -12,6 +12,11 @@ from oes_fast.ui.form import MASK_SUFFIXES, MAX_BYTES, MAX_PIXELS
 
 AS_IT_IS, ADD_NOISE = "It is noisy: restore it as it is", "It is clean: add noise first"
 TASKS = {"Remove noise": "denoise", "More pixels": "superres", "Fill what I paint over": "inpaint"}
+MASKS = {
+    "Search one on this image": "search",
+    "Take the layer profile of a published one": "profile",
+    "Load a file": "file",
+}
 _IMAGES = ["image", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm", ".pfm", ".qoi"]
 
 CSS = """
@@ -20,6 +25,8 @@ CSS = """
 .oes-figures img { width: 100%; image-rendering: pixelated; }
 .oes-figures figcaption, .oes-line { font-variant-numeric: tabular-nums; }
 .oes-line[role=alert] { border-left: 0.3rem solid #c62828; padding-left: 0.6rem; }
+.oes-unseen { position: absolute !important; width: 1px; height: 1px; overflow: hidden !important;
+  clip-path: inset(50%); white-space: nowrap; }
 progress { width: 100%; }
 """
 
@@ -70,7 +77,7 @@ class Parts:
             256, label="Crop to a square of so many pixels a side (0: as it is)", elem_id="oes-size"
         )
         preset = gr.Radio(
-            sorted(PRESETS, key=lambda name: name != "quick"),
+            sorted(PRESETS, key=lambda name: name != "fast"),
             value="quick",
             label="Preset",
             info="quick: minutes on a CPU; paper: the published settings",
@@ -78,11 +85,19 @@ class Parts:
         self._start = gr.Button("Start", variant="primary", elem_id="oes-start")
         self._message = gr.HTML(elem_id="oes-message")
         with gr.Accordion("More", open=False):
+            self._mask_from = gr.Radio(
+                list(MASKS),
+                value=next(iter(MASKS)),
+                label="Mask: which weights to keep",
+                info="A layer profile saves the search: weights are drawn at random, as many in each layer "
+                "as a published mask keeps there. It is of a density of 0.05.",
+                elem_id="oes-mask-from",
+            )
+            self._mask = gr.File(
+                label="Mask file", file_types=[*MASK_SUFFIXES], height=110, visible=False, elem_id="oes-mask"
+            )
             density = gr.Number(
                 0, label="Density: share of the weights to keep (0: the preset's)", elem_id="oes-density"
-            )
-            mask = gr.File(
-                label="Mask file, in the place of the search", file_types=[*MASK_SUFFIXES], height=110
             )
             seed = gr.Number(0, label="Seed", precision=0)
             runs = gr.Number(1, label="Trainings to take the mean of", precision=0)
@@ -103,8 +118,9 @@ class Parts:
             )
         self._form = (
             *(self._task, self._factor, self._painting),
-            *(self._upload, self._picture, self._noise, sigma, self._size, preset, density, mask, seed, runs),
-            *(precision, search_steps, train_steps, stop, model, model_options),
+            *(self._upload, self._picture, self._noise, sigma, self._size, preset),
+            *(self._mask_from, self._mask, density, seed, runs, precision),
+            *(search_steps, train_steps, stop, model, model_options),
         )
 
     def build_run(self) -> None:
@@ -114,6 +130,7 @@ class Parts:
             [], label="Run", info="All runs of this server; they wait for each other.", elem_id="oes-which"
         )
         self._status = gr.HTML(elem_id="oes-status")
+        self._spoken = gr.HTML(elem_id="oes-spoken", elem_classes="oes-unseen")
         with gr.Row():
             self._pause = gr.Button("Pause", elem_id="oes-pause", min_width=90)
             self._go = gr.Button("Go on", elem_id="oes-go", min_width=90)

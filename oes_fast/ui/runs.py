@@ -2,161 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from oes_fast.errors import InputError
-from oes_fast.ui.worker import Began, Command, Ended, Frame, Order, Paused, Picture, work
-
-WAITING, RUNNING, PAUSED, STOPPING = "waiting", "running", "paused", "stopping"
-DONE, STOPPED, FAILED = "done", "stopped", "failed"
-OVER = (DONE, STOPPED, FAILED)
+from oes_fast.ui.run import CUT_OFF, INTERRUPTED, OVER, PAUSED, RUNNING, STOPPED, STOPPING, WAITING, Run
+from oes_fast.ui.store import RunStore
+from oes_fast.ui.worker import Began, Command, Ended, Frame, Order, Paused, work
 
 MOST_WAITING = 20  # runs
 MOST_KNOWN = 40  # runs, of which those that ended longest ago go
 MOST_KEPT = 100  # frames of a run
-_POINTS = 1000  # of a curve
 # What a run that is told to stop has to end with what it has, before its process is ended.
 _STOP_SECONDS = 10.0
-_INTERRUPTED = 130  # exit code
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the curves: the figures of :class:`oes_fast.ui.worker.Frame`."""
-
-    phase: str
-    step: int
-    loss: float
-    psnr: float | None
-    psnr_average: float | None
-
-
-@dataclass
-class Run:
-    """What is known of a run; it belongs to the server, whoever looks at it.
-
-    Attributes:
-        number: of the run, from 1.
-        arguments: of the command line, whose file names are those in ``folder``.
-        folder: of its files.
-        output: name of the image.
-        state: one of the words above.
-        changed: grows with all that is new.
-        first: picture that it begins with, None before.
-        frame: the newest.
-        layers: of the search, the newest.
-        points: of the curves.
-        kept: frames that were kept.
-        said: what went wrong, or what is to be known.
-        spent: share of the time that frames took, None before the end.
-        compared: the frame that the comparison shows, None before there is one.
-        compared_at: when it was drawn, in seconds of the process's clock.
-        compared_count: how often it was.
-    """
-
-    number: int
-    arguments: tuple[str, ...]
-    folder: Path
-    output: str
-    state: str = WAITING
-    changed: int = 0
-    first: Picture | None = None
-    frame: Frame | None = None
-    layers: tuple[tuple[str, float], ...] = ()
-    points: list[Point] = field(default_factory=list)
-    kept: list[Frame] = field(default_factory=list)
-    said: str = ""
-    spent: float | None = None
-    compared: Frame | None = None
-    compared_at: float = 0.0
-    compared_count: int = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self.state in OVER
-
-    @property
-    def files(self) -> list[Path]:
-        """The results that there are: image, mask, JSON."""
-        stem = Path(self.output).stem
-        names = (self.output, f"{stem}_mask.safetensors", f"{stem}.json")
-        return [path for path in (self.folder / name for name in names) if path.is_file()]
-
-    @property
-    def command(self) -> tuple[str, ...]:
-        """The arguments that repeat the run: where a training was stopped, with the steps it made.
-
-        Of several trainings, each may have made others; and a rule looks at them all.
-        """
-        arguments, result = list(self.arguments), self._result
-        if self.state != STOPPED or result is None or {"--runs", "--stop"} & set(arguments):
-            return self.arguments
-        made = result["steps"].get("train")
-        if made is None:  # stopped in the search: there is no image to repeat
-            return self.arguments
-        with suppress(ValueError):
-            at = arguments.index("--train-steps")
-            del arguments[at : at + 2]
-        return (*arguments, "--train-steps", str(made))
-
-    @property
-    def _result(self) -> dict[str, Any] | None:
-        path = self.folder / f"{Path(self.output).stem}.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
-
-    def take(self, frame: Frame) -> None:
-        """Take in a frame."""
-        self.frame = frame
-        if frame.layers is not None:
-            self.layers = frame.layers
-        self.points.append(Point(frame.phase, frame.step, frame.loss, frame.psnr, frame.psnr_average))
-        if len(self.points) > _POINTS:
-            del self.points[1:-1:2]
-        self.changed += 1
-
-    def take_end(self, ended: Ended) -> None:
-        """Take in how its command ended."""
-        lines = [line.removeprefix("oes-fast: ") for line in ended.said.splitlines() if line.strip()]
-        if ended.code in (0, _INTERRUPTED):
-            # That it was interrupted is known, and where its checkpoints lie is of no use on a page.
-            said = [line for line in lines if "interrupted" not in line]
-            self.end(DONE if ended.code == 0 else STOPPED, "\n".join(said))
-        else:
-            self.end(FAILED, "\n".join(lines).removeprefix("error: ") or f"exit code {ended.code}")
-        self.spent = ended.spent
-
-    def end(self, state: str, said: str = "") -> None:
-        """It has ended so."""
-        self.state, self.said = state, said
-        self.changed += 1
 
 
 class RunQueue:
     """Makes runs one after another in a process of its own; :meth:`close` ends it.
 
     Args:
-        root: folder for those of the runs.
+        root: folder for those of the runs. What a server that is gone left there is found again: a run that
+            had not ended is cut off.
         command: what runs the command line with arguments and a watcher; to be pickled.
+        shown: folder for what pages are given.
+
+    Raises:
+        InputError: ``root`` cannot be made or locked.
     """
 
-    def __init__(self, root: Path, command: Command) -> None:
-        self._root, self._command = root, command
+    def __init__(self, root: Path, command: Command, shown: Path) -> None:
+        self._store, self._command, self._shown = RunStore(root), command, shown
         self._runs: dict[int, Run] = {}
-        self._last = 0
+        for number, record in self._store.adopt():
+            run = self._known(number, tuple(record["arguments"]), record["output"])
+            if record["state"] in OVER:
+                run.state, run.said = record["state"], record["said"]
+            else:
+                run.cut_off("The server ended before it.")
+            self._runs[number] = run
+        self._forget()
         self._closed = False
         self._new = threading.Condition()
         self._process: Any = None
@@ -175,18 +65,15 @@ class RunQueue:
             InputError: too many wait; or what ``prepare`` raises.
         """
         with self._new:
-            if len(self.waiting()) >= MOST_WAITING:
-                raise InputError(f"queue: expected fewer than {MOST_WAITING} waiting runs, got that many")
-            self._last += 1
-            number = self._last
-        folder = self._root / f"run-{number}"
-        folder.mkdir()
+            self._check_room()
+            number, folder = self._store.create()
         try:
             arguments, output = prepare(folder)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._store.remove(number)
             raise
-        run = Run(number, tuple(arguments), folder, output)
+        run = self._known(number, tuple(arguments), output)
+        run.note(WAITING)
         with self._new:
             self._forget()
             self._runs[number] = run
@@ -218,15 +105,35 @@ class RunQueue:
                 self._order(Order.PAUSE)
 
     def go_on(self, run: Run) -> None:
-        """Let a paused one go on."""
+        """Let a paused one go on, and put one that was cut off into the queue, to go on where it was.
+
+        Raises:
+            InputError: too many wait.
+        """
         with self._new:
             if run.state == PAUSED:
                 self._order(Order.GO)
+            elif run.state == CUT_OFF:
+                self._check_room()
+                run.state, run.said, run.resume = WAITING, "", True
+                run.frame, run.points = None, []
+                run.changed += 1
+                run.note(WAITING)
+                self._new.notify_all()
+
+    def _check_room(self) -> None:
+        if len(self.waiting()) >= MOST_WAITING:
+            raise InputError(f"queue: expected fewer than {MOST_WAITING} waiting runs, got that many")
+
+    def _known(self, number: int, arguments: tuple[str, ...], output: str) -> Run:
+        shown = self._shown / f"run-{number}"
+        shown.mkdir(parents=True, exist_ok=True)
+        return Run(number, arguments, self._store.folder(number), shown, output)
 
     def stop(self, run: Run) -> None:
         """End it with what it has after the step under way, or leave it out where it has not begun."""
         with self._new:
-            if run.state == WAITING:
+            if run.state in (WAITING, CUT_OFF):
                 run.end(STOPPED, "it was taken out of the queue")
             elif run.state in (RUNNING, PAUSED):
                 began, run.state = run.frame is not None, STOPPING
@@ -257,14 +164,25 @@ class RunQueue:
             return frame
 
     def close(self) -> None:
-        """End all at once."""
+        """End all; what had not ended stays for the next server, with the checkpoint of its last step."""
         with self._new:
             self._closed = True
+            ended = [run for run in self.runs() if run.over and run.state != CUT_OFF]
             for run in self.waiting():
-                run.end(STOPPED, "the server has ended")
-            self._kill()
+                run.cut_off("The server ended before it began.")
+            under_way = any(run.frame is not None for run in self.runs() if not run.over)
+            if under_way:
+                self._order(Order.STOP)
+            else:
+                self._kill()
             self._new.notify_all()
+        if under_way:
+            self._thread.join(_STOP_SECONDS)
+        self._kill()
         self._thread.join(10)
+        for run in ended:
+            self._store.remove(run.number)
+        self._store.close()
 
     def _work(self) -> None:
         while True:
@@ -283,17 +201,20 @@ class RunQueue:
                 pipe = self._pipe
                 assert pipe is not None
             try:
-                pipe.send((run.arguments, run.folder))
+                resume = ("--resume",) if run.resume else ()
+                pipe.send(((*run.arguments, *resume), run.folder))
                 self._follow(run, pipe)
             except (EOFError, OSError):  # the process is gone
                 with self._new:
                     # Its pipe closes before it counts as ended: the next run would be given to it.
                     self._process.kill()
                     self._process.join()
-                    if run.state == STOPPING or self._closed:
+                    if run.state == STOPPING:
                         run.end(STOPPED)
+                    elif self._closed:
+                        run.cut_off("The server ended before it.")
                     else:
-                        run.end(FAILED, "its process ended: it was killed, or ran out of memory")
+                        run.cut_off("Its process ended: it was killed, or ran out of memory.")
 
     def _follow(self, run: Run, pipe: Connection) -> None:
         """Until it has ended."""
@@ -310,7 +231,10 @@ class RunQueue:
                         run.state = PAUSED if message.paused else RUNNING
                     run.changed += 1
                 elif isinstance(message, Ended):
-                    run.take_end(message)
+                    if self._closed and message.code == INTERRUPTED and run.state != STOPPING:
+                        run.cut_off("The server ended before it.")
+                    else:
+                        run.take_end(message)
                     return
 
     def _start(self) -> None:
@@ -344,4 +268,5 @@ class RunQueue:
         over = sorted((run for run in self._runs.values() if run.over), key=lambda run: run.number)
         for run in over[: max(len(self._runs) - MOST_KNOWN + 1, 0)]:
             del self._runs[run.number]
-            shutil.rmtree(run.folder, ignore_errors=True)
+            self._store.remove(run.number)
+            shutil.rmtree(run.shown, ignore_errors=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oes_fast.autotune_cache import cache_folder
 from oes_fast.errors import InputError
 from oes_fast.ui.form import MAX_BYTES
 from oes_fast.ui.packages import package
@@ -58,7 +59,7 @@ class Site:
 
 @contextmanager
 def site(command: Command, *, port: int, models: tuple[str, ...], threads: int) -> Iterator[Site]:
-    """A page, its queue and its files, which are gone afterwards.
+    """A page, its queue and its files; afterwards there are those of runs alone that have not ended.
 
     Args:
         command: what runs the command line; see :class:`oes_fast.ui.runs.RunQueue`.
@@ -75,7 +76,7 @@ def site(command: Command, *, port: int, models: tuple[str, ...], threads: int) 
         root = Path(name)
         uploads = root / "cache"  # and what pages download
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        queue = RunQueue(root, command)
+        queue = RunQueue(cache_folder() / "runs", command, root / "shown")
         try:
             page = build_page(queue, uploads=uploads, models=models, threads=threads)
             uvicorn = package("uvicorn")
@@ -129,11 +130,27 @@ def _application(page: Any, port: int) -> Any:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
+        theme=_theme(gr),
         css=CSS,
     )
     page.has_launched = True  # Gradio takes no path but of uploads from pages that have, and any path before
     return mounted
+
+
+def _theme(gr: Any) -> Any:
+    """Gradio's own, with fonts of the system, and a contrast of 4.5 where its own has less."""
+    theme = gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace"))
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        link_text_color_dark="*secondary_300",
+        link_text_color_active_dark="*secondary_300",
+        link_text_color_hover_dark="*secondary_200",
+        link_text_color_visited_dark="*secondary_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+    )
 
 
 class _Guard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,38 +13,44 @@ from typing import Any
 
 from oes_fast.pipelines.progress import duration
 from oes_fast.ui.pictures import figure, write
-from oes_fast.ui.runs import (
-    DONE,
-    FAILED,
-    PAUSED,
-    RUNNING,
-    STOPPED,
-    STOPPING,
-    WAITING,
-    Point,
-    Run,
-    RunQueue,
-)
+from oes_fast.ui.run import CUT_OFF, DONE, FAILED, PAUSED, RUNNING, STOPPED, STOPPING, WAITING, Point, Run
+from oes_fast.ui.runs import RunQueue
 from oes_fast.ui.worker import Frame, Picture
 
 # Between two drawings of the comparison, at least; and for each point of the curves.
 COMPARE_SECONDS, COMPARE_SHARE = 3.0, 0.02
 
 _PHASES = {"search": "searching the mask", "train": "training"}
-_ENDS = {DONE: "done", STOPPED: "stopped", FAILED: "failed"}
+_ENDS = {
+    DONE: "done",
+    STOPPED: "stopped",
+    FAILED: "failed",
+    CUT_OFF: "cut off",
+}
 
 
 def line(text: str, *, alert: bool = False) -> str:
-    """HTML of a sentence that a screen reader says by itself; nothing for an empty one."""
+    """HTML of a sentence, which a screen reader says at once if it is an alert; nothing for an empty one."""
     if not text:
         return ""
     said = "<br/>".join(html.escape(part) for part in text.splitlines())
-    return f'<p role="{"alert" if alert else "status"}" class="oes-line">{said}</p>'
+    role = ' role="alert"' if alert else ""
+    return f'<p{role} class="oes-line">{said}</p>'
 
 
 def status(run: Run, queue: RunQueue) -> str:
     """HTML of where a run stands."""
     return f"{line(words(run, queue))}{_bar(run)}{line(run.said, alert=run.state == FAILED)}"
+
+
+def spoken(run: Run, queue: RunQueue) -> str:
+    """What a screen reader says of it, from time to time: without what changes with every step."""
+    frame = run.frame
+    if run.state == WAITING or frame is None:
+        return " ".join([words(run, queue), run.said]).strip()
+    quality = "" if frame.psnr_average is None else f", PSNR of the average {frame.psnr_average:.1f} dB"
+    done = f", {100 * frame.step // max(frame.steps, 1)} % of its steps"
+    return f"Run {run.number}: {_state(run, frame)}{'' if run.over else done}{quality}. {run.said}".strip()
 
 
 def words(run: Run, queue: RunQueue) -> str:
@@ -115,29 +122,34 @@ def kept_compared(run: Run, frame: Frame) -> tuple[str, str] | None:
     """The same for a kept frame."""
     if run.first is None:
         return None
-    return str(_before(run)), str(write(_shown(run) / f"{frame.phase}_{frame.step}.png", best(frame)))
-
-
-def _shown(run: Run) -> Path:
-    folder = run.folder / "shown"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return str(_before(run)), str(write(run.shown / f"{frame.phase}_{frame.step}.png", best(frame)))
 
 
 def _before(run: Run) -> Path:
-    path = _shown(run) / "before.png"
+    path = run.shown / "before.png"
     if not path.exists() and run.first is not None:
         write(path, run.first)
     return path
 
 
 def _after(run: Run) -> Path:
-    return _shown(run) / "after.png"
+    return run.shown / "after.png"
 
 
 def best(frame: Frame) -> Picture:
     """The running average, where there is one, else the image of the step."""
     return frame.output if frame.average is None else frame.average
+
+
+def results(run: Run) -> list[Path]:
+    """Copies of the results that there are, where pages may be given them."""
+    found = []
+    for path in run.files:
+        copy = run.shown / path.name
+        if not copy.exists() or copy.stat().st_mtime_ns != path.stat().st_mtime_ns:
+            shutil.copy2(path, copy)
+        found.append(copy)
+    return found
 
 
 def kept_files(run: Run) -> list[Path]:
@@ -147,7 +159,7 @@ def kept_files(run: Run) -> list[Path]:
         stem = f"{Path(run.output).stem}_{frame.phase}_{frame.step}"
         pictures = {f"{stem}.png": frame.output, f"{stem}_average.png": frame.average}
         for name, pixels in pictures.items():
-            path = run.folder / name
+            path = run.shown / name
             if pixels is not None:
                 found.append(path if path.exists() else write(path, pixels))
     return found

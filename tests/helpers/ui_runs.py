@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image as PillowImage
 
 from oes_fast.ui.form import Form
-from oes_fast.ui.runs import Run
+from oes_fast.ui.run import Run
 
 LONG = 10_000_000  # steps that no test waits for
 SMALL = "num_channels_down=8,8"

@@ -31,19 +31,33 @@ def test_a_mask_takes_the_place_of_the_search(tmp_path: Path):
     mask.write_bytes(b"whatever")
     folder = tmp_path / "run"
     folder.mkdir()
-    arguments, _ = form(mask=mask).prepare(folder)
+    arguments, _ = form(mask_from="file", mask=mask).prepare(folder)
     assert arguments[2:4] == ("--mask", "mask_found.safetensors")
     assert not {"--density", "--search-steps"} & set(arguments)
     assert (folder / "mask_found.safetensors").read_bytes() == b"whatever"
+    notes = picture_file(tmp_path / "a.png").rename(tmp_path / "notes.txt")
     with pytest.raises(InputError, match=r"notes.txt: expected a mask file \(.safetensors, .npz, .pkl\)"):
-        form(mask=picture_file(tmp_path / "a.png").rename(tmp_path / "notes.txt")).prepare(folder)
+        form(mask_from="file", mask=notes).prepare(folder)
+    with pytest.raises(InputError, match="mask: expected a mask file, got none"):
+        form(mask_from="file").prepare(folder)
+    with pytest.raises(InputError, match="mask: expected one of search, profile, file, got 'guess'"):
+        form(mask_from="guess").prepare(folder)
+
+
+def test_a_layer_profile_takes_the_place_of_the_search(tmp_path: Path):
+    arguments, _ = form(mask_from="profile").prepare(tmp_path)
+    assert arguments[2:4] == ("--mask", "profile")
+    assert "--density" in arguments
+    assert "--search-steps" not in arguments
+    arguments, _ = form(task="superres", mask_from="profile").prepare(tmp_path)
+    assert arguments[4:6] == ("--weights-mask", "profile")
 
 
 def test_the_tasks_are_their_commands(tmp_path: Path):
     mask = picture_file(tmp_path / "a.png").rename(tmp_path / "found.npz")
     folder = tmp_path / "run"
     folder.mkdir()
-    arguments, _ = form(task="superres", factor=3, sigma=None, mask=mask).prepare(folder)
+    arguments, _ = form(task="superres", factor=3, sigma=None, mask_from="file", mask=mask).prepare(folder)
     assert arguments[:6] == (
         *("superres", "skimage:camera", "--factor", "3", "--weights-mask", "mask_found.npz"),
     )

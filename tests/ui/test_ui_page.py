@@ -175,8 +175,66 @@ def test_it_fits_a_telephone_and_is_used_by_keys(open_page: Any, served: Site):
     page.wait_for_timeout(500)
     assert len(served.queue.runs()) == before + 1
     says(page, "status", f"Run {served.queue.runs()[0].number}: done")
-    assert page.locator("#oes-status [role=status]").count() >= 1
+    assert page.locator("#oes-spoken[role=status][aria-live=polite]").count() == 1
+    says(page, "spoken", "done, PSNR of the average")
     assert page.locator("#oes-pictures img").first.get_attribute("alt")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier_of_ours(open_page: Any, scheme: str):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = open_page(color_scheme=scheme)
+    fill(page, train_steps=12)
+    page.get_by_label("Take the layer profile of a published one").click()
+    page.click("#oes-start")
+    says(page, "status", "done")
+    says(page, "files", "camera_restored_mask")
+    # Gradio's own: the name of an empty plot, and the footer.
+    gradios = {"aria-prohibited-attr", "image-redundant-alt"}
+    found = {rule["id"]: rule["nodes"] for rule in axe.Axe().run(page).response["violations"]}
+    assert {
+        name: [each["html"] for each in nodes] for name, nodes in found.items() if name not in gradios
+    } == {}
+
+
+def test_tab_goes_from_the_image_to_start_to_the_run(open_page: Any):
+    page = open_page()
+    fill(page, train_steps=LONG)
+    page.get_by_text("More", exact=True).click()
+    page.click("#oes-start")
+    says(page, "status", "training")
+    page.locator("#oes-picture input").focus()
+    order = []
+    for _ in range(40):
+        own = page.evaluate("document.activeElement.closest('[id^=oes-]')?.id")
+        order += [own] if own and own not in order else []
+        page.keyboard.press("Tab")
+    wanted = [
+        "oes-picture",
+        "oes-task",
+        "oes-size",
+        "oes-start",
+        "oes-which",
+        "oes-pause",
+        "oes-keep",
+        "oes-stop",
+    ]
+    assert [name for name in order if name in wanted] == wanted
+    page.click("#oes-stop")
+
+
+def test_what_changes_is_said_when_it_happens_not_with_every_step(open_page: Any):
+    page = open_page()
+    fill(page, train_steps=LONG)
+    page.click("#oes-start")
+    says(page, "spoken", "training")
+    said, step = page.inner_text("#oes-spoken"), page.inner_text("#oes-status")
+    page.wait_for_timeout(5000)
+    assert (page.inner_text("#oes-spoken"), page.inner_text("#oes-status") != step) == (said, True)
+    page.click("#oes-pause")
+    says(page, "spoken", "paused while training")
+    page.click("#oes-stop")
+    says(page, "spoken", "stopped")
 
 
 @pytest.mark.slow

@@ -19,13 +19,14 @@ from ui_runs import LONG, form, over, picture_file, training, wait_for
 from oes_fast.cli.watched import run_watched
 from oes_fast.errors import InputError
 from oes_fast.ui import runs, views
-from oes_fast.ui.runs import DONE, FAILED, PAUSED, RUNNING, STOPPED, WAITING, Run, RunQueue
+from oes_fast.ui.run import CUT_OFF, DONE, FAILED, PAUSED, RUNNING, STOPPED, WAITING, Run
+from oes_fast.ui.runs import RunQueue
 
 
 @pytest.fixture(scope="module")
 def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunQueue]:
     """A queue whose process is there for all tests of this file."""
-    queue = RunQueue(tmp_path_factory.mktemp("runs"), run_watched)
+    queue = RunQueue(tmp_path_factory.mktemp("runs"), run_watched, tmp_path_factory.mktemp("shown"))
     yield queue
     queue.close()
 
@@ -62,6 +63,16 @@ def test_a_run_equals_the_command_line_that_it_names_bit_for_bit(queue: RunQueue
     assert (run.frame.phase, run.frame.step) == ("train", 12)
     shown = np.asarray(PillowImage.open(run.folder / run.output))
     np.testing.assert_array_equal(views.best(run.frame), shown)  # what was seen is what was written
+
+
+@pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+def test_a_run_of_a_layer_profile_is_repeated_bit_for_bit(queue: RunQueue, tmp_path: Path):
+    run = queue.submit(form(mask_from="profile").prepare)
+    wait_for(run, over)
+    assert (run.state, run.layers) == (DONE, ())
+    assert [path.suffix for path in run.files] == [".png", ".safetensors", ".json"]
+    assert {point.phase for point in run.points} == {"train"}
+    assert_same_run(run.folder / run.output, repeat(run, tmp_path / "again"))
 
 
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
@@ -197,7 +208,7 @@ def test_a_process_that_is_killed_ends_its_run_alone(queue: RunQueue):
     wait_for(run, training)
     os.kill(queue._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     wait_for(run, over)
-    assert run.state == FAILED
+    assert run.state == CUT_OFF
     assert "killed" in run.said
     after = queue.submit(form().prepare)
     wait_for(after, over)

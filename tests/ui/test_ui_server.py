@@ -57,7 +57,7 @@ def test_no_file_of_the_server_can_be_read(
     served: Site, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"here": tmp_path, "temporary": Path("/tmp"), "run": served.queue._root}
+    places = {"here": tmp_path, "temporary": Path("/tmp"), "run": served.queue._store.root}
     secret = places[folder] / "oes-fast-test-secret.txt"
     secret.write_text("secret")
     try:

@@ -1,0 +1,184 @@
+"""Runs outlive the server that they belong to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cli_runs import assert_same_run
+from ui_runs import LONG, form, over, training, wait_for
+
+from oes_fast.cli.watched import run_watched
+from oes_fast.errors import InputError
+from oes_fast.ui import store, views
+from oes_fast.ui.run import CUT_OFF, DONE, FAILED, STOPPED
+from oes_fast.ui.runs import RunQueue
+from oes_fast.ui.store import RunStore, write_record
+
+Serve = Callable[[], RunQueue]
+RECORD = {"arguments": ["denoise"], "output": "a.png", "state": "running", "said": ""}
+# A server as a process of its own, to be killed.
+SERVER = """
+import sys, time
+from pathlib import Path
+from oes_fast.cli.watched import run_watched
+from oes_fast.ui.runs import RunQueue
+from ui_runs import LONG, form, training, wait_for
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    queue = RunQueue(root / "runs", run_watched, root / "shown")
+    wait_for(queue.submit(form(train_steps=LONG).prepare), training)
+    queue.submit(form().prepare)
+    print("under way", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """A function that starts a server on the same folders."""
+    queues = []
+
+    def started() -> RunQueue:
+        queues.append(RunQueue(tmp_path / "runs", run_watched, tmp_path / f"shown-{len(queues)}"))
+        return queues[-1]
+
+    yield started
+    for queue in queues:
+        queue.close()
+
+
+@pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+def test_a_run_goes_on_after_the_server_and_ends_as_without_a_break(serve: Serve):
+    queue = serve()
+    whole = queue.submit(form(train_steps=1500).prepare)
+    wait_for(whole, over)
+    done = queue.submit(form().prepare)
+    wait_for(done, over)
+    kept = {path.name: path.read_bytes() for path in views.results(whole)}
+    run = queue.submit(form(train_steps=1500).prepare)
+    waiting = queue.submit(form().prepare)
+    wait_for(run, training)
+    queue.close()
+    assert (run.state, waiting.state) == (CUT_OFF, CUT_OFF)
+    assert (run.folder / "camera_restored.train.ckpt").exists()
+    assert not done.folder.exists()
+
+    queue = serve()
+    assert [each.number for each in queue.runs()] == [waiting.number, run.number]
+    found = queue.find(run.number)
+    assert found is not None
+    assert (found.state, found.command) == (CUT_OFF, whole.command)
+    assert "Go on takes it up from its last checkpoint" in views.status(found, queue)
+    queue.go_on(found)
+    wait_for(found, lambda run: run.frame is not None)
+    assert found.points[0].step > 0  # nothing is made twice
+    wait_for(found, over)
+    assert found.state == DONE
+    assert not list(found.folder.glob("*.ckpt"))
+    for name, data in kept.items():
+        (whole.shown / name).write_bytes(data)
+    assert_same_run(found.folder / found.output, whole.shown / whole.output)
+    begins = queue.find(waiting.number)
+    assert begins is not None
+    queue.go_on(begins)
+    wait_for(begins, over)
+    assert begins.state == DONE
+
+
+def test_what_a_killed_server_left_is_found(serve: Serve, tmp_path: Path):
+    helpers = os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *sys.path])
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    command = [sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": helpers}, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "under way\n"
+        beside = serve()  # a second server
+        assert beside.runs() == []
+        assert beside.submit(form().prepare).number == 3
+        beside.close()
+        server.kill()
+    queue = serve()
+    assert [(run.number, run.state) for run in queue.runs()] == [(3, CUT_OFF), (2, CUT_OFF), (1, CUT_OFF)]
+    run = queue.find(1)
+    assert run is not None
+    queue.go_on(run)
+    wait_for(run, training)
+    assert [point.step for point in run.points if point.phase == "search"] in ([], [3])  # it was done
+    queue.stop(run)
+    wait_for(run, over)
+    assert run.state == STOPPED
+
+
+def test_a_run_that_is_given_up_is_gone_with_the_server(serve: Serve):
+    queue = serve()
+    run = queue.submit(form(train_steps=LONG).prepare)
+    wait_for(run, training)
+    queue.close()
+    queue = serve()
+    found = queue.find(run.number)
+    assert found is not None
+    queue.stop(found)
+    assert found.state == STOPPED
+    assert not list(found.folder.glob("*.ckpt"))
+    queue.close()
+    assert serve().runs() == []
+
+
+def test_runs_that_had_ended_are_found_as_they_were(serve: Serve, tmp_path: Path):
+    for number, state in enumerate((DONE, FAILED), start=1):
+        folder = tmp_path / "runs" / f"run-{number}"
+        folder.mkdir(parents=True)
+        write_record(folder, {**RECORD, "state": state, "said": "so it ended"})
+    assert [(run.state, run.said) for run in serve().runs()] == [
+        (FAILED, "so it ended"),
+        (DONE, "so it ended"),
+    ]
+
+
+def test_folders_of_a_live_server_are_left_alone_and_numbers_are_given_once(tmp_path: Path):
+    first = RunStore(tmp_path)
+    number, folder = first.create()
+    write_record(folder, RECORD)
+    second = RunStore(tmp_path)
+    assert second.adopt() == []
+    assert second.create()[0] == number + 1
+    first.close()
+    assert [each[0] for each in second.adopt()] == [number]
+    assert first.adopt() == []
+
+
+def test_what_is_old_too_much_or_no_run_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    maker = RunStore(tmp_path)
+    folders = []
+    for age in (4, 3, 2, 1):
+        folder = maker.create()[1]
+        (folder / "big").write_bytes(b"0" * 1000)
+        write_record(folder, RECORD)
+        for path in (folder / "big", folder / store.RECORD, folder):
+            os.utime(path, (time.time() - 100 * age,) * 2)
+        folders.append(folder)
+    (maker.create()[1] / store.RECORD).write_text('{"arguments": ["denoise"], "output": "../a.png"}')
+    (tmp_path / "run-other").mkdir()
+    maker.close()
+    monkeypatch.setattr(store, "OLDEST_SECONDS", 350)
+    monkeypatch.setattr(store, "MOST_BYTES", 2500)
+    assert [number for number, _ in RunStore(tmp_path).adopt()] == [3, 4]
+    assert [folder.exists() for folder in folders] == [False, False, True, True]
+    assert not (tmp_path / "run-5").exists()
+    assert (tmp_path / "run-other").exists()
+
+
+def test_a_folder_that_cannot_be_had_is_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot keep runs there"):
+        RunStore(tmp_path / "file" / "runs")
