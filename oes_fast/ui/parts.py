@@ -78,9 +78,9 @@ class Parts:
         )
         preset = gr.Radio(
             sorted(PRESETS, key=lambda name: name != "fast"),
-            value="quick",
+            value="fast",
             label="Preset",
-            info="quick: minutes on a CPU; paper: the published settings",
+            info="fast: minutes on a CPU; quick: half of its time; paper: the published settings, hours",
         )
         self._start = gr.Button("Start", variant="primary", elem_id="oes-start")
         self._message = gr.HTML(elem_id="oes-message")

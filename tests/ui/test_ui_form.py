@@ -19,7 +19,7 @@ from oes_fast.ui.form import check_image, safe_name, whole
 def test_the_arguments_are_those_of_denoise(tmp_path: Path):
     arguments, output = form(runs=2, precision="tf32", stop="variance").prepare(tmp_path)
     assert " ".join(arguments) == (
-        "denoise skimage:camera --sigma 0.1 --size 32 --preset quick --density 0.5 --search-steps 3 "
+        "denoise skimage:camera --sigma 0.1 --size 32 --preset fast --density 0.5 --search-steps 3 "
         "--train-steps 12 --precision tf32 --seed 3 --runs 2 --stop variance --threads 1 "
         "--model-option=num_channels_down=8,8 --no-plots --quiet -o camera_restored.png"
     )
