@@ -33,7 +33,7 @@ from oes_fast.batch import masks as set_masks
 from oes_fast.io.locks import RunLocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
-PLAIN = ["--no-verify", "--no-plots", "--quiet"]
+PLAIN = ["--preset", "paper", "--no-verify", "--no-plots", "--quiet"]  # the library's defaults
 TRAINING = ["--average", STEPS["average"], "--backend", "reference", *PLAIN]
 TRANSFER = ["--steps", STEPS["train_steps"], *TRAINING]
 DENOISE = ["--train-steps", STEPS["train_steps"], "--search-steps", STEPS["search_steps"]]

@@ -95,6 +95,21 @@ class TestDenoise:
         with pytest.raises(Asked, match=str(given != ["--no-verify"])):
             main(["denoise", str(cli_images / "rgb.png"), "-o", str(tmp_path / "o.png"), "--quiet", *given])
 
+    def test_without_a_preset_it_is_fast(
+        self, cli_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Asked(Exception):
+            pass
+
+        def search_mask(*args: object, **settings: object) -> None:
+            raise Asked(*(settings[name] for name in ("steps", "lr", "kl", "temperature", "schedule")))
+
+        monkeypatch.setattr("oes_fast.cli.restore.search_mask", search_mask)
+        monkeypatch.setenv("OES_FAST_DEBUG", "1")
+        with pytest.raises(Asked) as asked:
+            main(["denoise", str(cli_images / "rgb.png"), "-o", str(tmp_path / "o.png"), "--quiet"])
+        assert asked.value.args == (600, 0.3, 1e-7, 0.5, "cosine")
+
     @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
     def test_is_what_the_library_computes(self, cli_denoised: Path, cli_images: Path) -> None:
         noisy = oes.add_noise(oes.load_image(cli_images / "rgb.png").pixels, 0.1, 3)
@@ -220,7 +235,7 @@ class TestOtherCommands:
         self, name: str, cli_images: Path, tmp_path: Path
     ) -> None:
         out, mask = tmp_path / "o.png", tmp_path / "mask.safetensors"
-        options = [*NOISE, "--density", "0.5", "--threads", "1", "--search-size", "16"]
+        options = [*NOISE, "--preset", "paper", "--density", "0.5", "--threads", "1", "--search-size", "16"]
         steps = ["--search-steps", "2", "--train-steps", "3"]
         assert run("denoise", cli_images / name, "-o", out, *options, *steps) == 0
         result = result_of(out)

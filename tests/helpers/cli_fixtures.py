@@ -50,7 +50,19 @@ def cli_denoised(cli_images: Path) -> Path:
 def cli_mask(cli_images: Path) -> Path:
     """The output of the search that :func:`denoised` starts with."""
     out = cli_images / "mask.safetensors"
-    args = ["search", cli_images / "rgb.png", "-o", out, *NOISE, "--density", "0.5", "--steps", "2"]
+    args = [
+        "search",
+        cli_images / "rgb.png",
+        "-o",
+        out,
+        *NOISE,
+        "--preset",
+        "paper",
+        "--density",
+        "0.5",
+        "--steps",
+        "2",
+    ]
     assert run(*args, "--threads", "1") == 0
     return out
 

@@ -18,7 +18,18 @@ from oes_fast.pipelines.loop import StepInfo
 
 SIDE = 24
 # A mask of 5 % after two steps leaves nothing alive, and nothing to compare.
-STEPS = ["--density", "0.5", "--search-steps", "2", "--train-steps", "8", "--threads", "1"]
+STEPS = [
+    "--preset",
+    "paper",
+    "--density",
+    "0.5",
+    "--search-steps",
+    "2",
+    "--train-steps",
+    "8",
+    "--threads",
+    "1",
+]
 SMALL = {"num_channels_down": (8, 8)}  # options of the network
 NOISE = ["--sigma", "0.1", "--seed", "3"]
 RESULTS = {".png", "_mask.safetensors", "_comparison.png", "_psnr.png", ".json"}

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-STEPS = ["--density", "0.5", "--search-steps", "2", "--train-steps", "4", "--threads", "1", "--no-verify"]
+STEPS = [
+    "--preset",
+    "paper",
+    "--density",
+    "0.5",
+    "--search-steps",
+    "2",
+    "--train-steps",
+    "4",
+    "--threads",
+    "1",
+    "--no-verify",
+]
 RUN = [*STEPS, "--quiet"]
 RESULTS = {".png", "_mask.safetensors", "_comparison.png", "_psnr.png", ".json"}
 
