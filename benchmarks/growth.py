@@ -128,9 +128,8 @@ def main() -> None:
     parser.add_argument(
         "--size-of-few-threads", type=int, default=1024, help="larger images have the most threads alone"
     )
-    parser.add_argument(
-        "--density", nargs="*", type=float, default=[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
-    )
+    # Of fewer weights a drawn mask leaves none in the last layer.
+    parser.add_argument("--density", nargs="*", type=float, default=[0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--density-size", type=int, default=256, help="side of the image for these")
     parser.add_argument("--rounds", type=int, default=9, help="at most, of each case")
     parser.add_argument("--seconds", type=float, default=20.0, help="after which a case has no more rounds")

@@ -17,6 +17,7 @@ from statistics import fmean
 
 from benchmarks.batch_manifest import tables as batch_manifest
 from benchmarks.comparison import comparison_at, comparison_cells
+from benchmarks.growth import tables as growth
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.layer_profile import tables as layer_profile
 from benchmarks.runs import tables as several_runs
@@ -415,6 +416,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "several runs": several_runs,
     "stopping": stopping,
     "search study": search_study,
+    "growth": growth,
     "throughput": throughput_table,
     "time to quality": time_to_quality,
     "photographs": photographs,
