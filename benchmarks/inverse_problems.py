@@ -145,20 +145,16 @@ def searched(
     """The mask of a search."""
     assert cell.density is not None
     assert cell.search_steps is not None
+    asked = SEARCH.search_arguments() | {"density": cell.density, "steps": cell.search_steps}
     found = oes.search_mask(
         net,
         z,
         task.noisy,
-        density=cell.density,
-        steps=cell.search_steps,
-        lr=SEARCH.search_lr,
-        kl=SEARCH.search_kl,
-        temperature=SEARCH.search_temperature,
-        schedule=SEARCH.search_schedule,
         seed=cell.seed,
         verify=False,
         checkpoint=options.work / f"{cell.label}.search.ckpt",
         resume=True,
+        **asked,
         **task.arguments(),
     )
     return found.mask

@@ -94,14 +94,9 @@ def mask_of(
                 net,
                 z,
                 noisy,
-                density=density,
-                steps=fast.search_steps,
-                lr=fast.search_lr,
-                kl=fast.search_kl,
-                temperature=fast.search_temperature,
-                schedule=fast.search_schedule,
                 seed=seed,
                 verify=False,
+                **fast.search_arguments() | {"density": density},
             ).mask
         ),
     }

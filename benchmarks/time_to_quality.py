@@ -99,14 +99,9 @@ def mask_of(options: argparse.Namespace, image: str, preset: str) -> oes.Mask:
             net,
             z,
             noisy,
-            density=asked.density,
-            steps=asked.search_steps,
-            lr=asked.search_lr,
-            schedule=asked.search_schedule,
-            kl=asked.search_kl,
-            temperature=asked.search_temperature,
             record_every=asked.search_steps,
             verify=False,
+            **asked.search_arguments(),
         )
         found.mask.save(path)
     return oes.Mask.load(path, net)

@@ -167,12 +167,16 @@ def skip_unless_available(backend: str) -> None:
         pytest.skip(f"{backend}: {status}")
 
 
+def forget_choices() -> None:
+    """Leave no choice between forms of a convolution known but those on the disk, as to a new process."""
+    autotune_cache._on_disk.cache_clear()
+    autotune_cache._in_use.clear()
+
+
 @pytest.fixture
 def no_known_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own for choices between forms of a convolution, none of which is known."""
     monkeypatch.setenv("OES_FAST_CACHE_DIR", str(tmp_path / "choices"))
-    autotune_cache._on_disk.cache_clear()
-    autotune_cache._in_use.clear()
+    forget_choices()
     yield
-    autotune_cache._on_disk.cache_clear()
-    autotune_cache._in_use.clear()
+    forget_choices()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,17 @@ class Preset:
     density: float
     search_temperature: float = 0.2
     search_schedule: str | None = None
+
+    def search_arguments(self) -> dict[str, Any]:
+        """What :func:`oes_fast.search_mask` takes of these settings."""
+        return {
+            "density": self.density,
+            "steps": self.search_steps,
+            "lr": self.search_lr,
+            "kl": self.search_kl,
+            "temperature": self.search_temperature,
+            "schedule": self.search_schedule,
+        }
 
 
 PRESETS = {

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runs import assert_same_run, run_in
+from conftest import forget_choices
 from PIL import Image as PillowImage
 from ui_runs import LONG, form, over, picture_file, training, wait_for
 
-from oes_fast import autotune_cache
 from oes_fast.cli.watched import run_watched
 from oes_fast.errors import InputError
 from oes_fast.ui import runs, views
@@ -49,10 +49,7 @@ def repeat(run: Run, folder: Path) -> Path:
             (folder / file.name).write_bytes(file.read_bytes())
     program, *arguments = shlex.split(views.command(run))
     assert program == "oes-fast"
-    # As a new process knows the choices between forms of a convolution: those that the run has written down,
-    # not those that this one has made or read before.
-    autotune_cache._on_disk.cache_clear()
-    autotune_cache._in_use.clear()
+    forget_choices()
     run_in(folder, arguments)
     return folder / run.output
 
