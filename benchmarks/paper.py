@@ -7,7 +7,7 @@ A seed is that of the noise on the image, the weights, the input and the search.
 keeps are trained from their initial values. A phase that is done is written to ``--work`` at once, and one
 that was stopped or killed goes on from its checkpoint: the same command does what is missing. ``--control``
 trains the published mask on the weights and the input of the same seed, and the mask that was found on those
-of the next one.
+of the next one. A search made on one machine may be gone on from on another: ``--work`` goes along.
 """
 
 from __future__ import annotations
@@ -184,12 +184,11 @@ def phase(options: argparse.Namespace, label: str, asked: Result, make: Callable
 
 
 def settings(options: argparse.Namespace, scene: Scene) -> Result:
-    """What all phases depend on."""
-    names = ("size", "seed", "device", "backend", "precision")
+    """What all phases depend on: not where they are computed, nor how, which each says for itself."""
     return {
         "image": options.image.name,
         "sigma": SIGMA,
-        **{name: getattr(options, name) for name in names},
+        **{name: getattr(options, name) for name in ("size", "seed")},
         "noisy": digest(scene.noisy),
     }
 
@@ -210,18 +209,23 @@ def common(options: argparse.Namespace, scene: Scene, label: str, steps: int, wa
     }
 
 
-def figures_of(found: oes.SearchResult | oes.TrainResult, label: str, steps: int, watch: Watch) -> Result:
-    """What a search and a training have in common.
+def figures_of(
+    found: oes.SearchResult | oes.TrainResult, label: str, options: argparse.Namespace, watch: Watch
+) -> Result:
+    """What a search and a training have in common, and where they were made.
 
     Raises:
         SystemExit: it was stopped before its last step.
     """
+    steps = options.search_steps if label == "search" else options.train_steps
     if found.steps < steps:
         raise SystemExit(f"{label}: stopped at step {found.steps:,} of {steps:,}; the same command goes on")
     return {
         "steps": steps,
         "ms a step": neat(watch.ms),
+        "environment": environment(),
         "backend": found.backend,
+        "precision": options.precision,
         "kept": found.mask.kept,
         "density": round(found.mask.density, 6),
         "collapsed": found.collapsed,
@@ -240,7 +244,7 @@ def search(options: argparse.Namespace, scene: Scene) -> Result:
         watch = Watch(label)
         arguments = common(options, scene, label, steps, watch)
         found = oes.search_mask(net, z, scene.noisy, seed=options.seed, **chosen, **arguments)
-        figures = figures_of(found, label, steps, watch)
+        figures = figures_of(found, label, options, watch)
         found.mask.save(options.work / "mask.safetensors")
         alone = rounded(oes.psnr(found.output, scene.clean))
         return {"temperature": found.mask.settings["temperature"], "psnr of mask alone": alone, **figures}
@@ -260,7 +264,7 @@ def train(options: argparse.Namespace, scene: Scene, label: str, mask: oes.Mask,
         fit: TrainResult = oes.train_sparse(
             net, mask, z, scene.noisy, lr=SETTINGS.train_lr, average=AVERAGE, **arguments
         )
-        figures = figures_of(fit, label, steps, watch)
+        figures = figures_of(fit, label, options, watch)
         assert fit.average is not None
         oes.save_image(options.work / f"{label}.png", fit.average.cpu())
         return {"psnr": psnr_of(fit.history), **figures}

@@ -50,7 +50,8 @@ _MOST_TRIES = 4  # at keeping the device busy for as long as the launches take t
 _INTERPRETER_BLOCK = 4096
 _chosen: dict[tuple[Path, str], Config] = {}
 _measuring = False
-_busy_cycles = 2_000_000  # a millisecond: 20 launches of 50 us
+_LEAST_BUSY = 2_000_000  # cycles, a millisecond: 20 launches of 50 us
+_busy_cycles = _LEAST_BUSY
 
 
 def interpreted() -> bool:
@@ -132,7 +133,9 @@ def _time(config: Config, launch: Callable[[Config], None]) -> float:
     """Milliseconds of a row of launches, on the device alone.
 
     A launch costs the processor more than most kernels cost the device. So the device is kept busy until the
-    whole row is queued, and what is measured is how fast it works the row off.
+    whole row is queued, and what is measured is how fast it works the row off. How long that takes is found
+    by trial, and forgotten again bit by bit: else each pause of the processor, to collect garbage say, would
+    make all measurements after it, of which a mask takes more than a thousand, four times as long.
     """
     global _busy_cycles
     for place in range(_MOST_TRIES):
@@ -146,7 +149,8 @@ def _time(config: Config, launch: Callable[[Config], None]) -> float:
         if queued_in_time:
             break
         if place < _MOST_TRIES - 1:
-            _busy_cycles *= 4  # for the measurements to come as well: the processor is that slow
+            _busy_cycles *= 4  # for the measurements to come as well: the processor may be that slow
+    _busy_cycles = max(_LEAST_BUSY, _busy_cycles * 9 // 10)
     return begin.elapsed_time(end)
 
 

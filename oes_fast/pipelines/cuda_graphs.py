@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -182,13 +182,14 @@ class GraphedRun:
     def _record(self, step: int) -> None:
         before = {name: tensor.detach().clone() for name, tensor in self._run.state().items()}
         try:
-            with _library.measuring():
-                for _ in range(WARM_UP - 1):
-                    self._recorder.warm_up(lambda: self._step(step))
-            self._recorder.rehearse(lambda: self._step(step))
-            self._run.load_state(before)
-            forward = self._recorder(lambda: self._run.forward(self._clock, final=False))
-            update = self._recorder(self._clocked_update)
+            with _trying_algorithms():
+                with _library.measuring():
+                    for _ in range(WARM_UP - 1):
+                        self._recorder.warm_up(lambda: self._step(step))
+                self._recorder.rehearse(lambda: self._step(step))
+                self._run.load_state(before)
+                forward = self._recorder(lambda: self._run.forward(self._clock, final=False))
+                update = self._recorder(self._clocked_update)
         except Exception as error:  # Triton's are of kinds of their own; what is wrong in a step shows again
             warn_caller(
                 f"{self._run.phase}: the step cannot be recorded as a CUDA graph "
@@ -207,6 +208,21 @@ class GraphedRun:
     def _clocked_update(self) -> None:
         self._run.update(self._clock)
         self._clock.tick()
+
+
+@contextlib.contextmanager
+def _trying_algorithms() -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms on each shape that is new to it; as it is where they must not vary.
+
+    A search convolves with all weights, which "triton" leaves to cuDNN.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _first_line(error: Exception) -> str:

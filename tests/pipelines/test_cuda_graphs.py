@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from kernel_backends import device_of, require
@@ -107,6 +109,28 @@ def test_what_cannot_be_recorded_runs_as_it_is():
     assert not run.recorded
     assert float(inner.w) == float(plain.w)
     assert inner.outputs == plain.outputs
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_cudnn_tries_its_algorithms_while_a_step_is_recorded(monkeypatch, fails, deterministic):
+    seen = []
+
+    class Noting(CountingRun):
+        def forward(self, step, *, final):
+            seen.append(torch.backends.cudnn.benchmark)
+            return super().forward(step, final=final)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
+    run = GraphedRun(Noting(), CallingRecorder(fails=fails))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", oes.OESWarning)
+        run.evaluate(0, final=False)
+    *recording, replayed = seen
+    assert recording == [not deterministic] * len(recording) and len(recording) >= 3
+    assert replayed is False
+    assert torch.backends.cudnn.benchmark is False
 
 
 class Cuda:
