@@ -163,7 +163,7 @@ def all_parts(mask: str | None, file: str) -> list[Part]:
             for name in PRECISIONS
         ),
         Part("tests of cuda", (*pytest, *workers, *cuda, *TESTS), 60, longer=True),
-        Part("batches", module("gpu_batches"), 20, longer=True),
+        Part("batches", module("gpu_batches", "--counts", "1", "8", "32"), 20, longer=True),
         Part("launches", module("gpu_trace"), 15, longer=True),
         Part("model", module("gpu_model", "--beside", file), 10, longer=True),
         Part("sanitizer", tool("sanitizer", EACH_TOOL), EACH_TOOL + 5),

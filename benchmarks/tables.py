@@ -17,6 +17,7 @@ from statistics import fmean
 
 from benchmarks.batch_manifest import tables as batch_manifest
 from benchmarks.comparison import comparison_at, comparison_cells
+from benchmarks.gpu_batches import table_of_batches as gpu_batches
 from benchmarks.growth import tables as growth
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.layer_profile import tables as layer_profile
@@ -99,17 +100,20 @@ def sparseprop() -> str:
 def gain() -> str:
     """The short table of README.md: how much faster, over all cases, by minimum and by median."""
     rows = []
-    # Not the engines that "auto" leaves alone.
-    gpus = [name for name in measured_gpus() if not name.startswith("gpu-cuda-")]
-    for name in (*gpus, *measured("steps-cpu-*")):
+    gpus = {machine(load(name)): name for name in reversed(measured_gpus())}  # the newest of each
+    for name in (*gpus.values(), *measured("steps-cpu-*")):
         result = load(name)
-        faster: dict[str, list[float]] = {"training": [], "search": []}
-        for case, row in cases_of(result):
-            faster[case] += fastest_of(row["times faster"]).values()
-        if all(faster.values()):
-            cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
-            tf32 = all("tf32" in row.get("precision", {}).values() for _, row in cases_of(result))
-            rows.append([machine(result) + (", TF32" if tf32 else ""), *cells, result["date"]])
+        cases = list(cases_of(result))
+        for way in ("cuda", "triton", "auto"):
+            faster: dict[str, list[float]] = {"training": [], "search": []}
+            for case, row in cases:
+                faster[case] += row["times faster"].get(way, {}).values()
+            if all(faster.values()):
+                cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
+                backend = "" if way == "auto" else f", `{way}`"
+                tf32 = all("tf32" in row.get("precision", {}).values() for _, row in cases)
+                where = machine(result) + backend + (", TF32" if tf32 else "")
+                rows.append([where, *cells, result["date"]])
     return table(["hardware", "training step", "search step", "measured"], rows)
 
 
@@ -408,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "agreement": agreement,
     "gpu": gpu,
     "gpu kernels": gpu_kernels,
+    "gpu batches": gpu_batches,
     "gpu model": gpu_model,
     "comparison": functools.partial(comparison_at, 256),
     "comparison large": functools.partial(comparison_at, 512),

@@ -10,7 +10,8 @@ beside it stands how many cores others had meanwhile. Where that is more than a 
 hour are given. What comes before the steps (the network is rewritten; it is verified, once for all of a kind)
 is measured by itself.
 
-The cost on a GPU is that of the predictions of benchmarks.gpu_model, measured by nobody.
+The cost on a GPU is that of the steps of benchmarks.gpu_batches and, where those were not measured, of the
+predictions of benchmarks.gpu_model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any
 import torch
 
 import oes_fast as oes
+from benchmarks.gpu_batches import ENGINE
+from benchmarks.gpu_batches import NAME as BATCHES
 from benchmarks.options import training_step
 from benchmarks.report import write_result
 from benchmarks.table_text import caption, load, table, two
@@ -149,7 +152,7 @@ def rows_of(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
 
 
 def costs(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a million photographs take: measured on the CPU at each size, predicted for a GPU at 512 x 512."""
+    """What a million photographs take on the CPU at each size, as measured."""
     found: list[dict[str, Any]] = []
     for size in options.size:
         there = [
@@ -162,18 +165,6 @@ def costs(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> list[d
         hours = PHOTOGRAPHS * min(there) / 3600
         found.append(
             {"on": "CPU, measured", "size": size, "core hours": hours, "dollars": hours * options.core_hour}
-        )
-    for row in load(MODEL)["training"]:
-        hours = PHOTOGRAPHS * options.image_steps * row["ms a network"] / 3.6e6
-        found.append(
-            {
-                "on": "H100, by the model",
-                "size": 512,
-                "networks": row["networks"],
-                "precision": row["precision"],
-                "GPU hours": hours,
-                "dollars": hours * options.gpu_hour,
-            }
         )
     return found
 
@@ -201,16 +192,41 @@ def table_of_rows() -> str:
     return f"{caption(NAME, result)}\n{table(header, cells)}"
 
 
+def gpu_costs(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for batches on a GPU at 512 x 512: as measured, and by the model what was not.
+
+    Args:
+        result: with the steps of an image and the price of an hour.
+    """
+    times: dict[tuple[str, int], tuple[str, float]] = {}
+    for row in load(MODEL)["training"]:
+        times[row["precision"], row["networks"]] = "H100, by the model", row["ms a network"]
+    for row in load(BATCHES)["rows"]:
+        for name, found in row["ms a step and network"].items():
+            backend, count = name.split(", ")
+            if backend == ENGINE:
+                times[row["precision"], int(count)] = "H100, measured", found["median"]
+    costs = []
+    for (precision, count), (on, milliseconds) in times.items():
+        hours = PHOTOGRAPHS * result["steps of an image"] * milliseconds / 3.6e6
+        dollars = hours * result["dollars"]["a GPU hour"]
+        costs.append(
+            {"on": on, "networks": count, "precision": precision, "GPU hours": hours, "dollars": dollars}
+        )
+    return costs
+
+
 def photographs() -> str:
     """What a million take."""
     result = load(NAME)
     cells = []
     for row in result["a million photographs"]:
-        on_gpu = "GPU hours" in row
-        size = f"{row['size']} x {row['size']}"
-        how = f"{row['networks']} at once, {row['precision']}" if on_gpu else "a run a core"
-        hours = f"{row['GPU hours']:,.0f} GPU hours" if on_gpu else f"{row['core hours']:,.0f} core hours"
-        cells.append([row["on"], size, how, hours, f"{row['dollars']:,.0f} dollars"])
+        hours, dollars = f"{row['core hours']:,.0f} core hours", f"{row['dollars']:,.0f} dollars"
+        cells.append([row["on"], f"{row['size']} x {row['size']}", "a run a core", hours, dollars])
+    for row in gpu_costs(result):
+        how = f"{row['networks']} at once, {row['precision']}"
+        hours, dollars = f"{row['GPU hours']:,.0f} GPU hours", f"{row['dollars']:,.0f} dollars"
+        cells.append([row["on"], "512 x 512", how, hours, dollars])
     return f"{caption(NAME, result, command=False)}\n{table(['on', 'image', 'how', 'takes', 'costs'], cells)}"
 
 

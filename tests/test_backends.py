@@ -46,15 +46,15 @@ def test_auto_takes_the_fastest_that_can_run(monkeypatch):
         resolve("cpu", "cpu", ALL)
 
 
-def test_auto_on_a_gpu_takes_triton_before_cuda(monkeypatch):
+def test_auto_on_a_gpu_takes_cuda_before_triton(monkeypatch):
     there = dict.fromkeys(NAMES, BackendStatus(True))
     module = importlib.import_module("oes_fast.backends")  # not the package's function of that name
     monkeypatch.setattr(module, "_status", there.__getitem__)
-    assert resolve("auto", "cuda", NAMES) == "triton"
-    assert resolve("auto", "cuda", ("cpu", "cuda", "torch", "reference")) == "cuda"  # of float64
-    there["triton"] = BackendStatus(False, "no Triton")
     assert resolve("auto", "cuda", NAMES) == "cuda"
-    assert automatic_order()["cuda"] == "triton, cuda, torch, reference (as measured on an H100)"
+    assert resolve("auto", "cuda", ("cpu", "triton", "reference")) == "triton"  # an operation of no other
+    there["cuda"] = BackendStatus(False, "not built")
+    assert resolve("auto", "cuda", NAMES) == "triton"
+    assert automatic_order()["cuda"] == "cuda, triton, torch, reference (as measured on an H100)"
 
 
 def test_named_backend_is_taken_or_refused():

@@ -57,8 +57,8 @@ def train_many(
     """Train several networks: over images, over seeds, or both, as so many calls of :func:`train_sparse`.
 
     On a CPU runs are made at the same time, one a core and each in a thread of its own, as far as memory
-    allows; on a GPU, with backend "cuda" alone, those of one mask and size are a batch that its kernels take
-    at once; "auto" in float32 takes another one there. The results are those of :func:`train_sparse`: on a
+    allows; on a GPU, with backend "cuda", which "auto" takes where it was built, those of one mask and size
+    are a batch that its kernels take at once. The results are those of :func:`train_sparse`: on a
     CPU bit for bit, whatever the number of threads is, which holds for what the C++ kernels run as one chain;
     every other run (see docs/many-images.md) has all threads and is made when those before it have ended. On
     a GPU they differ by rounding at most.

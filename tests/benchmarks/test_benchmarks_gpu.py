@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import REPO
-from kernel_backends import require
+from kernel_backends import device_of, require
 
-from benchmarks import gpu, gpu_compile, gpu_parts
+from benchmarks import gpu, gpu_batches, gpu_compile, gpu_parts
 from benchmarks.gpu import Part, run_parts
 from benchmarks.gpu_kernels import kernel_rows
 from oes_fast.backends import BackendStatus
@@ -69,7 +69,7 @@ def test_parts_fit_the_time_together_with_what_matters_first():
     names = [part.name for part in parts]
     assert names[:2] == ["build", "compile ahead"]
     assert names[2:5] == ["steps float32", "steps tf32", "steps tf32x3"]
-    assert names[5:7] == ["tests of cuda", "launches"]
+    assert names[5:8] == ["tests of cuda", "batches", "launches"]
     assert names[-1] == "steps compiled"
     assert names.index("model") > names.index("launches")
     assert {"sanitizer", "ncu", "training", "memory", "tests", "kernels"} <= set(names)
@@ -145,6 +145,15 @@ def test_measurements_run_small_on_the_cpu():
     found = gpu_parts.steps(precision="tf32x3", rounds=1, **small)
     assert set(found) == {"search"}
     assert set(found["search"][0]["ms"]) == {"published", "auto"}
+
+
+def test_batches_are_timed_by_network():
+    require("cuda")
+    small = {"counts": (1, 2), "precisions": ("float32",), "size": 32, "rounds": 1, "channels": (4, 6)}
+    (row,) = gpu_batches.batches(None, device_of("cuda"), **small)
+    assert (row["size"], row["precision"]) == (32, "float32")
+    assert {"cuda, 1", "cuda, 2"} <= set(row["ms a step and network"])
+    assert all(times["min"] > 0 for times in row["ms a step and network"].values())
 
 
 def test_a_training_that_fails_or_differs_is_told(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import oes_fast as oes
-from benchmarks import throughput
+from benchmarks import table_text, throughput
 
 
 def test_rows_and_costs(monkeypatch, tmp_path, capsys):
@@ -44,11 +44,16 @@ def test_rows_and_costs(monkeypatch, tmp_path, capsys):
         seconds = row["ms a step and image"]["median"] / 10 + 0.5 / row["at once"]
         assert row["images an hour"] == pytest.approx(3600 / seconds)
         assert row["core seconds an image"] == pytest.approx(2 * seconds)
-    cpu, *gpus = found["a million photographs"]
+    (cpu,) = found["a million photographs"]
     assert cpu["core hours"] == pytest.approx(
         1e6 * min(row["core seconds an image"] for row in (one, two)) / 3600
     )
-    assert {(row["on"], row["networks"]) for row in gpus} == {("H100, by the model", n) for n in (1, 8, 32)}
+    gpus = {(row["precision"], row["networks"]): row for row in throughput.gpu_costs(found)}
+    assert {row["on"] for key, row in gpus.items() if key[0] == "float32"} == {"H100, measured"}
+    assert {row["on"] for key, row in gpus.items() if key[0] == "tf32"} == {"H100, by the model"}
+    eight = table_text.load("batches-h100")["rows"][0]["ms a step and network"]["cuda, 8"]["median"]
+    assert gpus["float32", 8]["GPU hours"] == pytest.approx(1e6 * 100 * eight / 3.6e6)
+    assert gpus["float32", 8]["dollars"] == pytest.approx(3 * gpus["float32", 8]["GPU hours"])
     assert "32 px, 2 x 1" in capsys.readouterr().out
     monkeypatch.setattr(throughput, "IDLE", 0.0)  # others are at work
     throughput.main()
