@@ -1,5 +1,8 @@
 """Convolutions of the published generator under its 5 % mask (pepper, 512 x 512), sparse against dense.
 
+And one of its size, 32 to 32 channels, in the second level of images of 128 to 2048 pixels, under masks of
+0.5 to 100 %.
+
 Multiply-accumulates a second of the kept weights, with the time of the dense convolution over the same live
 channels and the machine's matrix product in the same run.
 
@@ -31,6 +34,8 @@ LAYERS = (
     (53, 73, 35, 2, 6800),
     (73, 90, 20, 1, 11000),
 )
+SIZES = (128, 256, 512, 1024, 2048)
+DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -39,6 +44,19 @@ LAYERS = (
 def test_sparse_conv2d(
     benchmark: Any, layer: tuple[int, int, int, int, int], part: str, threads: int
 ) -> None:
+    measure(benchmark, layer, part, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("part", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_sparse_conv2d_by_density(benchmark: Any, size: int, density: float, part: str, threads: int) -> None:
+    measure(benchmark, (32, 32, size // 2, 1, round(density * 32 * 32 * 25)), part, threads)
+
+
+def measure(benchmark: Any, layer: tuple[int, int, int, int, int], part: str, threads: int) -> None:
+    """A row of one convolution: see :data:`LAYERS`."""
     if not oes.backends()["cpu"]:
         pytest.skip(f"cpu is {oes.backends()['cpu']}")
     inputs, outputs, side, stride, kept = layer

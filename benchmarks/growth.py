@@ -21,7 +21,7 @@ import torch
 
 import oes_fast as oes
 from benchmarks.memory import peak_of
-from benchmarks.report import MATRIX, write_result
+from benchmarks.report import MATRIX, PERCENTILES, write_result
 from benchmarks.table_text import RESULTS, Result, caption, load, table
 from benchmarks.timer import interleave
 from oes_fast.bench import CASES, BenchRow, bench
@@ -33,7 +33,6 @@ from oes_fast.rewrite.explain import products
 
 NAME = "growth"
 OURS = "auto"
-PERCENTILES = (10, 50, 90)
 COPY = 2**25  # elements that are copied: more than the caches hold
 PASSES = 3  # forward, gradient of the input, gradient of the weights
 TRANSFERS = 5  # of each image and its gradient, see above
@@ -128,7 +127,6 @@ def main() -> None:
     parser.add_argument(
         "--size-of-few-threads", type=int, default=1024, help="larger images have the most threads alone"
     )
-    # Of fewer weights a drawn mask leaves none in the last layer.
     parser.add_argument("--density", nargs="*", type=float, default=[0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--density-size", type=int, default=256, help="side of the image for these")
     parser.add_argument("--rounds", type=int, default=9, help="at most, of each case")

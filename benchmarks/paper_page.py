@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from benchmarks import mask_profile
-from benchmarks.table_text import Result, caption, load, measured, table
+from benchmarks.table_text import Result, caption, load, machine, measured, table
 from oes_fast.io.figures import COLORS, GREY, new_figure, save_figure, tidy
 
 NAME = "paper"
@@ -81,14 +81,15 @@ def tables_of(name: str, result: Result) -> str:
     quality = table(["PSNR in dB", "peak", *(f"at {stop:,}" for stop in STOPS), "end"], lines)
     found = result["search"]
     lines = [times("search", found), *(times(LABELS[n], fit) for n, fit in trainings.items())]
-    steps = table(["phase", "steps", "backend", "ms a step", "seconds"], lines)
+    steps = table(["phase", "steps", "on", "backend", "precision", "ms a step", "seconds"], lines)
     beside = f" (published: {published['noisy']:.2f})" if published is not None else ""
     sampled, alone = found["curve"]["psnr"][-1], found["psnr of mask alone"]
     text = (
         f"The noisy image has {result['noisy']:.2f} dB{beside}, the masks that the search samples "
         f"{sampled:.2f} dB at its end, and the mask alone, without training, {alone:.2f} dB."
     )
-    if result["seconds"] is not None:
+    machines = {machine(each) for each in (found, *trainings.values())}
+    if result["seconds"] is not None and len(machines) == 1:
         text += f" All phases took {result['seconds'] / 60:.1f} minutes."
     for what in ("collapsed", "diverged"):
         wrong = [LABELS[label] for label, fit in trainings.items() if fit[what]]
@@ -103,4 +104,5 @@ def times(label: str, figures: Result) -> list[object]:
     """A phase's line."""
     ms, seconds = figures["ms a step"], figures["seconds"]
     timed = ["" if ms is None else f"{ms:.2f}", "in parts" if seconds is None else f"{seconds:.0f}"]
-    return [label, f"{figures['steps']:,}", figures["backend"], *timed]
+    how = [machine(figures), figures["backend"], figures["precision"]]
+    return [label, f"{figures['steps']:,}", *how, *timed]

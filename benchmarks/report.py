@@ -10,13 +10,25 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.timer import fixture_time
+from oes_fast.bench.environment import environment
 
 UNTOLD = ("--json", "--out", "--began")  # options that say nothing of what was measured
 NUMEL = 3_008_867  # parameters of the published generator
+PERCENTILES = (10, 50, 90)
 MATRIX = 1024  # side of the matrices whose product is the machine's rate
+
+
+def describe(benchmark: Any, **facts: object) -> None:
+    """Note in a row what it was measured on and with, the percentiles of its rounds in ms, and ``facts``."""
+    benchmark.extra_info["environment"] = environment()
+    times = np.percentile(benchmark.stats.stats.data, PERCENTILES)
+    for percent, seconds in zip(PERCENTILES, times, strict=True):
+        benchmark.extra_info[f"{percent} % of rounds, ms"] = round(1e3 * float(seconds), 4)
+    benchmark.extra_info.update(facts)
 
 
 def report_bandwidth(
@@ -35,6 +47,7 @@ def report_bandwidth(
     target = torch.zeros_like(source)
     rivals = {"copy": lambda: target.copy_(source)}
     times = fixture_time(benchmark, operation, threads=threads, rivals=rivals, in_turn=True, rounds=30)
+    describe(benchmark, device=device, bytes=moved_bytes)
     ours, copy = times["ours"], times["copy"]
     benchmark.extra_info["GB/s"] = round(moved_bytes / ours["median"] / 1e6, 2)
     benchmark.extra_info["share of copy, median"] = round(copy["median"] / ours["median"], 3)
@@ -66,6 +79,7 @@ def report_rate(
         name: found["median"]
         for name, found in fixture_time(benchmark, operation, threads=threads, rivals=rivals).items()
     }
+    describe(benchmark, **{"multiply-accumulates": macs})
     rate, ceiling = macs / times["ours"] / 1e6, MATRIX**3 / times["matrix"] / 1e6
     benchmark.extra_info["GMAC/s"] = round(rate, 2)
     benchmark.extra_info["share of sgemm"] = round(rate / ceiling, 3)

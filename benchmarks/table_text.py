@@ -16,6 +16,7 @@ NAMES = {
     "published": "published code",
     "compiled": "published code, torch.compile",
     "sparseprop": "SparseProp",
+    "deepinv": "deepinv's loop, all weights",
     "torch": "torch",
     "auto": "oes_fast",
     "triton": "oes_fast, Triton",

@@ -21,6 +21,7 @@ from benchmarks.gpu_batches import table_of_batches as gpu_batches
 from benchmarks.growth import tables as growth
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.layer_profile import tables as layer_profile
+from benchmarks.peers import tables as peers
 from benchmarks.runs import tables as several_runs
 from benchmarks.search_study import tables as search_study
 from benchmarks.stopping import tables as stopping
@@ -410,6 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curve": curve,
     "mask study": mask_study,
     "agreement": agreement,
+    "peers": peers,
     "gpu": gpu,
     "gpu kernels": gpu_kernels,
     "gpu batches": gpu_batches,

@@ -124,6 +124,7 @@ def fixture_time(
     rivals: Mapping[str, Callable[[], object]] | None = None,
     in_turn: bool = False,
     rounds: int = 20,
+    warmup: int = 3,
 ) -> dict[str, dict[str, float]]:
     """Time an operation with the fixture of pytest-benchmark, which reports it, and others beside it.
 
@@ -135,11 +136,12 @@ def fixture_time(
         in_turn: whether a call of each rival comes before each of the operation, so that all of them find the
             caches as the others left them; without, each is timed by itself.
         rounds: calls of the operation.
+        warmup: calls before them.
 
     Returns:
         The :func:`summary` of each rival and, under "ours", of the operation.
     """
-    warmup, others = 3, dict(rivals or {})
+    others = dict(rivals or {})
     beside: list[list[float]] = []
 
     def run() -> None:

@@ -124,4 +124,5 @@ def likely_mask(net: nn.Module, density: float) -> Mask:
     for name, each in named:
         kept = share if each.ndim > 1 else float(name == "weight")
         bits.append(torch.rand(each.numel(), generator=generator) < kept)
+    bits[-2:] = [torch.ones_like(bit) for bit in bits[-2:]]  # as in :func:`drawn_mask`
     return Mask.from_flat(net, torch.cat(bits))
