@@ -21,6 +21,7 @@ from benchmarks.gpu_batches import table_of_batches as gpu_batches
 from benchmarks.growth import tables as growth
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.layer_profile import tables as layer_profile
+from benchmarks.paper_page import tables as paper
 from benchmarks.peers import tables as peers
 from benchmarks.runs import tables as several_runs
 from benchmarks.search_study import tables as search_study
@@ -411,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curve": curve,
     "mask study": mask_study,
     "agreement": agreement,
+    "paper": paper,
     "peers": peers,
     "gpu": gpu,
     "gpu kernels": gpu_kernels,

@@ -216,8 +216,8 @@ class BatchPart:
         """Nothing."""
 
     def fall_back(self) -> bool:
-        """There is no result."""
-        return False
+        """There is a result if its stopping rule has found one, with which :meth:`net` has the weights."""
+        return self._stop is not None and self._stop.found() is not None
 
     def average(self) -> Tensor | None:
         """Running average of its outputs [1, C, H, W], None where it is off."""

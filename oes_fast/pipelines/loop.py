@@ -92,7 +92,8 @@ class Finished:
         history: recorded steps.
         steps: updates made.
         interrupted: stopped by a callback before the last step, or by Ctrl-C.
-        fell_back: no longer finite at its end, and set back to the last record.
+        fell_back: no longer finite at its end, and set back to the last record, or to what its stopping rule
+            has found.
         seconds: time this call took.
         stop: what its stopping rule says, None where there is none; output and average are then those of the
             step that the rule has found.
@@ -190,6 +191,8 @@ class Member:
         Raises:
             OESError: the loss is not finite.
         """
+        if record and not final and self._ends_by_itself():
+            self._stop, record = True, False  # the last evaluation says it, and takes what the rule has found
         fell_back = record and _record(
             self._history, info.phase, info.step, self.part, info.output, self._clean, final=final
         )
@@ -200,6 +203,12 @@ class Member:
             except Exception as error:  # whatever the type of the answer raises
                 self._wrong, self._stop = _neither(answer, error), True
         return fell_back
+
+    def _ends_by_itself(self) -> bool:
+        """Whether it is no longer finite, and its stopping rule has found an image before."""
+        rule = self.part.stop()
+        found = rule is not None and rule.found() is not None
+        return found and not bool(torch.isfinite(self.part.objective()))
 
     def info(self, phase: str, step: int, steps: int, outputs: Tensor) -> StepInfo:
         """What a callback is told of its output among ``outputs``."""
@@ -301,7 +310,8 @@ def run_members(
                     if final:
                         # Ctrl-C during the last step stops nothing here, but the caller may have another
                         # run to leave out.
-                        stopped = (step < steps and not member.complete) or interrupted()
+                        ended = member.complete or fell_back
+                        stopped = (step < steps and not ended) or interrupted()
                         gone = time.monotonic() - began
                         member.end(info, interrupted=stopped, fell_back=fell_back, seconds=gone)
 
@@ -398,7 +408,9 @@ def _record(
         said = blame(phase, step, float(loss), float(data_loss), output, history, kl)
         if not final or not len(history) or not run.fall_back():
             raise OESError(said)
-        warn_caller(f"{said}; the result is that of step {history.step[-1]}", DivergedRunWarning)
+        stop = run.stop()
+        kept = history.step[-1] if stop is None else stop.rule.step
+        warn_caller(f"{said}; the result is that of step {kept}", DivergedRunWarning)
         return True
     history.add(step, loss, psnr, psnr_average)
     run.keep()

@@ -123,8 +123,8 @@ class TrainRun:
         """Nothing: the image of weights that are not finite is none."""
 
     def fall_back(self) -> bool:
-        """There is no result."""
-        return False
+        """There is a result if a stopping rule has found one: see :meth:`take_stop`."""
+        return self._stop is not None and self._stop.found() is not None
 
     def update(self, step: int | Clock) -> None:
         """Gradient and, where it may be recorded, the optimiser's step."""

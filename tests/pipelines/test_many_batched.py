@@ -306,3 +306,19 @@ def test_each_run_stops_by_its_rule(monkeypatch, counts, tmp_path, kind, recorde
         assert fit.stop.step == alone.stop.step
         assert fit.stop.curve == alone.stop.curve
         assert not fit.interrupted
+
+
+def test_what_a_rule_has_found_outlives_a_loss_that_is_no_longer_finite(counts):
+    runs = Runs("cuda")
+    rule = oes.VarianceStop(window=2, patience=1000, every=1)
+    options = {"stop": rule, "lr": 0.3, "average": 0.2, "record_every": 1}
+    sound = runs.together(**options, steps=5)
+    with pytest.warns(oes.DivergedRunWarning, match="the result is that of step"):
+        fits = runs.together(**options, steps=8, schedule=lambda step: 1.0 if step < 4 else 1e300)
+    assert counts == [COUNT] * 2
+    for fit, alone in zip(fits, sound, strict=True):
+        assert fit.diverged
+        assert fit.stop.step == alone.stop.step
+        assert torch.equal(fit.output, alone.output)
+        weights, expected = (torch.cat([p.flatten() for p in each.net.parameters()]) for each in (fit, alone))
+        assert torch.equal(weights, expected)

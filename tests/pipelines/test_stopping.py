@@ -304,6 +304,28 @@ def test_dense_dip_stops_as_well():
     assert fit.stop.step <= fit.steps
 
 
+@pytest.mark.parametrize("record_every", [1, 7, 1000])
+def test_what_a_rule_has_found_outlives_a_loss_that_is_no_longer_finite(record_every):
+    problem = build_problem(dtype=torch.float32)
+    rule = oes.VarianceStop(window=6, patience=1000, every=2)
+    options = {"lr": 0.1, "average": 0.5, "stop": rule, "backend": "cpu"}
+    arguments = problem.mask, problem.z, problem.noisy
+    sound = oes.train_sparse(problem.net, *arguments, steps=41, **options)
+    options |= {"schedule": lambda step: 1.0 if step < 40 else 1e30, "record_every": record_every}
+    with pytest.warns(oes.DivergedRunWarning, match=f"the result is that of step {sound.stop.step}$"):
+        fit = oes.train_sparse(problem.net, *arguments, steps=60, **options)
+    assert fit.diverged
+    assert not fit.interrupted
+    assert fit.stop.step == sound.stop.step
+    assert torch.equal(fit.output, sound.output)
+    assert torch.equal(fit.average, sound.average)
+    for ours, theirs in zip(fit.net.parameters(), sound.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.warns(oes.DivergedRunWarning):
+        pair = oes.train_many([problem.net] * 2, *arguments, steps=60, **options)
+    assert all(torch.equal(each.output, sound.output) for each in pair)
+
+
 def test_a_run_that_is_no_longer_finite_says_what_it_says_without_a_rule():
     problem = build_problem(dtype=torch.float32)
     with pytest.raises(oes.OESError, match="the loss is nan at step"):
