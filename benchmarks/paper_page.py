@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks import mask_profile
 from benchmarks.table_text import Result, caption, load, machine, measured, table
@@ -47,6 +48,7 @@ def draw(result: Result, path: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.set_ylabel("PSNR (dB)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(loc="best", framealpha=0.9, fontsize=8)
         tidy(axes)
