@@ -27,9 +27,9 @@ from torch import Tensor
 import oes_fast as oes
 from benchmarks import mask_profile
 from benchmarks.comparison import rounded
+from benchmarks.finished import finished, neat, write_json
 from benchmarks.paper_page import NAME, STOPS, draw
 from benchmarks.report import write_result
-from benchmarks.runs import neat, write_json
 from benchmarks.table_text import RESULTS, Result
 from oes_fast.bench.environment import environment
 from oes_fast.pipelines.checkpoint import digest
@@ -162,12 +162,8 @@ def phase(options: argparse.Namespace, label: str, asked: Result, make: Callable
         SystemExit: it was made with other settings.
     """
     path = options.work / f"{label}.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["settings"] != asked:
-            other = {name: value for name, value in before["settings"].items() if asked.get(name) != value}
-            wanted = {name: asked.get(name) for name in other}
-            raise SystemExit(f"{path}: made with {other}, asked for {wanted}")
+    before = finished(path, settings=asked)
+    if before is not None:
         print(f"{label}: was done before", flush=True)
         found: Result = before["figures"]
         return found

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
-from benchmarks.comparison import decibels, rounded
+from benchmarks.comparison import decibels
+from benchmarks.finished import finished, neat, write_json
 from benchmarks.report import write_result
 from benchmarks.table_text import RESULTS, Result, caption, load, table
 from oes_fast.bench.environment import environment
@@ -149,31 +150,14 @@ def classical_file(options: argparse.Namespace, image: str, method: str) -> Path
     return path
 
 
-def write_json(path: Path, value: Result) -> None:
-    """Write it whole or not at all: a file that is there says that its cell is done."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value), encoding="utf-8")
-    new.replace(path)
-
-
 def settings(options: argparse.Namespace) -> Result:
     """What the runs of one folder share."""
     return {name: getattr(options, name) for name in SETTINGS}
 
 
 def done(options: argparse.Namespace, cell: Cell) -> Result | None:
-    """What a finished cell wrote, None if it is not finished.
-
-    Raises:
-        SystemExit: it was made with other settings.
-    """
-    path = options.work / f"{cell.label}.json"
-    if not path.is_file():
-        return None
-    found: Result = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != settings(options):
-        raise SystemExit(f"{path}: made with {found['settings']}, asked for {settings(options)}")
-    return found
+    """What a finished cell wrote: see :func:`finished`."""
+    return finished(options.work / f"{cell.label}.json", settings=settings(options))
 
 
 def summary(options: argparse.Namespace) -> Result:
@@ -261,11 +245,6 @@ def statistics(values: tuple[float, ...]) -> Result:
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     found = {"mean": float(np.mean(values)), "spread": spread, "count": len(values)}
     return {name: neat(value) for name, value in found.items()}
-
-
-def neat(value: Any) -> Any:
-    """Numbers to 4 digits behind the point."""
-    return rounded(value) if isinstance(value, float) else value
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ Every run that is done is written at once.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +25,9 @@ import torch
 from torch import Tensor
 
 import oes_fast as oes
+from benchmarks.finished import finished, neat, write_json
 from benchmarks.mask_study import FOUND as SEARCHED
 from benchmarks.report import write_result
-from benchmarks.runs import neat, write_json
 from benchmarks.table_text import RESULTS, Result, caption, load, table
 from oes_fast.bench.environment import environment
 from oes_fast.cli.search_size import shrunk
@@ -169,23 +168,12 @@ def settings_of(options: argparse.Namespace) -> Result:
 
 
 def done(options: argparse.Namespace, cell: Cell) -> Result | None:
-    """What a finished cell wrote, None if it is not finished.
-
-    Raises:
-        SystemExit: it was made with other settings.
-    """
-    path = options.work / cell.file
-    if not path.is_file():
-        return None
-    found: Result = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {
+    """What a finished cell wrote: see :func:`finished`."""
+    asked = {
         "settings": settings_of(options),
         "searched with": asdict(CONFIGURATIONS[cell.configuration]),
     }
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise SystemExit(f"{path}: made with {name} {found[name]}, asked for {value}")
-    return found
+    return finished(options.work / cell.file, **asked)
 
 
 def summary(options: argparse.Namespace) -> Result:

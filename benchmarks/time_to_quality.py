@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import oes_fast as oes
+from benchmarks.finished import finished, neat, write_json
 from benchmarks.report import write_result
-from benchmarks.runs import neat, write_json
 from benchmarks.stopping import NEVER, RULES, Onlooker, stop_of
 from benchmarks.table_text import RESULTS, ROOT, Result
 from benchmarks.time_to_quality_page import NAME, draw
@@ -183,18 +183,8 @@ def settings(options: argparse.Namespace) -> Result:
 
 
 def done(options: argparse.Namespace, cell: Cell) -> Result | None:
-    """What a finished training wrote, None if it is not finished.
-
-    Raises:
-        SystemExit: it was made with other settings.
-    """
-    path: Path = options.work / f"{cell.label}.json"
-    if not path.is_file():
-        return None
-    found: Result = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != settings(options):
-        raise SystemExit(f"{path}: made with {found['settings']}, asked for {settings(options)}")
-    return found
+    """What a finished training wrote: see :func:`finished`."""
+    return finished(options.work / f"{cell.label}.json", settings=settings(options))
 
 
 class PlainDense:

@@ -11,10 +11,10 @@ import optional_packages
 import pytest
 import torch
 from cli_processes import start, wait_for
-from cli_runs import SIDE, assert_same_run, fails, files_of, interrupt_at, result_of, run
+from cli_runs import RESULTS, SIDE, assert_same_run, fails, files_of, interrupt_at, result_of, run
 from PIL import Image as PillowImage
 from small_generator import small_generator
-from task_runs import RESULTS, RUN, STEPS, save
+from task_runs import RUN, STEPS, save
 
 import oes_fast as oes
 from oes_fast.cli import main, restore

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import fails, files_of, result_of, run
+from cli_runs import RESULTS, fails, files_of, result_of, run
 from small_generator import small_generator
-from task_runs import RESULTS, RUN, save
+from task_runs import RUN, save
 
 import oes_fast as oes
 

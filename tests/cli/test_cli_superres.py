@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import SIDE, fails, files_of, result_of, run
-from task_runs import RESULTS, RUN
+from cli_runs import RESULTS, SIDE, fails, files_of, result_of, run
+from task_runs import RUN
 
 import oes_fast as oes
 

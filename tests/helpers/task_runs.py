@@ -5,22 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from cli_runs import STEPS as USUAL
 
-STEPS = [
-    "--preset",
-    "paper",
-    "--density",
-    "0.5",
-    "--search-steps",
-    "2",
-    "--train-steps",
-    "4",
-    "--threads",
-    "1",
-    "--no-verify",
-]
+STEPS = [*USUAL, "--train-steps", "4", "--no-verify"]
 RUN = [*STEPS, "--quiet"]
-RESULTS = {".png", "_mask.safetensors", "_comparison.png", "_psnr.png", ".json"}
 
 
 def save(path: Path, array: np.ndarray) -> Path:
