@@ -199,10 +199,9 @@ def other_cases(device: str, backend: str, scale: int) -> Iterator[Case]:
         lambda: mask_update(logits, grad, w0, first, second, seed=0, step=9, backend="reference"),
         moved=32 * n,
     )
-    adam = backend if backend == "triton" else "auto"
     yield Case(
         f"masked_adam {n}",
-        lambda: masked_adam(w0, grad, first, second, step=9, backend=adam),
+        lambda: masked_adam(w0, grad, first, second, step=9, backend=backend),
         lambda: masked_adam(w0, grad, first, second, step=9, backend="reference"),
         moved=28 * n,
     )

@@ -51,6 +51,7 @@ _INTERPRETER_BLOCK = 4096
 _chosen: dict[tuple[Path, str], Config] = {}
 _measuring = False
 _LEAST_BUSY = 2_000_000  # cycles, a millisecond: 20 launches of 50 us
+_MOST_BUSY = 128 * _LEAST_BUSY  # where each launch waits, as under a debugger, no time is enough
 _busy_cycles = _LEAST_BUSY
 
 
@@ -149,7 +150,9 @@ def _time(config: Config, launch: Callable[[Config], None]) -> float:
         if queued_in_time:
             break
         if place < _MOST_TRIES - 1:
-            _busy_cycles *= 4  # for the measurements to come as well: the processor may be that slow
+            _busy_cycles = min(
+                4 * _busy_cycles, _MOST_BUSY
+            )  # for the measurements to come as well: the processor may be that slow
     _busy_cycles = max(_LEAST_BUSY, _busy_cycles * 9 // 10)
     return begin.elapsed_time(end)
 

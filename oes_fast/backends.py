@@ -24,7 +24,7 @@ AUTO = "auto"
 # By kind of device. On a GPU "cuda" stands before "triton": its steps take longer, but its first step comes
 # at once, where Triton compiles and tunes for longer than most runs take (docs/kernels.md).
 _FASTEST_FIRST = {"cpu": ("cpu", "torch", "reference"), "cuda": ("cuda", "triton", "torch", "reference")}
-_KNOWN_BY = {"cpu": "as measured", "cuda": "as measured on an H100"}
+_KNOWN_BY = {"cpu": "as measured", "cuda": "for runs of some thousand steps, as measured on an H100"}
 _ANY_DEVICE = ("torch", "reference")
 _warned = threading.Event()  # of missing C++ kernels
 
@@ -66,10 +66,13 @@ def backends() -> dict[str, BackendStatus]:
     return {name: _status(name) for name in NAMES}
 
 
-def _status(name: str) -> BackendStatus:
+def _status(name: str, device: torch.device | None = None) -> BackendStatus:
     if name in _disabled():
         return BackendStatus(False, "switched off by OES_FAST_DISABLE_BACKENDS; remove it from the list")
-    return _probe(name, _cuda_extension.emulated())
+    # GPUs of one machine may be of several kinds, of which the extension was built for some.
+    asks = name == "cuda" and device is not None and device.type == "cuda"
+    emulated = _cuda_extension.emulated()
+    return _probe(name, emulated, device.index if device is not None and asks and not emulated else None)
 
 
 def automatic_order() -> dict[str, str]:
@@ -87,7 +90,8 @@ def resolve(backend: str, device: torch.device | str, candidates: Sequence[str])
     """The implementation an operation takes.
 
     Args:
-        backend: "auto" for the fastest candidate that runs on the device here, or a name.
+        backend: "auto" for the first candidate in :func:`automatic_order` that runs on the device here, or a
+            name.
         device: of the tensors.
         candidates: the backends that have the operation; "reference" must be one. "torch" stands for
             "reference" where an operation has nothing between the two.
@@ -97,17 +101,18 @@ def resolve(backend: str, device: torch.device | str, candidates: Sequence[str])
         OESWarning: once, where "auto" does without the C++ kernels because they are not built.
         BackendError: the named backend cannot run here, not on this device, or lacks the operation.
     """
-    kind = torch.device(device).type
+    device = torch.device(device)
+    kind = device.type
     if backend == AUTO:
         order = _FASTEST_FIRST.get(kind, _ANY_DEVICE)
-        chosen = next(name for name in order if name in candidates and _status(name))
+        chosen = next(name for name in order if name in candidates and _status(name, device))
         if kind == "cpu" and "cpu" in candidates and chosen != "cpu":
             _warn_of_missing_kernels(_status("cpu"))
         return chosen
     if backend not in NAMES:
         raise InputError(f"backend: expected one of {', '.join((AUTO, *NAMES))}, got {backend!r}")
     name = "reference" if backend == "torch" and "torch" not in candidates else backend
-    status = _status(backend)
+    status = _status(backend, device)
     if not status:
         raise BackendError(f"backend {backend!r} is {status}")
     if name not in candidates:
@@ -151,7 +156,10 @@ def triton_interprets() -> bool:
 
 
 @functools.cache
-def _probe(name: str, cuda_is_emulated: bool) -> BackendStatus:
+def _probe(name: str, cuda_is_emulated: bool, index: int | None = None) -> BackendStatus:
+    if index is not None:  # of a GPU that need not be the current one
+        with torch.cuda.device(index):
+            return _probe.__wrapped__(name, cuda_is_emulated)
     if name == "cpu":
         return _probe_cpu()
     if name == "triton":

@@ -49,12 +49,41 @@ def test_auto_takes_the_fastest_that_can_run(monkeypatch):
 def test_auto_on_a_gpu_takes_cuda_before_triton(monkeypatch):
     there = dict.fromkeys(NAMES, BackendStatus(True))
     module = importlib.import_module("oes_fast.backends")  # not the package's function of that name
-    monkeypatch.setattr(module, "_status", there.__getitem__)
+    monkeypatch.setattr(module, "_status", lambda name, device=None: there[name])
     assert resolve("auto", "cuda", NAMES) == "cuda"
     assert resolve("auto", "cuda", ("cpu", "triton", "reference")) == "triton"  # an operation of no other
     there["cuda"] = BackendStatus(False, "not built")
     assert resolve("auto", "cuda", NAMES) == "triton"
-    assert automatic_order()["cuda"] == "cuda, triton, torch, reference (as measured on an H100)"
+    assert automatic_order()["cuda"] == (
+        "cuda, triton, torch, reference (for runs of some thousand steps, as measured on an H100)"
+    )
+
+
+def test_each_gpu_is_asked_for_itself(monkeypatch):
+    module = importlib.import_module("oes_fast.backends")
+    current = [0]
+
+    class Device:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.index
+
+        def __exit__(self, *_):
+            current[0] = self.before
+
+    monkeypatch.setattr(module._cuda_extension, "emulated", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(module, "_probe_cuda", lambda: BackendStatus(current[0] == 0, "built for others"))
+    monkeypatch.setattr(module, "_probe_triton", lambda: BackendStatus(True))
+    module._probe.cache_clear()
+    for _ in range(2):
+        assert resolve("auto", "cuda:1", NAMES) == "triton"
+        assert resolve("auto", "cuda:0", NAMES) == resolve("auto", "cuda", NAMES) == "cuda"
+        with pytest.raises(BackendError, match="built for others"):
+            resolve("cuda", "cuda:1", NAMES)
+    module._probe.cache_clear()
 
 
 def test_named_backend_is_taken_or_refused():

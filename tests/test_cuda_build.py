@@ -368,7 +368,7 @@ class TestBackend:
     def test_emulated_takes_tensors_of_the_cpu(self, monkeypatch):
         monkeypatch.setenv("OES_FAST_EMULATE_CUDA", "1")
         monkeypatch.setattr(
-            backends, "_probe", lambda name, emulated: BackendStatus(emulated or name != "cuda")
+            backends, "_probe", lambda name, emulated, index=None: BackendStatus(emulated or name != "cuda")
         )
         assert oes.backends()["cuda"]
         assert backends.resolve("cuda", "cpu", ("cuda", "reference")) == "cuda"

@@ -164,7 +164,7 @@ class TestBackend:
         monkeypatch.undo()
         real = backends._probe
         monkeypatch.setattr(
-            backends, "_probe", lambda name, emulated: status if name == "cpu" else real(name, emulated)
+            backends, "_probe", lambda name, *others: status if name == "cpu" else real(name, *others)
         )
         monkeypatch.setattr(backends, "_warned", threading.Event())
         return status

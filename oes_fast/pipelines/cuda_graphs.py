@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ class Recordable(RunState, Protocol):
         """A clock with the run's learning rate."""
 
 
+_recording = threading.RLock()
 Recorder = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
@@ -217,12 +219,18 @@ def _trying_algorithms() -> Iterator[None]:
     A search convolves with all weights, which "triton" leaves to cuDNN.
     """
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark
-    cudnn.benchmark = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
+    with _recording:  # one at a time: the flag is the process's
+        before = cudnn.benchmark
+        wanted = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+        try:
+            cudnn.benchmark = wanted
+        except RuntimeError:  # the application has frozen PyTorch's flags
+            yield
+            return
+        try:
+            yield
+        finally:
+            cudnn.benchmark = before
 
 
 def _first_line(error: Exception) -> str:

@@ -133,6 +133,20 @@ def test_cudnn_tries_its_algorithms_while_a_step_is_recorded(monkeypatch, fails,
     assert torch.backends.cudnn.benchmark is False
 
 
+def test_frozen_flags_do_not_keep_a_step_from_being_recorded(monkeypatch):
+    class Frozen:
+        benchmark = property(
+            lambda self: False, lambda self, value: (_ for _ in ()).throw(RuntimeError("frozen"))
+        )
+        deterministic = False
+
+    monkeypatch.setattr(torch.backends, "cudnn", Frozen())
+    recorder = CallingRecorder()
+    run = GraphedRun(CountingRun(), recorder)
+    run.evaluate(0, final=False)
+    assert run.recorded
+
+
 class Cuda:
     """What torch.cuda keeps of streams, recordings and memory, with recordings that fail as asked.
 
