@@ -1,0 +1,224 @@
+"""What the page of ``oes-fast ui`` costs the run that it shows: steps that are watched beside steps that are not.
+
+    python -m benchmarks.ui_display --json benchmarks/results/ui-display.json
+
+The run is one of a server, in a process of its own. Blocks of its steps are watched and not watched in turn.
+While a block is watched, a page is open: it asks for what it shows as often as a browser, which draws nothing
+here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from benchmarks.report import write_result
+from benchmarks.table_text import Result, caption, load, measured, table, two
+from benchmarks.timer import summary
+from oes_fast.bench.environment import environment
+from oes_fast.cli.watched import Watch, run_watched
+from oes_fast.pipelines.loop import StepInfo
+from oes_fast.ui.form import Form
+from oes_fast.ui.page import FAST_SECONDS, SLOW_SECONDS
+from oes_fast.ui.run import DONE, Run
+from oes_fast.ui.server import Site, site
+
+NAME = "ui-display"
+WAYS = ("not watched", "watched")  # in turn
+SETTLES = 10  # one step of so many, the first ones of a block, is not timed: answers may be under way
+_TIMES = "times.json"  # of a run, in its folder
+
+
+class Turns:
+    """Watches blocks of a training's steps in turn, and times them.
+
+    Args:
+        watch: of the server, which sees the steps of a block that is watched.
+        open_page: set while there is a page.
+        steps: of a block.
+    """
+
+    def __init__(self, watch: Watch, open_page: Event, steps: int) -> None:
+        self._watch, self._open_page, self._steps = watch, open_page, steps
+        self._settled = 0.0
+        self.blocks: list[float] = []  # milliseconds a step
+
+    def begin(
+        self, net: nn.Module, first: Tensor, shown: Callable[[Tensor], Tensor], density: float | None
+    ) -> None:
+        """See :class:`oes_fast.cli.watched.Watch`."""
+        self._watch.begin(net, first, shown, density)
+
+    def see(self, info: StepInfo) -> bool:
+        """See :class:`oes_fast.cli.watched.Watch`."""
+        block, step = divmod(info.step, self._steps)
+        settles = max(self._steps // SETTLES, 1)
+        if step == 0:
+            now = time.perf_counter()
+            if block:
+                self.blocks.append(1e3 * (now - self._settled) / (self._steps - settles))
+            (self._open_page.set if block % 2 else self._open_page.clear)()
+        watched = bool(block % 2) or info.step == info.steps
+        stops = self._watch.see(info) if watched else False
+        if step == settles:
+            self._settled = time.perf_counter()
+        return stops
+
+
+def run_in_turns(open_page: Event, steps: int, arguments: Sequence[str], watch: Any) -> int:
+    """The command that the server runs: the command line, watched in turns."""
+    turns = Turns(watch, open_page, steps)
+    code = run_watched(arguments, turns)
+    Path(_TIMES).write_text(json.dumps(turns.blocks), "utf-8")
+    return code
+
+
+class Page:
+    """Asks a server for what an open page shows.
+
+    Args:
+        served: the server.
+    """
+
+    def __init__(self, served: Site) -> None:
+        self._address = served.address
+        with urllib.request.urlopen(f"{self._address}/config", timeout=60) as answer:
+            found = json.load(answer)["dependencies"]
+        self._functions = {each["api_name"]: (each["id"], len(each["inputs"])) for each in found}
+        self.answers = 0
+
+    def ask(self, name: str) -> None:
+        """Have one of the page's functions called; the server knows what this page has seen."""
+        number, inputs = self._functions[name]
+        body = {"data": [None] * inputs, "fn_index": number, "session_hash": "benchmark"}
+        request = urllib.request.Request(
+            f"{self._address}/gradio_api/run/predict",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.read()
+        self.answers += 1
+
+    def look(self, run: Run, open_page: Event) -> None:
+        """As a browser does, while the page is open, until the run is over."""
+        self.ask("loaded")  # the page finds the run that is under way
+        due = {"_look": (FAST_SECONDS, 0.0), "_look_closely": (SLOW_SECONDS, 0.0)}
+        while not run.over:
+            if not open_page.wait(0.1):
+                continue
+            for name, (seconds, last) in due.items():
+                if time.monotonic() - last >= seconds:
+                    due[name] = seconds, time.monotonic()
+                    self.ask(name)
+            time.sleep(0.02)
+
+
+def measure(*, image: str, size: int, threads: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Time ``rounds`` blocks of ``steps`` steps of each way, after one of each that does not count.
+
+    Raises:
+        RuntimeError: the run did not end as it should.
+    """
+    open_page = get_context("spawn").Event()
+    form = Form(
+        picture=image, sigma=0.1, size=size, mask_from="profile", threads=threads,
+        train_steps=len(WAYS) * (rounds + 1) * steps,
+    )  # fmt: skip
+    command = partial(run_in_turns, open_page, steps)
+    with (
+        tempfile.TemporaryDirectory(prefix="oes-fast-benchmark-") as folder,
+        _cache(folder),
+        site(command, port=0, models=("skip",), threads=threads) as served,
+    ):
+        thread = threading.Thread(target=served.serve, daemon=True)
+        thread.start()
+        while not served.server.started:
+            time.sleep(0.01)
+        page, run = Page(served), served.queue.submit(form.prepare)
+        while run.frame is None and not run.over:
+            time.sleep(0.01)
+        page.look(run, open_page)
+        served.server.should_exit = True
+        thread.join(10)
+        if run.state != DONE:
+            raise RuntimeError(f"run: expected it to end, got {run.state}: {run.said}")
+        blocks = json.loads((run.folder / _TIMES).read_text("utf-8"))[len(WAYS) :]
+    times = {way: summary(blocks[index :: len(WAYS)]) for index, way in enumerate(WAYS)}
+    watched, alone = times["watched"], times["not watched"]
+    return {
+        "image": image,
+        "size": size,
+        "threads": threads,
+        "steps of a block": steps,
+        "rounds": rounds,
+        "answers": page.answers,
+        "ms a step": times,
+        "times as long": {key: watched[key] / alone[key] for key in ("min", "median")},
+    }
+
+
+class _cache:  # noqa: N801 (a context, named as what it sets)
+    """Inside, runs and choices are kept in a folder of the benchmark's own."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        self._before = os.environ.get("OES_FAST_CACHE_DIR")
+        os.environ["OES_FAST_CACHE_DIR"] = self._folder
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            del os.environ["OES_FAST_CACHE_DIR"]
+        else:
+            os.environ["OES_FAST_CACHE_DIR"] = self._before
+
+
+def tables() -> str:
+    """What was measured, for docs/ui.md."""
+    return "\n".join(_table(name, load(name)) for name in measured(f"{NAME}*"))
+
+
+def _table(name: str, result: Result) -> str:
+    header = ["image", "threads", "not watched, ms a step", "watched, ms a step", "slower by, %"]
+    times = result["ms a step"]
+    slower = {key: 100 * (ratio - 1) for key, ratio in result["times as long"].items()}
+    cells = [f"{result['size']} x {result['size']}", result["threads"], *(two(times[way], 2) for way in WAYS)]
+    return f"{caption(name, result)}\n{table(header, [[*cells, two(slower, 1)]])}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", default="astronaut", help="picture of scikit-image")
+    parser.add_argument("--size", type=int, default=256, help="image side")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300, help="of a block")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", help="where to write the result")
+    options = parser.parse_args()
+    given = {name: value for name, value in vars(options).items() if name != "json"}
+    found = measure(**given)
+    for way in WAYS:
+        print(f"{way}: {two(found['ms a step'][way], 2)} ms a step, minimum (median)", flush=True)
+    print(f"times as long: {two(found['times as long'], 3)}")
+    if options.json:
+        write_result(options.json, {"environment": environment(), **found})
+
+
+if __name__ == "__main__":
+    main()
