@@ -1,4 +1,4 @@
-"""What the page of ``oes-fast ui`` costs the run that it shows: steps that are watched beside steps that are not.
+"""What the page of ``oes-fast ui`` costs a run: steps that are watched beside steps that are not.
 
     python -m benchmarks.ui_display --json benchmarks/results/ui-display.json
 
@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ from oes_fast.ui.server import Site, site
 
 NAME = "ui-display"
 WAYS = ("not watched", "watched")  # in turn
-SETTLES = 10  # one step of so many, the first ones of a block, is not timed: answers may be under way
+SETTLES = 10  # one step of so many, those at the beginning of a block, is not timed: a page may be asking yet
 _TIMES = "times.json"  # of a run, in its folder
 
 
@@ -53,7 +54,7 @@ class Turns:
 
     def __init__(self, watch: Watch, open_page: Event, steps: int) -> None:
         self._watch, self._open_page, self._steps = watch, open_page, steps
-        self._settled = 0.0
+        self._began = 0.0
         self.blocks: list[float] = []  # milliseconds a step
 
     def begin(
@@ -65,16 +66,15 @@ class Turns:
     def see(self, info: StepInfo) -> bool:
         """See :class:`oes_fast.cli.watched.Watch`."""
         block, step = divmod(info.step, self._steps)
-        settles = max(self._steps // SETTLES, 1)
+        settled = max(self._steps // SETTLES, 1)
+        watched = block % len(WAYS) == WAYS.index("watched")
         if step == 0:
-            now = time.perf_counter()
-            if block:
-                self.blocks.append(1e3 * (now - self._settled) / (self._steps - settles))
-            (self._open_page.set if block % 2 else self._open_page.clear)()
-        watched = bool(block % 2) or info.step == info.steps
-        stops = self._watch.see(info) if watched else False
-        if step == settles:
-            self._settled = time.perf_counter()
+            (self._open_page.set if watched else self._open_page.clear)()
+        stops = self._watch.see(info) if watched or info.step == info.steps else False
+        if step == settled:
+            self._began = time.perf_counter()
+        if step == self._steps - 1:
+            self.blocks.append(1e3 * (time.perf_counter() - self._began) / (step - settled))
         return stops
 
 
@@ -141,7 +141,7 @@ def measure(*, image: str, size: int, threads: int, steps: int, rounds: int) -> 
     command = partial(run_in_turns, open_page, steps)
     with (
         tempfile.TemporaryDirectory(prefix="oes-fast-benchmark-") as folder,
-        _cache(folder),
+        patch.dict(os.environ, {"OES_FAST_CACHE_DIR": folder}),  # runs and choices are not the user's
         site(command, port=0, models=("skip",), threads=threads) as served,
     ):
         thread = threading.Thread(target=served.serve, daemon=True)
@@ -171,26 +171,9 @@ def measure(*, image: str, size: int, threads: int, steps: int, rounds: int) -> 
     }
 
 
-class _cache:  # noqa: N801 (a context, named as what it sets)
-    """Inside, runs and choices are kept in a folder of the benchmark's own."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        self._before = os.environ.get("OES_FAST_CACHE_DIR")
-        os.environ["OES_FAST_CACHE_DIR"] = self._folder
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is None:
-            del os.environ["OES_FAST_CACHE_DIR"]
-        else:
-            os.environ["OES_FAST_CACHE_DIR"] = self._before
-
-
 def tables() -> str:
     """What was measured, for docs/ui.md."""
-    return "\n".join(_table(name, load(name)) for name in measured(f"{NAME}*"))
+    return "\n".join(_table(name, load(name)) for name in measured(f"{NAME}*")) or "Not measured yet."
 
 
 def _table(name: str, result: Result) -> str:
