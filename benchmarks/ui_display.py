@@ -54,8 +54,9 @@ class Turns:
 
     def __init__(self, watch: Watch, open_page: Event, steps: int) -> None:
         self._watch, self._open_page, self._steps = watch, open_page, steps
-        self._began = 0.0
+        self._began = self._seen = 0.0
         self.blocks: list[float] = []  # milliseconds a step
+        self.hooks: list[float] = []  # of which the server's watch took
 
     def begin(
         self, net: nn.Module, first: Tensor, shown: Callable[[Tensor], Tensor], density: float | None
@@ -70,11 +71,17 @@ class Turns:
         watched = block % len(WAYS) == WAYS.index("watched")
         if step == 0:
             (self._open_page.set if watched else self._open_page.clear)()
-        stops = self._watch.see(info) if watched or info.step == info.steps else False
+        stops, began = False, time.perf_counter()
+        if watched or info.step == info.steps:
+            stops = self._watch.see(info)
+        now = time.perf_counter()
+        self._seen += now - began
         if step == settled:
-            self._began = time.perf_counter()
+            self._began, self._seen = now, 0.0
         if step == self._steps - 1:
-            self.blocks.append(1e3 * (time.perf_counter() - self._began) / (step - settled))
+            timed = (step - settled) / 1e3
+            self.blocks.append((now - self._began) / timed)
+            self.hooks.append(self._seen / timed)
         return stops
 
 
@@ -82,7 +89,7 @@ def run_in_turns(open_page: Event, steps: int, arguments: Sequence[str], watch: 
     """The command that the server runs: the command line, watched in turns."""
     turns = Turns(watch, open_page, steps)
     code = run_watched(arguments, turns)
-    Path(_TIMES).write_text(json.dumps(turns.blocks), "utf-8")
+    Path(_TIMES).write_text(json.dumps([turns.blocks, turns.hooks]), "utf-8")
     return code
 
 
@@ -98,7 +105,7 @@ class Page:
         with urllib.request.urlopen(f"{self._address}/config", timeout=60) as answer:
             found = json.load(answer)["dependencies"]
         self._functions = {each["api_name"]: (each["id"], len(each["inputs"])) for each in found}
-        self.answers = 0
+        self.seconds = 0.0  # of the processor, which answering took this process
 
     def ask(self, name: str) -> None:
         """Have one of the page's functions called; the server knows what this page has seen."""
@@ -109,9 +116,10 @@ class Page:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
+        began = time.process_time()
         with urllib.request.urlopen(request, timeout=60) as answer:
             answer.read()
-        self.answers += 1
+        self.seconds += time.process_time() - began
 
     def look(self, run: Run, open_page: Event) -> None:
         """As a browser does, while the page is open, until the run is over."""
@@ -156,7 +164,9 @@ def measure(*, image: str, size: int, threads: int, steps: int, rounds: int) -> 
         thread.join(10)
         if run.state != DONE:
             raise RuntimeError(f"run: expected it to end, got {run.state}: {run.said}")
-        blocks = json.loads((run.folder / _TIMES).read_text("utf-8"))[len(WAYS) :]
+        found = json.loads((run.folder / _TIMES).read_text("utf-8"))
+    watched_seconds = sum(found[0][WAYS.index("watched") :: len(WAYS)]) * steps / 1e3
+    blocks, hooks = (each[len(WAYS) :] for each in found)
     times = {way: summary(blocks[index :: len(WAYS)]) for index, way in enumerate(WAYS)}
     watched, alone = times["watched"], times["not watched"]
     return {
@@ -165,8 +175,9 @@ def measure(*, image: str, size: int, threads: int, steps: int, rounds: int) -> 
         "threads": threads,
         "steps of a block": steps,
         "rounds": rounds,
-        "answers": page.answers,
+        "server, share of a core": page.seconds / watched_seconds,
         "ms a step": times,
+        "of which frames": summary(hooks[WAYS.index("watched") :: len(WAYS)]),
         "times as long": {key: watched[key] / alone[key] for key in ("min", "median")},
     }
 
@@ -177,11 +188,14 @@ def tables() -> str:
 
 
 def _table(name: str, result: Result) -> str:
-    header = ["image", "threads", "not watched, ms a step", "watched, ms a step", "slower by, %"]
+    header = ["image", "threads", *(f"{way}, ms a step" for way in WAYS), "of which frames, ms"]
+    header += ["slower by, %", "server, % of a core"]
     times = result["ms a step"]
     slower = {key: 100 * (ratio - 1) for key, ratio in result["times as long"].items()}
     cells = [f"{result['size']} x {result['size']}", result["threads"], *(two(times[way], 2) for way in WAYS)]
-    return f"{caption(name, result)}\n{table(header, [[*cells, two(slower, 1)]])}"
+    cells.append(two(result["of which frames"], 2))
+    cells += [two(slower, 1), f"{100 * result['server, share of a core']:.1f}"]
+    return f"{caption(name, result)}\n{table(header, [cells])}"
 
 
 def main() -> None:
