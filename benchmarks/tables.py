@@ -41,6 +41,7 @@ from benchmarks.table_text import (
 from benchmarks.throughput import photographs
 from benchmarks.throughput import table_of_rows as throughput_table
 from benchmarks.time_to_quality_page import tables as time_to_quality
+from benchmarks.ui_display import tables as ui_display
 from oes_fast.precision import PRECISIONS
 
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -429,6 +430,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput_table,
     "time to quality": time_to_quality,
     "photographs": photographs,
+    "ui display": ui_display,
 }
 
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oes_fast.errors import InputError
+from oes_fast.ui.history import (
+    MOST_KEPT,
+    MOST_KEPT_BYTES,
+    Layers,
+    Point,
+    frame_bytes,
+    read_curves,
+    read_first,
+    read_kept,
+    write_curves,
+    write_first,
+)
 from oes_fast.ui.store import write_record
-from oes_fast.ui.worker import Ended, Frame, Picture
+from oes_fast.ui.worker import Began, Ended, Frame, Picture
 
 WAITING, RUNNING, PAUSED, STOPPING = "waiting", "running", "paused", "stopping"
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
@@ -18,17 +33,7 @@ OVER = (DONE, STOPPED, FAILED, CUT_OFF)
 INTERRUPTED = 130  # exit code
 
 _POINTS = 1000  # of a curve
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the curves: the figures of :class:`oes_fast.ui.worker.Frame`."""
-
-    phase: str
-    step: int
-    loss: float
-    psnr: float | None
-    psnr_average: float | None
+_CURVE_SECONDS = 10.0  # from one writing of the curves to the next
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Run:
         compared: the frame that the comparison shows, None before there is one.
         compared_at: when it was drawn, in seconds of the process's clock.
         compared_count: how often it was.
+        written_at: when the curves were written into the folder, as compared_at.
     """
 
     number: int
@@ -66,7 +72,7 @@ class Run:
     changed: int = 0
     first: Picture | None = None
     frame: Frame | None = None
-    layers: tuple[tuple[str, float], ...] = ()
+    layers: Layers = ()
     points: list[Point] = field(default_factory=list)
     kept: list[Frame] = field(default_factory=list)
     said: str = ""
@@ -74,6 +80,7 @@ class Run:
     compared: Frame | None = None
     compared_at: float = 0.0
     compared_count: int = 0
+    written_at: float = -math.inf
 
     @property
     def over(self) -> bool:
@@ -113,15 +120,62 @@ class Run:
             return None
         return found
 
+    def recall(self) -> None:
+        """Take in what a server that is gone has written of it."""
+        self.first = read_first(self.folder)
+        self.points, self.layers = read_curves(self.folder)
+        self.kept = read_kept(self.folder)
+
+    def take_first(self, began: Began) -> None:
+        """Take in what it begins with."""
+        self.first = began.first
+        write_first(self.folder, began.first)
+        self.changed += 1
+
     def take(self, frame: Frame) -> None:
         """Take in a frame."""
         self.frame = frame
         if frame.layers is not None:
             self.layers = frame.layers
-        self.points.append(Point(frame.phase, frame.step, frame.loss, frame.psnr, frame.psnr_average))
+        point = Point(frame.phase, frame.step, frame.loss, frame.psnr, frame.psnr_average)
+        self.points = self._with(point, ended=frame.step == frame.steps)
         if len(self.points) > _POINTS:
             del self.points[1:-1:2]
+        if time.monotonic() - self.written_at > _CURVE_SECONDS:
+            self.write_curves()
         self.changed += 1
+
+    def _with(self, point: Point, *, ended: bool) -> list[Point]:
+        """The curves with a point more, without what was seen beyond the checkpoint that it goes on from.
+
+        Where a search had ended its last step is shown again: the training goes on from a checkpoint of its
+        own.
+        """
+        before = [each for each in self.points if each.order < point.order]
+        after = [each for each in self.points if each.phase != point.phase and each.order > point.order]
+        return [*before, point, *(after if ended else ())]
+
+    def keep(self) -> Frame | None:
+        """Keep the newest frame; it, or None where it was kept already.
+
+        Raises:
+            InputError: too many are kept.
+        """
+        frame = self.frame
+        if frame is None or any((each.phase, each.step) == (frame.phase, frame.step) for each in self.kept):
+            return None
+        if len(self.kept) >= MOST_KEPT:
+            raise InputError(f"kept frames: expected {MOST_KEPT} at most")
+        if sum(map(frame_bytes, [*self.kept, frame])) > MOST_KEPT_BYTES:
+            raise InputError(f"kept frames: expected {MOST_KEPT_BYTES >> 20} MiB of pictures at most")
+        self.kept.append(frame)
+        self.changed += 1
+        return frame
+
+    def write_curves(self) -> None:
+        """Write the curves into the folder, for the next server."""
+        write_curves(self.folder, list(self.points), self.layers)
+        self.written_at = time.monotonic()
 
     def take_end(self, ended: Ended) -> None:
         """Take in how its command ended."""
@@ -140,6 +194,8 @@ class Run:
             for path in self.folder.glob("*.ckpt"):
                 with suppress(OSError):
                     path.unlink()
+        if self.points:
+            self.write_curves()
         self.note(state, said)
         self.said, self.state = said, state  # last: who sees that it has ended finds all written
         self.changed += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -11,14 +12,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from oes_fast.errors import InputError
+from oes_fast.errors import InputError, OutputError
+from oes_fast.ui.history import write_kept
 from oes_fast.ui.run import CUT_OFF, INTERRUPTED, OVER, PAUSED, RUNNING, STOPPED, STOPPING, WAITING, Run
 from oes_fast.ui.store import RunStore
 from oes_fast.ui.worker import Began, Command, Ended, Frame, Order, Paused, work
 
 MOST_WAITING = 20  # runs
 MOST_KNOWN = 40  # runs, of which those that ended longest ago go
-MOST_KEPT = 100  # frames of a run
 # What a run that is told to stop has to end with what it has, before its process is ended.
 _STOP_SECONDS = 10.0
 
@@ -41,6 +42,7 @@ class RunQueue:
         self._runs: dict[int, Run] = {}
         for number, record in self._store.adopt():
             run = self._known(number, tuple(record["arguments"]), record["output"])
+            run.recall()
             if record["state"] in OVER:
                 run.state, run.said = record["state"], record["said"]
             else:
@@ -116,7 +118,7 @@ class RunQueue:
             elif run.state == CUT_OFF:
                 self._check_room()
                 run.state, run.said, run.resume = WAITING, "", True
-                run.frame, run.points = None, []
+                run.frame = None
                 run.changed += 1
                 run.note(WAITING)
                 self._new.notify_all()
@@ -147,21 +149,22 @@ class RunQueue:
                     self._kill()
 
     def keep(self, run: Run) -> Frame | None:
-        """Keep its newest frame; None where there is none.
+        """Keep its newest frame, in its folder too; None where there is none.
 
         Raises:
             InputError: too many are kept.
+            OutputError: it cannot be written: it is kept until the server ends.
         """
         with self._new:
-            frame = run.frame
-            if frame is None:
-                return None
-            if len(run.kept) >= MOST_KEPT:
-                raise InputError(f"kept frames: expected {MOST_KEPT} at most")
-            if not any((kept.phase, kept.step) == (frame.phase, frame.step) for kept in run.kept):
-                run.kept.append(frame)
-                run.changed += 1
-            return frame
+            frame, new = run.frame, run.keep()
+        if new is not None:  # without the lock: what comes from the process meanwhile is taken in
+            try:
+                write_kept(run.folder, new)
+            except OutputError as error:
+                why = "" if error.errno is None else f": {os.strerror(error.errno)}"  # not the folder's name
+                said = f"the kept frame cannot be written, and ends with the server{why}"
+                raise OutputError(said) from None
+        return frame
 
     def close(self) -> None:
         """End all; what had not ended stays for the next server, with the checkpoint of its last step."""
@@ -222,8 +225,7 @@ class RunQueue:
             message = pipe.recv()
             with self._new:
                 if isinstance(message, Began):
-                    run.first = message.first
-                    run.changed += 1
+                    run.take_first(message)
                 elif isinstance(message, Frame):
                     run.take(message)
                 elif isinstance(message, Paused):

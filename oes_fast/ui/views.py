@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from oes_fast.pipelines.progress import duration
+from oes_fast.ui.history import Point
 from oes_fast.ui.pictures import figure, write
-from oes_fast.ui.run import CUT_OFF, DONE, FAILED, PAUSED, RUNNING, STOPPED, STOPPING, WAITING, Point, Run
+from oes_fast.ui.run import CUT_OFF, DONE, FAILED, PAUSED, RUNNING, STOPPED, STOPPING, WAITING, Run
 from oes_fast.ui.runs import RunQueue
 from oes_fast.ui.worker import Frame, Picture
 

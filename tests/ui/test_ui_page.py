@@ -241,6 +241,8 @@ def test_what_changes_is_said_when_it_happens_not_with_every_step(open_page: Any
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_what_is_painted_over_is_filled(open_page: Any, served: Site):
     optional_packages.deepinv()
+    if not optional_packages.torchvision_loads():
+        pytest.skip("torchvision does not load in a process of its own")
     page = open_page(viewport={"width": 1200, "height": 1200})
     fill(page, train_steps=12)
     page.get_by_label("Fill what I paint over").click()
