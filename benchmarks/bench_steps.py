@@ -11,7 +11,7 @@ pytest benchmarks/bench_steps.py -k "512 and training" --benchmark-json=steps.js
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -61,13 +61,21 @@ def report(benchmark: Any, found: Mapping[str, Peer], mask: oes.Mask | None, siz
         )
 
 
+@pytest.fixture(autouse=True)
+def threads_of(threads: int) -> Iterator[None]:
+    """Plans and compiled steps are made with the threads that they are timed with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("size", SIZES)
 def test_training_step(benchmark: Any, size: int, density: float, threads: int) -> None:
     net, z, noisy = problem(size)
     mask = drawn_mask(net, density)
-    torch.set_num_threads(threads)
     if density == WITH_PEERS[0] and size <= WITH_PEERS[1]:
         found, absent = peers(net, mask, z, noisy)
         benchmark.extra_info["absent"] = absent
@@ -81,7 +89,6 @@ def test_training_step(benchmark: Any, size: int, density: float, threads: int) 
 @pytest.mark.parametrize("size", SIZES)
 def test_search_step(benchmark: Any, size: int, threads: int) -> None:
     net, z, noisy = problem(size)
-    torch.set_num_threads(threads)
     found = {name: Peer(step) for name, step in search_steps(net, z, noisy, [OURS]).items()}
     assert found.keys() == {PUBLISHED, OURS}
     report(benchmark, found, None, size, threads)

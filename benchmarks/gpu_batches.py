@@ -43,6 +43,7 @@ def batches(
     precisions: Sequence[str] = PRECISIONS,
     size: int = SIZE,
     rounds: int = 20,
+    beside: bool = True,
     channels: tuple[int, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each precision.
@@ -54,6 +55,7 @@ def batches(
         precisions: see :func:`oes_fast.precision`.
         size: side of the images.
         rounds: how often each is timed.
+        beside: whether one network on "triton" is timed as well.
         channels: of a smaller network, for tests.
     """
     net, kept, z, noisy = problem(mask, size, device, channels)
@@ -63,7 +65,7 @@ def batches(
     for precision in precisions:
         steps: dict[str, tuple[int, Step]] = {}
         with oes.precision(precision), noted() as said:
-            if SINGLE in singles and precision != "tf32x3":  # a setting of the other engine alone
+            if beside and SINGLE in singles and precision != "tf32x3":  # a setting of the other engine alone
                 function, chosen = make_function(net, z, kept, SINGLE, verify=False)
                 run = TrainRun(function, SquaredError(noisy), 1e-2, None, chosen)
                 steps[f"{SINGLE}, 1"] = 1, stepper(graphed(run, chosen, z.device))
@@ -120,9 +122,16 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of networks at once")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=20, help="how often each is timed")
+    parser.add_argument("--engine-alone", action="store_true", help="without triton beside it")
     parser.add_argument("--json", help="where to write the result as well")
     options = parser.parse_args()
-    rows = batches(options.mask, counts=options.counts, precisions=options.precision, rounds=options.rounds)
+    rows = batches(
+        options.mask,
+        counts=options.counts,
+        precisions=options.precision,
+        rounds=options.rounds,
+        beside=not options.engine_alone,
+    )
     if options.json:
         write_result(options.json, {"environment": environment(), "rows": rows})
     print(json.dumps(rows))

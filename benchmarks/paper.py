@@ -7,7 +7,8 @@ A seed is that of the noise on the image, the weights, the input and the search.
 keeps are trained from their initial values. A phase that is done is written to ``--work`` at once, and one
 that was stopped or killed goes on from its checkpoint: the same command does what is missing. ``--control``
 trains the published mask on the weights and the input of the same seed, and the mask that was found on those
-of the next one. A search made on one machine may be gone on from on another: ``--work`` goes along.
+of the next one. A phase that is done may have been made on another machine, backend or precision: ``--work``
+goes along, and the result says how each was made.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.comparison import rounded
 from benchmarks.finished import finished, neat, write_json
 from benchmarks.paper_page import NAME, STOPS, draw
 from benchmarks.report import write_result
-from benchmarks.table_text import RESULTS, Result
+from benchmarks.table_text import RESULTS, Result, machine
 from oes_fast.bench.environment import environment
 from oes_fast.pipelines.checkpoint import digest
 from oes_fast.pipelines.history import History
@@ -164,8 +165,9 @@ def phase(options: argparse.Namespace, label: str, asked: Result, make: Callable
     path = options.work / f"{label}.json"
     before = finished(path, settings=asked)
     if before is not None:
-        print(f"{label}: was done before", flush=True)
         found: Result = before["figures"]
+        how = machine(found), f"backend {found['backend']}", found["precision"]
+        print(f"{label}: was done before ({', '.join(how)})", flush=True)
         return found
     checkpoint = options.work / f"{label}.ckpt"
     whole = not checkpoint.exists()  # else its seconds are those of a part

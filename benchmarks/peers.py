@@ -29,7 +29,9 @@ from oes_fast.errors import BackendError
 
 NAME = "peers"
 OURS = "auto"
-ITERATIONS = 10  # of a call of deepinv's loop, which ends with one image more: a thirtieth
+# Of a call of deepinv's loop, which begins with a new input and a new Adam and ends with one image more, a
+# thirtieth of the call or so. Its loss is its own, and no gradient is masked.
+ITERATIONS = 10
 
 
 class Peer(NamedTuple):
@@ -60,11 +62,13 @@ def peers(net: nn.Module, mask: oes.Mask, z: Tensor, noisy: Tensor) -> tuple[dic
         try:
             found[name] = make()
         except (BackendError, ImportError, RuntimeError, OSError) as error:
-            absent[name] = str(error).strip().splitlines()[0].partition(";")[0]
+            said = str(error).strip() or type(error).__name__
+            absent[name] = said.splitlines()[0].partition(";")[0]
     return found, absent
 
 
 def _compiled(net: nn.Module, mask: oes.Mask, z: Tensor, noisy: Tensor) -> Peer:
+    torch._dynamo.reset()  # else a second size is compiled for all sizes, which is slower
     step = training_steps(net, mask, z, noisy, [COMPILED])[COMPILED]
     step()  # compiles: says here where there is no compiler
     return Peer(step)
@@ -104,17 +108,21 @@ def main() -> None:
     absent: dict[str, str] = {}
     result = {"environment": environment(), "mask": Path(options.mask).name, "density": mask.density}
     result |= {"rounds": options.rounds, "absent": absent, "steps": rows}
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        for size in options.size:
-            z = oes.noise_input(32, (size, size), seed=0)
-            noisy = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-            found, missing = peers(net, mask, z, noisy)
-            absent |= missing
-            rows.append({"size": size, "threads": threads, "ms": measure(found, options.rounds)})
-            said = "  ".join(f"{name} {two(times, 1)}" for name, times in rows[-1]["ms"].items())
-            print(f"{size} px, {threads} threads, minimum (median) ms: {said}", flush=True)
-            write_result(str(options.json), result)
+    before = torch.get_num_threads()
+    try:
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            for size in options.size:
+                z = oes.noise_input(32, (size, size), seed=0)
+                noisy = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+                found, missing = peers(net, mask, z, noisy)
+                absent |= missing
+                rows.append({"size": size, "threads": threads, "ms": measure(found, options.rounds)})
+                said = "  ".join(f"{name} {two(times, 1)}" for name, times in rows[-1]["ms"].items())
+                print(f"{size} px, {threads} threads, minimum (median) ms: {said}", flush=True)
+                write_result(str(options.json), result)
+    finally:
+        torch.set_num_threads(before)
 
 
 def tables() -> str:

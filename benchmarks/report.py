@@ -24,7 +24,8 @@ MATRIX = 1024  # side of the matrices whose product is the machine's rate
 
 def describe(benchmark: Any, **facts: object) -> None:
     """Note in a row what it was measured on and with, the percentiles of its rounds in ms, and ``facts``."""
-    benchmark.extra_info["environment"] = environment()
+    # The number of threads is that of the row, which may be another one outside of it.
+    benchmark.extra_info["environment"] = {k: v for k, v in environment().items() if k != "threads"}
     times = np.percentile(benchmark.stats.stats.data, PERCENTILES)
     for percent, seconds in zip(PERCENTILES, times, strict=True):
         benchmark.extra_info[f"{percent} % of rounds, ms"] = round(1e3 * float(seconds), 4)

@@ -42,6 +42,7 @@ from benchmarks.throughput import photographs
 from benchmarks.throughput import table_of_rows as throughput_table
 from benchmarks.time_to_quality_page import tables as time_to_quality
 from benchmarks.ui_display import tables as ui_display
+from oes_fast.bench import CASES
 from oes_fast.precision import PRECISIONS
 
 REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -103,20 +104,21 @@ def sparseprop() -> str:
 def gain() -> str:
     """The short table of README.md: how much faster, over all cases, by minimum and by median."""
     rows = []
-    gpus = {machine(load(name)): name for name in reversed(measured_gpus())}  # the newest of each
+    complete = [name for name in measured_gpus() if {case for case, _ in cases_of(load(name))} >= {*CASES}]
+    gpus = {machine(load(name)): name for name in reversed(complete)}  # the newest of each
     for name in (*gpus.values(), *measured("steps-cpu-*")):
         result = load(name)
-        cases = list(cases_of(result))
-        for way in ("cuda", "triton", "auto"):
-            faster: dict[str, list[float]] = {"training": [], "search": []}
-            for case, row in cases:
-                faster[case] += row["times faster"].get(way, {}).values()
-            if all(faster.values()):
-                cells = [f"{min(found):.1f} to {max(found):.1f} x" for found in faster.values()]
-                backend = "" if way == "auto" else f", `{way}`"
-                tf32 = all("tf32" in row.get("precision", {}).values() for _, row in cases)
-                where = machine(result) + backend + (", TF32" if tf32 else "")
-                rows.append([where, *cells, result["date"]])
+        faster: dict[tuple[str, str], dict[str, list[float]]] = {}  # by backend and precision, by case
+        for case, row in cases_of(result):
+            for way in ("cuda", "triton", "auto"):
+                said = row.get("precision", {}).get(way, "float32")
+                found = faster.setdefault((way, said), {each: [] for each in CASES})
+                found[case] += row["times faster"].get(way, {}).values()
+        for (way, said), found in faster.items():
+            if all(found.values()):
+                cells = [f"{min(ratios):.1f} to {max(ratios):.1f} x" for ratios in found.values()]
+                how = "" if way == "auto" else f", `{way}`, {said}"
+                rows.append([machine(result) + how, *cells, result["date"]])
     return table(["hardware", "training step", "search step", "measured"], rows)
 
 

@@ -29,17 +29,19 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.gpu_batches import ENGINE
+from benchmarks.gpu_batches import ENGINE, SINGLE
 from benchmarks.gpu_batches import NAME as BATCHES
 from benchmarks.options import training_step
 from benchmarks.report import write_result
-from benchmarks.table_text import caption, load, table, two
+from benchmarks.table_text import caption, load, machine, table, two
 from benchmarks.timer import summary
 from oes_fast.bench.environment import environment
 from oes_fast.pipelines.functions import RewrittenFunction
 
 NAME = "throughput"
 MODEL = "gpu-model-h100"
+SINGLE_STEPS = "gpu-nvidia-h100-80gb-hbm3-2026-11-27"  # of one network, on both backends
+GPU_SIZE = 512
 PHOTOGRAPHS = 1_000_000
 IDLE = 0.1  # cores that others have on a machine that is called idle
 Step = Callable[[], object]
@@ -193,26 +195,31 @@ def table_of_rows() -> str:
 
 
 def gpu_costs(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same for batches on a GPU at 512 x 512: as measured, and by the model what was not.
+    """The same on a GPU at 512 x 512: as measured, and by the model of the CUDA engine what was not.
 
     Args:
         result: with the steps of an image and the price of an hour.
     """
-    times: dict[tuple[str, int], tuple[str, float]] = {}
+    times: dict[tuple[str, int, str], tuple[str, float]] = {}
     for row in load(MODEL)["training"]:
-        times[row["precision"], row["networks"]] = "H100, by the model", row["ms a network"]
-    for row in load(BATCHES)["rows"]:
+        times[row["precision"], row["networks"], ENGINE] = "H100, by the model", row["ms a network"]
+    batches = load(BATCHES)
+    for row in batches["rows"]:
         for name, found in row["ms a step and network"].items():
             backend, count = name.split(", ")
-            if backend == ENGINE:
-                times[row["precision"], int(count)] = "H100, measured", found["median"]
+            if row["size"] == GPU_SIZE:
+                place = row["precision"], int(count), backend
+                times[place] = f"{machine(batches)}, measured", found["median"]
+    single = load(SINGLE_STEPS)
+    for row in single["parts"]["steps float32"]["result"]["training"]:
+        if row["size"] == GPU_SIZE:
+            ms = row["ms"][SINGLE]["median"]
+            times["float32", 1, SINGLE] = f"{machine(single)}, measured", ms
     costs = []
-    for (precision, count), (on, milliseconds) in times.items():
+    for (precision, count, backend), (on, milliseconds) in sorted(times.items()):
         hours = PHOTOGRAPHS * result["steps of an image"] * milliseconds / 3.6e6
-        dollars = hours * result["dollars"]["a GPU hour"]
-        costs.append(
-            {"on": on, "networks": count, "precision": precision, "GPU hours": hours, "dollars": dollars}
-        )
+        how = {"on": on, "networks": count, "precision": precision, "backend": backend}
+        costs.append({**how, "GPU hours": hours, "dollars": hours * result["dollars"]["a GPU hour"]})
     return costs
 
 
@@ -224,9 +231,9 @@ def photographs() -> str:
         hours, dollars = f"{row['core hours']:,.0f} core hours", f"{row['dollars']:,.0f} dollars"
         cells.append([row["on"], f"{row['size']} x {row['size']}", "a run a core", hours, dollars])
     for row in gpu_costs(result):
-        how = f"{row['networks']} at once, {row['precision']}"
+        how = f"{row['networks']} at once, `{row['backend']}`, {row['precision']}"
         hours, dollars = f"{row['GPU hours']:,.0f} GPU hours", f"{row['dollars']:,.0f} dollars"
-        cells.append([row["on"], "512 x 512", how, hours, dollars])
+        cells.append([row["on"], f"{GPU_SIZE} x {GPU_SIZE}", how, hours, dollars])
     return f"{caption(NAME, result, command=False)}\n{table(['on', 'image', 'how', 'takes', 'costs'], cells)}"
 
 

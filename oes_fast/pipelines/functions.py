@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oes_fast.backends import resolve
 from oes_fast.copies import copy_network
 from oes_fast.entry import Entry, entry_of
-from oes_fast.errors import InputError, OESError, OESWarning, warn_caller
+from oes_fast.errors import BackendError, InputError, OESError, OESWarning, warn_caller
 from oes_fast.flat import FlatLayout, fixed_parameters, flatten, unflatten_
 from oes_fast.mask import Mask
 from oes_fast.rewrite import TraceError, VerificationError, sparsify
@@ -326,8 +326,25 @@ def make_function(
     """
     dense = DenseFunction(net, z, None if mask is None else mask.flat.to(z.device), entry=entry)
     options: dict[str, Any] = {"verify": verify, "noisy": noisy, "entry": entry}
-    function, name = rewritten(lambda chosen: RewrittenFunction(net, z, mask, chosen, **options), z, backend)
-    return dense if function is None else function, name
+
+    def made(chosen: str) -> RewrittenFunction:
+        return RewrittenFunction(net, z, mask, chosen, **options)
+
+    function, name = rewritten(made, z, backend)
+    if function is None:
+        return dense, name
+    other = "triton"  # has kernels for the stages that the CUDA engine leaves to PyTorch
+    if backend == "auto" and name == "cuda" and not function.in_one_chain and runs_on(other, z):
+        return made(other), other
+    return function, name
+
+
+def runs_on(backend: str, z: Tensor) -> bool:
+    """Whether a backend can run networks of inputs like ``z`` here."""
+    try:
+        return resolve(backend, z.device, candidates(z.dtype)) == backend
+    except BackendError:
+        return False
 
 
 def rewritten(

@@ -288,4 +288,4 @@ def test_a_device_with_both_engines_is_in_the_tables(tmp_path, monkeypatch):
     )
     assert "| search | 512 | float32 | published code | 9.0 (9.0) |  | 1.0 (1.0) | 9.0 (9.0) x |" in text
     assert "| search | oes_fast, CUDA C++ | 5 MB |" in text
-    assert "| some GPU, `cuda` | 9.0 to 9.0 x | 9.0 to 9.0 x |" in tables.gain()
+    assert "| some GPU, `cuda`, float32 | 9.0 to 9.0 x | 9.0 to 9.0 x |" in tables.gain()

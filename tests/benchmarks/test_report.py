@@ -81,6 +81,6 @@ def test_a_measurement_of_a_gpu_becomes_tables(tmp_path, monkeypatch):
     )
     assert "| published code, torch.compile | 12.0 (12.0) |  | 4.0 (4.0) | 3.0 (3.0) x |" in text
     assert "| training | published code | 900 MB |" in text
-    assert "| GPU X, `triton` | 10.0 to 10.0 x | 4.0 to 4.0 x | 2026-01-02 |" in tables.gain()
+    assert "| GPU X, `triton`, float32 | 10.0 to 10.0 x | 4.0 to 4.0 x | 2026-01-02 |" in tables.gain()
     (tmp_path / "gpu-x.json").unlink()
     assert tables.gpu().startswith("No GPU figure")

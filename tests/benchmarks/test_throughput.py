@@ -48,12 +48,13 @@ def test_rows_and_costs(monkeypatch, tmp_path, capsys):
     assert cpu["core hours"] == pytest.approx(
         1e6 * min(row["core seconds an image"] for row in (one, two)) / 3600
     )
-    gpus = {(row["precision"], row["networks"]): row for row in throughput.gpu_costs(found)}
-    assert {row["on"] for key, row in gpus.items() if key[0] == "float32"} == {"H100, measured"}
-    assert {row["on"] for key, row in gpus.items() if key[0] == "tf32"} == {"H100, by the model"}
+    gpus = {(row["precision"], row["networks"], row["backend"]): row for row in throughput.gpu_costs(found)}
+    for (precision, *_), row in gpus.items():
+        assert ("measured" in row["on"]) == (precision == "float32")
     eight = table_text.load("batches-h100")["rows"][0]["ms a step and network"]["cuda, 8"]["median"]
-    assert gpus["float32", 8]["GPU hours"] == pytest.approx(1e6 * 100 * eight / 3.6e6)
-    assert gpus["float32", 8]["dollars"] == pytest.approx(3 * gpus["float32", 8]["GPU hours"])
+    assert gpus["float32", 8, "cuda"]["GPU hours"] == pytest.approx(1e6 * 100 * eight / 3.6e6)
+    assert gpus["float32", 8, "cuda"]["dollars"] == pytest.approx(3 * gpus["float32", 8, "cuda"]["GPU hours"])
+    assert gpus["float32", 1, "triton"]["GPU hours"] < gpus["float32", 1, "cuda"]["GPU hours"]
     assert "32 px, 2 x 1" in capsys.readouterr().out
     monkeypatch.setattr(throughput, "IDLE", 0.0)  # others are at work
     throughput.main()

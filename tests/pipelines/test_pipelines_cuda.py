@@ -11,6 +11,7 @@ from short_runs import BOTH, outcome, start
 
 import oes_fast as oes
 from oes_fast.io.files import load_tensors
+from oes_fast.pipelines import functions
 from oes_fast.pipelines.functions import make_function
 from oes_fast.rewrite.run.chain_cuda import CudaChain
 
@@ -135,3 +136,23 @@ def test_auto_takes_the_cpu_on_the_cpu(small):
     if p.z.device.type == "cpu":
         _, chosen = make_function(p.net, p.z, p.mask, "auto", verify=False)
         assert chosen != BACKEND
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("one_chain", [True, False])
+def test_auto_leaves_networks_of_several_chains_to_triton(monkeypatch, make_problem, one_chain, there):
+    class Rewritten:
+        def __init__(self, net, z, mask, backend, **options):
+            self.backend, self.in_one_chain = backend, one_chain
+
+    def resolve(backend, device, candidates):
+        if backend == "triton" and not there:
+            raise oes.BackendError("no Triton")
+        return "cuda" if backend == "auto" else backend
+
+    monkeypatch.setattr(functions, "resolve", resolve)
+    monkeypatch.setattr(functions, "RewrittenFunction", Rewritten)
+    p = make_problem()
+    function, name = functions.make_function(p.net, p.z, p.mask, "auto")
+    assert function.backend == name == ("triton" if there and not one_chain else "cuda")
+    assert functions.make_function(p.net, p.z, p.mask, "cuda")[1] == "cuda"
