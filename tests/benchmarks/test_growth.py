@@ -11,6 +11,7 @@ import torch
 
 import oes_fast as oes
 from benchmarks import growth, memory, table_text
+from oes_fast.bench.measure import Bench, BenchRow
 from oes_fast.bench.steps import PUBLISHED
 
 
@@ -46,6 +47,14 @@ def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatc
     mask, out, picture = tmp_path / "mask.safetensors", tmp_path / "growth.json", tmp_path / "growth.png"
     oes.Mask.from_flat(net, torch.arange(numel) % 2 == 0).save(mask)
     peaks = {PUBLISHED: 200.0, growth.OURS: 100.0}
+
+    def bench(sizes, threads, cases, mask, **limits):
+        # What is timed there has tests of its own.
+        ms = {PUBLISHED: [30.0, 33.0, 36.0], growth.OURS: [3.0, 3.3, 4.0]}
+        rows = [BenchRow(case, *sizes, *threads, "float32", mask.density, ms) for case in cases]
+        return Bench({}, rows, {})
+
+    monkeypatch.setattr(growth, "bench", bench)
     monkeypatch.setattr(growth, "peak_of", lambda case, way, path, size, steps: peaks[way])
     monkeypatch.setattr(growth, "MATRIX", 64)
     monkeypatch.setattr(growth, "COPY", 1024)
@@ -68,6 +77,8 @@ def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatc
     places = [(row["case"], row["size"], row["threads"], row["drawn"]) for row in found["steps"]]
     assert places == [("training", 32, 2, False), ("search", 32, 2, False), ("training", 32, 2, True)]
     drawn = found["steps"][2]
+    assert drawn["ms"][growth.OURS] == {"10": 3.06, "50": 3.3, "90": 3.86}
+    assert drawn["times faster"]["50"] == pytest.approx(10)
     assert drawn["density"] == pytest.approx(0.5, abs=0.01)
     assert drawn["GMAC/s"] == pytest.approx(1e3 * drawn["GMAC"] / drawn["ms"][growth.OURS]["50"], abs=0.01)
     assert found["memory"][0] == {"case": "training", "size": 32, "peak MB": peaks}
