@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ def peers(net: nn.Module, mask: oes.Mask, z: Tensor, noisy: Tensor) -> tuple[dic
         try:
             found[name] = make()
         except (BackendError, ImportError, RuntimeError, OSError) as error:
-            said = str(error).strip() or type(error).__name__
-            absent[name] = said.splitlines()[0].partition(";")[0]
+            said = (str(error).strip() or type(error).__name__).splitlines()[0].partition(";")[0]
+            absent[name] = re.sub(r"/\S*/", "", said)  # without folders of this machine
     return found, absent
 
 

@@ -27,7 +27,7 @@ def without_others(monkeypatch):
     """No compiler, no SparseProp, no deepinv."""
 
     def refuse(*arguments):
-        raise RuntimeError("no compiler here\nmore; and more")
+        raise RuntimeError("no compiler here in /usr/local/bin\nmore; and more")
 
     monkeypatch.setattr(peers, "_compiled", refuse)
     monkeypatch.setitem(sys.modules, "sparseprop.modules", None)
@@ -37,7 +37,7 @@ def without_others(monkeypatch):
 def test_a_peer_that_cannot_be_had_is_absent_with_its_reason(without_others):
     found, absent = peers.peers(*problem())
     assert list(found) == ["auto", "published"]
-    assert absent["compiled"] == "no compiler here"
+    assert absent["compiled"] == "no compiler here in bin"
     assert absent["sparseprop"].startswith("sparseprop: expected the package of that name")
     assert "deepinv" in absent["deepinv"]
 
@@ -65,7 +65,7 @@ def test_the_command_writes_rows_and_what_is_absent(without_others, monkeypatch,
     text = peers.tables()
     assert "| pixels | threads | oes_fast, ms | published code, ms |" in text
     assert "| 32 | 1 | " in text
-    assert "Not measured: published code, torch.compile, no compiler here." in text
+    assert "Not measured: published code, torch.compile, no compiler here in bin." in text
 
 
 class Benchmark:
