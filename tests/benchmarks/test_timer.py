@@ -74,7 +74,7 @@ class Fixture:
         self.stats = SimpleNamespace(stats=self)
 
     def pedantic(self, target, *, setup=None, rounds, warmup_rounds):
-        times = []
+        times = self.data = []
         for turn in range(warmup_rounds + rounds):
             if setup is not None:
                 setup()
@@ -108,6 +108,7 @@ def test_reports_hold_an_operation_beside_the_machine():
     benchmark = Fixture()
     report_bandwidth(benchmark, lambda: time.sleep(0.001), moved_bytes=80_000, threads=1, device="cpu")
     assert 0 < benchmark.extra_info["GB/s"] <= 0.08
+    assert benchmark.extra_info["50 % of rounds, ms"] >= 1
     assert 0 < benchmark.extra_info["share of copy, median"] < 1
     benchmark = Fixture()
     report_rate(benchmark, lambda: time.sleep(0.001), macs=10**6, threads=1, dense=lambda: time.sleep(0.004))

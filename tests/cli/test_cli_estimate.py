@@ -155,7 +155,9 @@ def test_the_mask_that_is_tried_leaves_channels_alive() -> None:
     mask = likely_mask(net, 0.05)
     assert mask.density == pytest.approx(0.05, rel=0.02)
     pieces = mask.flat.split([parameter.numel() for parameter in net.parameters()])
-    for (name, parameter), piece in zip(net.named_parameters(), pieces, strict=True):
+    *others, (_, of_last_layer) = zip(net.named_parameters(), pieces, strict=True)
+    assert of_last_layer.all()  # its bias
+    for (name, parameter), piece in others:
         kept = piece.float().mean()
         if parameter.ndim == 1:
             assert kept == float(name.endswith("weight")), name

@@ -160,7 +160,7 @@ def test_explain_says_what_runs_each_convolution():
     lines = [line for line in text.splitlines() if "conv " in line]
     assert lines
     assert all("CUDA chain: " in line for line in lines)
-    assert text.splitlines()[-1].startswith('backend "auto" on a GPU: triton, cuda')
+    assert text.splitlines()[-1].startswith('backend "auto" on a GPU: cuda, triton')
 
 
 def test_a_module_moved_elsewhere_runs_on_pytorch():
