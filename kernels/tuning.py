@@ -150,9 +150,8 @@ def _time(config: Config, launch: Callable[[Config], None]) -> float:
         if queued_in_time:
             break
         if place < _MOST_TRIES - 1:
-            _busy_cycles = min(
-                4 * _busy_cycles, _MOST_BUSY
-            )  # for the measurements to come as well: the processor may be that slow
+            # For the measurements to come as well: the processor may be that slow.
+            _busy_cycles = min(4 * _busy_cycles, _MOST_BUSY)
     _busy_cycles = max(_LEAST_BUSY, _busy_cycles * 9 // 10)
     return begin.elapsed_time(end)
 

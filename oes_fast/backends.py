@@ -70,9 +70,10 @@ def _status(name: str, device: torch.device | None = None) -> BackendStatus:
     if name in _disabled():
         return BackendStatus(False, "switched off by OES_FAST_DISABLE_BACKENDS; remove it from the list")
     # GPUs of one machine may be of several kinds, of which the extension was built for some.
-    asks = name == "cuda" and device is not None and device.type == "cuda"
-    emulated = _cuda_extension.emulated()
-    return _probe(name, emulated, device.index if device is not None and asks and not emulated else None)
+    emulated, index = _cuda_extension.emulated(), None
+    if name == "cuda" and not emulated and device is not None and device.type == "cuda":
+        index = device.index
+    return _probe(name, emulated, index)
 
 
 def automatic_order() -> dict[str, str]:

@@ -222,15 +222,14 @@ def _trying_algorithms() -> Iterator[None]:
     with _recording:  # one at a time: the flag is the process's
         before = cudnn.benchmark
         wanted = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
-        try:
+        frozen = contextlib.suppress(RuntimeError)  # the application may have frozen PyTorch's flags
+        with frozen:
             cudnn.benchmark = wanted
-        except RuntimeError:  # the application has frozen PyTorch's flags
-            yield
-            return
         try:
             yield
         finally:
-            cudnn.benchmark = before
+            with frozen:
+                cudnn.benchmark = before
 
 
 def _first_line(error: Exception) -> str:
