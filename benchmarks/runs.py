@@ -2,14 +2,16 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.runs --data published --size 512 --work runs
     python -m benchmarks.runs --data published --size 512 --work runs --summary  # writes what there is
+    python -m benchmarks.runs --data published --device cuda --together 16 --classical --work gpu-runs
 
-The first goes on where it was stopped.
+The first and the last go on where they were stopped.
 
 ``--data`` holds NAME.png and NAME_mask.npz of each image. Run k has the weights and the input of seed k; all
 have one noisy image, that of seed 0. Means of different numbers of runs share the runs: there is the mean of
 the first K, and that of each group of K that follow each other. Every run that is done is written at once,
-and a run that was stopped goes on from its checkpoint. Seconds are the processor's, not the clock's: of one
-thread, whatever else the machine does.
+and a run that was stopped goes on from its checkpoint. Seconds on a CPU are the processor's, not the clock's:
+of one thread, whatever else the machine does. On a GPU they are the clock's, divided by the runs that were
+made at once.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +36,11 @@ from benchmarks.table_text import RESULTS, Result, caption, load, table
 from oes_fast.bench.environment import environment
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.pipelines.runs_mean import mean_and_spread
+from oes_fast.precision import PRECISIONS
 
 NAME = "runs"
-SIZES = (512, 256)  # each has a file of results
+FILES = ("512", "512-gpu", "256")  # each of a size and a kind of device
+SIZE = 512
 METHODS = ("oes", "dense")
 COUNTS = (1, 2, 4, 8, 16)
 SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average")  # that runs of one folder share
@@ -79,12 +83,25 @@ def scene(options: argparse.Namespace, image: str, size: int) -> Scene:
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """Seed by seed, so that all means grow together."""
-    for seed in range(max(options.runs, options.dense_runs)):
+    """``--together`` seeds of each image and method, then the next ones, so that all means grow together."""
+    together = options.together
+    for first in range(0, max(options.runs, options.dense_runs), together):
         for method, runs in (("oes", options.runs), ("dense", options.dense_runs)):
             for image in options.images:
-                if seed < runs:
+                for seed in range(first, min(first + together, runs)):
                     yield Cell(image, method, options.size, seed)
+
+
+def groups(options: argparse.Namespace, todo: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that are made at once: of one image and method, ``--together`` of them at most."""
+    found: list[list[Cell]] = []
+    for cell in todo:
+        alike = found and found[-1][0]._replace(seed=cell.seed) == cell
+        if alike and len(found[-1]) < options.together:
+            found[-1].append(cell)
+        else:
+            found.append([cell])
+    return found
 
 
 def stops(options: argparse.Namespace, method: str) -> list[int]:
@@ -92,40 +109,57 @@ def stops(options: argparse.Namespace, method: str) -> list[int]:
     return sorted(options.dense_stops) if method == "dense" else [options.steps]
 
 
-def run_cell(options: argparse.Namespace, cell: Cell) -> None:
-    """Train, and write the images and their figures."""
-    clean, noisy = scene(options, cell.image, cell.size)
-    net, z = oes.fresh_generator(noisy, seed=cell.seed)
-    checkpoint = options.work / f"{cell.label}.ckpt"
-    common: dict[str, Any] = {"clean": clean, "average": options.average, "verify": False}
-    common |= {"checkpoint": checkpoint, "resume": True}
-    whole = not checkpoint.exists()  # else its seconds are those of a part
-    seconds = 0.0
-    found = []
-    for steps in stops(options, cell.method):
-        began = time.process_time()
-        if cell.method == "dense":
-            fit = oes.baselines.dense_dip(net, z, noisy, steps=steps, lr=options.dense_lr, **common)
-        else:
-            mask = oes.Mask.load(options.data / f"{cell.image}_mask.npz", net)
-            fit = oes.train_sparse(net, mask, z, noisy, steps=steps, lr=options.lr, **common)
-        seconds += time.process_time() - began
-        assert fit.average is not None
-        np.save(options.work / f"{cell.label}-{steps}.npy", fit.average.numpy())
-        figures: Result = {
-            "steps": steps,
-            "average": oes.psnr(fit.average, clean),
-            "last": oes.psnr(fit.output, clean),
-        }
-        figures |= {
-            "seconds": seconds if whole else None,
-            "collapsed": fit.collapsed,
-            "diverged": fit.diverged,
-        }
-        found.append(figures)
-    said = {"settings": settings(options), "cell": cell._asdict(), "stops": found}
-    write_json(options.work / f"{cell.label}.json", said)
-    checkpoint.unlink(missing_ok=True)
+def run_cells(options: argparse.Namespace, group: Sequence[Cell]) -> None:
+    """Train those of one image and method at once, and write their images and figures."""
+    method, image = group[0].method, group[0].image
+    clean, noisy = (each.to(options.device) for each in scene(options, image, options.size))
+    drawn = [oes.fresh_generator(noisy, seed=cell.seed) for cell in group]
+    nets, inputs = [net for net, _ in drawn], [z for _, z in drawn]
+    dense = method == "dense"
+    mask = None if dense else oes.Mask.load(options.data / f"{image}_mask.npz", nets[0])
+    checkpoints = [options.work / f"{cell.label}.ckpt" for cell in group]
+    whole = not any(path.exists() for path in checkpoints)  # else the seconds are those of a part
+    seconds, found = 0.0, [[] for _ in group]  # type: tuple[float, list[list[Result]]]
+    for steps in stops(options, method):
+        began = clock(options)
+        fits = oes.train_many(
+            nets,
+            mask,
+            inputs,
+            noisy,
+            steps=steps,
+            lr=options.dense_lr if dense else options.lr,
+            clean=clean,
+            average=options.average,
+            verify=False,
+            backend=options.backend,
+            precision=options.precision,
+            at_once=len(group),
+            checkpoints=checkpoints,
+            resume=True,
+        )
+        seconds += (clock(options) - began) / len(group)
+        for cell, fit, rows in zip(group, fits, found, strict=True):
+            assert fit.average is not None
+            np.save(options.work / f"{cell.label}-{steps}.npy", fit.average.cpu().numpy())
+            figures: Result = {
+                "steps": steps,
+                "average": oes.psnr(fit.average, clean),
+                "last": oes.psnr(fit.output, clean),
+                "seconds": seconds if whole else None,
+                "collapsed": fit.collapsed,
+                "diverged": fit.diverged,
+            }
+            rows.append(figures)
+    for cell, rows, checkpoint in zip(group, found, checkpoints, strict=True):
+        said = {"settings": settings(options), "cell": cell._asdict(), "stops": rows}
+        write_json(options.work / f"{cell.label}.json", said)
+        checkpoint.unlink(missing_ok=True)
+
+
+def clock(options: argparse.Namespace) -> float:
+    """Seconds of the processor, on a GPU of the clock."""
+    return time.process_time() if options.device == "cpu" else time.monotonic()
 
 
 def run_classical(options: argparse.Namespace, image: str, method: str) -> None:
@@ -254,7 +288,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and images")
     parser.add_argument("--summary", action="store_true", help="run nothing, write what is there")
     parser.add_argument("--images", nargs="+", default=["pepper", "barbara"])
-    parser.add_argument("--size", type=int, default=SIZES[0], help="side in pixels")
+    parser.add_argument("--size", type=int, default=SIZE, help="side in pixels")
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--dense-runs", type=int, default=4)
     parser.add_argument("--classical", nargs="*", choices=CLASSICAL, default=["nlm", "bm3d"])
@@ -266,14 +300,20 @@ def main() -> None:
     )
     parser.add_argument("--dense-lr", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.99)
-    parser.add_argument("--json", type=Path, help="where to write; by default the file of the size")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
+    parser.add_argument("--together", type=int, default=1, help="runs to make at once: one batch on a GPU")
+    parser.add_argument("--json", type=Path, help="where to write; by default the file of size and device")
     options = parser.parse_args()
-    options.json = options.json or RESULTS / f"{NAME}-{options.size}.json"
+    kind = "" if options.device == "cpu" else "-gpu"
+    options.json = options.json or RESULTS / f"{NAME}-{options.size}{kind}.json"
     options.work.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore", oes.OESWarning)  # what they say is in the result
 
     def write() -> None:
-        write_result(str(options.json), {"environment": environment(), **summary(options)})
+        how = {"together": options.together, "precision": options.precision, "backend": options.backend}
+        write_result(str(options.json), {"environment": environment(), **how, **summary(options)})
 
     for label, make in [] if options.summary else list(missing(options)):
         began = time.monotonic()
@@ -290,14 +330,15 @@ def missing(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Non
             path = classical_file(options, image, method)
             if not path.is_file():
                 yield path.stem, lambda a=(image, method): run_classical(options, *a)  # type: ignore[misc]
-    for cell in cells(options):
-        if done(options, cell) is None:
-            yield cell.label, lambda cell=cell: run_cell(options, cell)  # type: ignore[misc]
+    todo = [cell for cell in cells(options) if done(options, cell) is None]
+    for group in groups(options, todo):
+        label = group[0].label if len(group) == 1 else f"{group[0].label} to {group[-1].seed}"
+        yield label, lambda group=group: run_cells(options, group)  # type: ignore[misc]
 
 
 def tables() -> str:
-    """The page's tables, one for each size and image."""
-    return "\n".join(tables_of(f"{NAME}-{size}") for size in SIZES)
+    """The page's tables, one for each file and image."""
+    return "\n".join(tables_of(f"{NAME}-{kind}") for kind in FILES)
 
 
 def tables_of(name: str) -> str:

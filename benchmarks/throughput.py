@@ -195,14 +195,12 @@ def table_of_rows() -> str:
 
 
 def gpu_costs(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same on a GPU at 512 x 512: as measured, and by the model of the CUDA engine what was not.
+    """The same on a GPU at 512 x 512, as measured.
 
     Args:
         result: with the steps of an image and the price of an hour.
     """
     times: dict[tuple[str, int, str], tuple[str, float]] = {}
-    for row in load(MODEL)["training"]:
-        times[row["precision"], row["networks"], ENGINE] = "H100, by the model", row["ms a network"]
     batches = load(BATCHES)
     for row in batches["rows"]:
         for name, found in row["ms a step and network"].items():

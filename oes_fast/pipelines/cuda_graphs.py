@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -120,7 +121,9 @@ class CudaRecorder:
         before = torch.cuda.get_sync_debug_mode()
 
         def strictly() -> None:
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings():  # that the mode is a prototype is no matter of the caller's
+                warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+                torch.cuda.set_sync_debug_mode("error")
             try:
                 call()
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -49,11 +50,36 @@ def test_runs_are_made_once_and_shared(run, tmp_path, monkeypatch):
     for name, time in files.items():
         assert (tmp_path / "work" / name).stat().st_mtime_ns == time, name
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "run_cell", lambda *_: pytest.fail("made twice"))
+        patch.setattr(runs, "run_cells", lambda *_: pytest.fail("made twice"))
         assert run("--runs", str(RUNS), "--dense-runs", "2") == whole
         assert run("--runs", "16", "--dense-runs", "16", "--summary") == whole
     with pytest.raises(SystemExit, match="'steps': 3"):
         run("--steps", "4")
+
+
+def test_runs_that_are_made_at_once_give_the_same(run, tmp_path):
+    one_by_one = run("--runs", "3", "--dense-runs", "2")["cases"]
+    for path in (tmp_path / "work").iterdir():
+        path.unlink()
+    together = run("--runs", "3", "--dense-runs", "2", "--together", "2")["cases"]
+    for first, second in zip(one_by_one, together, strict=True):
+        assert [row["average"] for row in first["runs"]] == [row["average"] for row in second["runs"]]
+        assert all(row["seconds"] > 0 for row in second["runs"])
+
+
+def test_groups_are_of_one_image_and_method():
+    options = argparse.Namespace(runs=3, dense_runs=1, images=["a", "b"], size=8, together=2)
+    assert [
+        [(cell.image, cell.method, cell.seed) for cell in group]
+        for group in runs.groups(options, runs.cells(options))
+    ] == [
+        [("a", "oes", 0), ("a", "oes", 1)],
+        [("b", "oes", 0), ("b", "oes", 1)],
+        [("a", "dense", 0)],
+        [("b", "dense", 0)],
+        [("a", "oes", 2)],
+        [("b", "oes", 2)],
+    ]
 
 
 def test_figures_are_those_of_means(run, tmp_path):
@@ -100,7 +126,7 @@ def test_runs_that_collapsed_are_not_in_the_means():
 def test_the_tables_say_what_was_not_measured(run, tmp_path, monkeypatch):
     run("--runs", str(RUNS), "--dense-runs", "1")
     monkeypatch.setattr(table_text, "RESULTS", tmp_path)
-    monkeypatch.setattr(runs, "SIZES", (SIZE,))
+    monkeypatch.setattr(runs, "FILES", (str(SIZE),))
     text = runs.tables()
     assert f"Noise, {SIZE} x {SIZE}, noisy image" in text
     lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if "|" in line}

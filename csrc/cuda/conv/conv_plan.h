@@ -66,6 +66,11 @@ struct Image {
   bool shared; // by all networks
 };
 
+// How far taps reach to the right of a cell and below it, in pixels of a plane.
+struct Reach {
+  int rows = 0, columns = 0;
+};
+
 template <typename T>
 class TapSumPlan {
  public:
@@ -89,7 +94,7 @@ class TapSumPlan {
   bool choose(const TapSumSpec& spec, const Machine& machine, Products products);
   double cost(
       const TapSumSpec& spec, const TapSumArgs<T>& a, const TapSumShape& s, int64_t taps, const Machine& machine) const;
-  TapSumArgs<T> tiled(const TapSumSpec& spec, int tile_rows, int tile_columns) const;
+  TapSumArgs<T> tiled(const TapSumSpec& spec, const Reach& reach, int tile_rows, int tile_columns) const;
 
   TapSumArgs<T> args_{};
   TapSumShape shape_{};

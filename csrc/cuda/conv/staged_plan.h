@@ -12,11 +12,6 @@ constexpr int kThreads = 256; // of a block
 constexpr size_t kSharedBytes = 46 * 1024; // of a block: four of them fit a processor of compute capability 9.0
 constexpr size_t kSharedBytesAlone = 92 * 1024; // where a processor has no more than two blocks: less is staged twice
 
-// How far taps reach to the right of a cell and below it, in pixels of a plane.
-struct Reach {
-  int rows = 0, columns = 0;
-};
-
 inline Reach reach_of(const std::vector<Tap>& taps) {
   Reach reach;
   for (const Tap& t : taps) {

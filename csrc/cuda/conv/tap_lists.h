@@ -22,7 +22,7 @@ struct StagedPlanes {
 
 // Outputs in groups: a tap of a group has a weight for each output of it, index -1 where that output lacks the tap.
 struct TapLists {
-  int groups, chunks, most_taps; // most_taps: of a group and a chunk of channels
+  int groups, chunks;
   std::vector<int> begins; // [groups, chunks, phases] + 1
   std::vector<int> offsets; // [taps]
   std::vector<int> index; // [taps, group]
@@ -34,13 +34,13 @@ struct TapLists {
 
 // `multiple`: each list has a multiple of so many taps, the last of them without weights.
 TapLists make_tap_lists(
-    std::vector<Tap> taps, int outputs, int group, int phases, int channels, int chunk_channels,
+    const std::vector<Tap>& taps, int outputs, int group, int phases, int channels, int chunk_channels,
     const StagedPlanes& planes, int multiple = 1);
 
 // The same for gradients of weights: each range of groups, and chunk of channels, has its taps group by group, and
 // items of at most `batch` of them.
 struct WeightGradLists {
-  int ranges, chunks, most_taps;
+  int ranges, chunks, most_taps; // most_taps: of a range and a chunk of channels
   std::vector<int> begins, item_begins; // [ranges, chunks] + 1
   std::vector<int> offsets; // [taps]
   std::vector<int> items; // [items, 3]: first tap and how many, first output of the group in its range
@@ -55,7 +55,23 @@ WeightGradLists make_weight_grad_lists(
     const std::vector<Tap>& taps, int outputs, int group, int range_outputs, int channels, int chunk_channels,
     int batch, const StagedPlanes& planes);
 
-// Taps of the groups together, for groups of that size.
-int64_t count_grouped_taps(const std::vector<Tap>& taps, int group);
+// How many taps groups of a size have, without making the lists.
+class TapCounts {
+ public:
+  TapCounts(const std::vector<Tap>& taps, int outputs, int group, int phases, int channels);
+
+  // Of the groups together.
+  int64_t all() const {
+    return all_;
+  }
+
+  // Of a range of groups and a chunk of channels, at most; those of each phase filled up to a multiple.
+  int most(int range_groups, int chunk_channels, int multiple = 1) const;
+
+ private:
+  int groups_, phases_, channels_;
+  int64_t all_ = 0;
+  std::vector<int> of_channel_; // [groups, phases, channels]
+};
 
 } // namespace oes::cuda::conv

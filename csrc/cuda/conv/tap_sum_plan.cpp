@@ -25,13 +25,16 @@ int tiles_for(int cells, int capacity) {
   return (cells + capacity - 1) / capacity;
 }
 
+TapCounts counts_of(const TapSumSpec& spec, int group) {
+  return {spec.taps, spec.outputs, group, spec.side * spec.side, spec.channels};
+}
+
 } // namespace
 
 // Everything but the pitch and the chunks of channels.
 template <typename T>
-TapSumArgs<T> TapSumPlan<T>::tiled(const TapSumSpec& spec, int tile_rows, int tile_columns) const {
+TapSumArgs<T> TapSumPlan<T>::tiled(const TapSumSpec& spec, const Reach& reach, int tile_rows, int tile_columns) const {
   TapSumArgs<T> a = args_;
-  const Reach reach = reach_of(spec.taps);
   const int lost = spec.box ? 1 : 0; // cells of a tile that only the box needs
   a.tile_rows = tile_rows;
   a.tile_columns = tile_columns;
@@ -91,14 +94,15 @@ bool TapSumPlan<T>::choose(const TapSumSpec& spec, const Machine& machine, Produ
   const std::vector<int> groups = exact ? std::vector<int>{1, 4, 8, 16, 20} : std::vector<int>{16, 32};
   const int planes = spec.reading.unshuffle * spec.reading.unshuffle;
   const int widest = std::max({spec.border.top, spec.border.bottom, spec.border.left, spec.border.right});
+  const Reach reach = reach_of(spec.taps);
   bool found = false;
   for (const int group : groups) {
     if (!machine.allows(group)) {
       continue;
     }
-    const int64_t taps = count_grouped_taps(spec.taps, group);
+    const int64_t taps = counts_of(spec, group).all();
     for (const Tile& tile : kTiles) {
-      TapSumArgs<T> a = tiled(spec, tile.rows, tile.columns);
+      TapSumArgs<T> a = tiled(spec, reach, tile.rows, tile.columns);
       // The sums of all outputs lie side by side, on tensor cores those of eight at a time.
       if (sizeof(T) * (exact ? group : 8) * spec.side * spec.side * tile.rows * tile.columns > kSharedBytes) {
         continue;
@@ -178,19 +182,20 @@ TapSumPlan<T>::TapSumPlan(
       static_cast<int64_t>((spec.outputs + shape_.group - 1) / shape_.group) * chunks() * machine.networks;
   const size_t most = blocks <= 2 * machine.processors ? kSharedBytesAlone : kSharedBytes;
   const StagedPlanes planes{reading.unshuffle * reading.unshuffle, args_.pitch, args_.plane};
-  TapLists lists;
+  const int multiple = shape_.products == Products::kFloat32 ? 1 : kMmaTaps;
+  const TapCounts counts = counts_of(spec, shape_.group);
   for (int chunk = spec.channels;; chunk = (chunk + 1) / 2) {
-    lists = make_tap_lists(
-        spec.taps, spec.outputs, shape_.group, spec.side * spec.side, spec.channels, chunk, planes,
-        shape_.products == Products::kFloat32 ? 1 : kMmaTaps);
     args_.chunk_channels = chunk;
-    args_.chunks = lists.chunks;
-    args_.most_taps = lists.most_taps;
+    args_.chunks = tiles_for(spec.channels, chunk);
+    args_.most_taps = counts.most(1, chunk, multiple);
     shape_.shared_bytes = tap_sum_shared_bytes(args_, shape_);
     if (shape_.shared_bytes <= most || chunk == 1) {
       break;
     }
   }
+  const TapLists lists = make_tap_lists(
+      spec.taps, spec.outputs, shape_.group, spec.side * spec.side, spec.channels, args_.chunk_channels, planes,
+      multiple);
   groups_ = lists.groups;
   taps_ = lists.taps();
   begins_ = DeviceArray<int>(lists.begins);

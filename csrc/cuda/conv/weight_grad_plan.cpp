@@ -11,10 +11,13 @@ namespace {
 
 constexpr int kBlocksEach = 3; // of a processor, where there are tiles for them
 
-// Cycles of a processor for all taps at 32 cells: it starts four instructions a cycle, and one load from shared memory
-// or exchange between lanes. See the kernels.
-double cycles(const WeightGradSpec& spec, const WeightGradShape& s) {
-  const auto taps = static_cast<double>(count_grouped_taps(spec.taps, s.group));
+TapCounts counts_of(const WeightGradSpec& spec, int group) {
+  return {spec.taps, spec.fixed_channels, group, 1, spec.moving_channels};
+}
+
+// Cycles of a processor for so many taps at 32 cells: it starts four instructions a cycle, and one load from shared
+// memory or exchange between lanes. See the kernels.
+double cycles(double taps, const WeightGradShape& s) {
   if (s.products == Products::kFloat32) {
     const double issued = 2 + s.cells * (1 + s.group) + 124.0 * s.group / 32, loads = 1 + s.cells + 31.0 * s.group / 32;
     return taps * std::max(issued / 4, loads) / s.cells;
@@ -40,9 +43,11 @@ WeightGradShape choose(const WeightGradSpec& spec, int cells, const Machine& mac
   if (std::any_of(shapes.begin(), shapes.end(), [&](const auto& s) { return machine.allows(s.group); })) {
     std::erase_if(shapes, [&](const auto& s) { return !machine.allows(s.group); });
   }
-  return *std::min_element(shapes.begin(), shapes.end(), [&](const auto& one, const auto& other) {
-    return cycles(spec, one) < cycles(spec, other);
-  });
+  std::vector<double> takes;
+  for (const WeightGradShape& s : shapes) {
+    takes.push_back(cycles(static_cast<double>(counts_of(spec, s.group).all()), s));
+  }
+  return shapes[std::min_element(takes.begin(), takes.end()) - takes.begin()];
 }
 
 } // namespace
@@ -103,28 +108,26 @@ WeightGradLists WeightGradPlan<T>::divide(
   const int batch = weight_grad_batch(shape_.products, shape_.group), group = shape_.group;
   // The registers let a processor have two blocks; it keeps a kilobyte of each.
   const size_t most = std::min<size_t>(kSharedBytesAlone, machine.shared_bytes / 2 - 1024);
-  WeightGradLists best;
+  const TapCounts counts = counts_of(spec, group);
+  const double compute = cycles(static_cast<double>(counts.all()), shape_) * shape_.cells * 4 * 32 /
+      18; // in staged pixels of 18 instructions
   double least = 0;
   int best_range = 0, best_chunk = 0;
   for (int range = (spec.fixed_channels + group - 1) / group * group;; range = (range / group + 1) / 2 * group) {
     for (int chunk = spec.moving_channels;; chunk = (chunk + 1) / 2) {
+      const int ranges = (spec.fixed_channels + range - 1) / range;
+      const int chunks = (spec.moving_channels + chunk - 1) / chunk;
       args_.range_channels = range;
       args_.chunk_channels = chunk;
-      args_.most_taps = 0;
+      args_.most_taps = counts.most(range / group, chunk);
       if (weight_grad_shared_bytes(args_, shape_) <= most || (range == group && chunk == 1)) {
-        WeightGradLists lists = make_weight_grad_lists(
-            spec.taps, spec.fixed_channels, group, range, spec.moving_channels, chunk, batch, planes);
-        args_.most_taps = lists.most_taps;
-        const bool fits = weight_grad_shared_bytes(args_, shape_) <= most;
-        const double moving = static_cast<double>(lists.ranges) * spec.moving_channels * planes.planes * args_.plane *
+        const double moving = static_cast<double>(ranges) * spec.moving_channels * planes.planes * args_.plane *
             (spec.moving.box ? 2 : 1);
-        const double fixed = static_cast<double>(lists.chunks) * spec.fixed_channels * 32 * shape_.cells;
-        const double blocks = static_cast<double>(lists.ranges) * lists.chunks * args_.tiles * machine.networks;
-        const double compute = cycles(spec, shape_) * shape_.cells * 4 * 32 / 18; // in staged pixels of 18 instructions
+        const double fixed = static_cast<double>(chunks) * spec.fixed_channels * 32 * shape_.cells;
+        const double blocks = static_cast<double>(ranges) * chunks * args_.tiles * machine.networks;
         const double now = (moving + fixed + compute) / std::min(1.0, blocks / machine.processors);
-        if ((fits || (range == group && chunk == 1)) && (least == 0 || now < least)) {
+        if (least == 0 || now < least) {
           least = now;
-          best = std::move(lists);
           best_range = range;
           best_chunk = chunk;
         }
@@ -137,6 +140,8 @@ WeightGradLists WeightGradPlan<T>::divide(
       break;
     }
   }
+  WeightGradLists best = make_weight_grad_lists(
+      spec.taps, spec.fixed_channels, group, best_range, spec.moving_channels, best_chunk, batch, planes);
   args_.range_channels = best_range;
   args_.chunk_channels = best_chunk;
   args_.ranges = best.ranges;
