@@ -29,8 +29,8 @@ from typing import Any
 import torch
 
 import oes_fast as oes
-from benchmarks.gpu_batches import ENGINE, SINGLE
 from benchmarks.gpu_batches import NAME as BATCHES
+from benchmarks.gpu_batches import SINGLE
 from benchmarks.options import training_step
 from benchmarks.report import write_result
 from benchmarks.table_text import caption, load, machine, table, two
@@ -39,7 +39,6 @@ from oes_fast.bench.environment import environment
 from oes_fast.pipelines.functions import RewrittenFunction
 
 NAME = "throughput"
-MODEL = "gpu-model-h100"
 SINGLE_STEPS = "gpu-nvidia-h100-80gb-hbm3-2026-11-27"  # of one network, on both backends
 GPU_SIZE = 512
 PHOTOGRAPHS = 1_000_000

@@ -38,7 +38,12 @@ def test_a_dense_layer_is_bound_in_no_time():
     """Taps by the hundred thousand are counted, not compared: sorting them took 9 s here."""
     require(BACKEND)
     layers = [nn.Conv2d(4, 256, 1), nn.BatchNorm2d(256), nn.LeakyReLU(0.2)]
-    layers += [nn.Conv2d(256, 256, 3, padding=1), nn.BatchNorm2d(256), nn.LeakyReLU(0.2), nn.Conv2d(256, 3, 1)]
+    layers += [
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.BatchNorm2d(256),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(256, 3, 1),
+    ]
     device = device_of(BACKEND)
     net = oes.sparsify(nn.Sequential(*layers).to(device), None, backend=BACKEND, verify=False).train()
     plan = net.plan(oes.noise_input(4, (8, 8), seed=0, device=device))
