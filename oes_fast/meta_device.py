@@ -1,7 +1,7 @@
 """Networks on PyTorch's device "meta", whose tensors have a shape and no values, without its compiler.
 
-Most of what PyTorch does there it does in Python, and its compiler and a system of computer algebra are imported
-at the first call. Together they take a second and a half: more than a small network takes to train.
+Most of what PyTorch does there it does in Python, and its compiler and a system of computer algebra are
+imported at the first call. Together they take a second and a half: more than a small network takes to train.
 """
 
 from __future__ import annotations
