@@ -180,3 +180,9 @@ def no_known_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     forget_choices()
     yield
     forget_choices()
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewritten networks run unverified: for tests of runs, most of whose time verification would take."""
+    monkeypatch.setattr("oes_fast.rewrite.module.verify", lambda *_, **__: None)

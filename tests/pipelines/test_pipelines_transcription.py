@@ -18,7 +18,10 @@ OPTIONS = [
 ]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 
 # Weights before a batch norm have no gradient but rounding, about 1e-17: Adam divides it by that of the KL.
