@@ -10,7 +10,7 @@ from kernel_backends import EMULATED
 
 import oes_fast as oes
 
-STEPS = 50
+STEPS = 32
 OPTIONS = [
     {},
     {"num_channels_down": (4, 6, 8), "filter_size_down": 3},
