@@ -29,7 +29,8 @@ def is_command() -> bool:
 
 
 if is_command():
-    from oes_fast.cli import display, signals
+    from oes_fast.cli import display, garbage, signals
 
+    garbage.own_process()
     display.own_process()
     signals.own_process()

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -249,6 +248,7 @@ class _Worker:
 
     def __init__(self, sender: Connection, stop: Any, prepare: Prepare, threads: int) -> None:
         self._sender, self._stop, self._orphan = sender, stop, False
+        self._at_work = threading.Lock()  # held while there is a work, with a checkpoint to write
         # A terminal sends these to all its processes; what becomes of them is the parent's to say.
         for name in ("SIGINT", "SIGHUP"):
             if hasattr(signal, name):
@@ -256,8 +256,13 @@ class _Worker:
         torch.set_num_threads(threads)
         threading.Thread(target=self._watch_parent, daemon=True).start()
         self.tell(os.getpid())
-        self.do = prepare(self.tell, self.stopping)
+        self._do = prepare(self.tell, self.stopping)
         self.tell(True)  # it has begun
+
+    def do(self, work: Any) -> Any:
+        """Do a work."""
+        with self._at_work:
+            return self._do(work)
 
     def stopping(self) -> bool:
         """Whether to end the work after the update under way."""
@@ -273,7 +278,7 @@ class _Worker:
         if parent is not None:
             parent.join()
             self._orphan = True
-            time.sleep(_ORPHAN_SECONDS)
+            self._at_work.acquire(timeout=_ORPHAN_SECONDS)
             os._exit(1)
 
 

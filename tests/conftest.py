@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import oes_fast as oes  # isort: skip  # before torch, so that waiting threads leave the cores to the other worker
+import gc
 import os
 import signal
 import warnings
@@ -29,6 +30,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays to the end: collections of garbage need not look through it, a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 class Problem(NamedTuple):
@@ -180,3 +187,9 @@ def no_known_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     forget_choices()
     yield
     forget_choices()
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewritten networks run unverified: for tests of runs, most of whose time verification would take."""
+    monkeypatch.setattr("oes_fast.rewrite.module.verify", lambda *_, **__: None)

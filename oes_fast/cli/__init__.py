@@ -1,13 +1,13 @@
 """The command line ``oes-fast``; ``oes-fast --help`` describes it.
 
-This module and the two it imports are light: they are there before torch is (:mod:`oes_fast._command`).
+This module and the three it imports are light: they are there before torch is (:mod:`oes_fast._command`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oes_fast.cli import display, signals
+from oes_fast.cli import display, garbage, signals
 
 __all__ = ["main"]
 
@@ -28,6 +28,7 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             from oes_fast.cli.app import main as run
 
+            garbage.imported()
             code = run(args)
         except KeyboardInterrupt as error:  # while the commands were imported
             signals.say_stopped(error)

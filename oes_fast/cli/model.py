@@ -14,6 +14,7 @@ from oes_fast._memory import available_memory
 from oes_fast.errors import InputError, one_line
 from oes_fast.flat import FlatLayout
 from oes_fast.mask import MODEL, MODEL_OPTIONS, Mask
+from oes_fast.meta_device import QuickShapes
 from oes_fast.models.registry import MODELS, find_model, network, parsed_options
 from oes_fast.recipe import Recipe
 
@@ -108,7 +109,7 @@ def check_fits(recipe: Recipe, shape: Sequence[int], device: torch.device, name:
     Raises:
         InputError: it does.
     """
-    net = network(recipe.name, shape, device="meta", **recipe.options)
+    net = network(recipe.name, shape, device="meta", **recipe.options).eval()
     channels, *size = find_model(recipe.name).input(net, tuple(shape[1:]))
     counts = [0]
 
@@ -120,7 +121,7 @@ def check_fits(recipe: Recipe, shape: Sequence[int], device: torch.device, name:
         module.register_forward_hook(count)
     pixels = f"{name}: {shape[-1]} x {shape[-2]} pixels"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), QuickShapes():
             net(torch.empty(1, channels, *size, device="meta"))
     except (RuntimeError, OverflowError) as error:
         if "overflow" in str(error).lower():

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, estimate_sigma
 from torch import Tensor
 
 from oes_fast._checks import check_number, check_tensor
@@ -35,6 +34,8 @@ def nlm(noisy: Tensor, sigma: float | None = None) -> Tensor:
     Raises:
         InputError: no image, or sigma is no positive number, or None without PyWavelets.
     """
+    from skimage.restoration import denoise_nl_means  # takes a while to import
+
     pixels, sigma = _prepared(noisy, sigma)
     found = denoise_nl_means(
         pixels,
@@ -50,6 +51,8 @@ def nlm(noisy: Tensor, sigma: float | None = None) -> Tensor:
 
 def tv(noisy: Tensor, sigma: float | None = None) -> Tensor:
     """Total variation (Chambolle 2004) of scikit-image. Arguments, result and errors as of :func:`nlm`."""
+    from skimage.restoration import denoise_tv_chambolle
+
     pixels, sigma = _prepared(noisy, sigma)
     found = denoise_tv_chambolle(
         pixels, weight=_TV_STRENGTH * sigma, eps=1e-4, max_num_iter=200, channel_axis=-1
@@ -98,6 +101,8 @@ def _prepared(noisy: Tensor, sigma: float | None) -> tuple[np.ndarray, float]:
         raise InputError(f"noisy: expected 1 or 3 channels, got {noisy.shape[1]}")
     pixels = noisy.detach()[0].permute(1, 2, 0).to("cpu", torch.float64).contiguous().numpy()
     if sigma is None:
+        from skimage.restoration import estimate_sigma
+
         try:
             sigma = float(np.mean(estimate_sigma(pixels, channel_axis=-1)))
         except ImportError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from oes_fast.io.image import psnr
@@ -65,5 +64,7 @@ def ssim(image: Tensor, clean: Tensor) -> float:
         image: in 0..1, shape [1, C, H, W], sides of 7 pixels at least.
         clean: likewise.
     """
+    from skimage.metrics import structural_similarity  # takes a while to import
+
     first, second = (t.detach()[0].permute(1, 2, 0).to("cpu", torch.float64).numpy() for t in (image, clean))
     return float(structural_similarity(first, second, data_range=1.0, channel_axis=-1))

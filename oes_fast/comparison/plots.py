@@ -6,20 +6,21 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from oes_fast.comparison.cells import Cell, label
 from oes_fast.comparison.classical import CLASSICAL
 from oes_fast.comparison.settings import BASELINES
 from oes_fast.comparison.summary import curve
-from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_figure, tidy
+from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_figure, tidy, whole_ticks
 from oes_fast.io.image import load_image
 from oes_fast.pruning import METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Results = Mapping[Cell, Mapping[str, Any]]
 Plot = Callable[[Path, Path, Mapping[str, Tensor], Results], None]  # file, folder, images, results
@@ -162,9 +163,9 @@ def _panel(axes: Axes, results: Results, density: float | None, kind: str) -> No
     if drawn:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_formatter("")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        whole_ticks(axes.xaxis)
     tidy(axes)
 
 

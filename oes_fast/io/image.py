@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import skimage.data
 import torch
-from skimage.transform import resize
 from torch import Tensor
 
 from oes_fast._checks import check_integer, check_tensor, check_values
@@ -265,6 +264,8 @@ def _square(pixels: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float3
     pixels = pixels[:, top : top + side, left : left + side]
     if side == size:
         return np.ascontiguousarray(pixels)
+    from skimage.transform import resize  # takes a third of a second to import
+
     order = 1 if size < side else 3
     shrunk = resize(pixels.transpose(1, 2, 0), (size, size), order=order, anti_aliasing=size < side)
     return np.ascontiguousarray(np.clip(shrunk, 0, 1).astype(np.float32).transpose(2, 0, 1))

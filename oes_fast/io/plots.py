@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from oes_fast._checks import check_tensor
 from oes_fast.errors import InputError
-from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_figure, tidy
+from oes_fast.io.figures import COLORS, DPI, GREY, new_figure, rgb_levels, save_figure, tidy, whole_ticks
 
 MIN_PANEL = 320  # pixels a panel is wide at least, so that its title is legible
 MAX_WIDTH = 30_000  # pixels that a picture may have in a row; Agg refuses twice as many
@@ -148,7 +147,7 @@ def psnr_curve(
             axes.axhline(value, color=GREY, linestyle=style, linewidth=1, label=f"{name}: {value:.2f} dB")
     axes.set_xlabel("step")
     axes.set_ylabel("PSNR (dB)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    whole_ticks(axes.xaxis)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", framealpha=0.9)

@@ -9,6 +9,8 @@ import torch
 from torch.nn import init
 from torch.nn.modules.conv import _ConvNd
 
+from oes_fast.meta_device import unfilled
+
 Conv = TypeVar("Conv", bound=_ConvNd)
 
 
@@ -42,7 +44,7 @@ def drawn_conv(
         made: Conv = make(inputs, outputs, kernel, dtype=dtype, device=device, **options)
         return made
     # Nothing is drawn on "meta".
-    conv: Conv = make(inputs, outputs, kernel, dtype=dtype, device="meta", **options).to_empty(device=device)
+    conv: Conv = unfilled(make(inputs, outputs, kernel, dtype=dtype, device="meta", **options), device)
     drawn = torch.empty(conv.weight.shape, dtype=torch.float32, device="cpu")
     init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)  # as reset_parameters of the class
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from oes_fast._checks import FLOAT_DTYPES, check_tensor
 from oes_fast.errors import InputError
+from oes_fast.meta_device import unfilled
 from oes_fast.nn import sparse_form
 from oes_fast.nn.plain_conv2d import PlainConv2d
 from oes_fast.ops.masked_conv2d import Pair, masked_conv2d
@@ -63,7 +64,7 @@ class MaskedConv2d(nn.Conv2d):
             mask = mask.to(plain.weight.device)
         if plain.mask is not None:
             mask = plain.mask if mask is None else mask & plain.mask
-        layer = cls(
+        made = cls(
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
@@ -75,7 +76,8 @@ class MaskedConv2d(nn.Conv2d):
             padding_mode=conv.padding_mode,
             device="meta",  # draws no initial weights, so the random state stays as it was
             dtype=plain.weight.dtype,
-        ).to_empty(device=plain.weight.device)
+        )
+        layer = unfilled(made, plain.weight.device)
         layer.mask.fill_(True)
         with torch.no_grad():
             layer.weight.copy_(plain.weight)

@@ -38,6 +38,12 @@ class Watch(TorchDispatchMode):
         self._may_draw = may_draw
         self.narrower = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled inside, so that PyTorch need not import its compiler, which takes a second, to
+        # leave it out.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

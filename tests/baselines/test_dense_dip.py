@@ -16,7 +16,10 @@ from oes_fast.reference.philox import STEP_INPUT_NOISE
 
 SETTINGS = [(0.0, 0.0), (1 / 30, 0.0), (0.0, 0.3), (1 / 30, 0.3)]  # of input_noise and weight_decay
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,10 @@ from oes_fast import reference
 from oes_fast.flat import FlatLayout, flatten
 from oes_fast.reference.philox import STEP_WEIGHT_NOISE
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1, "input_noise": 0.05, "param_noise": 0.3, "seed": 5}
 

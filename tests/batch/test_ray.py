@@ -472,10 +472,10 @@ def test_killed_workers_and_commands(tmp_path: Path) -> None:
     make_images(images, 2)
     out.mkdir()
     with on_ray(workers=0) as way:
-        assert cli(*command_for(images, peace, steps=1000)[3:], "--threads", 1) == 0
+        assert cli(*command_for(images, peace, steps=400)[3:], "--threads", 1) == 0
         for path in peace.glob("batch_mask_*"):  # as if they had been searched already
             shutil.copy(path, out)
-        command = [*map(str, command_for(images, out, steps=1000)), *way.words]
+        command = [*map(str, command_for(images, out, steps=400)), *way.words]
         process = subprocess.Popen(command, env=os.environ | way.variables)
         try:
             for victim in ("worker", "command"):

@@ -195,6 +195,16 @@ class TestProcesses:
             )
         assert (done.returncode, done.stderr) == (0, b"")
 
+    def test_garbage_is_left_alone_until_the_commands_are_there(self) -> None:
+        code = (
+            "import gc; from oes_fast.cli import garbage; garbage.own_process(); off = not gc.isenabled()\n"
+        )
+        code += "garbage.imported(); print(off, gc.isenabled(), gc.get_freeze_count() > 1000)"
+        done = subprocess.run(
+            [sys.executable, "-c", LIGHT + code], stdout=subprocess.PIPE, check=True, text=True
+        )
+        assert done.stdout.split() == ["True"] * 3
+
     def test_a_closed_descriptor_is_occupied(self) -> None:
         """A file opened later must not become stderr."""
         code = "import os; from oes_fast.cli import display; display.own_process()\n"

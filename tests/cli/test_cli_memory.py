@@ -13,24 +13,30 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 CHANNELS = "num_channels_down"
 
 
+NETWORKS = [
+    ("skip", f"{CHANNELS}=100000,100000", "--model-option: 930,082,500,003 weights need 17,3"),
+    (
+        "skip",
+        f"{CHANNELS}={10**9},{10**9}",
+        "--model-option: expected a network that fits in memory, got",
+    ),
+    ("skip", f"{CHANNELS}={10**20}", f"--model-option {CHANNELS}: expected an integer >= -2147483648"),
+    ("skip", "filter_size_down=100001", "--model-option: 985,619,712,643,427 weights need"),
+    ("skip", f"num_input_channels={10**9}", "weights need"),
+    ("deep_decoder", "k=50", "24 x 24 pixels: expected a network deep_decoder that fits in memory"),
+    ("unet", "more_layers=50", "24 x 24 pixels: expected a network unet that fits in memory"),
+    ("dcgan", "num_ups=20", "24 x 24 pixels need 36,864.0 GiB of memory for one layer of dcgan"),
+]
+
+
+# One by its weights and one by its layers for every command; what refuses them is one function.
 @pytest.mark.parametrize(
-    ("model", "option", "says"),
+    ("command", "model", "option", "says"),
     [
-        ("skip", f"{CHANNELS}=100000,100000", "--model-option: 930,082,500,003 weights need 17,3"),
-        (
-            "skip",
-            f"{CHANNELS}={10**9},{10**9}",
-            "--model-option: expected a network that fits in memory, got",
-        ),
-        ("skip", f"{CHANNELS}={10**20}", f"--model-option {CHANNELS}: expected an integer >= -2147483648"),
-        ("skip", "filter_size_down=100001", "--model-option: 985,619,712,643,427 weights need"),
-        ("skip", f"num_input_channels={10**9}", "weights need"),
-        ("deep_decoder", "k=50", "24 x 24 pixels: expected a network deep_decoder that fits in memory"),
-        ("unet", "more_layers=50", "24 x 24 pixels: expected a network unet that fits in memory"),
-        ("dcgan", "num_ups=20", "24 x 24 pixels need 36,864.0 GiB of memory for one layer of dcgan"),
+        *(("denoise", *network) for network in NETWORKS),
+        *((command, *NETWORKS[i]) for command in ("search", "prune", "compare") for i in (0, -1)),
     ],
 )
-@pytest.mark.parametrize("command", ["denoise", "search", "prune", "compare"])
 def test_options_of_the_network(
     command: str,
     model: str,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -116,15 +115,16 @@ def test_every_plot_is_written_in_every_format(tmp_path, suffix):
     names = [f"1.7.1.7.1.{i}.weight" for i in range(86)]
     path = tmp_path / f"a{suffix}"
     curve = ([0, 10, 20], [12.0, 28.0, 27.0])
-    for draw in (
+    draws = (
         lambda: psnr_curve(path, {"output": curve, "average $_x$": curve}, 20.31),
+        lambda: side_by_side(path, [("a", torch.zeros(3, 20, 20))]),
         lambda: probability_histogram(path, torch.randn(1000, generator=generator)),
         lambda: layer_density(path, names, torch.rand(86, generator=generator).tolist(), 0.05),
         lambda: layer_densities(path, names, {"a": torch.rand(86, generator=generator).tolist()}),
         lambda: spectra(path, {"a": ([0.0, 1.0], [1.0, 0.5])}),
         lambda: spread_picture(path, torch.rand(1, 3, 20, 20, generator=generator)),
-        lambda: side_by_side(path, [("a", torch.zeros(3, 20, 20))]),
-    ):
+    )
+    for draw in draws if suffix == ".png" else draws[:2]:  # one function writes them all
         draw()
         assert path.stat().st_size > 1000
         path.unlink()
@@ -224,9 +224,10 @@ def test_densities_need_a_name_each(tmp_path):
         layer_density(tmp_path / "a.png", ["a", "b"], [0.5], 0.5)
 
 
-def test_nothing_global_is_touched():
-    code = "import sys, oes_fast.io.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_nothing_global_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # what makes an import fail
+    psnr_curve(tmp_path / "a.png", {"output": ([0, 10], [12.0, 28.0])}, 20.31)
+    side_by_side(tmp_path / "b.png", [("a", torch.zeros(3, 20, 20))])
 
 
 def test_layers_of_several_masks_have_a_mark_each(tmp_path):

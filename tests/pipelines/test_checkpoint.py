@@ -24,7 +24,10 @@ from oes_fast.io.files import load_tensors, save_tensors
 from oes_fast.pipelines import checkpoint as checkpoints
 from oes_fast.pipelines import signals
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 BOTH = pytest.mark.parametrize("run", ["search", "train"])
 IMPORTED_FROM = os.pathsep.join(str(REPO / "tests" / folder) for folder in ("", "helpers", "pipelines"))
@@ -75,8 +78,8 @@ test_checkpoint.start(sys.argv[2], problem, sys.argv[3], steps=10**6, callback=t
 """
 
 
-@BOTH
-def test_killed_at_any_moment(make_problem, run, tmp_path):
+def test_killed_at_any_moment(make_problem, tmp_path):
+    run = "search"  # the loop and the writing of checkpoints are those of a training
     path = tmp_path / "checkpoint"
     arguments = [sys.executable, "-c", CHILD, IMPORTED_FROM, run, str(path), str(torch.get_num_threads())]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=REPO) as child:
@@ -96,8 +99,9 @@ def test_killed_at_any_moment(make_problem, run, tmp_path):
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("reference", torch.float64), ("torch", torch.float64), ("cpu", torch.float32)]
+)
 def test_stopped_by_the_callback(make_problem, run, dtype, backend, tmp_path):
     skip_unless_available(backend)
     problem = make_problem(dtype=dtype)

@@ -12,7 +12,10 @@ import oes_fast as oes
 from oes_fast.pipelines.functions import DenseFunction
 from oes_fast.reference.philox import SEARCH_INPUT_NOISE, STEP_INPUT_NOISE
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 STREAMS = {"search": SEARCH_INPUT_NOISE, "train": STEP_INPUT_NOISE}
 

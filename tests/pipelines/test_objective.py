@@ -21,6 +21,8 @@ from oes_fast.pipelines.search import SearchRun
 from oes_fast.pipelines.train_run import TrainRun
 from oes_fast.rewrite.run.context import FusedLoss
 
+pytestmark = pytest.mark.usefixtures("unverified")
+
 BACKENDS = ("reference", "torch", "cpu", *EMULATED)
 
 

@@ -13,6 +13,8 @@ from torch import nn
 
 import oes_fast as oes
 
+pytestmark = pytest.mark.usefixtures("unverified")
+
 pytest_plugins = ("objectives",)
 
 

@@ -13,6 +13,8 @@ from torch import nn
 import oes_fast as oes
 from oes_fast.pipelines.objective import make_objective
 
+pytestmark = pytest.mark.usefixtures("unverified")
+
 pytest_plugins = ("objectives",)
 
 

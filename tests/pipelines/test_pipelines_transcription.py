@@ -10,7 +10,7 @@ from kernel_backends import EMULATED
 
 import oes_fast as oes
 
-STEPS = 50
+STEPS = 32
 OPTIONS = [
     {},
     {"num_channels_down": (4, 6, 8), "filter_size_down": 3},
@@ -18,7 +18,10 @@ OPTIONS = [
 ]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 
 # Weights before a batch norm have no gradient but rounding, about 1e-17: Adam divides it by that of the KL.

@@ -17,7 +17,10 @@ from oes_fast.pipelines import setup
 from oes_fast.pipelines.cuda_graphs import GraphedRun
 from oes_fast.pipelines.schedule import Schedule
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 STEPS = 6
 

@@ -13,7 +13,10 @@ from short_runs import start as run
 import oes_fast as oes
 from oes_fast.pipelines.start_logits import start_logits
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 
 @pytest.fixture(scope="module")

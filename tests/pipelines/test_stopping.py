@@ -20,7 +20,10 @@ from oes_fast.pipelines.run_stop import RunStop
 from oes_fast.pipelines.stop_rule import StopRule
 from oes_fast.pipelines.stopping import rule_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unverified"),
+    pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning"),
+]
 
 BEST = 300
 SHAPE = (1, 3, 12, 16)

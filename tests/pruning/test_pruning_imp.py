@@ -170,8 +170,13 @@ def assert_same(found, whole):
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("kill", [True, False])
-@pytest.mark.parametrize("stop", [(1, 1), (1, 3), (1, 6), (2, 0), (2, 3), (3, 5)])
+@pytest.mark.parametrize(
+    ("stop", "kill"),
+    [
+        *((stop, kill) for stop in ((1, 1), (3, 5)) for kill in (True, False)),
+        *(((1, 3), False), ((1, 6), True), ((2, 0), False), ((2, 3), True)),
+    ],
+)
 def test_a_run_goes_on_in_the_middle_of_a_round(problem, whole, tmp_path, stop, kill):
     folder = tmp_path / "new" / "imp"
     found, _ = run(problem, folder, stop=stop, kill=kill)

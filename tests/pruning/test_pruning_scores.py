@@ -356,7 +356,7 @@ def with_batch_of_one(net: nn.Module, z: Tensor) -> Tensor:
 
 
 @given(st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @pytest.mark.filterwarnings("ignore::oes_fast.OESWarning")
 def test_rewritten_networks_give_the_scores_of_dense_ones(data):
     net, z = data.draw(networks.networks())

@@ -96,12 +96,12 @@ def assert_one_curve(run: Run) -> None:
 @pytest.mark.filterwarnings("ignore::oes_fast.CollapsedRunWarning")
 def test_a_run_goes_on_after_the_server_and_ends_as_without_a_break(serve: Serve):
     queue = serve()
-    whole = queue.submit(form(train_steps=1500).prepare)
+    whole = queue.submit(form(train_steps=700).prepare)
     wait_for(whole, over)
     done = queue.submit(form().prepare)
     wait_for(done, over)
     kept = {path.name: path.read_bytes() for path in views.results(whole)}
-    run = queue.submit(form(train_steps=1500).prepare)
+    run = queue.submit(form(train_steps=700).prepare)
     waiting = queue.submit(form().prepare)
     wait_for(run, training)
     kept_frame = queue.keep(run)
@@ -125,7 +125,7 @@ def test_a_run_goes_on_after_the_server_and_ends_as_without_a_break(serve: Serve
     wait_for(found, over)
     assert found.state == DONE
     assert_one_curve(found)
-    assert found.points[-1].step == 1500
+    assert found.points[-1].step == 700
     assert found.points[: len(run.points)] == run.points
     assert len(found.kept) == 1
     assert not list(found.folder.glob("*.ckpt"))

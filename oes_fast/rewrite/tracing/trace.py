@@ -21,6 +21,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from oes_fast._checks import described
 from oes_fast.copies import copy_network
 from oes_fast.entry import Entry, EntryError, entry_of
+from oes_fast.meta_device import QuickShapes
 from oes_fast.nn import MaskedConv2d
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.tracing.convert import Converter
@@ -323,7 +324,8 @@ class _Tracer(torch.fx.Tracer):
             proxy.node.meta["place"] = place_in_code()
         self._on_meta = True
         try:
-            proxy.node.meta["value"] = self._value(proxy.node)
+            with QuickShapes():
+                proxy.node.meta["value"] = self._value(proxy.node)
         finally:
             self._on_meta = False
         return proxy
