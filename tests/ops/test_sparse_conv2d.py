@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_backends import KERNELS, device_of, dtypes_of, examples_of, require, run_python
+from kernel_backends import KERNELS, device_of, dtypes_of, examples_of, require
 
 from oes_fast import BackendError, InputError, reference
 from oes_fast.functional import PhaseSplit, SparsePattern, phase_split, sparse_conv2d
@@ -136,33 +136,6 @@ def draw_and_check(data, backend):
     )
     dtype = data.draw(st.sampled_from(dtypes_of(backend)))
     check(case, dtype, data.draw(st.integers(0, 1000)), backend)
-
-
-EVERYTHING = """
-import sys, torch
-sys.path.insert(0, "ops")
-from test_sparse_conv2d import CASES, DTYPES, check, results
-from oes_fast import _C
-print(_C.capability())
-for case in CASES + ((1, 6, 6, 5, 5, 132, 132, 1, 0.15), (1, 6, 6, 5, 5, 259, 259, 2, 0.15)):
-    for dtype in DTYPES:
-        torch.set_num_threads(1)
-        one = check(case, dtype)
-        torch.set_num_threads(2)
-        two = results(case, dtype)
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)), (case, dtype)
-print("done")
-"""
-
-
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_every_capability_with_one_and_two_threads(capability):
-    require("cpu")
-    done = run_python("-c", EVERYTHING, OES_FAST_CPU_CAPABILITY=capability, OMP_NUM_THREADS="2")
-    if "supports no more than" in done.stderr:
-        pytest.skip(f"this processor does not have {capability}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [capability, "done"]
 
 
 @each_backend

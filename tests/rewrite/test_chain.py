@@ -348,7 +348,7 @@ def test_several_images_run_stage_by_stage(engine):
     assert not fast.plan(z).chained
 
 
-@pytest.mark.parametrize("dead", [[0], [1], [2], [0, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("dead", [[1], [0, 2], [0, 1, 2]], ids=str)
 @pytest.mark.parametrize("last", ["identity", "leaky", "sigmoid"])
 def test_the_loss_counts_output_channels_that_are_zero(dead, last, engine):
     net = one_conv(nn.LeakyReLU(0.2), bias=False)
