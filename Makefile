@@ -7,6 +7,9 @@ COMPILER := $(if $(shell command -v $(CXX)),1,0)
 EMULATION := $(if $(filter Linux,$(shell uname)),$(COMPILER),0)
 CPP := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
+# Otherwise the hundreds of processes that tests start would each compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint docs tables sanitize emulate aot gpu setup clean
 
 demo: setup
@@ -66,17 +69,17 @@ gpu:
 
 setup: $(VENV)/.built
 
-# pip compiles to bytecode on one core, tests of other packages among it: half of what it does after the downloads.
+# pip would compile all packages to bytecode, of which most is never imported: Python does it for what is.
 $(VENV)/.ready: requirements-dev.txt constraints-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
-	-$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib
 	touch $@
 
-# As anybody installs it, and the CUDA kernels emulated on the CPU beside it, for the tests. Where there is a compiler,
-# an extension that cannot be built is an error.
+# With what is installed above, and the CUDA kernels emulated on the CPU beside it, for the tests. Where there is a
+# compiler, an extension that cannot be built is an error.
 $(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py oes_fast/_extension.py oes_fast/_cuda_toolkit.py oes_fast/requirements.py $(CPP)
-	OES_REQUIRE_EXT=$(COMPILER) OES_EMULATE_CUDA=$(EMULATION) $(BIN)/python -m pip install --quiet --editable .
+	OES_REQUIRE_EXT=$(COMPILER) OES_EMULATE_CUDA=$(EMULATION) $(BIN)/python -m pip install --quiet \
+		--no-build-isolation --no-deps --editable .
 	touch $@
 
 clean:

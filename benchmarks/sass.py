@@ -102,7 +102,11 @@ class Kernel:
 
 
 def kernels(
-    archs: Sequence[str] = (DETAILED,), *, root: Path = ROOT, cache: Path = ROOT / "build" / "sass"
+    archs: Sequence[str] = (DETAILED,),
+    *,
+    root: Path = ROOT,
+    cache: Path = ROOT / "build" / "sass",
+    without: Sequence[str] = (),
 ) -> dict[str, dict[str, Kernel]]:
     """Every kernel of csrc/cuda by its name, such as "conv::tap_sum<float, 4>", for each compute capability.
 
@@ -112,13 +116,14 @@ def kernels(
         archs: compute capabilities; loops are there for :data:`DETAILED` alone.
         root: of the sources.
         cache: the folder that keeps what was found.
+        without: names of files that are not compiled, such as "tap_sum.cu".
 
     Raises:
         ToolkitError: there is no nvcc, or no tool that reads machine code, or a file does not compile.
     """
     toolkit = find_toolkit()
     cache.mkdir(parents=True, exist_ok=True)
-    files = [path for path in CUDA.sources(root) if path.suffix == ".cu"]
+    files = [path for path in CUDA.sources(root) if path.suffix == ".cu" and path.name not in without]
     jobs = [(arch, path) for path in files for arch in archs]
     with (
         FileLock(cache / "lock"),

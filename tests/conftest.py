@@ -85,7 +85,10 @@ def new_memory_is_nan() -> Iterator[None]:
     if INTERPRETED:
         torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.use_deterministic_algorithms(False)
+    if (
+        torch.are_deterministic_algorithms_enabled()
+    ):  # to say so imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,8 +18,17 @@ from benchmarks import sass
 from oes_fast._cuda_toolkit import USUAL, ToolkitError, find_toolkit
 from oes_fast._extension import CUDA
 
-# Compiling everything once more takes minutes: `make aot` does it for all GPUs.
-ARCHS = USUAL if os.environ.get("OES_TEST_ALL_ARCHS") == "1" else (sass.DETAILED,)
+# Compiling everything once more takes minutes: `make aot` does it, for all GPUs.
+EVERYTHING = os.environ.get("OES_TEST_ALL_ARCHS") == "1"
+ARCHS = USUAL if EVERYTHING else (sass.DETAILED,)
+# Of 140 seconds these take 125: otherwise nvcc reads them alone. By file, how its kernels' names begin.
+SLOW = {
+    "tap_sum.cu": "conv::tap_sum_kernel<",
+    "tap_sum_mma.cu": "conv::tap_sum_mma_kernel<",
+    "weight_grad.cu": "conv::weight_grad_kernel<",
+}
+BINDINGS = ("bindings", "module")
+LEFT_OUT = () if EVERYTHING else tuple(SLOW)
 
 
 class Budget(NamedTuple):
@@ -77,6 +86,9 @@ BUDGET: dict[str, Budget] = {
     "mask::mask_update_kernel<double, *>": Budget(128),
     "mask::masked_adam_kernel<float>": Budget(48),
     "mask::masked_adam_kernel<double>": Budget(72),
+}
+COMPILED = {
+    row: of for row, of in BUDGET.items() if not row.startswith(tuple(SLOW[name] for name in LEFT_OUT))
 }
 
 MADE_UP = """
@@ -164,7 +176,7 @@ def require_compiler() -> None:
 def compiled() -> dict[str, dict[str, sass.Kernel]]:
     """Every kernel by its name, for each GPU."""
     require_compiler()
-    return sass.kernels(ARCHS)
+    return sass.kernels(ARCHS, without=LEFT_OUT)
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +189,21 @@ def made_up(tmp_path_factory) -> dict[str, sass.Kernel]:
     return sass.kernels(root=root, cache=root / "build")[sass.DETAILED]
 
 
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_slow_files_have_no_errors(name):
+    require_compiler()
+    (path,) = (REPO / "csrc" / "cuda").rglob(name)
+    flags = [*CUDA.flags_of_kernels(), "-arch=sm_90", "-I", str(REPO / "csrc"), "-Werror", "all-warnings"]
+    command = [find_toolkit().nvcc, *flags, "-fdevice-syntax-only", "-ptx", str(path), "-o", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_host_files_compile():
-    """Those that nvcc does not see, without what only nvcc understands."""
+    """Those that nvcc does not see, without what only nvcc understands.
+
+    What binds them to Python takes four fifths of the time, and is compiled for the emulation as it is here.
+    """
     require_compiler()
     compiler = shutil.which("g++")
     pybind11 = pytest.importorskip("pybind11")
@@ -205,7 +230,8 @@ def test_host_files_compile():
         return done.stderr
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = pool.map(problem, (path for path in CUDA.sources(REPO) if path.suffix == ".cpp"))
+        files = [path for path in CUDA.sources(REPO) if path.suffix == ".cpp"]
+        problems = pool.map(problem, files if EVERYTHING else (f for f in files if f.stem not in BINDINGS))
         assert [said for said in problems if said] == []
 
 
@@ -234,14 +260,14 @@ def test_nothing_spills(compiled, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("row", BUDGET)
+@pytest.mark.parametrize("row", COMPILED)
 def test_kernel_fits(compiled, row, arch):
     for name, kernel in of_row(compiled, row, arch).items():
         assert 0 < kernel.registers <= BUDGET[row].registers, name
         assert kernel.shared <= BUDGET[row].shared, name
 
 
-@pytest.mark.parametrize("row", [row for row, budget in BUDGET.items() if budget.instructions is not None])
+@pytest.mark.parametrize("row", [row for row, budget in COMPILED.items() if budget.instructions is not None])
 def test_inner_loop(compiled, row):
     budget = BUDGET[row]
     for name, kernel in of_row(compiled, row, sass.DETAILED).items():

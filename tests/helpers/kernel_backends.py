@@ -52,7 +52,7 @@ def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
 
 def examples_of(backend: str, usual: int) -> int:
     """How many examples to draw: few under the interpreter, which is slow."""
-    return min(usual, 6) if backend == "triton" and INTERPRETED else usual
+    return min(usual, 4) if backend == "triton" and INTERPRETED else usual
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

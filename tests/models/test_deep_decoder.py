@@ -86,8 +86,10 @@ def test_every_option_trains_the_same_on_the_kernels(options):
         assert fast.output.shape == noisy.shape
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("size", [(32, 24), (29, 21)])
+@pytest.mark.parametrize(
+    ("backend", "size"),
+    [*((name, (29, 21)) for name in BACKENDS), *((n, (32, 24)) for n in ("torch", "cpu"))],
+)
 def test_both_pipelines_take_it(backend, size):
     skip_unless_available(backend)
     net, noisy = small(size=size), image(*size)

@@ -60,9 +60,10 @@ def test_words_match_the_reference(backend, seed):
 
 @pytest.mark.parametrize("backend", MASK_KERNELS)
 def test_noise_of_every_word(backend):
-    """All 2^23 values: the lower 9 bits of a word do not enter."""
+    """All 2^23 values, of slow kernels a seventh: the lower 9 bits of a word do not enter."""
     require(backend)
-    bits = torch.arange(2**NOISE_BITS) << (32 - NOISE_BITS)
+    words = torch.arange(0, 2 ** (NOISE_BITS - 1), 1 if backend == "cpu" else 7)
+    bits = torch.cat([words, 2**NOISE_BITS - 1 - words.flip(0)]) << (32 - NOISE_BITS)
     for dtype in dtypes_of(backend):
         expected = reference.logistic_from_bits(bits, dtype)
         noise = logistic_from_bits(bits.to(device_of(backend)), dtype, backend=backend).cpu()

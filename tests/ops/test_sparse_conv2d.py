@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_backends import KERNELS, device_of, dtypes_of, examples_of, require, run_python
+from kernel_backends import KERNELS, device_of, dtypes_of, examples_of, require
 
 from oes_fast import BackendError, InputError, reference
 from oes_fast.functional import PhaseSplit, SparsePattern, phase_split, sparse_conv2d
@@ -51,22 +51,24 @@ BACKEND_CASES = [("cpu", case) for case in CASES] + [("triton", case) for case i
 each_backend = pytest.mark.parametrize("backend", KERNELS)
 
 
-def check(case, dtype, seed=0, backend="cpu"):
-    """Output and both gradients against the reference in float64; nothing is left unwritten."""
-    n, c, o, rows, columns, height, width, stride, density = case
+def drawn_inputs(case, dtype, seed=0):
+    """(pattern, image, values of the weights, generator of what comes after)."""
+    n, c, o, rows, columns, height, width, _, density = case
     generator = torch.Generator().manual_seed(seed)
-    device = device_of(backend)
     pattern = SparsePattern.of(torch.rand(o, c, rows, columns, generator=generator) < density)
-    x = torch.randn(n, c, height, width, generator=generator, dtype=dtype).to(device).requires_grad_()
-    values = torch.randn(pattern.nnz, generator=generator, dtype=dtype).to(device).requires_grad_()
-    exact = [t.detach().cpu().double().requires_grad_() for t in (x, values)]
-    wanted = reference.sparse_conv2d(*exact, pattern.mask, stride=stride)
-    direction = torch.randn(wanted.shape, generator=generator, dtype=torch.float64).to(dtype)
-    wanted_grads = torch.autograd.grad(wanted, exact, direction.double())
+    x = torch.randn(n, c, height, width, generator=generator, dtype=dtype)
+    return pattern, x, torch.randn(pattern.nnz, generator=generator, dtype=dtype), generator
+
+
+def results(case, dtype, seed=0, backend="cpu"):
+    """Output and both gradients; nothing is left unwritten."""
+    stride, device = case[-2], device_of(backend)
+    pattern, x, values, generator = drawn_inputs(case, dtype, seed)
+    x, values = (t.to(device).requires_grad_() for t in (x, values))
     torch.use_deterministic_algorithms(True)  # torch.empty is NaN then
     try:
         got = sparse_conv2d(x, values, pattern, stride=stride, backend=backend)
-        direction = direction.to(device)
+        direction = torch.randn(got.shape, generator=generator, dtype=torch.float64).to(device, dtype)
         grads = torch.autograd.grad(got, (x, values), direction)
         (alone,) = torch.autograd.grad(
             sparse_conv2d(x.detach(), values, pattern, stride=stride, backend=backend), values, direction
@@ -74,17 +76,29 @@ def check(case, dtype, seed=0, backend="cpu"):
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(alone, grads[1])
+    return got.detach(), *grads
+
+
+def check(case, dtype, seed=0, backend="cpu"):
+    """The results, held to the reference in float64."""
+    outputs, stride = case[2], case[-2]
+    pattern, x, values, generator = drawn_inputs(case, dtype, seed)
+    exact = [t.double().requires_grad_() for t in (x, values)]
+    wanted = reference.sparse_conv2d(*exact, pattern.mask, stride=stride)
+    direction = torch.randn(wanted.shape, generator=generator, dtype=torch.float64).to(dtype)
+    wanted_grads = torch.autograd.grad(wanted, exact, direction.double())
+    found = results(case, dtype, seed, backend)
     # A weight's gradient may cancel to little: its terms are about one in size.
-    terms = (0.0, 0.0, (wanted.numel() / max(1, o)) ** 0.5)
-    for ours, expected, size in zip((got, *grads), (wanted, *wanted_grads), terms, strict=True):
+    terms = (0.0, 0.0, (wanted.numel() / max(1, outputs)) ** 0.5)
+    for ours, expected, size in zip(found, (wanted, *wanted_grads), terms, strict=True):
         assert ours.dtype == dtype
         assert ours.shape == expected.shape
         assert torch.isfinite(ours).all()
         if expected.numel():
             scale = max(size, float(expected.detach().abs().max()))
-            error = float((ours.detach().cpu().double() - expected.detach()).abs().max())
+            error = float((ours.cpu().double() - expected.detach()).abs().max())
             assert error <= TOLERANCE[dtype] * scale
-    return got, *grads
+    return found
 
 
 @pytest.mark.parametrize(("backend", "case"), BACKEND_CASES, ids=str)
@@ -122,35 +136,6 @@ def draw_and_check(data, backend):
     )
     dtype = data.draw(st.sampled_from(dtypes_of(backend)))
     check(case, dtype, data.draw(st.integers(0, 1000)), backend)
-
-
-EVERYTHING = """
-import hashlib, sys, torch
-sys.path.insert(0, "ops")
-from test_sparse_conv2d import CASES, DTYPES, check
-from oes_fast import _C
-print(_C.capability())
-for threads in (1, 2):
-    torch.set_num_threads(threads)
-    digest = hashlib.sha256()
-    for case in CASES + ((1, 6, 6, 5, 5, 132, 132, 1, 0.15), (1, 6, 6, 5, 5, 259, 259, 2, 0.15)):
-        for dtype in DTYPES:
-            for tensor in check(case, dtype):
-                digest.update(tensor.detach().numpy().tobytes())
-    print(digest.hexdigest())
-"""
-
-
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_every_capability_with_one_and_two_threads(capability):
-    require("cpu")
-    done = run_python("-c", EVERYTHING, OES_FAST_CPU_CAPABILITY=capability, OMP_NUM_THREADS="2")
-    if "supports no more than" in done.stderr:
-        pytest.skip(f"this processor does not have {capability}")
-    assert done.returncode == 0, done.stderr
-    used, one_thread, two_threads = done.stdout.split()
-    assert used == capability
-    assert one_thread == two_threads
 
 
 @each_backend

@@ -56,10 +56,10 @@ CASES = (
 )
 
 
-def check(case, dtype, seed=0, tolerance=None):
-    """Two steps, the kernels against PyTorch in float64."""
+def check(case, dtype, seed=0, tolerance=None, steps=2):
+    """Steps of the kernels against PyTorch in float64."""
     _, fast, z = networks(case, dtype, seed)
-    for theirs in two_steps_of_pytorch(case, dtype, seed, fast.weights, z):
+    for theirs in steps_of_pytorch(case, dtype, seed, fast.weights, z, steps):
         ours = differentiate(fast, z)
         agree(
             [t.double() if t.is_floating_point() else t for t in ours], theirs, tolerance or TOLERANCE[dtype]
@@ -67,27 +67,17 @@ def check(case, dtype, seed=0, tolerance=None):
     return ours
 
 
-def two_steps(case, dtype):
-    """What the kernels give in the second."""
+def step(case, dtype):
+    """What the kernels give."""
     _, fast, z = networks(case, dtype)
-    differentiate(fast, z)
     return differentiate(fast, z)
 
 
-KNOWN = {}  # of the cases above, which are checked many times
-
-
-def two_steps_of_pytorch(case, dtype, seed, weights, z):
-    key = CASES.index(case) if case in CASES else None, dtype, seed
-    if key in KNOWN:
-        return KNOWN[key]
+def steps_of_pytorch(case, dtype, seed, weights, z, steps):
     plain, _, _ = networks(case, torch.float64, seed)
     with torch.no_grad():  # the same numbers, also after they were rounded
         plain.weights.copy_(weights)
-    found = [differentiate(plain, z.double()) for _ in range(2)]
-    if key[0] is not None:
-        KNOWN[key] = found
-    return found
+    return [differentiate(plain, z.double()) for _ in range(steps)]
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -104,20 +94,17 @@ def small(engine):
     return CASES[0] if engine == "cpu" else ({"num_channels_down": (3, 4)}, (16, 20), 0.8)
 
 
-@pytest.fixture(params=[False, True], ids=["sparse", "dense"])
-def form(request, monkeypatch):
-    """Every masked convolution in one form, whatever is faster here."""
-    monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu, "dense_is_faster", lambda *_, **__: request.param)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_both_forms(case, dtype, form):
+def test_both_forms(case, dtype, monkeypatch):
+    """Every masked convolution in one form, whatever is faster here: half of the cases in each, by dtype."""
     require("cpu")
+    dense = (CASES.index(case) % 2 == 0) != (dtype == torch.float64)
+    monkeypatch.setattr(oes_fast.rewrite.run.chain_cpu, "dense_is_faster", lambda *_, **__: dense)
     check(case, dtype)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_drawn_networks(data):
     require("cpu")
@@ -173,27 +160,27 @@ def test_a_fixed_source_is_laid_out_both_ways(monkeypatch):
     assert seen == {True, False}
 
 
-# In each dtype half of the cases in each form. The capability of this processor is held to PyTorch above, so
-# here its threads are; what threads do is the same for all capabilities.
+# Dtypes and forms in turn, those wide enough for Winograd's form dense in each. The capability of this
+# processor is held to PyTorch above, so its threads are here; what threads do is the same for them all.
 EVERYTHING = """
 import sys, torch
 sys.path[:0] = ["rewrite", "helpers"]
-from test_chain import CASES, DTYPES, check, two_steps
+from test_chain import CASES, DTYPES, check, step
 import oes_fast.rewrite.run.chain_cpu as chain
 from oes_fast import _C
 print(_C.capability())
 for number, case in enumerate(CASES):
-    for dtype in DTYPES:
-        dense = (number % 2 == 0) == (dtype == torch.float64)
-        chain.dense_is_faster = lambda *_, **__: dense
-        torch.set_num_threads(1)
-        if sys.argv[1] == "True":
-            check(case, dtype)
-            continue
-        one = two_steps(case, dtype)
-        torch.set_num_threads(2)
-        two = two_steps(case, dtype)
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)), (case, dtype)
+    dtype = DTYPES[number % 2]
+    dense = number // 2 % 2 == 1 or min(case[0].get("num_channels_down", (8,))) > 20
+    chain.dense_is_faster = lambda *_, **__: dense
+    torch.set_num_threads(1)
+    if sys.argv[1] == "True":
+        check(case, dtype, steps=1)
+        continue
+    one = step(case, dtype)
+    torch.set_num_threads(2)
+    two = step(case, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)), (case, dtype)
 print("done")
 """
 
@@ -361,7 +348,7 @@ def test_several_images_run_stage_by_stage(engine):
     assert not fast.plan(z).chained
 
 
-@pytest.mark.parametrize("dead", [[0], [1], [2], [0, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("dead", [[1], [0, 2], [0, 1, 2]], ids=str)
 @pytest.mark.parametrize("last", ["identity", "leaky", "sigmoid"])
 def test_the_loss_counts_output_channels_that_are_zero(dead, last, engine):
     net = one_conv(nn.LeakyReLU(0.2), bias=False)

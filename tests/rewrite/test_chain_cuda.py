@@ -35,34 +35,33 @@ from oes_fast.rewrite.run.chain_cuda import CudaChain
 pytestmark = [pytest.mark.cuda_kernel, pytest.mark.device]
 
 BACKEND = "cuda"
+DTYPES = tuple(TOLERANCE)
+# Each network in one dtype on the kernels that the engine chooses, and in the other on those of a group of
+# outputs that it would not choose for images so small: groups and dtypes in turn, so that each meets each.
+CHOSEN = [(case, DTYPES[number % 2]) for number, case in enumerate(CASES)]
+SMALL = [
+    (case, (1, 4, 8)[number % 3], DTYPES[(number + 1) % 2], "float32") for number, case in enumerate(CASES)
+]
+# Groups of more outputs than most networks here have channels: each on a network with more, and some with
+# kernels of 5 and beside a skip connection.
+FILTERS_OF_FIVE, MANY_CHANNELS, SKIP = CASES[1], CASES[6], CASES[8]
+LARGE = [
+    *((MANY_CHANNELS, group, torch.float32, "float32") for group in (16, 20)),
+    *((MANY_CHANNELS, group, torch.float32, setting) for group in (16, 32) for setting in ("tf32", "tf32x3")),
+    (FILTERS_OF_FIVE, 16, torch.float32, "float32"),
+    (FILTERS_OF_FIVE, 16, torch.float32, "tf32x3"),
+    (SKIP, 20, torch.float32, "float32"),
+    (SKIP, 32, torch.float32, "tf32x3"),
+]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), CHOSEN, ids=str)
 def test_generators(case, dtype):
     require(BACKEND)
     generator_held_to_pytorch(BACKEND, case, dtype)
 
 
-# By the group of outputs, which the model of the kernels would not choose for images so small: groups and
-# dtypes in turn, so that each group meets both.
-SMALL = [
-    (case, (1, 4, 8)[number % 3], (*TOLERANCE,)[number % 2], "float32") for number, case in enumerate(CASES)
-]
-KERNELS = [
-    *((group, torch.float32, "float32") for group in (16, 20)),
-    *((group, torch.float32, setting) for group in (16, 32) for setting in ("tf32", "tf32x3")),
-]
-
-
-WIDE = (CASES[1], CASES[6], CASES[8])  # for groups of more outputs than most networks here have channels
-
-
-@pytest.mark.parametrize(
-    ("case", "group", "dtype", "setting"),
-    [*SMALL, *((case, *kernel) for kernel in KERNELS for case in WIDE)],
-    ids=str,
-)
+@pytest.mark.parametrize(("case", "group", "dtype", "setting"), [*SMALL, *LARGE], ids=str)
 def test_every_kernel(case, group, dtype, setting, monkeypatch):
     require(BACKEND)
     plain, _, z = networks(case, torch.float64, backend="torch")

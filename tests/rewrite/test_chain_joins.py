@@ -30,8 +30,13 @@ def noise(shape: tuple[int, ...], seed: int = 3) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("density", [1.0, 0.6, 0.25])
-@pytest.mark.parametrize("name", NETWORKS)
+# Each network with all weights, and with more or fewer than half of them in turn.
+SHARES = [
+    (name, share) for number, name in enumerate(NETWORKS) for share in (1.0, 0.6 if number % 2 == 0 else 0.25)
+]
+
+
+@pytest.mark.parametrize(("name", "density"), SHARES)
 def test_same_as_pytorch(name, density):
     torch.manual_seed(0)
     net, z = perturbed(NETWORKS[name].make()), noise(NETWORKS[name].shape)
@@ -139,7 +144,7 @@ class Drawn(nn.Module):
         return self.last(found[-1] + found[len(found) // 2])
 
 
-@settings(max_examples=22, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=14, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 9), st.integers(0, 4)),
