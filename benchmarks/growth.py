@@ -3,6 +3,8 @@
     python -m benchmarks.growth --mask pepper_mask.npz
     python -m benchmarks.growth --picture docs/images/growth.png  # of the result that is there
 
+Rows that ``--json`` has of this machine are kept, and the others are made.
+
 Steps are timed as ``oes-fast bench`` does, beside the published way in turn. The work of a training step is
 counted in the plan that is run: a multiply-accumulate for each kept weight and pixel, in the forward pass and
 twice in the backward pass; and, as the least that has to move, each image of the network written and read in
@@ -13,6 +15,7 @@ are a matrix product and a copy, measured between the steps.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from oes_fast.rewrite.explain import products
 NAME = "growth"
 OURS = "auto"
 COPY = 2**25  # elements that are copied: more than the caches hold
+DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 PASSES = 3  # forward, gradient of the input, gradient of the weights
 TRANSFERS = 5  # of each image and its gradient, see above
 
@@ -86,29 +90,46 @@ def places(options: argparse.Namespace) -> Iterator[tuple[int, int, float | None
         for threads in options.threads:
             if size <= options.size_of_few_threads or threads == max(options.threads):
                 yield size, threads, None, CASES
-    for density in options.density:
-        yield options.density_size, max(options.threads), density, CASES[:1]
+    for size in options.density_size:
+        for threads in options.threads:
+            for density in options.density:
+                yield size, threads, density, CASES[:1]
 
 
-def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """The rows, as they are done."""
+def measure(options: argparse.Namespace, before: list[Result]) -> Iterator[Result]:
+    """The rows in their order: those of before, and the others as they are done."""
     for size, threads, density, cases in places(options):
+        here = {"size": size, "threads": threads, "asked": density}
+        there = [row for row in before if all(row[name] == value for name, value in here.items())]
+        if {row["case"] for row in there} == set(cases):
+            yield from there
+            continue
         mask = mask_of(options, density)
         limits = {"rounds": options.rounds, "seconds": options.seconds}
         found = bench(sizes=[size], threads=[threads], cases=cases, mask=mask, **limits)
         for row in found.rows:
-            yield row_of(row, work(mask if row.case == "training" else None, size), drawn=density is not None)
+            yield row_of(row, work(mask if row.case == "training" else None, size), asked=density)
 
 
-def row_of(row: BenchRow, needed: dict[str, float], *, drawn: bool) -> Result:
-    """One measurement: percentiles of both ways, ratios, rates."""
+def of_before(options: argparse.Namespace, result: Result) -> tuple[list[Result], list[Result]]:
+    """Rows of steps and of memory that ``--json`` has, where they are of this machine and mask."""
+    if not options.json.is_file():
+        return [], []
+    found = json.loads(options.json.read_text(encoding="utf-8"))
+    if any(found[name] != result[name] for name in ("environment", "mask")):
+        return [], []
+    return found["steps"], found["memory"]
+
+
+def row_of(row: BenchRow, needed: dict[str, float], *, asked: float | None) -> Result:
+    """One measurement: percentiles of both ways, ratios, rates; ``asked``: density of a drawn mask."""
     seconds = row.percentile(OURS, 50) / 1e3
     return {
         "case": row.case,
         "size": row.size,
         "threads": row.threads,
         "density": round(row.density, 5) if row.case == "training" else 1.0,
-        "drawn": drawn,
+        "asked": asked,
         "precision": row.precision,
         "rounds": len(row.ms[OURS]),
         "ms": {way: {str(p): round(row.percentile(way, p), 3) for p in PERCENTILES} for way in row.ms},
@@ -127,8 +148,10 @@ def main() -> None:
     parser.add_argument(
         "--size-of-few-threads", type=int, default=1024, help="larger images have the most threads alone"
     )
-    parser.add_argument("--density", nargs="*", type=float, default=[0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
-    parser.add_argument("--density-size", type=int, default=256, help="side of the image for these")
+    parser.add_argument("--density", nargs="*", type=float, default=DENSITIES)
+    parser.add_argument(
+        "--density-size", nargs="+", type=int, default=[256, 512], help="sides of the images for these"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="at most, of each case")
     parser.add_argument("--seconds", type=float, default=20.0, help="after which a case has no more rounds")
     parser.add_argument("--picture", type=Path, help="where to draw the result")
@@ -142,8 +165,9 @@ def main() -> None:
     rows: list[Result] = []
     memory: list[Result] = []
     result: dict[str, Any] = {"environment": environment(), "mask": Path(options.mask).name}
+    steps_before, memory_before = of_before(options, result)
     result |= {"ceilings": {str(n): ceilings(n) for n in options.threads}, "steps": rows, "memory": memory}
-    for row in measure(options):
+    for row in measure(options, steps_before):
         rows.append(row)
         print(
             f"{row['case']}, {row['size']} px, {row['threads']} threads, {100 * row['density']:.3g} %: "
@@ -154,8 +178,12 @@ def main() -> None:
         write_result(str(options.json), result)
     for case in CASES:
         for size in options.size:
-            peaks = {way: peak_of(case, way, options.mask, size, 2) for way in (PUBLISHED, OURS)}
-            memory.append({"case": case, "size": size, "peak MB": {k: round(v) for k, v in peaks.items()}})
+            there = [row for row in memory_before if (row["case"], row["size"]) == (case, size)]
+            if not there:
+                peaks = {way: peak_of(case, way, options.mask, size, 2) for way in (PUBLISHED, OURS)}
+                there = [{"case": case, "size": size, "peak MB": {k: round(v) for k, v in peaks.items()}}]
+            memory += there
+            peaks = there[0]["peak MB"]
             print(f"{case}, {size} px: {peaks[OURS]:.0f} MB, published {peaks[PUBLISHED]:.0f} MB", flush=True)
             write_result(str(options.json), result)
     if options.picture is not None:
@@ -172,18 +200,20 @@ def draw(path: Path, result: Result) -> None:
     for case in CASES:
         for color, way in zip(COLORS, (OURS, PUBLISHED), strict=False):
             label = f"{case}, {'oes_fast' if way == OURS else 'published'}"
-            rows = [
-                r for r in result["steps"] if (r["case"], r["threads"], r["drawn"]) == (case, most, False)
-            ]
+            rows = [r for r in result["steps"] if (r["case"], r["threads"], r["asked"]) == (case, most, None)]
             line: Any = {"color": color, "marker": marks[case], "label": label}
             time.plot([r["size"] for r in rows], [r["ms"][way]["50"] for r in rows], **line)
             peaks = [r for r in result["memory"] if r["case"] == case]
             memory.plot([r["size"] for r in peaks], [r["peak MB"][way] for r in peaks], **line)
-    for color, way in zip(COLORS, (OURS, PUBLISHED), strict=False):
-        rows = [row for row in result["steps"] if row["drawn"]]
-        label = "oes_fast" if way == OURS else "published"
-        percent = [100 * row["density"] for row in rows]
-        density.plot(percent, [row["ms"][way]["50"] for row in rows], color=color, marker="o", label=label)
+    drawn = [row for row in result["steps"] if row["asked"] is not None and row["threads"] == most]
+    for size, mark in zip(sorted({row["size"] for row in drawn}), ("o", "s", "^"), strict=False):
+        for color, way in zip(COLORS, (OURS, PUBLISHED), strict=False):
+            rows = [row for row in drawn if row["size"] == size]
+            label = f"{'oes_fast' if way == OURS else 'published'}, {size} px"
+            percent = [100 * row["density"] for row in rows]
+            density.plot(
+                percent, [row["ms"][way]["50"] for row in rows], color=color, marker=mark, label=label
+            )
     for axes, said in ((time, f"ms a step, {most} threads"), (memory, "peak MB of the process")):
         sizes = sorted({row["size"] for row in result["steps"]})
         axes.set_xscale("log", base=2)
@@ -191,9 +221,8 @@ def draw(path: Path, result: Result) -> None:
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("image side (pixels)")
         axes.set_ylabel(said)
-    sides = {row["size"] for row in result["steps"] if row["drawn"]}
     density.set(xscale="log", yscale="log", xlabel="weights kept (%)")
-    density.set_ylabel(f"ms a training step, {max(sides, default=0)} px, {most} threads")
+    density.set_ylabel(f"ms a training step, {most} threads")
     roofline(roof, result)
     for axes in (time, memory, density, roof):
         axes.legend(frameon=False, fontsize=8)
@@ -204,7 +233,7 @@ def draw(path: Path, result: Result) -> None:
 
 def roofline(axes: Any, result: Result) -> None:
     """Rate over work for a byte, below the ceilings of memory and arithmetic."""
-    rows = [row for row in result["steps"] if not row["drawn"]]
+    rows = [row for row in result["steps"] if row["asked"] is None]
     found = [row["GMAC"] / row["GB"] for row in rows]
     reach = [min(found) / 2, max(found) * 2]
     for color, (threads, most) in zip((GREY, "#000000"), result["ceilings"].items(), strict=False):
@@ -225,9 +254,9 @@ def tables() -> str:
     result = load(NAME)
     header = ["", "pixels", "threads", "published, ms", "oes_fast, ms", "10 to 90 % of rounds", "faster"]
     header += ["GMAC/s", "of a matrix product", "GB/s at least", "of a copy"]
-    sizes = table(header, [line(result, row, row["case"]) for row in result["steps"] if not row["drawn"]])
+    sizes = table(header, [line(result, row, row["case"]) for row in result["steps"] if row["asked"] is None])
     header[0] = "weights kept"
-    rows = [row for row in result["steps"] if row["drawn"]]
+    rows = [row for row in result["steps"] if row["asked"] is not None]
     densities = table(header, [line(result, row, f"{100 * row['density']:.3g} %") for row in rows])
     peaks = [
         [row["case"], row["size"], *(f"{row['peak MB'][way]:,}" for way in (PUBLISHED, OURS))]

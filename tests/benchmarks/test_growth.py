@@ -58,25 +58,16 @@ def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatc
     monkeypatch.setattr(growth, "peak_of", lambda case, way, path, size, steps: peaks[way])
     monkeypatch.setattr(growth, "MATRIX", 64)
     monkeypatch.setattr(growth, "COPY", 1024)
-    words = [
-        "growth",
-        "--mask",
-        str(mask),
-        "--size",
-        "32",
-        "--threads",
-        "1",
-        "2",
-        "--size-of-few-threads",
-        "16",
-    ]
-    words += ["--density", "0.5", "--density-size", "32", "--rounds", "3", "--json", str(out)]
+    words = ["growth", "--mask", str(mask), "--size", "32", "--threads", "1", "2"]
+    words += ["--size-of-few-threads", "16", "--density", "0.5", "--density-size", "32"]
+    words += ["--rounds", "3", "--json", str(out)]
     monkeypatch.setattr(sys, "argv", [*words, "--picture", str(picture)])
     growth.main()
     found = json.loads(out.read_text())
-    places = [(row["case"], row["size"], row["threads"], row["drawn"]) for row in found["steps"]]
-    assert places == [("training", 32, 2, False), ("search", 32, 2, False), ("training", 32, 2, True)]
-    drawn = found["steps"][2]
+    places = [(row["case"], row["size"], row["threads"], row["asked"]) for row in found["steps"]]
+    first = [("training", 32, 2, None), ("search", 32, 2, None)]
+    assert places == [*first, ("training", 32, 1, 0.5), ("training", 32, 2, 0.5)]
+    drawn = found["steps"][3]
     assert drawn["ms"][growth.OURS] == {"10": 3.06, "50": 3.3, "90": 3.86}
     assert drawn["times faster"]["50"] == pytest.approx(10)
     assert drawn["density"] == pytest.approx(0.5, abs=0.01)
@@ -89,3 +80,18 @@ def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatc
     assert f"| {100 * drawn['density']:.3g} % | 32 | 2 |" in text
     assert "| training | 32 | 200 | 100 |" in text
     assert "training, 32 px, 2 threads, 50 %" in capsys.readouterr().out
+    # Again with another density: what is there is kept, and the new row has its place.
+    monkeypatch.setattr(growth, "peak_of", lambda *_: pytest.fail("measured twice"))
+    asked = []
+    monkeypatch.setattr(
+        growth, "bench", lambda **where: asked.append(where["mask"].density) or bench(**where)
+    )
+    words[words.index("0.5")] = "0.25"
+    words.insert(words.index("0.25") + 1, "0.5")
+    monkeypatch.setattr(sys, "argv", words)
+    growth.main()
+    again = json.loads(out.read_text())
+    assert asked == [pytest.approx(0.25, abs=0.01)] * 2
+    assert [row["asked"] for row in again["steps"]] == [None, None, 0.25, 0.5, 0.25, 0.5]
+    assert [row for row in again["steps"] if row["asked"] != 0.25] == found["steps"]
+    assert again["memory"] == found["memory"]
