@@ -21,6 +21,7 @@ from benchmarks.gpu_batches import table_of_batches as gpu_batches
 from benchmarks.growth import tables as growth
 from benchmarks.inverse_problems import tables as inverse_problems
 from benchmarks.layer_profile import tables as layer_profile
+from benchmarks.operations import by_density, convolutions, memory_bound
 from benchmarks.paper_page import tables as paper
 from benchmarks.peers import tables as peers
 from benchmarks.runs import tables as several_runs
@@ -49,24 +50,6 @@ REGION = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", r
 
 MODEL = "gpu-model-h100"  # of the CUDA engine, not measured
 CURVE_STEPS = (80, 480, 1000, 1720, 2000, 3000, 5000, 10000, 15000, 20000)
-MEMORY_BOUND = {  # name in the result: what the page calls it
-    "gumbel_mask[{}-{}]": "`gumbel_mask`, 3,008,867 weights",
-    "mask_update[{}--{}]": "`mask_update`, 3,008,867 weights",
-    "mask_update[{}-kl_value-{}]": "`mask_update` with the KL value",
-    "masked_adam[{}-3008867-{}]": "`masked_adam`, 3,008,867 weights",
-    "masked_adam[{}-150443-{}]": "`masked_adam`, 150,443 weights",
-    "batch_norm_act[{}-forward-{}]": "`batch_norm_act`, forward",
-    "batch_norm_act[{}-backward-{}]": "`batch_norm_act`, backward",
-    "output_head[{}-{}]": "`output_head`, forward and backward",
-}
-CONVOLUTIONS = {  # operation and pass in the result: what the page calls it
-    ("sparse_conv2d", "forward"): "`sparse_conv2d`, forward",
-    ("sparse_conv2d", "input_gradient"): "`sparse_conv2d`, input gradient, without the first layer",
-    ("sparse_conv2d", "weight_gradient"): "`sparse_conv2d`, weight gradient",
-    ("sparse_up_conv2d", "forward"): "`sparse_up_conv2d`, forward",
-    ("sparse_up_conv2d", "backward"): "`sparse_up_conv2d`, both gradients",
-}
-FIRST_LAYER = "32to"  # its input needs no gradient
 
 
 def case(name: str) -> str:
@@ -179,63 +162,6 @@ def own_loop() -> str:
         text = table(["loop", "ms a step, minimum (median)"], rows)
         parts.append(f"{caption(name, result)}\n{text}")
     return "\n".join(parts) or "Not measured yet: `python -m benchmarks.own_loop` does it.\n"
-
-
-def convolutions() -> str:
-    """Sparse convolutions beside dense ones, summed over the layers of a network."""
-    result = load("operations-cpu-avx2")
-    rows = []
-    for (operation, kind), title in CONVOLUTIONS.items():
-        for threads in (1, 2):
-            found = []
-            for entry in result["benchmarks"]:
-                if not entry["name"].startswith(f"test_{operation}["):
-                    continue
-                layer, made, count = entry["name"].split("[")[1].removesuffix("]").split("-")
-                first = kind == "input_gradient" and layer.startswith(FIRST_LAYER)
-                if made == kind and int(count) == threads and not first:
-                    found.append(entry)
-            total = sum(entry["ms"]["median"] for entry in found)
-            rate = sum(entry["GMAC/s"] * entry["ms"]["median"] for entry in found) / total
-            shares = [100 * entry["share of sgemm"] for entry in found]
-            rows.append(
-                [
-                    title,
-                    len(found),
-                    threads,
-                    f"{total:.1f}",
-                    f"{rate:.1f}",
-                    f"{min(shares):.0f} % to {max(shares):.0f} %",
-                    f"{sum(entry['dense ms'] for entry in found) / total:.1f} x",
-                ]
-            )
-    header = ["operation", "layers", "threads", "ms", "GMAC/s", "of sgemm, by layers", "faster than dense"]
-    return f"{caption('operations-cpu-avx2', result)}\n{table(header, rows)}"
-
-
-def memory_bound() -> str:
-    """Operations that one pass over memory bounds, beside the reference."""
-    result = load("operations-cpu-avx2")
-    found = {entry["name"]: entry for entry in result["benchmarks"]}
-    rows = []
-    for pattern, title in MEMORY_BOUND.items():
-        for threads in (1, 2):
-            ours, reference = (
-                found["test_" + pattern.format(backend, threads)] for backend in ("cpu", "reference")
-            )
-            median = ours["ms"]["median"]
-            rows.append(
-                [
-                    title,
-                    threads,
-                    f"{median:.2f}",
-                    f"{ours['GB/s']:.1f}",
-                    f"{100 * ours['share of copy, median']:.0f} %",
-                    f"{reference['ms']['median'] / median:.1f} x",
-                ]
-            )
-    header = ["operation", "threads", "ms", "GB/s", "of copy", "faster than the reference"]
-    return f"{caption('operations-cpu-avx2', result, command=False)}\n{table(header, rows)}"
 
 
 def curve() -> str:
@@ -410,6 +336,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "batch manifest": batch_manifest,
     "own loop": own_loop,
     "convolutions": convolutions,
+    "convolutions by density": by_density,
     "memory bound": memory_bound,
     "memory": memory,
     "curve": curve,
