@@ -106,4 +106,4 @@ def test_a_worker_says_when_it_has_started(monkeypatch: pytest.MonkeyPatch) -> N
     prepared: list[object] = []
     sender = SimpleNamespace(send=said.append)
     worker = workers._Worker(sender, SimpleNamespace(value=0), lambda *_: prepared.extend(said) or len, 1)  # type: ignore[arg-type]
-    assert (prepared, said, worker.do) == ([os.getpid()], [os.getpid(), True], len)
+    assert (prepared, said, worker.do("four")) == ([os.getpid()], [os.getpid(), True], 4)
