@@ -96,29 +96,41 @@ def places(options: argparse.Namespace) -> Iterator[tuple[int, int, float | None
                 yield size, threads, density, CASES[:1]
 
 
-def measure(options: argparse.Namespace, before: list[Result]) -> Iterator[Result]:
-    """The rows in their order: those of before, and the others as they are done."""
+def measure(options: argparse.Namespace, before: list[Result]) -> Iterator[list[Result]]:
+    """All rows, whenever there is another: those of before, and what is asked for and was not there."""
+    rows = list(before)
     for size, threads, density, cases in places(options):
         here = {"size": size, "threads": threads, "asked": density}
-        there = [row for row in before if all(row[name] == value for name, value in here.items())]
+        there = [row for row in rows if all(row.get(name) == value for name, value in here.items())]
         if {row["case"] for row in there} == set(cases):
-            yield from there
             continue
         mask = mask_of(options, density)
         limits = {"rounds": options.rounds, "seconds": options.seconds}
         found = bench(sizes=[size], threads=[threads], cases=cases, mask=mask, **limits)
-        for row in found.rows:
-            yield row_of(row, work(mask if row.case == "training" else None, size), asked=density)
+        rows = [row for row in rows if row not in there]
+        for made in found.rows:
+            rows.append(row_of(made, work(mask if made.case == "training" else None, size), asked=density))
+            print(
+                f"{made.case}, {size} px, {threads} threads, {100 * rows[-1]['density']:.3g} %: "
+                f"{rows[-1]['ms'][OURS]['50']:.2f} ms, {rows[-1]['times faster']['50']:.1f} times faster, "
+                f"{rows[-1]['GMAC/s']:.1f} GMAC/s, {rows[-1]['GB/s']:.1f} GB/s",
+                flush=True,
+            )
+            yield rows
 
 
-def of_before(options: argparse.Namespace, result: Result) -> tuple[list[Result], list[Result]]:
-    """Rows of steps and of memory that ``--json`` has, where they are of this machine and mask."""
+def in_order(row: Result) -> tuple[Any, ...]:
+    """Where a row stands: by size, threads and case, after them those of drawn masks by density."""
+    return row["asked"] is not None, row["size"], row["threads"], CASES.index(row["case"]), row["asked"]
+
+
+def of_before(options: argparse.Namespace, result: Result) -> Result:
+    """What ``--json`` has, where that is of this machine and mask."""
+    nothing: Result = {"steps": [], "memory": [], "ceilings": {}}
     if not options.json.is_file():
-        return [], []
-    found = json.loads(options.json.read_text(encoding="utf-8"))
-    if any(found[name] != result[name] for name in ("environment", "mask")):
-        return [], []
-    return found["steps"], found["memory"]
+        return nothing
+    found: Result = json.loads(options.json.read_text(encoding="utf-8"))
+    return nothing if any(found[name] != result[name] for name in ("environment", "mask")) else found
 
 
 def row_of(row: BenchRow, needed: dict[str, float], *, asked: float | None) -> Result:
@@ -162,28 +174,22 @@ def main() -> None:
             parser.error("expected --mask or --picture")
         draw(options.picture, load(NAME))
         return
-    rows: list[Result] = []
-    memory: list[Result] = []
     result: dict[str, Any] = {"environment": environment(), "mask": Path(options.mask).name}
-    steps_before, memory_before = of_before(options, result)
-    result |= {"ceilings": {str(n): ceilings(n) for n in options.threads}, "steps": rows, "memory": memory}
-    for row in measure(options, steps_before):
-        rows.append(row)
-        print(
-            f"{row['case']}, {row['size']} px, {row['threads']} threads, {100 * row['density']:.3g} %: "
-            f"{row['ms'][OURS]['50']:.2f} ms, {row['times faster']['50']:.1f} times faster, "
-            f"{row['GMAC/s']:.1f} GMAC/s, {row['GB/s']:.1f} GB/s",
-            flush=True,
-        )
+    before = of_before(options, result)
+    measured = before["ceilings"]  # what the rows of before are held against
+    result["ceilings"] = measured | {str(n): ceilings(n) for n in options.threads if str(n) not in measured}
+    result |= {"steps": before["steps"], "memory": before["memory"]}
+    for rows in measure(options, before["steps"]):
+        result["steps"] = sorted(rows, key=in_order)
         write_result(str(options.json), result)
     for case in CASES:
         for size in options.size:
-            there = [row for row in memory_before if (row["case"], row["size"]) == (case, size)]
-            if not there:
-                peaks = {way: peak_of(case, way, options.mask, size, 2) for way in (PUBLISHED, OURS)}
-                there = [{"case": case, "size": size, "peak MB": {k: round(v) for k, v in peaks.items()}}]
-            memory += there
-            peaks = there[0]["peak MB"]
+            if any((row["case"], row["size"]) == (case, size) for row in result["memory"]):
+                continue
+            peaks = {way: peak_of(case, way, options.mask, size, 2) for way in (PUBLISHED, OURS)}
+            row = {"case": case, "size": size, "peak MB": {k: round(v) for k, v in peaks.items()}}
+            result["memory"].append(row)
+            result["memory"].sort(key=lambda row: (CASES.index(row["case"]), row["size"]))
             print(f"{case}, {size} px: {peaks[OURS]:.0f} MB, published {peaks[PUBLISHED]:.0f} MB", flush=True)
             write_result(str(options.json), result)
     if options.picture is not None:

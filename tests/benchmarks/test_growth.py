@@ -95,3 +95,10 @@ def test_the_command_writes_rows_tables_and_a_picture(tmp_path: Path, monkeypatc
     assert [row["asked"] for row in again["steps"]] == [None, None, 0.25, 0.5, 0.25, 0.5]
     assert [row for row in again["steps"] if row["asked"] != 0.25] == found["steps"]
     assert again["memory"] == found["memory"]
+    # Asked for less, and stopped at the first row: nothing that is there is lost.
+    stopped = ["growth", "--mask", str(mask), "--size", "64", "--threads", "2", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", stopped)
+    monkeypatch.setattr(growth, "bench", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        growth.main()
+    assert json.loads(out.read_text()) == again
