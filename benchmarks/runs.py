@@ -43,7 +43,8 @@ FILES = ("512", "512-gpu", "256")  # each of a size and a kind of device
 SIZE = 512
 METHODS = ("oes", "dense")
 COUNTS = (1, 2, 4, 8, 16)
-SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average")  # that runs of one folder share
+# What runs of one folder share.
+SETTINGS = ("sigma", "steps", "lr", "dense_stops", "dense_lr", "average", "device", "backend", "precision")
 ABSENT = "not measured"
 LABELS = {"oes": "OES", "dense": "dense DIP", "nlm": "non-local means", "bm3d": "BM3D"}
 
@@ -312,8 +313,7 @@ def main() -> None:
     warnings.simplefilter("ignore", oes.OESWarning)  # what they say is in the result
 
     def write() -> None:
-        how = {"together": options.together, "precision": options.precision, "backend": options.backend}
-        write_result(str(options.json), {"environment": environment(), **how, **summary(options)})
+        write_result(str(options.json), {"environment": environment(), **summary(options)})
 
     for label, make in [] if options.summary else list(missing(options)):
         began = time.monotonic()

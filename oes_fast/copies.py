@@ -33,7 +33,7 @@ def copy_network(net: NetT, replaced: Mapping[int, Any] | None = None) -> NetT:
     for module in net.modules():
         # A layer has a dozen empty dictionaries for hooks, on which deepcopy spends most of its time.
         for held in vars(module).values():
-            if type(held) is OrderedDict and not held:
+            if type(held) is OrderedDict and not held and not vars(held):
                 memo.setdefault(id(held), OrderedDict())
     for tensor in tensors_of(net):
         if id(tensor) not in memo and not tensor.is_leaf:

@@ -6,6 +6,7 @@ imported at the first call. Together they take a second and a half: more than a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -59,8 +60,8 @@ class QuickShapes(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.leaky_relu and (kwargs.get("inplace") or any(args[2:])):
             return args[0]
-        tensors = args[0] if func is torch.cat else [a for a in args if isinstance(a, Tensor)]
-        return _Shaped.apply(shape, *tensors)
+        given = args[0] if func is torch.cat else (*args, *kwargs.values())
+        return _Shaped.apply(shape, *(each for each in given if isinstance(each, Tensor)))
 
 
 def _shape(func: Callable[..., Any], args: Any, kwargs: Any) -> Sequence[int] | None:
@@ -69,7 +70,7 @@ def _shape(func: Callable[..., Any], args: Any, kwargs: Any) -> Sequence[int] | 
         return None
     try:
         return _SHAPES[func](*args, **kwargs)
-    except TypeError:  # an argument that is not known here
+    except Exception:  # an argument that is not known here, or that nobody takes
         return None
 
 
@@ -86,10 +87,14 @@ class _Shaped(torch.autograd.Function):
 
 
 def _alike(*tensors: Tensor | None) -> bool:
-    """Whether all, but for None, are floating-point tensors on the device "meta" and of one dtype."""
+    """Whether all but None are contiguous tensors on the device "meta", of one floating-point dtype."""
     given = [t for t in tensors if t is not None]
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.is_meta for t in given)
+    plain = all(type(t) in (Tensor, nn.Parameter) and t.is_meta and t.is_contiguous() for t in given)
     return plain and given[0].dtype in _FLOATS and len({t.dtype for t in given}) == 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -128,10 +133,12 @@ def _batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    *_: Any,
-    **__: Any,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
 ) -> Sequence[int] | None:
     if training or running_mean is None or running_var is None:
+        return None
+    if not (_is_number(momentum) and _is_number(eps) and eps > 0):
         return None
     vectors = [v for v in (running_mean, running_var, weight, bias) if v is not None]
     fit = input.ndim > 1 and all(v.shape == input.shape[1:2] for v in vectors)
@@ -140,7 +147,7 @@ def _batch_norm(
 
 def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Sequence[int] | None:
     whole = len(pad) == 4 and all(type(p) is int and p >= 0 for p in pad)
-    if not whole or not _alike(input) or input.ndim != 4:
+    if not whole or value is not None or not _alike(input) or input.ndim != 4:
         return None
     left, right, top, bottom = pad
     height, width = input.shape[2:]
@@ -150,11 +157,20 @@ def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = 
 
 
 def _interpolate(
-    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: Any = None,
+    recompute_scale_factor: Any = None,
+    antialias: Any = False,
 ) -> Sequence[int] | None:
-    factor = int(scale_factor) if type(scale_factor) in (int, float) else 0
+    factor = int(scale_factor) if _is_number(scale_factor) else 0
     whole = size is None and factor > 0 and factor == scale_factor
     if not whole or not _alike(input) or input.ndim != 4 or mode not in ("nearest", "bilinear"):
+        return None
+    aligned = align_corners is None or (mode == "bilinear" and type(align_corners) is bool)
+    if not aligned or recompute_scale_factor is not None or antialias is not False:
         return None
     return (*input.shape[:2], *(side * factor for side in input.shape[2:]))
 
@@ -169,11 +185,19 @@ def _cat(tensors: Any, dim: int = 0) -> Sequence[int] | None:
 
 
 def _avg_pool2d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *others: Any, **_: Any
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: Any = False,
+    count_include_pad: Any = True,
+    divisor_override: Any = None,
 ) -> Sequence[int] | None:
     size = _pair(kernel_size)
-    whole = size is not None and input.ndim == 4 and min(size) > 0 and padding == 0 and not any(others[:1])
-    if not whole or size is None or not _alike(input) or (stride is not None and _pair(stride) != size):
+    usual = ceil_mode is False and type(count_include_pad) is bool and divisor_override is None
+    if size is None or min(size) < 1 or padding != 0 or not usual or input.ndim != 4:
+        return None
+    if not _alike(input) or (stride is not None and _pair(stride) != size):
         return None
     (height, width), (rows, columns) = input.shape[2:], size
     return None if height % rows or width % columns else (*input.shape[:2], height // rows, width // columns)
@@ -185,7 +209,8 @@ def _sigmoid(input: Tensor) -> Sequence[int] | None:
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Sequence[int] | None:
     refused = inplace and input.requires_grad and input.is_leaf
-    return input.shape if _alike(input) and not refused else None
+    known = _is_number(negative_slope) and type(inplace) is bool and not refused
+    return input.shape if known and _alike(input) else None
 
 
 _SHAPES: dict[Callable[..., Any], Callable[..., Sequence[int] | None]] = {

@@ -39,7 +39,17 @@ LAYERS = {
     "mean, of odd sides": (nn.AvgPool2d((2, 3)), (1, 4, 7, 7)),
     "mean, overlapping": (nn.AvgPool2d(3, stride=1, padding=1), (1, 4, 6, 4)),
     "sigmoid": (nn.Sigmoid(), (1, 4, 5, 6)),
+    "norm, eps below 0": (nn.BatchNorm2d(4, eps=-1e-9), (1, 4, 3, 5)),
+    "norm, eps as text": (nn.BatchNorm2d(4, eps="1e-5"), (1, 4, 3, 5)),  # type: ignore[arg-type]
+    "norm, momentum as text": (nn.BatchNorm2d(4, momentum="0.1"), (1, 4, 3, 5)),  # type: ignore[arg-type]
+    "nearest, aligned": (nn.Upsample(scale_factor=2, align_corners=False), (1, 4, 5, 6)),
+    "bilinear, aligned": (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), (1, 4, 5, 6)),
+    "by no number": (nn.Upsample(scale_factor=float("nan")), (1, 4, 5, 6)),
+    "without end": (nn.Upsample(scale_factor=float("inf")), (1, 4, 5, 6)),
+    "mean, of nothing": (nn.AvgPool2d(2, divisor_override=0), (1, 4, 6, 4)),
+    "mean, up": (nn.AvgPool2d(2, ceil_mode=True), (1, 4, 6, 4)),
     "leaky": (nn.LeakyReLU(0.2), (1, 4, 5, 6)),
+    "leaky, as text": (nn.LeakyReLU("0.2"), (1, 4, 5, 6)),  # type: ignore[arg-type]
     "leaky, of vectors": (nn.LeakyReLU(0.2), (3,)),
 }
 
@@ -52,9 +62,9 @@ def test_layers_give_what_pytorch_gives(name: str, dtype: torch.dtype) -> None:
     x = empty(*shape, dtype=dtype).requires_grad_(dtype == torch.float32)
     try:
         wanted = layer(x)
-    except RuntimeError as error:
+    except Exception as error:
         said = str(error)
-        with QuickShapes(), pytest.raises(RuntimeError, match=re.escape(said)):
+        with QuickShapes(), pytest.raises(type(error), match=re.escape(said)):
             layer(x)
         return
     with QuickShapes():
@@ -81,6 +91,28 @@ def test_put_together(how: dict[str, int]) -> None:
             got = torch.cat(tensors, **how)
         wanted = torch.cat(tensors, **how)
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+
+
+@pytest.mark.parametrize("sides", [(4,), (6, 4, 3)], ids=str)
+def test_weights_of_other_dimensions_are_pytorchs_to_refuse(sides: tuple[int, ...]) -> None:
+    with pytest.raises((RuntimeError, IndexError), match=r".") as wanted:
+        F.conv2d(empty(1, 4, 9, 9), empty(*sides))
+    with QuickShapes(), pytest.raises(wanted.type, match=re.escape(str(wanted.value))):
+        F.conv2d(empty(1, 4, 9, 9), empty(*sides))
+
+
+def test_gradients_of_arguments_by_name() -> None:
+    with QuickShapes():
+        image = F.conv2d(empty(1, 4, 9, 9), weight=empty(6, 4, 3, 3).requires_grad_())
+    assert (image.requires_grad, image.is_leaf) == (True, False)
+
+
+def test_the_order_in_memory_is_that_of_pytorch() -> None:
+    x = empty(1, 4, 9, 9).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(4, 6, 3, device="meta")
+    with QuickShapes():
+        got = conv(x)
+    assert got.stride() == conv(x).stride()
 
 
 def test_tensors_with_values_are_left_to_pytorch() -> None:

@@ -290,3 +290,13 @@ def test_inputs_that_are_no_image_run_on_the_reference(shape: tuple[int, ...]) -
         oes.search_mask(net, z, NOISY, steps=2, density=0.5, backend="torch")
     with pytest.raises(oes.InputError, match="z: expected an input for each of 1 images"):
         oes.search_mask(net, z.repeat(2, *[1] * (len(shape) - 1)), NOISY, steps=2, density=0.5)
+
+
+def test_a_copy_keeps_what_an_empty_dictionary_carries():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1))
+    net.notes = OrderedDict()
+    net.notes.tag = "kept"
+    copied = copy_network(net)
+    assert copied.notes.tag == "kept"
+    assert copied.notes is not net.notes
+    assert copied._forward_hooks is not net._forward_hooks
