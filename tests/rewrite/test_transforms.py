@@ -17,10 +17,10 @@ from oes_fast.rewrite import SparseGenerator
 Z = torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def made(backend: str = "auto") -> SparseGenerator:
+def made(backend: str = "auto", density: float = 0.5) -> SparseGenerator:
     net = oes.models.skip(3, 2, num_channels_down=[4], seed=0).double()
     keep = torch.rand(sum(p.numel() for p in net.parameters()), generator=torch.Generator().manual_seed(1))
-    return oes.sparsify(net, oes.Mask.from_flat(net, keep < 0.5), backend=backend)
+    return oes.sparsify(net, oes.Mask.from_flat(net, keep < density), backend=backend)
 
 
 def test_compiled_from_the_first_call_on() -> None:
@@ -81,8 +81,23 @@ def test_a_dual_tensor_is_refused() -> None:
         made()(forward_ad.make_dual(Z, Z))
 
 
-def test_jacobian_by_reverse_mode() -> None:
-    fast = made("torch")
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_jacobian_by_reverse_mode(backend: str) -> None:
+    fast = made(backend)
     weights = fast.weights.detach()
     (row,) = torch.autograd.grad(fast(Z)[0, 0, 0, 0], fast.weights)
     torch.testing.assert_close(torch.func.jacrev(image_of(fast))(weights)[0, 0, 0, 0], row)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_the_gradient_of_the_input(backend: str, called_before: bool) -> None:
+    fast = made(backend, density=0.95).eval()
+    z = Z.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(fast.to_dense().eval()(z).square().sum(), z)
+    assert wanted.abs().max() > 0
+    if called_before:
+        fast(Z)
+    torch.testing.assert_close(torch.func.grad(lambda z: fast(z).square().sum())(Z), wanted)
+    (row,) = torch.autograd.grad(fast(z)[0, 0, 0, 0], z)
+    torch.testing.assert_close(torch.func.jacrev(lambda z: fast(z)[0, 0, 0])(Z)[0], row)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oes_fast.errors import InputError
 from oes_fast.rewrite import ir
 from oes_fast.rewrite.liveness import Alive
 from oes_fast.rewrite.run.chain_find import Chain
@@ -319,6 +320,18 @@ class _Differentiate(torch.autograd.Function):
             weights, sources, grad, evaluation, needs_sources=needs_sources, target=target, weight=weight
         )
         return (of_weights, *of_sources)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Sequence[Any], weights: Tensor, grad: Tensor, *others: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Of torch.func.jacrev, which has a batch of gradients of one evaluation: one after the other."""
+        of_weights, of_grad, *of_others = in_dims
+        if any(isinstance(dim, int) for dim in (of_weights, *of_others)):
+            raise InputError("weights: expected a tensor outside torch.func.vmap, got a batch of them")
+        each = [_Differentiate.apply(weights, one, *others) for one in grad.unbind(of_grad)]
+        found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return found, (0,) * len(found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

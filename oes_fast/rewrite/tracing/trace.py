@@ -50,8 +50,14 @@ def trace(net: nn.Module, z: Tensor, *, check: bool = True, entry: Entry | None 
             :mod:`oes_fast.rewrite.tracing.side_effects`), returns no single image, or does what the trace did
             not see (see :mod:`oes_fast.rewrite.tracing.recorded`).
     """
-    with _outside_transforms(z):
-        return _trace(net, z, check, entry)
+    # torch.func.grad and the like are for calls of the plan, not for making it.
+    needs_gradient, plain = z.requires_grad, z
+    while torch._C._functorch.is_functorch_wrapped_tensor(plain):
+        plain = torch._C._functorch.get_unwrapped(plain)
+    with temporarily_clear_interpreter_stack():
+        if plain is not z:
+            plain = plain.detach().requires_grad_(needs_gradient)
+        return _trace(net, plain, check, entry)
 
 
 def _trace(net: nn.Module, z: Tensor, check: bool, entry: Entry | None) -> ir.Graph:
@@ -75,13 +81,6 @@ def _trace(net: nn.Module, z: Tensor, check: bool, entry: Entry | None) -> ir.Gr
         raise
     except Exception as error:  # whatever the network's own code raises under tracing
         raise TraceError(f"{type(net).__name__} cannot be traced: {error}") from error
-
-
-def _outside_transforms(z: Tensor) -> Any:
-    """Leaves torch.func.grad and the like for a while: they are for calls of the plan, not for making it."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(z):
-        return contextlib.nullcontext()
-    return temporarily_clear_interpreter_stack()
 
 
 _LOCK = threading.RLock()
