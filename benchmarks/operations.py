@@ -18,7 +18,7 @@ from benchmarks.report import write_result
 from benchmarks.table_text import RESULTS, Result, caption, load, table
 
 NAME = "operations-cpu"
-MADE_BY = "pytest benchmarks --ignore benchmarks/bench_steps.py"
+MADE_BY = "pytest benchmarks --ignore benchmarks/bench_steps.py"  # or some of its rows
 MEMORY_BOUND = {  # name in the result: what the page calls it
     "gumbel_mask[{}-{}]": "`gumbel_mask`, 3,008,867 weights",
     "mask_update[{}--{}]": "`mask_update`, 3,008,867 weights",
