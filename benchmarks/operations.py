@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def parameters(entry: Result) -> list[str]:
     return names
 
 
+def summed(rows: Sequence[Result]) -> tuple[float, float, float]:
+    """Of rows together: ms, GMAC/s, times faster than dense."""
+    total: float = sum(row["ms"]["median"] for row in rows)
+    rate: float = sum(row["GMAC/s"] * row["ms"]["median"] for row in rows) / total
+    return total, rate, sum(row["dense ms"] for row in rows) / total
+
+
 def convolutions() -> str:
     """Sparse convolutions beside dense ones, summed over the layers of a network."""
     result = load(NAME)
@@ -75,8 +83,7 @@ def convolutions() -> str:
                 first = kind == "input_gradient" and layer.startswith(FIRST_LAYER)
                 if made == kind and int(count) == threads and not first:
                     found.append(entry)
-            total = sum(entry["ms"]["median"] for entry in found)
-            rate = sum(entry["GMAC/s"] * entry["ms"]["median"] for entry in found) / total
+            total, rate, faster = summed(found)
             shares = [100 * entry["share of sgemm"] for entry in found]
             rows.append(
                 [
@@ -86,7 +93,7 @@ def convolutions() -> str:
                     f"{total:.1f}",
                     f"{rate:.1f}",
                     f"{min(shares):.0f} % to {max(shares):.0f} %",
-                    f"{sum(entry['dense ms'] for entry in found) / total:.1f} x",
+                    f"{faster:.1f} x",
                 ]
             )
     header = ["operation", "layers", "threads", "ms", "GMAC/s", "of sgemm, by layers", "faster than dense"]
@@ -108,10 +115,8 @@ def by_density() -> str:
         for density in sorted({density for _, density, _ in totals}, key=float):
             cells = []
             for size in sizes:
-                rows = totals[threads, density, size]
-                ours = sum(row["ms"]["median"] for row in rows)
-                rate = sum(row["GMAC/s"] * row["ms"]["median"] for row in rows) / ours
-                cells.append(f"{sum(row['dense ms'] for row in rows) / ours:.1f} x, {rate:.0f}")
+                _, rate, faster = summed(totals[threads, density, size])
+                cells.append(f"{faster:.1f} x, {rate:.0f}")
             lines.append([f"{100 * float(density):g} %", threads, *cells])
     header = ["weights kept", "threads", *(f"{size} px" for size in sizes)]
     return f"{caption(NAME, result, command=False)}\n{table(header, lines)}"

@@ -17,6 +17,7 @@ made at once.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 import warnings
@@ -94,15 +95,9 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def groups(options: argparse.Namespace, todo: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells that are made at once: of one image and method, ``--together`` of them at most."""
-    found: list[list[Cell]] = []
-    for cell in todo:
-        alike = found and found[-1][0]._replace(seed=cell.seed) == cell
-        if alike and len(found[-1]) < options.together:
-            found[-1].append(cell)
-        else:
-            found.append([cell])
-    return found
+    """Cells that are made at once: of one image and method, and of one part of :func:`cells`."""
+    parts = itertools.groupby(todo, lambda cell: (cell._replace(seed=0), cell.seed // options.together))
+    return [list(part) for _, part in parts]
 
 
 def stops(options: argparse.Namespace, method: str) -> list[int]:
